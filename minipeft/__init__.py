@@ -1,0 +1,25 @@
+"""minipeft: a reference implementation of parameter-efficient fine-tuning, from scratch in NumPy.
+
+The public names; each is documented where it is defined.
+"""
+from minipeft.autograd.check import check_gradients
+from minipeft.autograd.tensor import Tensor, stop_gradient, value_and_grad
+from minipeft.backend import keep_heap, to_device, to_host, use
+from minipeft.models.t5 import T5, T5Config
+from minipeft.models.transformer import Transformer, TransformerConfig
+from minipeft.nn.weight import Parameter
+from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.load import load
+from minipeft.peft.lora import LoRA
+from minipeft.peft.report import report
+from minipeft.peft.select import select
+from minipeft.train.data import Batches, batch_of
+from minipeft.train.loop import fit
+from minipeft.train.optim import AdamW
+from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear_decay
+
+__version__ = "0.1.0"
+__all__ = ["AdamW", "Attachment", "Batches", "LoRA", "Parameter", "T5", "T5Config", "Tensor", "Transformer",
+           "TransformerConfig", "attach", "batch_of", "check_gradients", "constant", "cosine_decay", "fit",
+           "inverse_sqrt", "keep_heap", "linear_decay", "load", "report", "select", "stop_gradient", "to_device", "to_host", "use",
+           "value_and_grad"]

@@ -1,0 +1,1 @@
+"""Reverse-mode differentiation: `tensor.py` is the engine, `check.py` holds it against finite differences."""

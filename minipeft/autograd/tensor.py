@@ -1,0 +1,264 @@
+"""Reverse-mode differentiation in one page: an op returns its value and one vector-Jacobian product per input.
+
+    y = f(a, b)         forward, on arrays
+    da = g^T df/da      a VJP for a; g is the gradient of the loss with respect to y, and has y's shape
+    db = g^T df/db      a VJP for b, a function of its own
+
+Because each input has its own VJP, what nobody asked for is never computed: `@op` keeps only the VJPs of inputs that
+lead to a *watched* parameter. The others are garbage at once, with the arrays that they close over. A frozen weight
+therefore costs no gradient, and `x` is not kept for it.
+
+What freezing does not save: dx = g W is still needed at every op above a trained parameter, and LoRA at a frozen W
+keeps x all the same, because dA = s (g B)^T x needs it.
+
+Which parameters are watched is a question asked by `value_and_grad`, never a flag on a tensor. Nothing is recorded
+outside that call, gradients are returned in a dict, and nothing is left behind.
+"""
+from __future__ import annotations
+
+import contextvars
+import functools
+import heapq
+import itertools
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from minipeft.backend import Array, to_host, xp
+
+Vjp = Callable[[Array], Array]
+_clock = itertools.count()
+_watched: contextvars.ContextVar[dict[int, "Node"] | None] = contextvars.ContextVar("watched", default=None)
+_observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("observer", default=None)
+_stopped: contextvars.ContextVar["_Stopped | None"] = contextvars.ContextVar("stopped", default=None)
+
+
+class Node:
+    """How a tensor was made: the op's name and one (parent node, VJP) edge per watched input. Never an array, so
+    that nothing is kept alive but what a VJP closes over. `time` orders nodes by creation."""
+
+    __slots__ = ("op", "edges", "shape", "dtype", "time")
+
+    def __init__(self, op: str, edges: Sequence[tuple["Node", Vjp]], shape: tuple, dtype: Any):
+        self.op, self.edges, self.shape, self.dtype, self.time = op, edges, shape, dtype, next(_clock)
+
+    def __repr__(self) -> str:
+        return f"Node({self.op}, {list(self.shape)})"
+
+
+class Tensor:
+    """An array and how it was made (`node` is None when nothing watched leads to it). Immutable by convention."""
+
+    __slots__ = ("data", "node")
+
+    def __init__(self, data: Array, node: Node | None = None):
+        self.data = data
+        self.node = node
+
+    @property
+    def shape(self) -> tuple:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        made = f", from {self.node.op}" if self.node is not None else ""
+        return f"{type(self).__name__}({list(self.shape)} {self.dtype}{made})"
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Tensor has no truth value; compare its .data")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a Tensor is not converted to an array silently; use its .data")
+
+
+class Leaf(Tensor):
+    """A tensor that may be watched. Its node exists only inside a `value_and_grad` that selected it.
+
+    Models are made of `nn.weight.Parameter`, a Leaf with a place in a module."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Array):
+        self.data = data
+
+    @property
+    def node(self) -> Node | None:  # type: ignore[override]
+        watched = _watched.get()
+        return watched.get(id(self)) if watched else None
+
+
+def array_of(x: Any) -> Array:
+    """The array of a Tensor; anything else as it is."""
+    return x.data if isinstance(x, Tensor) else x
+
+
+def op(forward: Callable) -> Callable[..., Tensor]:
+    """Make a differentiable function of `forward(*arrays, **options) -> (out, vjps)`.
+
+    Positional inputs are Tensors, arrays or None; `vjps` has one entry for each, in order: a function of g, or None
+    where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or of
+    the shape that this input was broadcast to: the pullback sums broadcast axes out, so no VJP mentions them.
+    Neither `forward` nor a VJP writes into an array that it was given."""
+
+    @functools.wraps(forward)
+    def apply(*inputs: Any, **options: Any) -> Tensor:
+        try:
+            out, vjps = forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **options)
+        except TypeError as error:
+            raise _mixed_backends(forward.__name__, inputs) or error
+        edges = [(x.node, vjp) for x, vjp in zip(inputs, vjps, strict=True)
+                 if vjp is not None and isinstance(x, Tensor) and x.node is not None]
+        out = xp.asarray(out)  # a full reduction is a scalar in NumPy, a 0-d array in CuPy
+        node = Node(forward.__name__, edges, out.shape, out.dtype) if edges else None
+        observe = _observer.get()
+        if observe is not None:
+            observe(forward.__name__, inputs, out, vjps, node)
+        return Tensor(out, node)
+
+    return apply
+
+
+def _mixed_backends(name: str, inputs: Iterable[Any]) -> TypeError | None:
+    """The error that says which input lives where, if `inputs` hold arrays of more than one library."""
+    kinds = [type(array_of(x)).__module__.split(".")[0] for x in inputs if hasattr(array_of(x), "dtype")]
+    if len(set(kinds)) < 2:
+        return None
+    return TypeError(f"{name}: inputs live in different array libraries ({', '.join(kinds)}, in order); "
+                     f"move the model with model.to(backend) and run inside `with minipeft.use(backend)`")
+
+
+def once(function: Vjp) -> Vjp:
+    """`function(g)` remembered for the last g: work that several VJPs of one op share is done once.
+
+    The memory is dropped with the op's closures, when the pullback has passed the node."""
+    last: list[Any] = [None, None]
+
+    def remembered(g: Array) -> Array:
+        if last[0] is not g:
+            last[0], last[1] = g, function(g)
+        return last[1]
+
+    return remembered
+
+
+class _Stopped:
+    """Values that `stop_gradient` passed in one run, replayed in the runs after it (see `check.py`)."""
+
+    def __init__(self) -> None:
+        self.values: list[Array] = []
+        self.replay: int | None = None
+
+
+def stop_gradient(x: Any) -> Tensor:
+    """x as a constant. A gradient check holds it fixed while it moves the parameters."""
+    value, memory = array_of(x), _stopped.get()
+    if memory is not None:
+        if memory.replay is None:
+            memory.values.append(value)
+        else:
+            value = memory.values[memory.replay]
+            memory.replay += 1
+    return Tensor(value)
+
+
+def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
+                   unused: str = "raise") -> tuple[Any, dict[str, Array]]:
+    """The loss `step()` and its gradient with respect to `params`, {name: Parameter} -> {name: array}.
+
+    Only these parameters are watched while `step` runs; each gradient has its parameter's shape and dtype. The loss
+    is returned as a Python number. `unused` says what a parameter that the loss does not depend on is: an error
+    ("raise"), or a gradient of zeros ("zeros").
+
+    Raises ValueError for an empty selection, one parameter under two names, a loss that is not one number, and
+    unused parameters; TypeError for values that are not Parameters; RuntimeError when nested (first order only)."""
+    if unused not in ("raise", "zeros"):
+        raise ValueError(f"unused is {unused!r}; expected 'raise' or 'zeros'")
+    if _watched.get() is not None:
+        raise RuntimeError("value_and_grad inside value_and_grad: only first-order gradients are computed")
+    leaves = _leaves(params)
+    token = _watched.set({id(p): leaves[name] for name, p in params.items()})
+    try:
+        loss = step()
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"step() returned {type(loss).__name__}; expected a Tensor")
+        if loss.data.size != 1:
+            raise ValueError(f"step() returned shape {list(loss.shape)}; expected one number")
+        node = loss.node
+    finally:
+        _watched.reset(token)
+    value = to_host(loss.data).item()
+    found = pullback(node, xp.ones_like(loss.data)) if node is not None else {}
+    del loss
+    missing = [name for name, leaf in leaves.items() if leaf not in found]
+    if missing and unused == "raise":
+        raise ValueError(f"the loss does not depend on {len(missing)} of {len(leaves)} selected parameters: "
+                         f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; select fewer, "
+                         f"or pass unused='zeros'")
+    return value, {name: found[leaf] if leaf in found else xp.zeros_like(params[name].data)
+                   for name, leaf in leaves.items()}
+
+
+def _leaves(params: Mapping[str, Leaf]) -> dict[str, Node]:
+    if not params:
+        raise ValueError("nothing is selected: params is empty")
+    seen: dict[int, str] = {}
+    for name, p in params.items():
+        if not isinstance(p, Leaf):
+            raise TypeError(f"params[{name!r}] is {type(p).__name__}; expected a Parameter (see minipeft.select)")
+        if id(p) in seen:
+            raise ValueError(f"{seen[id(p)]!r} and {name!r} are the same parameter")
+        seen[id(p)] = name
+    return {name: Node(name, (), p.shape, p.dtype) for name, p in params.items()}
+
+
+def pullback(root: Node, g: Array) -> dict[Node, Array]:
+    """Gradients of <g, root> at the leaves that `root` depends on. Empties the graph as it passes.
+
+    Nodes are visited in reverse order of creation, from a heap and without recursion. The order in which a node's
+    terms arrive does not depend on what else is selected, so its bits do not either. The first term is taken as it
+    is, the second makes a new array, later ones are added to that in place: an array that a VJP returned may be shared
+    with others and is never written into."""
+    gradients: dict[Node, Array] = {root: g}
+    ours: set[Node] = set()
+    heap = [(-root.time, root)]
+    leaves: dict[Node, Array] = {}
+    while heap:
+        node = heapq.heappop(heap)[1]
+        g = gradients.pop(node)
+        ours.discard(node)
+        edges, node.edges = node.edges, ()
+        if not edges:
+            leaves[node] = g
+        for parent, vjp in edges:
+            term = sum_to(vjp(g), parent.shape)
+            if parent not in gradients:
+                gradients[parent] = term
+                heapq.heappush(heap, (-parent.time, parent))
+            elif parent in ours:
+                gradients[parent] += term
+            else:
+                gradients[parent] = gradients[parent] + term
+                ours.add(parent)
+        del edges, g
+    return leaves
+
+
+def sum_to(term: Array, shape: tuple) -> Array:
+    """`term` summed over the axes along which `shape` was broadcast: [.., n, m] -> shape."""
+    if getattr(term, "shape", None) == shape:
+        return term
+    term = xp.asarray(term)  # a product of 0-d arrays is a bare scalar in NumPy
+    extra = term.ndim - len(shape)
+    ones = tuple(i + extra for i, n in enumerate(shape) if n == 1 and term.shape[i + extra] != 1)
+    return xp.asarray(term.sum(axis=(*range(extra), *ones))).reshape(shape)

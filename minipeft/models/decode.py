@@ -1,0 +1,33 @@
+"""Greedy decoding: y_t = argmax p(y | y_1 .. y_t-1, x), until every row has said eos.
+
+With a cache, each step runs the decoder on one new token: the keys and values of earlier ones are kept, those of the
+memory are projected once. Without it, each step runs the whole prefix; the ids are the same, the logits up to rounding.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from minipeft.backend import Array, to_device, to_host
+
+
+def greedy(model: Any, ids: Array, mask: Array | None, max_new_tokens: int, use_cache: bool) -> numpy.ndarray:
+    """ids [batch, source], mask [batch, source] -> [batch, 1 + new tokens] on the host (see `generate`)."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected >= 0")
+    config = model.config
+    memory, mask = model.encoder(model.embed(ids), mask)
+    cache = model.new_cache(max_new_tokens, memory.shape[1]) if use_cache and max_new_tokens else None
+    out = numpy.full((len(ids), 1 + max_new_tokens), config.pad_token_id, dtype=numpy.int64)
+    out[:, 0] = config.decoder_start_token_id
+    running = numpy.ones(len(ids), dtype=bool)
+    for t in range(1, 1 + max_new_tokens):
+        prefix = to_device(out[:, t - 1:t] if cache else out[:, :t])
+        hidden, _ = model.decoder(model.embed(prefix), None, memory, mask, cache=cache)
+        chosen = to_host(model.logits(hidden[:, -1:]).data.argmax(axis=-1))[:, 0]
+        out[:, t] = numpy.where(running, chosen, config.pad_token_id)
+        running &= chosen != config.eos_token_id
+        if not running.any():
+            return out[:, :1 + t]
+    return out

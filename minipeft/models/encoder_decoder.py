@@ -1,0 +1,123 @@
+"""What the Transformer and T5 share: ids in, logits and loss out, greedy decoding, files.
+
+    encoder: E(input_ids) -> stack -> memory;   decoder: E(decoder_input_ids), memory -> stack -> head -> logits
+
+A model is used through these methods alone; what is plugged into its places, and `adapter=`, decide what it computes.
+`rng=None` is evaluation; a numpy.random.Generator makes a call one of training (dropout).
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from minipeft.autograd.tensor import Tensor
+from minipeft.backend import Array, namespace, to_device, to_host
+from minipeft.models.decode import greedy
+from minipeft.nn.attention import KeyValues
+from minipeft.nn.blocks import Stack
+from minipeft.nn.layers import Embedding, Linear, check_ids, check_mask
+from minipeft.nn.module import Module
+from minipeft.nn.place import routed
+from minipeft.ops import cross_entropy
+
+IGNORE = -100
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class EncoderDecoder(Module):
+    """Subclasses build `embedding`, `encoder`, `decoder`, `head`, and say how ids become vectors and vectors logits."""
+
+    config: Any
+    embedding: Embedding
+    encoder: Stack
+    decoder: Stack
+    head: Linear
+    attachments: dict[str, Any]
+    label_smoothing = 0.0
+
+    def embed(self, ids: Array) -> Tensor:
+        """ids [batch, time] -> [batch, time, d_model]."""
+        return self.embedding(ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[batch, target, d_model] -> [batch, target, vocab]."""
+        return self.head(hidden)
+
+    def __call__(self, input_ids: Any, decoder_input_ids: Any, attention_mask: Any = None,
+                 decoder_attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
+        """Logits [batch, target, vocab].
+
+        input_ids [batch, source], decoder_input_ids [batch, target]: integers; masks of these shapes, 1 at tokens and
+        0 at padding, None meaning that every position is a token. adapter: None uses what is plugged, a name that
+        attachment on all rows, a list goes row by row (None in it is the base alone). rng: dropout is on if given.
+        Raises ValueError for ids out of range, wrong shapes and unknown adapters, before anything is computed."""
+        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_input_ids",
+                                             "decoder_attention_mask")
+        if len(ids) != len(targets):
+            raise ValueError(f"input_ids has {len(ids)} rows and decoder_input_ids {len(targets)}")
+        with routed(adapter, len(ids), self.attachments):
+            memory, mask = self.encoder(self.embed(ids), mask, rng=rng)
+            hidden, _ = self.decoder(self.embed(targets), target_mask, memory, mask, rng=rng)
+            return self.logits(hidden)
+
+    def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
+        """The encoder's output [batch, source, d_model]; arguments as in a call."""
+        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        with routed(adapter, len(ids), self.attachments):
+            return self.encoder(self.embed(ids), mask, rng=rng)[0]
+
+    def loss(self, input_ids: Any, labels: Any, attention_mask: Any = None, decoder_attention_mask: Any = None,
+             adapter: Any = None, rng: Any = None) -> Tensor:
+        """Mean cross-entropy over the label tokens, a scalar. labels [batch, target], -100 where nothing is asked.
+
+        The decoder reads the labels shifted right behind the start token (-100 read as pad).
+        Raises ValueError for labels out of range, and when every label is -100."""
+        labels = to_host(labels)
+        check_ids(numpy.where(labels == IGNORE, 0, labels), self.config.vocab_size, "labels")
+        if (labels == IGNORE).all():
+            raise ValueError("every label is -100: there is no token to take the mean over")
+        logits = self(input_ids, self.shift_right(labels), attention_mask, decoder_attention_mask, adapter, rng)
+        return cross_entropy(logits, to_device(labels), smoothing=self.label_smoothing)
+
+    def shift_right(self, labels: Any) -> numpy.ndarray:
+        """[start, labels[:-1]] with -100 read as pad; [batch, target] -> [batch, target]."""
+        labels = to_host(labels)
+        start = numpy.full((labels.shape[0], 1), self.config.decoder_start_token_id, dtype=labels.dtype)
+        shifted = numpy.concatenate([start, labels[:, :-1]], axis=1)
+        return numpy.where(shifted == IGNORE, self.config.pad_token_id, shifted)
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, max_new_tokens: int = 20, adapter: Any = None,
+                 use_cache: bool = True) -> numpy.ndarray:
+        """Greedy decoding -> integers on the host [batch, 1 + new tokens], the start token in column 0.
+
+        It stops when every row has produced eos; finished rows are padded with pad. Without a mask, pad tokens of
+        input_ids are taken as padding (a call and `loss` do not infer this; the same rule as in transformers)."""
+        if attention_mask is None:
+            attention_mask = to_host(input_ids) != self.config.pad_token_id
+        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        with routed(adapter, len(ids), self.attachments):
+            return greedy(self, ids, mask, max_new_tokens, use_cache)
+
+    def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:
+        """Empty keys and values for decoding up to `capacity` tokens from a memory of `source` positions."""
+        return [(KeyValues(capacity), KeyValues(source, fixed=True)) for _ in self.decoder.blocks]
+
+    def _checked(self, ids: Any, mask: Any, name: str, mask_name: str) -> tuple[Array, Array | None]:
+        table = self.embedding.weight.base
+        data = getattr(table, "data", None)
+        if data is not None and not isinstance(data, namespace().ndarray):
+            raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
+                            f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend), then run inside "
+                            f"`with minipeft.use(backend)`")
+        ids = check_ids(ids, self.config.vocab_size, name)
+        return ids, check_mask(mask, ids.shape, mask_name)
+
+    @staticmethod
+    def _directory(path: Any) -> Path:
+        directory = Path(path)
+        if not (directory / CONFIG).is_file():
+            raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
+        return directory

@@ -1,0 +1,227 @@
+"""T5: Raffel et al., 2020, arXiv:1910.10683, as transformers has it (v1.0, v1.1, FLAN), with its Hugging Face files.
+
+    x + drop(F(rms_norm(x)))                    pre-LN with RMSNorm; no biases anywhere
+    softmax(q k^T + bias) v                     no 1/sqrt(d_kv): the initialization of q absorbs it
+    v1.0: wo drop(relu(wi x));   v1.1: wo drop(gelu_new(wi_0 x) * wi_1 x)
+    logits = E h / sqrt(d_model) if scale_decoder_outputs (v1.0), else head h (v1.1)
+
+heads * d_kv need not equal d_model. The relative position table is one per stack. Names, `i` a layer (a test holds
+this table against the model); V vocab, d d_model, inner heads * d_kv:
+
+    embedding.weight                          [V, d]           shared.weight; also the head when tied
+    encoder.position.weight, decoder.position.weight  [buckets, heads]
+                                              encoder.block.0.layer.0.SelfAttention.relative_attention_bias
+    encoder.i.attn.{q,k,v}.weight             [inner, d]       encoder.block.i.layer.0.SelfAttention.q ...
+    encoder.i.attn.o.weight                   [d, inner]
+    encoder.i.attn_norm.weight                [d]              encoder.block.i.layer.0.layer_norm
+    encoder.i.ff.wi.weight                    [d_ff, d]        v1.0; v1.1 has wi_0 (activated) and wi_1
+    encoder.i.ff.wo.weight                    [d, d_ff]        encoder.block.i.layer.1.DenseReluDense.wo
+    encoder.i.ff_norm.weight                  [d]
+    decoder.i.attn.*, decoder.i.attn_norm.weight      as in the encoder
+    decoder.i.cross.{q,k,v,o}.weight, decoder.i.cross_norm.weight   decoder.block.i.layer.1.EncDecAttention.q ...
+    decoder.i.ff.*, decoder.i.ff_norm.weight          decoder.block.i.layer.2
+    encoder.norm.weight, decoder.norm.weight  [d]              encoder.final_layer_norm
+    head.weight                               [V, d]           lm_head.weight; untied only
+    sites: encoder.input (input); encoder.i.attn.out, encoder.i.ff.out, decoder.i.attn.out, decoder.i.cross.out,
+    decoder.i.ff.out (sublayer); encoder.i.attn.memory, decoder.i.attn.memory, decoder.i.cross.memory (memory)
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from typing import Any, Mapping, Self
+
+from minipeft.autograd.tensor import Tensor
+from minipeft.files import write_atomic, write_tensors
+from minipeft.models.config import Config
+from minipeft.models.encoder_decoder import CONFIG, WEIGHTS, EncoderDecoder
+from minipeft.models.t5_files import read_checkpoint
+from minipeft.nn import init
+from minipeft.nn.attention import Attention
+from minipeft.nn.blocks import Block, Stack
+from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
+from minipeft.nn.positions import RelativeBuckets
+from minipeft.ops import mul
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config(Config):
+    """The fields of a Hugging Face T5 config.json that mean something; the defaults are v1.0 small's.
+
+    scale_decoder_outputs: the factor d_model^-1/2 on the head's input. It follows its flag, never the presence of a
+    head (see `from_hf`)."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    num_heads: int = 8
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: str = "relu"
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool = True
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @property
+    def gated(self) -> bool:
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """"gated-gelu" means gelu_new, as in transformers; other names mean themselves."""
+        name = self.feed_forward_proj.removeprefix("gated-")
+        return "gelu_new" if self.gated and name == "gelu" else name
+
+    def check(self) -> None:
+        super().check()
+        self._expect_activation("activation")
+        buckets = self.relative_attention_num_buckets
+        self._expect("relative_attention_num_buckets", buckets >= 4 and buckets % 2 == 0, "an even number >= 4")
+        self._expect("relative_attention_max_distance", self.relative_attention_max_distance > buckets // 2,
+                     f"more than half of the {buckets} buckets")
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> Self:
+        """From a Hugging Face config.json, old or new; fields that mean nothing here are passed over.
+
+        Until transformers 4 the flag tie_word_embeddings also decides the scale; from 5 on that is
+        scale_decoder_outputs, and tie_word_embeddings may be true although a head is stored."""
+        if values.get("model_type", "t5") not in ("t5", "mt5"):
+            raise ValueError(f"config: model_type is {values['model_type']!r}; expected 't5'")
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if values.get(f.name) is not None}
+        known.setdefault("num_decoder_layers", known.get("num_layers", 6))
+        known.setdefault("scale_decoder_outputs", known.get("tie_word_embeddings", True))
+        return cls(**known)
+
+    def to_hf(self) -> dict[str, Any]:
+        """As transformers reads it."""
+        return {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
+                "dense_act_fn": self.activation, "is_gated_act": self.gated, "use_cache": True, **self.to_dict()}
+
+
+class T5(EncoderDecoder):
+    """The model. rng=None leaves all weights but norm scales 0, to be filled from a file."""
+
+    config: T5Config
+
+    def __init__(self, config: T5Config, rng: init.Rng, dtype: str = "float32"):
+        self.config = config
+        self.attachments = {}
+        d, f = config.d_model, config.initializer_factor
+        self.embedding = Embedding(init.normal((config.vocab_size, d), f, rng, dtype))
+        self.encoder = self._stack(config.num_layers, False, rng, dtype)
+        self.decoder = self._stack(config.num_decoder_layers, True, rng, dtype)
+        self.head = Linear(self.embedding.weight if config.tie_word_embeddings
+                           else init.normal((config.vocab_size, d), f, rng, dtype))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        if self.config.scale_decoder_outputs:
+            hidden = mul(hidden, self.config.d_model ** -0.5)
+        return self.head(hidden)
+
+    def _stack(self, layers: int, decoder: bool, rng: init.Rng, dtype: str) -> Stack:
+        c, d, inner = self.config, self.config.d_model, self.config.num_heads * self.config.d_kv
+        f = c.initializer_factor
+
+        def linear(d_in: int, d_out: int, std: float) -> Linear:
+            return Linear(init.normal((d_out, d_in), f * std, rng, dtype))
+
+        def norm() -> RMSNorm:
+            return RMSNorm(init.ones((d,), dtype) * f, c.layer_norm_epsilon)
+
+        def attention() -> Attention:
+            return Attention(linear(d, inner, (d * c.d_kv) ** -0.5), linear(d, inner, d ** -0.5),
+                             linear(d, inner, d ** -0.5), linear(inner, d, inner ** -0.5), c.num_heads, 1.0,
+                             c.dropout_rate)
+
+        def block() -> Block:
+            cross, cross_norm = (attention(), norm()) if decoder else (None, None)
+            gate = linear(d, c.d_ff, d ** -0.5) if c.gated else None
+            ff = FeedForward(linear(d, c.d_ff, d ** -0.5), linear(c.d_ff, d, c.d_ff ** -0.5), gate, c.activation,
+                             c.dropout_rate)
+            return Block(attention(), norm(), cross, cross_norm, ff, norm(), True, c.dropout_rate)
+
+        table = init.normal((c.relative_attention_num_buckets, c.num_heads), f * d ** -0.5, rng, dtype)
+        position = RelativeBuckets(table, c.relative_attention_max_distance, bidirectional=not decoder)
+        return Stack([block() for _ in range(layers)], norm(), position, c.dropout_rate, input=not decoder,
+                     drop_last=True)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
+        """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded), computing in
+        `dtype`; float16 and bfloat16 files are widened.
+
+        Raises ValueError for a pickle (with the remedy), a damaged file, wrong fields, missing or unknown keys, other
+        shapes, and several input embeddings that differ."""
+        path = cls._directory(directory)
+        config, tensors = read_checkpoint(path, T5Config.from_hf)
+        arrays = {cls.from_hf_name(name): array for name, array in tensors.items()}
+        model = cls(config, None, dtype)
+        model.load_state(arrays)
+        return model
+
+    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None) -> None:
+        """Write config.json and model.safetensors as transformers reads them: the base model, whatever is plugged.
+
+        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own."""
+        os.makedirs(directory, exist_ok=True)
+        path = os.path.join(directory, "")
+        tensors = {self.to_hf_name(name): array for name, array in self.state().items()}
+        write_tensors(path + WEIGHTS, tensors, {"format": "pt"}, dtype)
+        write_atomic(path + CONFIG, (json.dumps(self.config.to_hf(), indent=2) + "\n").encode())
+
+    @staticmethod
+    def to_hf_name(name: str) -> str:
+        """Our dotted name of a base parameter -> its key in a Hugging Face state dict. ValueError if there is none."""
+        for pattern, replacement in _TO_HF:
+            if re.fullmatch(pattern, name):
+                hf = re.sub(pattern, replacement, name)
+                return hf.replace(".layer.FF.", ".layer.1." if hf.startswith("encoder") else ".layer.2.")
+        raise ValueError(f"{name!r} is not the name of a T5 parameter")
+
+    @staticmethod
+    def from_hf_name(name: str) -> str:
+        """The inverse of `to_hf_name`. ValueError for an unknown key."""
+        for pattern, replacement in _FROM_HF:
+            if re.fullmatch(pattern, name):
+                return re.sub(pattern, replacement, name)
+        raise ValueError(f"{name!r} is not a key of a T5 state dict")
+
+
+_STACK, _N = r"(encoder|decoder)", r"(\d+)"
+_TO_HF = [
+    (r"embedding\.weight", "shared.weight"),
+    (r"head\.weight", "lm_head.weight"),
+    (_STACK + r"\.norm\.weight", r"\1.final_layer_norm.weight"),
+    (_STACK + r"\.position\.weight", r"\1.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    (_STACK + rf"\.{_N}\.attn\.([qkvo])\.weight", r"\1.block.\2.layer.0.SelfAttention.\3.weight"),
+    (_STACK + rf"\.{_N}\.attn_norm\.weight", r"\1.block.\2.layer.0.layer_norm.weight"),
+    (rf"(decoder)\.{_N}\.cross\.([qkvo])\.weight", r"\1.block.\2.layer.1.EncDecAttention.\3.weight"),
+    (rf"(decoder)\.{_N}\.cross_norm\.weight", r"\1.block.\2.layer.1.layer_norm.weight"),
+    (_STACK + rf"\.{_N}\.ff\.(wi|wi_0|wi_1|wo)\.weight", r"\1.block.\2.layer.FF.DenseReluDense.\3.weight"),
+    (_STACK + rf"\.{_N}\.ff_norm\.weight", r"\1.block.\2.layer.FF.layer_norm.weight"),
+]
+_FROM_HF = [
+    (r"shared\.weight", "embedding.weight"),
+    (r"lm_head\.weight", "head.weight"),
+    (_STACK + r"\.final_layer_norm\.weight", r"\1.norm.weight"),
+    (_STACK + r"\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight", r"\1.position.weight"),
+    (_STACK + rf"\.block\.{_N}\.layer\.0\.SelfAttention\.([qkvo])\.weight", r"\1.\2.attn.\3.weight"),
+    (_STACK + rf"\.block\.{_N}\.layer\.0\.layer_norm\.weight", r"\1.\2.attn_norm.weight"),
+    (rf"(decoder)\.block\.{_N}\.layer\.1\.EncDecAttention\.([qkvo])\.weight", r"\1.\2.cross.\3.weight"),
+    (rf"(decoder)\.block\.{_N}\.layer\.1\.layer_norm\.weight", r"\1.\2.cross_norm.weight"),
+    (rf"(?:(encoder)\.block\.{_N}\.layer\.1|(decoder)\.block\.{_N}\.layer\.2)\.DenseReluDense\.(wi|wi_0|wi_1|wo)"
+     r"\.weight", r"\1\3.\2\4.ff.\5.weight"),
+    (rf"(?:(encoder)\.block\.{_N}\.layer\.1|(decoder)\.block\.{_N}\.layer\.2)\.layer_norm\.weight",
+     r"\1\3.\2\4.ff_norm.weight"),
+]

@@ -1,0 +1,4 @@
+"""What models are made of: weights in slots, sites in the stream, layers, attention, blocks.
+
+Nothing here knows of PEFT: a model offers places (slots and sites), and does not know what is plugged there.
+"""

@@ -1,0 +1,92 @@
+"""Multi-head attention, its masks, and the keys and values that decoding keeps.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V            Vaswani et al., 2017, arXiv:1706.03762, eq. (1)
+    MultiHead = Concat(head_1, ..., head_h) W^O,   head_i = Attention(x W_i^Q, m W_i^K, m W_i^V)      sec. 3.2.2
+
+The projections of all heads are one matrix each: q, k, v [heads * d_k, d_model], o [d_model, heads * d_k].
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from minipeft.autograd.tensor import Tensor, array_of
+from minipeft.backend import Array, xp
+from minipeft.nn.layers import Linear
+from minipeft.nn.module import Module
+from minipeft.nn.site import Site
+from minipeft.ops import attention
+from minipeft.ops.primitives import dropout_mask
+
+
+class KeyValues:
+    """Keys and values of one attention, kept between decoding steps: [batch, capacity, heads * d], `length` in use.
+
+    A self-attention appends each new token's; a cross-attention stores the memory's once (`fixed`)."""
+
+    def __init__(self, capacity: int, fixed: bool = False):
+        self.capacity, self.fixed, self.length = capacity, fixed, 0
+        self.k: Array = None
+        self.v: Array = None
+
+    @property
+    def complete(self) -> bool:
+        """A fixed cache that has been filled: nothing is projected any more."""
+        return self.fixed and self.length > 0
+
+    def extend(self, k: Tensor, v: Tensor) -> None:
+        """Write keys and values [batch, time, ...] after those in use."""
+        if self.k is None:
+            batch = k.shape[0]
+            self.k = xp.empty((batch, self.capacity, k.shape[2]), dtype=k.dtype)
+            self.v = xp.empty((batch, self.capacity, v.shape[2]), dtype=v.dtype)
+        end = self.length + k.shape[1]
+        self.k[:, self.length:end], self.v[:, self.length:end] = array_of(k), array_of(v)
+        self.length = end
+
+    def read(self) -> tuple[Array, Array]:
+        """The keys and values in use, [batch, length, ...] each."""
+        return self.k[:, :self.length], self.v[:, :self.length]
+
+
+class Attention(Module):
+    """x [batch, query, d_model], source [batch, key, d_model] -> [batch, query, d_model].
+
+    scale multiplies the scores: d_k^-1/2 in the paper, 1 in T5 (whose initialization of q absorbs it). bias is added
+    to the scores [batch, heads, query, key]: masks and relative positions. p: dropout on the probabilities."""
+
+    def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
+        self.q, self.k, self.v, self.o = q, k, v, o
+        self.memory = Site("memory")
+        self.out = Site("sublayer")
+        self.heads, self.scale, self.p = heads, scale, p
+
+    def __call__(self, x: Any, source: Any, bias: Any = None, rng: Any = None,
+                 cache: KeyValues | None = None) -> Tensor:
+        q = self.q(x, rng)
+        if cache is None:
+            k, v = self.k(source, rng), self.v(source, rng)
+        else:
+            if not cache.complete:
+                cache.extend(self.k(source, rng), self.v(source, rng))
+            k, v = cache.read()
+        k, v, bias = self.memory(k, v, bias)
+        keep = None
+        if rng is not None and self.p:
+            shape = (q.shape[0], self.heads, q.shape[1], array_of(k).shape[1])
+            keep = dropout_mask(shape, self.p, rng, q.dtype)
+        return self.o(attention(q, k, v, bias, keep, heads=self.heads, scale=self.scale), rng)
+
+
+def causal(queries: int, keys: int) -> Array:
+    """True where a query may look, [1, 1, query, key]: itself and what comes before, the last query at the last key."""
+    return xp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
+
+
+def additive(mask: Array | None, dtype: Any) -> Array | None:
+    """0 where the boolean `mask` holds and the smallest finite number elsewhere, to be added to scores once.
+
+    Finite, so that a row in which everything is masked gives a uniform average and not NaN. Conditions are combined
+    logically before this: two such numbers added would overflow."""
+    if mask is None:
+        return None
+    return xp.where(mask, xp.zeros((), dtype), xp.full((), float(xp.finfo(dtype).min), dtype))

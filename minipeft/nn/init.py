@@ -1,0 +1,42 @@
+"""Initial values, drawn on the host so that every backend starts from the same bits.
+
+`rng=None` gives zeros, to be filled from a file (the pages of a zero array cost nothing until they are written)."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+
+from minipeft.backend import Array, to_device
+
+Rng = numpy.random.Generator | None
+
+
+def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
+    """N(0, std^2)."""
+    if rng is None:
+        return zeros(shape, dtype)
+    return to_device((rng.standard_normal(shape) * std).astype(dtype))
+
+
+def uniform(shape: tuple, bound: float, rng: Rng, dtype: Any) -> Array:
+    """U(-bound, bound)."""
+    if rng is None:
+        return zeros(shape, dtype)
+    return to_device(rng.uniform(-bound, bound, shape).astype(dtype))
+
+
+def xavier(d_out: int, d_in: int, rng: Rng, dtype: Any) -> Array:
+    """U(-b, b) with b = sqrt(6 / (d_in + d_out)), [d_out, d_in].   Glorot & Bengio, 2010, eq. (16)."""
+    return uniform((d_out, d_in), math.sqrt(6 / (d_in + d_out)), rng, dtype)
+
+
+def zeros(shape: tuple, dtype: Any) -> Array:
+    """All 0."""
+    return to_device(numpy.zeros(shape, dtype))
+
+
+def ones(shape: tuple, dtype: Any) -> Array:
+    """All 1."""
+    return to_device(numpy.ones(shape, dtype))

@@ -1,0 +1,89 @@
+"""A module is a tree of attributes: modules, lists of modules, slots, sites. Names follow the attributes.
+
+    model.encoder.blocks[0].attn.q.weight   ->   "encoder.0.attn.q.weight"      (a list adds its index alone)
+
+A place that is reached twice (a tied weight) is one object with one name, the first. Whatever is plugged adds names of
+its own, `place@attachment.leaf`, and renames nothing.
+"""
+from __future__ import annotations
+
+import copy
+from typing import Any, Iterator, Mapping, Self
+
+from minipeft.backend import Array, resolve, to_device
+from minipeft.nn.place import Place
+from minipeft.nn.site import Site
+from minipeft.nn.weight import Parameter, Slot, parameters_of
+
+
+class Module:
+    """A node of the tree. `attachments` is filled on the root of a model: {name: Attachment}, plugged or not."""
+
+    def named_places(self) -> Iterator[tuple[str, Place]]:
+        """Every slot and site with its dotted name, in the order of the attributes, each object once."""
+        seen: set[int] = set()
+        for name, place in self._walk(""):
+            if id(place) not in seen:
+                seen.add(id(place))
+                yield name, place
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Place]]:
+        for attribute, value in vars(self).items():
+            if isinstance(value, Place):
+                yield prefix + attribute, value
+            elif isinstance(value, Module):
+                yield from value._walk(f"{prefix}{attribute}.")
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield from item._walk(f"{prefix}{i}.")
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """{name: Slot}."""
+        return {name: place for name, place in self.named_places() if isinstance(place, Slot)}
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """{name: Site}."""
+        return {name: place for name, place in self.named_places() if isinstance(place, Site)}
+
+    @property
+    def base_parameters(self) -> dict[str, Parameter]:
+        """{name: Parameter} of the model itself, whatever is plugged."""
+        return {name: slot.base for name, slot in self.slots.items() if isinstance(slot.base, Parameter)}
+
+    def state(self) -> dict[str, Array]:
+        """{name: array} of the model itself: the arrays, not copies."""
+        return {name: p.data for name, p in self.base_parameters.items()}
+
+    def load_state(self, arrays: Mapping[str, Array]) -> None:
+        """Replaces every base array by its namesake, in the dtype that the model has.
+
+        Raises ValueError, before anything is replaced, for missing or unexpected names and for other shapes."""
+        params = self.base_parameters
+        missing, extra = [n for n in params if n not in arrays], [n for n in arrays if n not in params]
+        if missing or extra:
+            raise ValueError("; ".join(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if names[5:] else ''}"
+                                       for what, names in (("missing", missing), ("unexpected", extra)) if names))
+        for name, p in params.items():
+            if tuple(arrays[name].shape) != p.shape:
+                raise ValueError(f"{name} has shape {list(arrays[name].shape)}; expected {list(p.shape)}")
+        for name, p in params.items():
+            p.data = to_device(arrays[name].astype(p.dtype, copy=True))
+
+    def clone(self) -> Self:
+        """A copy with arrays of its own, attachments included."""
+        return copy.deepcopy(self)
+
+    def to(self, backend: Any) -> Self:
+        """Moves every array in place to `backend` ("numpy", "cupy" or a namespace): parameters, kept bases and all
+        attachments, plugged, merged or off. Run the model inside `with minipeft.use(backend)`. Returns the model."""
+        target = resolve(backend)
+        for _, place in self.named_places():
+            pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
+            for piece in pieces:
+                held = [piece] if isinstance(piece, Parameter) else parameters_of(piece).values() if piece else ()
+                for p in held:
+                    p.data = to_device(p.data, target)
+        return self

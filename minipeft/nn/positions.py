@@ -1,0 +1,95 @@
+"""Where a token stands: added to its embedding (sinusoidal, learned), or added to attention scores (T5's buckets).
+
+Every kind answers two questions: `embed`, what is added to [batch, time, d_model] embeddings, and `bias`, what is added
+to [batch, heads, query, key] scores; the one that does not apply is None. `start` is the position of the first query,
+which is not 0 when decoding goes on from a cache.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+
+from minipeft.autograd.tensor import Tensor
+from minipeft.backend import Array, to_device
+from minipeft.nn.module import Module
+from minipeft.nn.weight import Slot
+from minipeft.ops import reshape, transpose
+
+
+class Sinusoidal(Module):
+    """PE[p, 2i] = sin(p / 10000^(2i/d)),  PE[p, 2i+1] = cos(the same).   Vaswani et al., 2017, sec. 3.5."""
+
+    def __init__(self, d_model: int, dtype: Any):
+        self.d_model, self.dtype = d_model, numpy.dtype(dtype)
+
+    def embed(self, time: int, start: int) -> Array:
+        """[time, d_model]."""
+        position = numpy.arange(start, start + time)[:, None]
+        angle = position / 10000 ** (numpy.arange(0, self.d_model, 2) / self.d_model)
+        table = numpy.empty((time, self.d_model))
+        table[:, 0::2] = numpy.sin(angle)
+        table[:, 1::2] = numpy.cos(angle[:, :self.d_model // 2])
+        return to_device(table.astype(self.dtype))
+
+    def bias(self, queries: int, keys: int, start: int) -> None:
+        return None
+
+
+class Learned(Module):
+    """A table of positions, trained like any weight.   weight [max_length, d_model]."""
+
+    def __init__(self, weight: Array):
+        self.weight = Slot("position", weight)
+
+    def embed(self, time: int, start: int) -> Tensor:
+        """[time, d_model], or [batch, time, d_model] when rows see different entries.
+
+        Raises ValueError for positions beyond the table."""
+        length = self.weight.base.shape[0]
+        if start + time > length:
+            raise ValueError(f"the input reaches position {start + time - 1}; "
+                             f"the table of learned positions ends at {length - 1} (config.max_length)")
+        return self.weight.table(to_device(numpy.arange(start, start + time)))
+
+    def bias(self, queries: int, keys: int, start: int) -> None:
+        return None
+
+
+class RelativeBuckets(Module):
+    """T5's relative position bias: a learned number per head and bucket of the distance key - query.
+
+    Raffel et al., 2020, arXiv:1910.10683, sec. 2.1.   weight [buckets, heads]; one table for a whole stack."""
+
+    def __init__(self, weight: Array, max_distance: int, bidirectional: bool):
+        self.weight = Slot("position", weight)
+        self.max_distance, self.bidirectional = max_distance, bidirectional
+
+    def embed(self, time: int, start: int) -> None:
+        return None
+
+    def bias(self, queries: int, keys: int, start: int) -> Tensor:
+        """[1, heads, query, key], or [batch, heads, query, key] when rows see different entries."""
+        distance = numpy.arange(keys)[None, :] - numpy.arange(start, start + queries)[:, None]
+        buckets = bucket(distance, self.weight.base.shape[0], self.max_distance, self.bidirectional)
+        b = self.weight.table(to_device(buckets))                       # [query, key, heads] or [batch, ...]
+        if b.ndim == 3:
+            b = reshape(b, shape=(1, *b.shape))
+        return transpose(b, axes=(0, 3, 1, 2))
+
+
+def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirectional: bool) -> numpy.ndarray:
+    """The bucket of each distance = key - query: one per distance when near, logarithmically wide when far.
+
+    bidirectional: half of the buckets for keys to the right, half for the others; causal: keys to the right count as
+    distance 0. Beyond max_distance there is one bucket."""
+    first = numpy.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        first, n = buckets * (distance > 0), abs(distance)
+    else:
+        n = numpy.maximum(-distance, 0)
+    exact = buckets // 2
+    far = numpy.log(numpy.maximum(n, exact) / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return first + numpy.where(n < exact, n, numpy.minimum(exact + far.astype(numpy.int64), buckets - 1))

@@ -1,0 +1,128 @@
+"""A weight is anything you can multiply by.
+
+    dense()            W, [d_out, d_in]                    the definition
+    project(x, rng)    x W^T, [..., d_in] -> [..., d_out]  may be faster than through dense()
+    rows(ids)          W[ids], [...] -> [..., d_in]        W as an embedding table
+    vector()           W where it is [d] (a bias, a norm's scale)
+
+`Parameter` is the trivial weight. A `Reparam` is a weight built on another one: a method writes its paper's equation
+once, as dense(), and gets a correct product, lookup, merge and gradient from it. A `Slot` is the place in a model
+that holds a weight, and the fold of whatever is plugged there.
+"""
+from __future__ import annotations
+
+import copy
+from typing import Any, Protocol
+
+from minipeft.autograd.tensor import Leaf, Tensor, array_of
+from minipeft.backend import Array
+from minipeft.nn.place import Names, Place
+from minipeft.ops import embedding, linear, reshape
+
+
+class Weight(Protocol):
+    """What a slot holds and a layer uses. `rng` makes a product one of training (dropout), as everywhere."""
+
+    @property
+    def shape(self) -> tuple: ...
+    @property
+    def dtype(self) -> Any: ...
+    def dense(self) -> Tensor: ...
+    def project(self, x: Any, rng: Any = None) -> Tensor: ...
+    def rows(self, ids: Array) -> Tensor: ...
+    def vector(self) -> Tensor: ...
+
+
+class Parameter(Leaf):
+    """A leaf with a place in a module, and the trivial weight: W is itself."""
+
+    __slots__ = ()
+
+    def dense(self) -> Tensor:
+        return self
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        return linear(x, self)
+
+    def rows(self, ids: Array) -> Tensor:
+        return embedding(self, ids)
+
+    def vector(self) -> Tensor:
+        return self
+
+
+class Reparam:
+    """A weight built on `base`, with Parameters of its own as attributes. Subclasses write `dense`; `project` and
+    `rows` go through it unless they override them with something faster (law 1 holds the two together)."""
+
+    base: Weight
+
+    @property
+    def shape(self) -> tuple:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+    def dense(self) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not define dense()")
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        return linear(x, self.dense())
+
+    def rows(self, ids: Array) -> Tensor:
+        return embedding(self.dense(), ids)
+
+    def vector(self) -> Tensor:
+        return self.dense()
+
+    def over(self, base: Weight) -> "Reparam":
+        """The same reparametrization, parameters shared, of another base."""
+        twin = copy.copy(self)
+        twin.base = base
+        return twin
+
+
+def parameters_of(piece: Any) -> dict[str, Parameter]:
+    """The Parameters that a piece (a Reparam, or what a site holds) has of its own, by attribute name."""
+    return {name: value for name, value in vars(piece).items() if isinstance(value, Parameter) and name != "base"}
+
+
+class Slot(Place):
+    """A place for a weight. Kinds: "linear" and "embedding" [d_out, d_in], "bias" and "norm" [d], "position" tables.
+
+    Its weight is the fold of its list: the base, then each plugged entry in order; a merged entry is a constant that
+    was computed from what lies below it. The base array itself is never touched."""
+
+    def __init__(self, kind: str, base: Array):
+        super().__init__(kind)
+        self.base: Weight = Parameter(base)
+
+    def fold(self, names: Names | None = None) -> Weight:
+        """The weight with what is plugged (None), or with just the attachments `names`, over the base."""
+        weight = self.base
+        if names is not None:
+            for name in names:
+                weight = self.attached[name].over(weight)
+            return weight
+        for entry in self.plugged:
+            weight = entry.merged if entry.merged is not None else self.attached[entry.name].over(weight)
+        return weight
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        """x [batch, time, d_in] -> x W^T [batch, time, d_out]."""
+        return self.by_row(lambda names, x: self.fold(names).project(x, rng), x)
+
+    def rows(self, ids: Any) -> Tensor:
+        """ids [batch, time] -> W[ids] [batch, time, d_in]."""
+        return self.by_row(lambda names, ids: self.fold(names).rows(array_of(ids)), ids)
+
+    def table(self, ids: Array) -> Tensor:
+        """W[ids] for ids [...] that all rows of the batch share: [..., d_in], or [batch, ..., d_in] when routed."""
+        return self.per_row(lambda names: self.fold(names).rows(ids))
+
+    def vector(self) -> Tensor:
+        """[d], or [batch, 1, d] when rows see different entries."""
+        v = self.per_row(lambda names: self.fold(names).vector())
+        return v if v.ndim == 1 else reshape(v, shape=(v.shape[0], 1, v.shape[1]))

@@ -1,0 +1,11 @@
+"""Differentiable functions on Tensors and arrays.
+
+`primitives.py`: one forward and one VJP per input. `definitions.py`: softmax, attention, ... as the papers write
+them, composed of primitives. `fused.py`: the same names as one node each, equal in value and gradient (law 9); these
+are what the models call, and what this package exports.
+"""
+from minipeft.ops import operators as _operators  # noqa: F401  (gives Tensor its +, *, @, ...)
+from minipeft.ops.fused import (attention, cross_entropy, embedding, gelu, gelu_tanh, layer_norm, linear,  # noqa: F401
+                                low_rank_linear, rms_norm, silu, softmax)
+from minipeft.ops.primitives import (add, concat, div, dropout, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
+                                     neg, power, relu, reshape, sub, sum, swap, tanh, transpose, where)

@@ -1,0 +1,236 @@
+"""The ops that models call: one node each, equal to `definitions.py` in value and gradient (law 9).
+
+Each docstring derives the gradient. Matrix products go through 2-D reshapes (a 3-D x @ W.T loops over the batch), sums
+are made in buffers that the op itself took, and what several VJPs need is computed once. What is fused depends on the
+model, never on what is attached to it, so that no bit moves when something is plugged elsewhere.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy
+
+from minipeft.autograd.tensor import once, op
+from minipeft.backend import scalar, segment_sum, to_device, to_host, xp
+from minipeft.ops.erf import erf_of
+
+
+@op
+def linear(x, w):
+    """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out];   dx = g W,   dW = g^T x, summed over all rows."""
+    d_out, d_in = w.shape
+    lead = x.shape[:-1]
+    out = (x.reshape(-1, d_in) @ w.T).reshape(*lead, d_out)
+    return out, (lambda g: (g.reshape(-1, d_out) @ w).reshape(*lead, d_in),
+                 lambda g: g.reshape(-1, d_out).T @ x.reshape(-1, d_in))
+
+
+@op
+def low_rank_linear(y, x, a, b, *, scale):
+    """y + s (x A^T) B^T, never forming B A.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank].
+
+    dy = g,   dx = s (g B) A,   dA = s (g B)^T x,   dB = s g^T (x A^T): s (g B) [n, rank] is shared by two of them."""
+    d_out, d_in = b.shape[0], a.shape[1]
+    lead = x.shape[:-1]
+    s = scalar(scale, a)
+    h = x.reshape(-1, d_in) @ a.T                                         # [n, rank]
+    h *= s
+    out = h @ b.T
+    out += y.reshape(-1, d_out)
+    gb = once(lambda g: (g.reshape(-1, d_out) @ b) * s)                   # [n, rank]
+    return out.reshape(*lead, d_out), (
+        lambda g: g,
+        lambda g: (gb(g) @ a).reshape(*lead, d_in),
+        lambda g: gb(g).T @ x.reshape(-1, d_in),
+        lambda g: g.reshape(-1, d_out).T @ h)
+
+
+@op
+def embedding(table, ids):
+    """Rows of a table.   table [vocab, d], ids [...] on the same device -> [..., d];   dE[i] = sum of g where ids = i.
+
+    The ids are sorted and runs of one id are summed, in order: the bits do not depend on a device's atomics. Ids must
+    be in range: `nn.layers.check_ids` sees to it, because CuPy would wrap them silently."""
+    shape = table.shape
+
+    def vjp(g):
+        flat = to_host(ids).reshape(-1)
+        order = numpy.argsort(flat, kind="stable")
+        ordered = flat[order]
+        starts = numpy.flatnonzero(numpy.diff(ordered, prepend=-1))
+        out = xp.zeros(shape, dtype=g.dtype)
+        out[to_device(ordered[starts])] = segment_sum(g.reshape(-1, shape[1])[to_device(order)], starts)
+        return out
+
+    return table[ids], (vjp, None)
+
+
+@op
+def softmax(x, *, axis=-1):
+    """p = e^x / sum e^x along `axis`;   dx = p (g - sum(g p))."""
+    p = x - x.max(axis=axis, keepdims=True)
+    xp.exp(p, out=p)
+    p /= p.sum(axis=axis, keepdims=True)
+    return p, (lambda g: p * (g - (g * p).sum(axis=axis, keepdims=True)),)
+
+
+@op
+def attention(q, k, v, bias=None, keep=None, *, heads, scale):
+    """concat_h softmax(scale Q_h K_h^T + bias_h) V_h; shapes as in `definitions.attention`.
+
+    With P the probabilities, R = P * keep, and O = R V per head:
+        dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
+        dbias = dS.
+    Scores are kept as [batch, heads, key, query]: NumPy reduces over the last axis but one three times as fast as
+    over a short last one."""
+    batch, queries, _ = q.shape
+    qh = q.reshape(batch, queries, heads, -1).transpose(0, 2, 1, 3)       # [batch, heads, query, d_k]
+    kh = k.reshape(batch, k.shape[1], heads, -1).transpose(0, 2, 1, 3)    # [batch, heads, key, d_k]
+    vh = v.reshape(batch, k.shape[1], heads, -1).transpose(0, 2, 1, 3)    # [batch, heads, key, d_v]
+    p = kh @ qh.swapaxes(-1, -2)                                          # [batch, heads, key, query]
+    p *= scale
+    if bias is not None:
+        p += bias.swapaxes(-1, -2)
+    p -= p.max(axis=-2, keepdims=True)
+    xp.exp(p, out=p)
+    p /= p.sum(axis=-2, keepdims=True)
+    kept = None if keep is None else keep.swapaxes(-1, -2)
+    r = p if kept is None else p * kept
+
+    def joined(x):  # [batch, heads, time, d] -> [batch, time, heads * d]
+        return x.transpose(0, 2, 1, 3).reshape(batch, x.shape[2], -1)
+
+    def split(g):
+        return g.reshape(batch, queries, heads, -1).transpose(0, 2, 1, 3)
+
+    @once
+    def d_scores(g):  # [batch, heads, key, query]
+        dp = vh @ split(g).swapaxes(-1, -2)
+        if kept is not None:
+            dp *= kept
+        dp *= p
+        dp -= p * dp.sum(axis=-2, keepdims=True)
+        return dp
+
+    return joined(r.swapaxes(-1, -2) @ vh), (
+        lambda g: joined(d_scores(g).swapaxes(-1, -2) @ kh) * scale,
+        lambda g: joined(d_scores(g) @ qh) * scale,
+        lambda g: joined(r @ split(g)),
+        lambda g: d_scores(g).swapaxes(-1, -2),
+        None)
+
+
+@op
+def layer_norm(x, w, b, *, eps):
+    """z w + b with z = (x - mean) / sqrt(variance + eps) over the last axis (biased variance).
+
+    dw = g z,   db = g,   and with h = g w:   dx = (h - mean(h) - z mean(h z)) / sqrt(variance + eps)."""
+    z = x - x.mean(axis=-1, keepdims=True)
+    r = 1 / xp.sqrt((z * z).mean(axis=-1, keepdims=True) + eps)
+    z *= r
+    out = z * w
+    out += b
+
+    def dx(g):
+        h = g * w
+        h -= h.mean(axis=-1, keepdims=True) + z * (h * z).mean(axis=-1, keepdims=True)
+        h *= r
+        return h
+
+    return out, (dx, lambda g: g * z, lambda g: g)
+
+
+@op
+def rms_norm(x, w, *, eps):
+    """z w with z = x / sqrt(mean(x^2) + eps) over the last axis.
+
+    dw = g z,   and with h = g w:   dx = (h - z mean(h z)) / sqrt(mean(x^2) + eps)."""
+    r = 1 / xp.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    z = x * r
+
+    def dx(g):
+        h = g * w
+        h -= z * (h * z).mean(axis=-1, keepdims=True)
+        h *= r
+        return h
+
+    return z * w, (dx, lambda g: g * z)
+
+
+@op
+def gelu(x):
+    """x Phi(x);   dx = g (Phi(x) + x phi(x)), phi the normal density."""
+    cdf = erf_of(x * math.sqrt(0.5))
+    cdf += 1
+    cdf *= 0.5
+    return x * cdf, (lambda g: g * (cdf + x * xp.exp(-0.5 * (x * x)) * (1 / math.sqrt(2 * math.pi))),)
+
+
+@op
+def gelu_tanh(x):
+    """x (1 + t) / 2 with t = tanh(c (x + a x^3)), c = sqrt(2/pi), a = 0.044715.
+
+    dx = g ((1 + t) / 2 + x (1 - t^2) c (1 + 3 a x^2) / 2)."""
+    c, a = math.sqrt(2 / math.pi), 0.044715
+    t = x * x
+    t *= a
+    t += 1
+    t *= x
+    t *= c
+    xp.tanh(t, out=t)
+    out = t + 1
+    out *= x
+    out *= 0.5
+
+    def vjp(g):
+        d = x * x
+        d *= 3 * a * c
+        d += c
+        d *= x
+        d *= 1 - t * t
+        d += t
+        d += 1
+        d *= 0.5
+        d *= g
+        return d
+
+    return out, (vjp,)
+
+
+@op
+def silu(x):
+    """x S(x), S(x) = 1 / (1 + e^-x);   dx = g S(x) (1 + x (1 - S(x)))."""
+    s = xp.tanh(x * 0.5)
+    s += 1
+    s *= 0.5
+    return x * s, (lambda g: g * (s * (1 + x * (1 - s))),)
+
+
+@op
+def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
+    """Mean over the counted positions of -sum_i t_i log softmax(logits)_i; target t as in `definitions.cross_entropy`.
+
+    dlogits = g (p - t) / count at counted positions, 0 at ignored ones."""
+    shape, vocab = logits.shape, logits.shape[-1]
+    gold = labels.reshape(-1)
+    counted = gold != ignore
+    count = int(counted.sum())
+    rows = xp.arange(gold.shape[0])
+    gold = xp.where(counted, gold, 0)
+    z = logits.reshape(-1, vocab)
+    z = z - z.max(axis=-1, keepdims=True)
+    loss = -z[rows, gold] * (1 - smoothing)
+    if smoothing:
+        loss -= z.mean(axis=-1) * smoothing
+    p = xp.exp(z, out=z)
+    total = p.sum(axis=-1)
+    loss += xp.log(total)
+    p /= total[:, None]
+
+    def vjp(g):
+        d = p - smoothing / vocab
+        d[rows, gold] -= 1 - smoothing
+        d *= (counted * (g / count))[:, None]
+        return d.reshape(shape)
+
+    return (loss * counted).sum() / count, (vjp, None)

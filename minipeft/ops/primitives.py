@@ -1,0 +1,179 @@
+"""The primitives: forward, then one VJP per input. g is the gradient of the loss with respect to the output.
+
+Nothing here assumes a dtype: the polynomial ones also run on object arrays of `fractions.Fraction`. A broadcast
+input's VJP may return the broadcast shape; the engine sums it back (`autograd.tensor.sum_to`).
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+
+from minipeft.autograd.tensor import Tensor, array_of, op
+from minipeft.backend import Array, to_device, xp
+from minipeft.ops.erf import erf_of
+
+
+@op
+def add(a, b):
+    """a + b, broadcast;   da = g,   db = g."""
+    return a + b, (lambda g: g, lambda g: g)
+
+
+@op
+def sub(a, b):
+    """a - b, broadcast;   da = g,   db = -g."""
+    return a - b, (lambda g: g, lambda g: -g)
+
+
+@op
+def mul(a, b):
+    """a * b, broadcast;   da = g b,   db = g a."""
+    return a * b, (lambda g: g * b, lambda g: g * a)
+
+
+@op
+def div(a, b):
+    """a / b, broadcast;   da = g / b,   db = -g a / b^2."""
+    return a / b, (lambda g: g / b, lambda g: -g * a / (b * b))
+
+
+@op
+def neg(a):
+    """-a;   da = -g."""
+    return -a, (lambda g: -g,)
+
+
+@op
+def power(a, *, exponent):
+    """a^n for a constant n;   da = g n a^(n-1)."""
+    return a ** exponent, (lambda g: g * exponent * a ** (exponent - 1),)
+
+
+@op
+def exp(a):
+    """e^a;   da = g e^a."""
+    out = xp.exp(a)
+    return out, (lambda g: g * out,)
+
+
+@op
+def log(a):
+    """ln a;   da = g / a."""
+    return xp.log(a), (lambda g: g / a,)
+
+
+@op
+def tanh(a):
+    """tanh a;   da = g (1 - tanh^2 a)."""
+    out = xp.tanh(a)
+    return out, (lambda g: g * (1 - out * out),)
+
+
+@op
+def erf(a):
+    """2/sqrt(pi) * integral of exp(-t^2) from 0 to a;   da = g 2/sqrt(pi) exp(-a^2)."""
+    return erf_of(a), (lambda g: g * (2 / math.sqrt(math.pi)) * xp.exp(-a * a),)
+
+
+@op
+def relu(a):
+    """max(a, 0);   da = g [a > 0]."""
+    positive = a > 0
+    return xp.maximum(a, 0), (lambda g: g * positive,)
+
+
+@op
+def where(condition, a, b):
+    """a where the boolean array `condition` holds, else b;   da = g there, db = g elsewhere."""
+    return xp.where(condition, a, b), (None, lambda g: g * condition, lambda g: g * ~condition)
+
+
+@op
+def matmul(a, b):
+    """[..., m, k] @ [..., k, n] -> [..., m, n];   da = g b^T,   db = a^T g."""
+    return a @ b, (lambda g: g @ b.swapaxes(-1, -2), lambda g: a.swapaxes(-1, -2) @ g)
+
+
+@op
+def swap(a):
+    """[..., m, n] -> [..., n, m];   da = g transposed likewise."""
+    return a.swapaxes(-1, -2), (lambda g: g.swapaxes(-1, -2),)
+
+
+@op
+def transpose(a, *, axes):
+    """Axes in the order `axes`;   da = g in the inverse order."""
+    inverse = tuple(sorted(range(len(axes)), key=lambda i: axes[i]))
+    return a.transpose(axes), (lambda g: g.transpose(inverse),)
+
+
+@op
+def reshape(a, *, shape):
+    """The same numbers in another shape;   da = g in the old one."""
+    old = a.shape
+    return a.reshape(shape), (lambda g: g.reshape(old),)
+
+
+@op
+def sum(a, *, axis=None, keepdims=False):
+    """Sum over `axis` (all when None);   da = g spread over the summed axes."""
+    old = a.shape
+    kept = _kept_shape(old, axis)
+    return a.sum(axis=axis, keepdims=keepdims), (lambda g: xp.broadcast_to(xp.asarray(g).reshape(kept), old),)
+
+
+def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """sum / count. The count is a Python int, so Fractions stay exact."""
+    old = array_of(a).shape
+    count = math.prod(old) // math.prod(_kept_shape(old, axis))
+    return div(sum(a, axis=axis, keepdims=keepdims), count)
+
+
+def _kept_shape(shape: tuple, axis: Any) -> tuple:
+    """`shape` with the summed axes as 1."""
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    summed = {a % len(shape) for a in axes}
+    return tuple(1 if i in summed else n for i, n in enumerate(shape))
+
+
+@op
+def index(a, *, key):
+    """a[key] for basic indexing (integers and slices);   da = g at key, 0 elsewhere."""
+    old = a.shape
+
+    def vjp(g: Array) -> Array:
+        out = xp.zeros(old, dtype=g.dtype)
+        out[key] = g
+        return out
+
+    return a[key], (vjp,)
+
+
+@op
+def concat(*parts, axis=0):
+    """Joined along `axis`;   each part's gradient is its slice of g."""
+    ends = numpy.cumsum([part.shape[axis] for part in parts])
+    axis = axis % parts[0].ndim
+
+    def vjp_of(start: int, end: int):
+        return lambda g: g[(slice(None),) * axis + (slice(start, end),)]
+
+    return xp.concatenate(parts, axis=axis), tuple(
+        vjp_of(int(end) - part.shape[axis], int(end)) for part, end in zip(parts, ends))
+
+
+def dropout(x: Any, p: float, rng: numpy.random.Generator | None) -> Any:
+    """x * m / (1 - p), m_i ~ Bernoulli(1 - p) ("inverted" dropout); x itself when `rng` is None or p is 0.
+
+    The mask is drawn on the host, so that a CPU and a GPU run start from the same bits."""
+    if rng is None or p == 0:
+        return x
+    return mul(x, dropout_mask(array_of(x).shape, p, rng, array_of(x).dtype))
+
+
+def dropout_mask(shape: tuple, p: float, rng: numpy.random.Generator, dtype: Any) -> Array:
+    """m / (1 - p) of `shape`: 0 with probability p, else 1 / (1 - p)."""
+    kept = rng.random(shape, dtype=numpy.float32) >= p
+    return to_device(kept.astype(dtype) / (1 - p))

@@ -1,0 +1,60 @@
+"""One attachment in one safetensors file: a few MB that turn a base model into another one.
+
+    tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
+    metadata    format, version; name; method (JSON: its class and fields, without `where`); places (JSON list of the
+                resolved names); base (fingerprint of the model that it was trained on)
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.backend import Array
+from minipeft.files import read_tensors, write_tensors
+from minipeft.nn.fingerprint import fingerprint
+from minipeft.nn.module import Module
+
+_FORMAT, _VERSION = "minipeft-adapter", "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """What such a file says, its types checked; whether it fits a model is for `load` to find out."""
+
+    name: str
+    kind: str
+    fields: dict[str, Any]
+    places: list[str]
+    base: str
+    tensors: dict[str, numpy.ndarray]
+
+
+def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
+          model: Module) -> None:
+    """Write atomically; `where` is replaced by the names that it chose."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "where"}
+    write_tensors(path, tensors, {
+        "format": _FORMAT, "version": _VERSION, "name": name,
+        "method": json.dumps({"kind": type(method).__name__, **fields}), "places": json.dumps(places),
+        "base": fingerprint(model.state())})
+
+
+def read(path: str | os.PathLike) -> AdapterFile:
+    """Raises ValueError that names the file for anything that `write` would not have written."""
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+        raise ValueError(f"{path}: not an adapter file of minipeft, version {_VERSION} (its metadata says format "
+                         f"{metadata.get('format')!r}, version {metadata.get('version')!r})")
+    try:
+        method, places = json.loads(metadata["method"]), json.loads(metadata["places"])
+        name, base = metadata["name"], metadata["base"]
+        kind = method.pop("kind")
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({error!r})") from None
+    if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places):
+        raise ValueError(f"{path}: places is not a list of names")
+    return AdapterFile(name, kind, method, places, base, tensors)

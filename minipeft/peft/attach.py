@@ -1,0 +1,156 @@
+"""Attaching a method to a model, and the moves that an attachment can make.
+
+    off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
+    off <--unplug-- plugged <--unmerge-- merged            save: from any
+
+At every place the plugged entries form an ordered list, and what the place computes is a fold of it. A merged entry is
+a constant computed from what lies below, so: merge needs everything below to be merged, unplug and unmerge need nothing
+merged above. Nothing is ever subtracted. Every illegal move raises before anything changes.
+"""
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Protocol
+
+import numpy
+
+from minipeft.nn.module import Module
+from minipeft.nn.place import Place, Plugged
+from minipeft.nn.weight import Parameter, Slot, parameters_of
+from minipeft.peft import adapter_file
+
+
+class Method(Protocol):
+    """Hyper-parameters, and how to build on a place. A frozen dataclass."""
+
+    def places(self, model: Module) -> Any: ...
+    def on(self, place: Any, rng: numpy.random.Generator) -> Any: ...
+
+
+class Attachment:
+    """What was attached where. Made by `attach` and `load`."""
+
+    def __init__(self, model: Module, name: str, method: Method, places: dict[str, Place]):
+        self.model, self.name, self.method, self.places = model, name, method, places
+
+    @property
+    def state(self) -> str:
+        """ "off", "plugged" or "merged"."""
+        entry = next((e for e in next(iter(self.places.values())).plugged if e.name == self.name), None)
+        return "off" if entry is None else "plugged" if entry.merged is None else "merged"
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """{"place@name.leaf": Parameter}, in any state."""
+        return {f"{where}@{self.name}.{leaf}": p for where, place in self.places.items()
+                for leaf, p in parameters_of(place.attached[self.name]).items()}
+
+    def plug(self) -> None:
+        """Put on top of the list at every place."""
+        self._require("plug", "off")
+        for place in self.places.values():
+            place.plugged.append(Plugged(self.name))
+
+    def unplug(self) -> None:
+        """Take out of the lists; the base is what it was, bit for bit."""
+        self._require("unplug", "plugged")
+        self._nothing_merged_above("unplug")
+        for place in self.places.values():
+            place.plugged = [e for e in place.plugged if e.name != self.name]
+
+    def merge(self) -> None:
+        """Replace this entry by the constant dense weight, at every slot; the base array is kept beside it.
+
+        Raises ValueError where something below is not merged, or the method acts in the stream and not on weights."""
+        self._require("merge", "plugged")
+        constants = []
+        for where, place in self.places.items():
+            if not isinstance(place, Slot):
+                raise ValueError(f"{self.name!r} cannot be merged: at {where} it acts on hidden states, which no "
+                                 f"weight of the model can absorb")
+            below, _ = self._around(place)
+            loose = [e.name for e in below if e.merged is None]
+            if loose:
+                raise ValueError(f"merge {loose[-1]!r} first: at {where} it lies unmerged below {self.name!r}")
+            under = below[-1].merged if below else place.base
+            constants.append(Parameter(place.attached[self.name].over(under).dense().data))
+        for place, constant in zip(self.places.values(), constants):
+            next(e for e in place.plugged if e.name == self.name).merged = constant
+
+    def unmerge(self) -> None:
+        """Drop the constant; the base array was never touched, so every bit is back."""
+        self._require("unmerge", "merged")
+        self._nothing_merged_above("unmerge")
+        for place in self.places.values():
+            next(e for e in place.plugged if e.name == self.name).merged = None
+
+    def remove(self) -> None:
+        """Take the attachment off the model for good; its name is free again."""
+        if self.state != "off":
+            self._require("remove", "plugged")
+            self.unplug()
+        self._require("remove", "off")
+        for place in self.places.values():
+            del place.attached[self.name]
+        del self.model.attachments[self.name]  # type: ignore[attr-defined]
+        self.places = {}
+
+    def save(self, file: str | os.PathLike) -> None:
+        """Write its own tensors to one safetensors file, with method, resolved names and the base's fingerprint."""
+        self._require("save", "off", "plugged", "merged")
+        tensors = {f"{where}.{leaf}": p.data for where, place in self.places.items()
+                   for leaf, p in parameters_of(place.attached[self.name]).items()}
+        adapter_file.write(file, self.name, self.method, list(self.places), tensors, self.model)
+
+    def __repr__(self) -> str:
+        state = self.state if self.places else "removed"
+        return f"Attachment({self.name!r}, {type(self.method).__name__}, {state}, {len(self.places)} places)"
+
+    def _require(self, move: str, *states: str) -> None:
+        if not self.places:
+            raise ValueError(f"cannot {move} {self.name!r}: it was removed from its model")
+        if self.state not in states:
+            raise ValueError(f"cannot {move} {self.name!r}: it is {self.state}; expected {' or '.join(states)}")
+
+    def _around(self, place: Place) -> tuple[list[Plugged], list[Plugged]]:
+        """The entries below and above this one."""
+        at = [e.name for e in place.plugged].index(self.name)
+        return place.plugged[:at], place.plugged[at + 1:]
+
+    def _nothing_merged_above(self, move: str) -> None:
+        for where, place in self.places.items():
+            for entry in self._around(place)[1]:
+                if entry.merged is not None:
+                    raise ValueError(f"cannot {move} {self.name!r}: {entry.name!r} was merged on top of it at "
+                                     f"{where}; unmerge {entry.name!r} first")
+
+
+def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str | None = None) -> Attachment:
+    """Build `method` on the places that it chooses in `model`, and plug it.
+
+    name: how the attachment is called, by default the method's name in lower case. Raises ValueError, before any
+    random number is drawn, for a taken or malformed name, a pattern that matches nothing, and a rank out of range."""
+    name = type(method).__name__.lower() if name is None else name
+    attachments = check_name(model, name)
+    if not isinstance(rng, numpy.random.Generator):
+        raise TypeError(f"rng is {type(rng).__name__}; expected a numpy.random.Generator, as "
+                        f"numpy.random.default_rng(seed) gives")
+    places = dict(method.places(model))
+    pieces = {where: method.on(place, rng) for where, place in places.items()}
+    for where, place in places.items():
+        place.attached[name] = pieces[where]
+    attachment = attachments[name] = Attachment(model, name, method, places)
+    attachment.plug()
+    return attachment
+
+
+def check_name(model: Module, name: str) -> dict[str, Attachment]:
+    """The model's attachments, if `name` is well-formed and free there; ValueError otherwise."""
+    attachments: dict[str, Attachment] = model.attachments  # type: ignore[attr-defined]
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(f"name is {name!r}; expected letters, digits, '_' and '-'")
+    if name in attachments:
+        raise ValueError(f"an attachment named {name!r} is already on this model ({attachments[name].state}); "
+                         f"pass another name, or remove it")
+    return attachments

@@ -1,0 +1,32 @@
+"""Which parameters? A predicate on dotted names, asked of the model; there is no flag on a tensor.
+
+    select(model, r"\\.bias$")                  {"encoder.0.attn.q.bias": Parameter, ...}
+    value_and_grad(step, select(model, ".*"))  full fine-tuning
+"""
+from __future__ import annotations
+
+from minipeft.nn.module import Module
+from minipeft.nn.weight import Parameter
+from minipeft.nn.where import Where, matching
+
+
+def select(model: Module, where: Where) -> dict[str, Parameter]:
+    """{name: Parameter} among base parameters and those of plugged attachments (`place@name.leaf`), in model order.
+
+    where: a regular expression searched in the name, a callable on the name, or a list of these.
+    Raises ValueError for a pattern that matches nothing, and for a weight that is merged or an attachment that is:
+    what they were merged into is a constant."""
+    params: dict[str, Parameter] = dict(model.base_parameters)
+    merged = {name: [e.name for e in slot.plugged if e.merged is not None] for name, slot in model.slots.items()}
+    frozen = {name: names[-1] for name, names in merged.items() if names}
+    for attachment in model.attachments.values():  # type: ignore[attr-defined]
+        if attachment.state != "off":
+            params.update(attachment.parameters)
+        if attachment.state == "merged":
+            frozen.update(dict.fromkeys(attachment.parameters, attachment.name))
+    chosen = matching(params, where)
+    for name in chosen:
+        if name in frozen:
+            raise ValueError(f"{name} cannot be trained while {frozen[name]!r} is merged: unmerge first "
+                             f"(model.attachments[{frozen[name]!r}].unmerge())")
+    return {name: params[name] for name in chosen}

@@ -1,0 +1,36 @@
+"""A progress bar while training: rich's where it is installed and someone is watching, otherwise nothing."""
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Progress:
+    """Context manager; `update` moves the bar to a step and shows a line of figures beside it."""
+
+    def __init__(self, steps: int, done: int, label: str, enabled: bool):
+        self.steps, self.done, self.label, self.enabled = steps, done, label, enabled and sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self.enabled:
+            try:
+                from rich.console import Console
+                from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+                from rich.progress import Progress as Bar
+            except ImportError:
+                return self
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                            TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.steps, completed=self.done, figures="")
+        return self
+
+    def update(self, step: int, figures: str) -> None:
+        """Show that `step` optimizer steps are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=figures)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
