@@ -19,7 +19,7 @@ from minipeft.train.optim import AdamW
 from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear_decay
 
 __version__ = "0.1.0"
-__all__ = ["AdamW", "Attachment", "Batches", "LoRA", "Parameter", "T5", "T5Config", "Tensor", "Transformer",
-           "TransformerConfig", "attach", "batch_of", "check_gradients", "constant", "cosine_decay", "fit",
-           "inverse_sqrt", "keep_heap", "linear_decay", "load", "report", "select", "stop_gradient", "to_device", "to_host", "use",
-           "value_and_grad"]
+__all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "check_gradients", "constant", "cosine_decay",
+           "fit", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA", "Parameter", "report", "select",
+           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "Transformer", "TransformerConfig",
+           "use", "value_and_grad"]
