@@ -160,11 +160,14 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     to infinity or a dtype cannot be stored."""
     if dtype is not None and dtype not in STORAGE:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(STORAGE)}")
-    entries = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
-    write_atomic(path, safetensors.serialize(entries, dict(metadata) if metadata else None))  # type: ignore[arg-type]
+    stored = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
+    specs = {name: safetensors.TensorSpec(dtype=kind, shape=list(array.shape), data_ptr=array.ctypes.data,
+                                          data_len=array.nbytes) for name, (kind, array) in stored.items()}
+    write_atomic(path, bytes(safetensors.serialize(specs, dict(metadata) if metadata else None)))
 
 
-def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> dict[str, Any]:
+def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, numpy.ndarray]:
+    """The dtype's name, and the array as its bytes will lie in the file."""
     if array.dtype.name not in _DTYPES.values():
         raise ValueError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold")
     stored = array.dtype.name
@@ -176,7 +179,7 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> dict[str, Any
             raise ValueError(f"{name} reaches {abs(array[numpy.isfinite(array)]).max():.6g}, "
                              f"which overflows to infinity in {dtype}; store it as float32")
         array, stored = rounded, dtype
-    return {"dtype": stored, "shape": list(array.shape), "data": array.astype(array.dtype.newbyteorder("<")).tobytes()}
+    return stored, numpy.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
