@@ -146,7 +146,7 @@ def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
         toward_zero = numpy.where(abs(narrow) > abs(x), numpy.nextafter(narrow, numpy.float32(0)), narrow)
         inexact = (toward_zero != x) & numpy.isfinite(x)
         narrow = (toward_zero.view(numpy.uint32) | inexact).view(numpy.float32)
-    bits = numpy.ascontiguousarray(narrow).view(numpy.uint32)
+    bits = numpy.asarray(narrow, order="C").view(numpy.uint32)
     rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(numpy.uint16)
     return numpy.where(numpy.isnan(x), numpy.uint16(0x7FC0), rounded)
 
@@ -179,7 +179,7 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, nu
             raise ValueError(f"{name} reaches {abs(array[numpy.isfinite(array)]).max():.6g}, "
                              f"which overflows to infinity in {dtype}; store it as float32")
         array, stored = rounded, dtype
-    return stored, numpy.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return stored, numpy.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
