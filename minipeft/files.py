@@ -90,8 +90,10 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
             raise ValueError(f"{path}: {name!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}")
-        if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 32:
-            raise ValueError(f"{path}: {name!r} has shape {shape!r} and offsets {offsets!r}; expected sizes >= 0")
+        if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 32 \
+                or math.prod(n or 1 for n in shape) >= 2 ** 59:
+            raise ValueError(f"{path}: {name!r} has shape {shape!r} and offsets {offsets!r}; expected sizes >= 0 "
+                             f"that an array can have")
         begin, end = offsets
         wanted = math.prod(shape) * _itemsize(_DTYPES[dtype])
         if end - begin != wanted or end > room:
@@ -109,7 +111,7 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
 
 
 def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2 ** 63 for v in value)
 
 
 def _itemsize(dtype: str) -> int:
@@ -127,7 +129,10 @@ def _read(file: Any, at: int, stored: str, shape: tuple, dtype: str | None) -> n
     elif stored == "bool":
         flat = flat != 0
     array = flat.reshape(shape).astype(flat.dtype.newbyteorder("="), copy=False)
-    return array.astype(dtype, copy=False) if dtype and numpy.issubdtype(array.dtype, numpy.floating) else array
+    if not dtype or not numpy.issubdtype(array.dtype, numpy.floating):
+        return array
+    with numpy.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        return array.astype(dtype, copy=False)
 
 
 def widen_bf16(bits: numpy.ndarray) -> numpy.ndarray:
@@ -140,7 +145,7 @@ def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
 
     float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was inexact), which
     keeps the second rounding from seeing a tie that is none."""
-    with numpy.errstate(over="ignore"):
+    with numpy.errstate(over="ignore", invalid="ignore"):
         narrow = x.astype(numpy.float32)
     if x.dtype == numpy.float64:
         toward_zero = numpy.where(abs(narrow) > abs(x), numpy.nextafter(narrow, numpy.float32(0)), narrow)
@@ -160,6 +165,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     to infinity or a dtype cannot be stored."""
     if dtype is not None and dtype not in STORAGE:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(STORAGE)}")
+    if "__metadata__" in tensors:
+        raise ValueError("no tensor can be called __metadata__: in a safetensors file that is the string map")
     stored = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
     specs = {name: safetensors.TensorSpec(dtype=kind, shape=list(array.shape), data_ptr=array.ctypes.data,
                                           data_len=array.nbytes) for name, (kind, array) in stored.items()}
@@ -172,7 +179,7 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, nu
         raise ValueError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold")
     stored = array.dtype.name
     if dtype is not None and numpy.issubdtype(array.dtype, numpy.floating):
-        with numpy.errstate(over="ignore"):
+        with numpy.errstate(over="ignore", invalid="ignore"):
             rounded = round_bf16(array) if dtype == _BF16 else array.astype(dtype)
         back = widen_bf16(rounded) if dtype == _BF16 else rounded
         if not numpy.array_equal(numpy.isinf(back), numpy.isinf(array)):

@@ -97,6 +97,9 @@ class Leaf(Tensor):
         watched = _watched.get()
         return watched.get(id(self)) if watched else None
 
+    def __deepcopy__(self, memo: dict) -> "Leaf":
+        return type(self)(self.data.copy())
+
 
 def array_of(x: Any) -> Array:
     """The array of a Tensor; anything else as it is."""

@@ -60,7 +60,8 @@ class Module:
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Replaces every base array by its namesake, in the dtype that the model has.
 
-        Raises ValueError, before anything is replaced, for missing or unexpected names and for other shapes."""
+        Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, and dtypes of
+        another kind (integers where there are floating-point numbers)."""
         params = self.base_parameters
         missing, extra = [n for n in params if n not in arrays], [n for n in arrays if n not in params]
         if missing or extra:
@@ -69,6 +70,8 @@ class Module:
         for name, p in params.items():
             if tuple(arrays[name].shape) != p.shape:
                 raise ValueError(f"{name} has shape {list(arrays[name].shape)}; expected {list(p.shape)}")
+            if arrays[name].dtype.kind != p.dtype.kind:
+                raise ValueError(f"{name} has dtype {arrays[name].dtype}; expected a kind of {p.dtype}")
         for name, p in params.items():
             p.data = to_device(arrays[name].astype(p.dtype, copy=True))
 
