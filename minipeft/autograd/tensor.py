@@ -243,6 +243,7 @@ def pullback(root: Node, g: Array) -> dict[Node, Array]:
         edges, node.edges = node.edges, ()
         if not edges:
             leaves[node] = g
+            continue
         for parent, vjp in edges:
             term = sum_to(vjp(g), parent.shape)
             if parent not in gradients:
@@ -253,7 +254,7 @@ def pullback(root: Node, g: Array) -> dict[Node, Array]:
             else:
                 gradients[parent] = gradients[parent] + term
                 ours.add(parent)
-        del edges, g
+        del parent, vjp, term, edges, g  # closures and arrays go before the next node's work begins
     return leaves
 
 
