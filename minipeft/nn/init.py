@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy
 
 from minipeft.backend import Array, to_device
 
-Rng = numpy.random.Generator | None
+Rng: TypeAlias = "numpy.random.Generator | None"  # as a string: importing numpy.random takes its time
 
 
 def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
