@@ -8,8 +8,6 @@ is the gradient of the mean over all tokens, as of one big batch. (Averaging the
 """
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import time
@@ -19,24 +17,15 @@ from typing import Any, Callable, Mapping
 import numpy
 
 from minipeft.autograd.tensor import Leaf, value_and_grad
-from minipeft.backend import Array, to_host
-from minipeft.nn.fingerprint import fingerprint
+from minipeft.backend import Array, to_host, xp
 from minipeft.train import checkpoint as checkpoints
 from minipeft.train.data import Batches, label_tokens
+from minipeft.train.identity import describe, difference
+from minipeft.train.log import Log
 from minipeft.train.optim import AdamW
 from minipeft.train.progress import Progress
 from minipeft.train.schedule import Schedule, constant
-
-
-@dataclasses.dataclass
-class History:
-    """What a run did. losses: of the steps made by this call (a resumed run has the rest in its log)."""
-
-    step: int = 0
-    losses: list[float] = dataclasses.field(default_factory=list)
-    scores: list[tuple[int, float]] = dataclasses.field(default_factory=list)
-    best: tuple[int, float] | None = None
-    seconds: float = 0.0
+from minipeft.train.state import History, State
 
 
 def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int, optimizer: AdamW | None = None,
@@ -47,170 +36,146 @@ def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int,
     """Train `params` in place for `steps` optimizer steps on model.loss(**batch, rng=rng).
 
     params: {name: Parameter}, e.g. `select(model, ".*")` or `attachment.parameters`; nothing else changes.
-    schedule: factor on the learning rate at each step; clip: largest global norm of the gradient (None: no limit);
-    accumulate: micro-batches per step, weighted by label tokens; seed: of dropout, which `dropout=False` turns off.
-    evaluate: a score, higher is better, taken every `eval_every` steps and after the last.
-    log: a JSONL file, a line per step and per evaluation. checkpoint: a file, written every `checkpoint_every`
-    micro-batches and at the end; if it is there and `resume`, the run goes on from it and ends with the bits of a run
-    that was never stopped (on one machine, BLAS and thread count).
+    schedule: factor on the learning rate, a function of the step. clip: largest global norm of the gradient, or None.
+    accumulate: micro-batches per step, weighted by label tokens. seed: of dropout, which `dropout=False` turns off.
+    evaluate: a score, higher is better, taken after every `eval_every` steps and after the last.
+    log: a JSONL file, a line per step and per evaluation; a fresh run writes over it.
+    checkpoint: a file, written every `checkpoint_every` micro-batches and at the end. If it is there, the run goes on
+    from it and ends with the bits of a run that was never stopped (on one machine, BLAS and thread count); `steps` may
+    have grown since. With resume=False the run starts afresh, over the checkpoint that is there.
 
-    Raises FloatingPointError for a loss or gradient that is not finite, before the parameters or the checkpoint are
-    touched; ValueError for a checkpoint of another run."""
-    run = _Run(model, params, batches, steps, optimizer or AdamW(), schedule or constant(), clip, accumulate, seed,
-               dropout, log, checkpoint, checkpoint_every)
-    run.start(resume)
-    history = run.history
-    begun = time.perf_counter() - history.seconds
-    with Progress(steps, history.step, label, progress) as bar:
-        try:
+    Raises FloatingPointError for a loss or gradient that is not finite, before parameters, moments or the checkpoint
+    are touched; ValueError, before anything is changed, for arguments out of range, a checkpoint that is damaged or of
+    another run, a log shorter than its checkpoint says; and for a batch without label tokens."""
+    _check(params, steps, accumulate, checkpoint_every, eval_every, clip, seed, log, checkpoint)
+    optimizer = AdamW() if optimizer is None else optimizer
+    schedule = constant() if schedule is None else schedule
+    optimizer.decayed(params)  # raises for a pattern that matches nothing
+    state = State(params, optimizer, batches, numpy.random.default_rng(seed) if dropout else None)
+    fixed = {} if checkpoint is None else describe(
+        model, params, batches, optimizer, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout,
+        log="kept" if log is not None else "not kept")
+
+    def run(step: int) -> dict[str, Any]:
+        return {**fixed, "schedule, summed over the steps made": math.fsum(map(schedule, range(1, step + 1)))}
+
+    def save() -> None:
+        if checkpoint is not None:
+            length = lines.sync()  # the log is on the disk before the checkpoint that counts on it
+            checkpoints.write(checkpoint, state.arrays(), {**state.counters(), "log": length}, run(state.history.step))
+
+    found = checkpoint is not None and Path(checkpoint).exists()
+    saved = checkpoints.read(checkpoint) if checkpoint is not None and found and resume else None
+    if saved is not None:
+        _refuse_another(saved, run(saved.state["step"]), steps)
+        state.check(saved)
+    with Log(log, saved.state["log"] if saved else 0) as lines:
+        if saved is not None:
+            state.restore(saved)
+        elif found:
+            save()  # so that a run killed early does not go on from the checkpoint that it was to replace
+        lines.begin()
+        history = state.history
+        begun = time.perf_counter() - history.seconds
+        with Progress(steps, history.step, label, progress) as bar:
             while history.step < steps:
-                loss = run.step()
+                _micro_batch(model, state, accumulate)
+                if state.micro % accumulate == 0:
+                    lines.write(**_step(state, schedule, clip, accumulate))
+                    bar.update(history.step, _figures(history))
+                    if evaluate and (history.step == steps or (eval_every and history.step % eval_every == 0)):
+                        lines.write(**_score(history, float(evaluate())))
                 history.seconds = time.perf_counter() - begun
-                bar.update(history.step, f"loss {loss:.4f}" + (f"  score {history.scores[-1][1]:.4f}"
-                                                               if history.scores else ""))
-                if evaluate and (history.step == steps or (eval_every and history.step % eval_every == 0)):
-                    run.scored(float(evaluate()))
-                run.checkpoint_if_due()
-            run.finish()
-        finally:
-            run.close()
+                if state.micro % checkpoint_every == 0 or history.step == steps:
+                    save()
     return history
 
 
-class _Run:
-    """The state of a run: everything that a checkpoint holds, and the moves between checkpoints."""
+def _micro_batch(model: Any, state: State, accumulate: int) -> None:
+    """Forward and backward; adds to the partial sums of `state`."""
+    cursor = state.batches.state()
+    batch = state.batches.next()
+    tokens = label_tokens(batch)
+    if tokens == 0:
+        raise ValueError(f"the batch at {cursor} has no label tokens: every label is -100")
+    loss, grads = value_and_grad(lambda: model.loss(**batch, rng=state.rng), state.params)
+    _finite(f"the loss of the batch at {cursor}", loss, state.history.step + 1)
+    if accumulate == 1:
+        state.partial, state.loss_sum = grads, loss  # the weight would cancel; no second copy of the gradients
+    else:
+        for name, g in grads.items():
+            if name in state.partial:
+                state.partial[name] += g * tokens
+            else:
+                state.partial[name] = g * tokens  # an array of our own: those of value_and_grad may be shared
+        state.loss_sum += loss * tokens
+    state.tokens += tokens
+    state.micro += 1
 
-    def __init__(self, model: Any, params: Mapping[str, Leaf], batches: Batches, steps: int, optimizer: AdamW,
-                 schedule: Schedule, clip: float | None, accumulate: int, seed: int, dropout: bool, log: Any,
-                 checkpoint: Any, checkpoint_every: int):
-        for what, value in (("steps", steps), ("accumulate", accumulate), ("checkpoint_every", checkpoint_every)):
-            if value < 1:
-                raise ValueError(f"{what} is {value}; expected at least 1")
-        if not params:
-            raise ValueError("nothing is selected: params is empty")
-        self.model, self.params, self.batches, self.optimizer = model, params, batches, optimizer
-        self.schedule, self.clip, self.accumulate, self.seed = schedule, clip, accumulate, seed
-        self.log_path, self.path, self.every = log, checkpoint, checkpoint_every
-        self.rng = numpy.random.default_rng(seed) if dropout else None
-        self.history = History()
-        self.partial: dict[str, Array] = {}
-        self.tokens, self.loss_sum, self.micro, self.saved_at = 0, 0.0, 0, 0
-        self.log: Any = None
 
-    # ---- one optimizer step
+def _step(state: State, schedule: Schedule, clip: float | None, accumulate: int) -> dict[str, Any]:
+    """The update from the partial sums, which it empties. Returns the line of the log."""
+    history, weight = state.history, state.tokens if accumulate > 1 else 1
+    norm = global_norm(state.partial) / weight
+    step = history.step + 1
+    _finite("the norm of the gradient", norm, step)
+    scale = (clip / norm if clip is not None and norm > clip else 1.0) / weight
+    lr, loss, tokens = state.optimizer.lr * schedule(step), state.loss_sum / weight, state.tokens
+    state.optimizer.step(state.params, state.partial, lr, scale)
+    history.step = step
+    history.losses.append(loss)
+    state.partial, state.loss_sum, state.tokens = {}, 0.0, 0
+    return {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
 
-    def step(self) -> float:
-        """Micro-batches until a step is full, then the update. Returns the mean loss per token."""
-        while True:
-            loss, tokens = self._micro_batch()
-            if self.micro % self.accumulate == 0:
-                break
-            self.checkpoint_if_due()
-        grads, mean = self.partial, loss
-        if self.accumulate > 1:
-            grads, mean = {name: g / self.tokens for name, g in grads.items()}, self.loss_sum / self.tokens
-        norm = math.sqrt(sum(float(to_host((g * g).sum())) for g in grads.values()))
-        self._finite("gradient norm", norm)
-        if self.clip is not None and norm > self.clip:
-            grads = {name: g * (self.clip / norm) for name, g in grads.items()}
-        at = self.history.step + 1
-        lr = self.optimizer.lr * self.schedule(at)
-        self.optimizer.step(self.params, grads, lr)
-        self.history.step = at
-        self.history.losses.append(mean)
-        self._write_log({"step": at, "loss": mean, "lr": lr, "grad_norm": norm, "tokens": self.tokens})
-        self.partial, self.tokens, self.loss_sum = {}, 0, 0.0
-        return mean
 
-    def _micro_batch(self) -> tuple[float, int]:
-        batch = self.batches.next()
-        tokens = label_tokens(batch)
-        loss, grads = value_and_grad(lambda: self.model.loss(**batch, rng=self.rng), self.params)
-        self._finite("loss", loss)
-        if self.accumulate == 1:
-            self.partial = grads
-        else:
-            for name, g in grads.items():
-                term = g * tokens
-                if name in self.partial:
-                    term += self.partial[name]
-                self.partial[name] = term
-        self.tokens, self.loss_sum, self.micro = self.tokens + tokens, self.loss_sum + loss * tokens, self.micro + 1
-        return loss, tokens
+def global_norm(grads: Mapping[str, Array]) -> float:
+    """The length of all gradients as one vector: sqrt(sum of squares); infinity if a square overflows."""
+    with numpy.errstate(over="ignore"):
+        squares = xp.stack([xp.asarray((g * g).sum()) for g in grads.values()])  # one copy to the host, not one each
+    return math.hypot(*map(math.sqrt, to_host(squares).tolist()))
 
-    def _finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            kept = f"; the last checkpoint is {self.path}, unharmed" if self.path and Path(self.path).exists() else ""
-            raise FloatingPointError(f"{what} is {value} at step {self.history.step + 1} (micro-batch "
-                                     f"{self.micro + 1}): lower the learning rate, clip, or look for NaN in the "
-                                     f"weights{kept}")
 
-    def scored(self, score: float) -> None:
-        """Record an evaluation."""
-        step = self.history.step
-        self.history.scores.append((step, score))
-        if self.history.best is None or score > self.history.best[1]:
-            self.history.best = (step, score)
-        self._write_log({"step": step, "score": score})
+def _score(history: History, score: float) -> dict[str, Any]:
+    """Record an evaluation. Returns the line of the log."""
+    if not math.isfinite(score):
+        raise ValueError(f"evaluate() returned {score} after step {history.step}; expected a finite number")
+    history.scores.append((history.step, score))
+    if history.best is None or score > history.best[1]:
+        history.best = (history.step, score)
+    return {"step": history.step, "score": score}
 
-    # ---- log and checkpoint
 
-    def start(self, resume: bool) -> None:
-        """Open the log; go on from the checkpoint if there is one."""
-        offset = 0
-        if self.path is not None and resume and Path(self.path).exists():
-            self.partial, state = checkpoints.load(self.path, self.params, self.optimizer, self._describe())
-            self.history = History(state["step"], [], [(s, v) for s, v in state["scores"]],
-                                   tuple(state["best"]) if state["best"] else None, state["seconds"])
-            self.tokens, self.loss_sum, self.micro = state["tokens"], state["loss_sum"], state["micro"]
-            self.saved_at, offset = self.micro, state["log"]
-            self.batches.load_state(state["batches"])
-            if self.rng is not None:
-                self.rng.bit_generator.state = state["rng"]
-        if self.log_path is not None:
-            self.log = open(self.log_path, "r+b" if offset and Path(self.log_path).exists() else "wb")
-            self.log.seek(offset)
-            self.log.truncate()
+def _finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{what} is {value}, in step {step}: lower the learning rate, or look for NaN in the "
+                                 f"weights. Parameters, moments and checkpoint are as they were before this step")
 
-    def checkpoint_if_due(self) -> None:
-        if self.micro - self.saved_at >= self.every:
-            self.save()
 
-    def finish(self) -> None:
-        if self.micro != self.saved_at:
-            self.save()
+def _figures(history: History) -> str:
+    score = f"  score {history.scores[-1][1]:.4f}" if history.scores else ""
+    return f"loss {history.losses[-1]:.4f}{score}"
 
-    def save(self) -> None:
-        """Write a checkpoint, if there is a place for it; the log is on the disk before it."""
-        self.saved_at = self.micro
-        if self.path is None:
-            return
-        if self.log is not None:
-            self.log.flush()
-            os.fsync(self.log.fileno())
-        h = self.history
-        checkpoints.save(self.path, self.params, self.optimizer, self.partial, {
-            "step": h.step, "scores": h.scores, "best": h.best, "seconds": h.seconds, "tokens": self.tokens,
-            "loss_sum": self.loss_sum, "micro": self.micro, "batches": self.batches.state(),
-            "rng": self.rng.bit_generator.state if self.rng else None,
-            "log": self.log.tell() if self.log is not None else 0}, self._describe())
 
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
+def _refuse_another(saved: checkpoints.Checkpoint, run: Mapping[str, Any], steps: int) -> None:
+    differs = difference(saved.run, run)
+    if differs is not None:
+        raise ValueError(f"{saved.path} belongs to another run: {differs}; delete it, or pass resume=False to start "
+                         f"afresh over it")
+    if saved.state["step"] > steps:
+        raise ValueError(f"{saved.path} is at step {saved.state['step']}, past the {steps} asked for")
 
-    def _write_log(self, line: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.write((json.dumps(line) + "\n").encode())
-            self.log.flush()
 
-    def _describe(self) -> dict[str, Any]:
-        """What the run is, but for its length. The frozen base is part of it: a checkpoint does not hold it."""
-        if not hasattr(self, "_description"):
-            frozen = {name: array for name, array in self.model.state().items() if name not in self.params}
-            self._description = {
-                "params": {name: [list(p.shape), str(p.dtype)] for name, p in self.params.items()},
-                "optimizer": self.optimizer.describe(), "clip": self.clip, "accumulate": self.accumulate,
-                "seed": self.seed, "dropout": self.rng is not None, "batches": self.batches.describe(),
-                "frozen": fingerprint(frozen)}
-        return self._description
+def _check(params: Mapping[str, Leaf], steps: int, accumulate: int, checkpoint_every: int, eval_every: int | None,
+           clip: float | None, seed: int, log: Any, checkpoint: Any) -> None:
+    if not params:
+        raise ValueError("nothing is selected: params is empty")
+    for what, value, least in (("steps", steps, 1), ("accumulate", accumulate, 1), ("seed", seed, 0),
+                               ("checkpoint_every", checkpoint_every, 1),
+                               ("eval_every", 1 if eval_every is None else eval_every, 1)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{what} is {value!r}; expected an integer >= {least}")
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"clip is {clip!r}; expected a finite number > 0, or None")
+    for what, path in (("log", log), ("checkpoint", checkpoint)):
+        if path is not None and not Path(path).parent.is_dir():
+            raise ValueError(f"{what} is {str(path)!r}, in a folder that does not exist")

@@ -29,6 +29,8 @@ def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
 
 def inverse_sqrt(d_model: int, warmup: int = 4000) -> Schedule:
     """d_model^-0.5 min(step^-0.5, step warmup^-1.5), with an optimizer of lr 1.   Vaswani et al., 2017, sec. 5.3."""
+    if d_model < 1 or warmup < 1:
+        raise ValueError(f"d_model is {d_model} and warmup {warmup}; expected at least 1 of both")
     return lambda step: d_model ** -0.5 * min(step ** -0.5, step * warmup ** -1.5)
 
 
