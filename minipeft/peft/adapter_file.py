@@ -52,7 +52,7 @@ def read(path: str | os.PathLike) -> AdapterFile:
     try:
         method, places = json.loads(metadata["method"]), json.loads(metadata["places"])
         name, base = metadata["name"], metadata["base"]
-        kind = method.pop("kind")
+        kind = str(method.pop("kind"))
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({error!r})") from None
     if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places):

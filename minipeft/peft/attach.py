@@ -36,7 +36,9 @@ class Attachment:
 
     @property
     def state(self) -> str:
-        """ "off", "plugged" or "merged"."""
+        """ "off", "plugged" or "merged"; "removed" after `remove`."""
+        if not self.places:
+            return "removed"
         entry = next((e for e in next(iter(self.places.values())).plugged if e.name == self.name), None)
         return "off" if entry is None else "plugged" if entry.merged is None else "merged"
 
@@ -87,10 +89,9 @@ class Attachment:
 
     def remove(self) -> None:
         """Take the attachment off the model for good; its name is free again."""
-        if self.state != "off":
-            self._require("remove", "plugged")
+        self._require("remove", "off", "plugged")
+        if self.state == "plugged":
             self.unplug()
-        self._require("remove", "off")
         for place in self.places.values():
             del place.attached[self.name]
         del self.model.attachments[self.name]  # type: ignore[attr-defined]
@@ -104,8 +105,7 @@ class Attachment:
         adapter_file.write(file, self.name, self.method, list(self.places), tensors, self.model)
 
     def __repr__(self) -> str:
-        state = self.state if self.places else "removed"
-        return f"Attachment({self.name!r}, {type(self.method).__name__}, {state}, {len(self.places)} places)"
+        return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"
 
     def _require(self, move: str, *states: str) -> None:
         if not self.places:

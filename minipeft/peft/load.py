@@ -21,8 +21,9 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     """The attachment that `path` holds, on `model`, plugged. name: by default the one that it was saved under.
 
     Raises ValueError, leaving the model as it was, for a damaged file, places that the model lacks, tensors that
-    are missing, extra or of another shape or not finite, a taken name, and a file made for another base: a low-rank
-    update means something on the weights that it was trained on alone. force=True skips only that last check."""
+    are missing, extra, of another shape or dtype or not finite, a taken name, and a file made for another base: a
+    low-rank update means something on the weights that it was trained on alone. force=True skips only that last
+    check."""
     file = adapter_file.read(path)
     name = file.name if name is None else name
     check_name(model, name)
@@ -39,11 +40,16 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
         odd = sorted(set(expected) ^ set(file.tensors))
         raise ValueError(f"{path}: {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
+    arrays: dict[str, numpy.ndarray] = {}
     for key, p in expected.items():
         if file.tensors[key].shape != p.shape:
             raise ValueError(f"{path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(p.shape)}")
-        if not numpy.isfinite(file.tensors[key]).all():
-            raise ValueError(f"{path}: {key} holds numbers that are not finite")
+        if file.tensors[key].dtype.kind != "f":
+            raise ValueError(f"{path}: {key} has dtype {file.tensors[key].dtype}; expected floating point")
+        with numpy.errstate(over="ignore"):
+            arrays[key] = file.tensors[key].astype(p.dtype)
+        if not numpy.isfinite(arrays[key]).all():
+            raise ValueError(f"{path}: {key} holds numbers that are not finite in {p.dtype}")
     found = fingerprint(model.state())
     if found != file.base and not force:
         raise ValueError(f"{path}: made for another base model (fingerprint {file.base[:12]}..., this model has "
@@ -51,5 +57,5 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     attachment = attach(model, method, numpy.random.default_rng(0), name)
     for where, place in attachment.places.items():
         for leaf, p in parameters_of(place.attached[name]).items():
-            p.data = to_device(file.tensors[f"{where}.{leaf}"].astype(p.dtype))
+            p.data = to_device(arrays[f"{where}.{leaf}"])
     return attachment

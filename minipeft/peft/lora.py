@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -46,7 +47,7 @@ class LoRA:
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"LoRA: rank is {self.rank!r}; expected an integer >= 1")
-        if type(self.alpha) not in (int, float) or not math.isfinite(self.alpha) or self.alpha == 0:
+        if type(self.alpha) not in (int, float) or not 0 < abs(self.alpha) <= sys.float_info.max:
             raise ValueError(f"LoRA: alpha is {self.alpha!r}; expected a finite number other than 0")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA: dropout is {self.dropout!r}; expected a number in [0, 1)")
