@@ -91,5 +91,7 @@ def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirection
     else:
         n = numpy.maximum(-distance, 0)
     exact = buckets // 2
-    far = numpy.log(numpy.maximum(n, exact) / exact) / math.log(max_distance / exact) * (buckets - exact)
+    ratio = numpy.maximum(n, exact).astype(numpy.float32) / numpy.float32(exact)
+    log = numpy.log(ratio.astype(numpy.float64)).astype(numpy.float32)  # rounded to float32, as the reference has it:
+    far = log / numpy.float32(math.log(max_distance / exact)) * numpy.float32(buckets - exact)  # it decides at edges
     return first + numpy.where(n < exact, n, numpy.minimum(exact + far.astype(numpy.int64), buckets - 1))
