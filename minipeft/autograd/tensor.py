@@ -112,10 +112,17 @@ def op(forward: Callable) -> Callable[..., Tensor]:
     Positional inputs are Tensors, arrays or None; `vjps` has one entry for each, in order: a function of g, or None
     where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or of
     the shape that this input was broadcast to: the pullback sums broadcast axes out, so no VJP mentions them.
-    Neither `forward` nor a VJP writes into an array that it was given."""
+    Neither `forward` nor a VJP writes into an array that it was given. Inputs may be named in a call, and left out
+    where `forward` has a default."""
+    names = forward.__code__.co_varnames[:forward.__code__.co_argcount]
+    defaults = dict(zip(names[::-1], (forward.__defaults__ or ())[::-1]))
 
     @functools.wraps(forward)
     def apply(*inputs: Any, **options: Any) -> Tensor:
+        for name in names[len(inputs):]:
+            if name not in options and name not in defaults:
+                break  # `forward` says what is missing
+            inputs += (options.pop(name, defaults.get(name)),)
         try:
             out, vjps = forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **options)
         except TypeError as error:
@@ -179,7 +186,8 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
                    unused: str = "raise") -> tuple[Any, dict[str, Array]]:
     """The loss `step()` and its gradient with respect to `params`, {name: Parameter} -> {name: array}.
 
-    Only these parameters are watched while `step` runs; each gradient has its parameter's shape and dtype. The loss
+    Only these parameters are watched while `step` runs; each gradient has its parameter's shape, and its dtype unless
+    the step mixes dtypes. Gradients may share memory (a + b hands one array to both): do not write into them. The loss
     is returned as a Python number. `unused` says what a parameter that the loss does not depend on is: an error
     ("raise"), or a gradient of zeros ("zeros").
 
@@ -201,14 +209,15 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
     finally:
         _watched.reset(token)
     value = to_host(loss.data).item()
-    found = pullback(node, xp.ones_like(loss.data)) if node is not None else {}
+    one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
+    found = pullback(node, one) if node is not None else {}
     del loss
     missing = [name for name, leaf in leaves.items() if leaf not in found]
     if missing and unused == "raise":
         raise ValueError(f"the loss does not depend on {len(missing)} of {len(leaves)} selected parameters: "
                          f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; select fewer, "
                          f"or pass unused='zeros'")
-    return value, {name: found[leaf] if leaf in found else xp.zeros_like(params[name].data)
+    return value, {name: xp.asarray(found[leaf]) if leaf in found else xp.zeros_like(params[name].data)
                    for name, leaf in leaves.items()}
 
 

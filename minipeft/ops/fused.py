@@ -172,7 +172,7 @@ def gelu_tanh(x):
 
     dx = g ((1 + t) / 2 + x (1 - t^2) c (1 + 3 a x^2) / 2)."""
     c, a = math.sqrt(2 / math.pi), 0.044715
-    t = x * x
+    t = xp.asarray(x * x)  # NumPy makes a scalar of a 0-d product
     t *= a
     t += 1
     t *= x

@@ -6,12 +6,13 @@ input's VJP may return the broadcast shape; the engine sums it back (`autograd.t
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy
 
 from minipeft.autograd.tensor import Tensor, array_of, op
-from minipeft.backend import Array, to_device, xp
+from minipeft.backend import Array, scalar, to_device, to_host, xp
 from minipeft.ops.erf import erf_of
 
 
@@ -125,10 +126,11 @@ def sum(a, *, axis=None, keepdims=False):
 
 
 def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """sum / count. The count is a Python int, so Fractions stay exact."""
+    """sum / count, the count in the array's own kind: Fractions stay exact (of two ints, / would make a float)."""
     old = array_of(a).shape
-    count = math.prod(old) // math.prod(_kept_shape(old, axis))
-    return div(sum(a, axis=axis, keepdims=keepdims), count)
+    count = math.prod(n for n, kept in zip(old, _kept_shape(old, axis)) if kept == 1)
+    total = sum(a, axis=axis, keepdims=keepdims)
+    return div(total, scalar(Fraction(count), total))
 
 
 def _kept_shape(shape: tuple, axis: Any) -> tuple:
@@ -140,8 +142,13 @@ def _kept_shape(shape: tuple, axis: Any) -> tuple:
 
 @op
 def index(a, *, key):
-    """a[key] for basic indexing (integers and slices);   da = g at key, 0 elsewhere."""
+    """a[key] for integers and slices, or for one array of distinct indices >= 0;   da = g at key, 0 elsewhere.
+
+    Raises ValueError for repeated indices, whose gradients would be lost: `embedding` looks rows up."""
     old = a.shape
+    arrays = [to_host(k) for k in (key if isinstance(key, tuple) else (key,)) if hasattr(k, "dtype") or type(k) is list]
+    if any(k.dtype != bool and (len(arrays) > 1 or len(numpy.unique(k)) < k.size) for k in arrays):
+        raise ValueError("index: indices repeat, or come in several arrays; ops.embedding looks rows up")
 
     def vjp(g: Array) -> Array:
         out = xp.zeros(old, dtype=g.dtype)
