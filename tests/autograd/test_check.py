@@ -1,0 +1,162 @@
+"""The gradient check: it passes what is right, catches what is wrong, and says where."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minipeft
+from minipeft import ops
+from minipeft.autograd.tensor import Leaf, Tensor, op, stop_gradient
+from tests.strategies import draw_array, seeds, shapes
+
+
+def product_with(db: Any) -> Any:
+    """a * b whose VJP for b is the one given: db(g, a)."""
+    @op
+    def product(a, b):
+        return a * b, (lambda g: g * b, lambda g: db(g, a))
+    return product
+
+
+def check(f: Any, params: dict[str, Leaf], seed: int = 0, **options: Any) -> float:
+    def step() -> Tensor:  # linear in each parameter, so that differences have no truncation error to hide behind
+        out = f(*params.values())
+        return ops.sum(ops.mul(out, draw_array(seed + 2, out.shape)))
+
+    return minipeft.check_gradients(step, params, numpy.random.default_rng(seed), **options)
+
+
+def pair(seed: int, shape: tuple) -> dict[str, Leaf]:
+    return {"a": Leaf(draw_array(seed, shape)), "b": Leaf(draw_array(seed + 1, shape))}
+
+
+@given(seeds(), shapes(0, 3))
+def test_a_right_vjp_passes_with_an_error_below_its_tolerance(seed, shape):
+    assert 0 <= check(product_with(lambda g, a: g * a), pair(seed, shape), seed) <= 1
+
+
+WRONG = {
+    "sign": lambda g, a: -g * a, "factor": lambda g, a: 2 * g * a, "other input": lambda g, a: g * g,
+    "forgotten factor": lambda g, a: g, "zero": lambda g, a: g * 0,
+    "off by a millionth": lambda g, a: g * a * (1 + 1e-6),
+    "NaN": lambda g, a: g * a * numpy.nan,
+    "transposed": lambda g, a: (g * a).T}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+@given(seeds())
+def test_a_wrong_vjp_is_caught_and_its_parameter_named(mistake, seed):
+    with pytest.raises(AssertionError, match="^gradient of b: along a random direction the VJP says"):
+        check(product_with(WRONG[mistake]), pair(seed, (3, 3)), seed)
+
+
+@pytest.mark.parametrize("claimed", [1e-7, 2e-7])
+def test_a_wrong_gradient_of_a_small_parameter_does_not_hide_behind_a_strongly_curved_one(claimed):
+    """Along one direction for both, a's truncation error is larger than all of b's gradient."""
+    params = {"a": Leaf(draw_array(0, (5,)) * 0.05), "b": Leaf(draw_array(1, (5,)))}
+
+    @op
+    def faint(b):
+        return b * 1e-7, (lambda g: g * claimed,)
+
+    def step() -> Tensor:
+        return ops.sum(ops.add(ops.tanh(ops.mul(params["a"], 20.0)), faint(params["b"])))
+
+    minipeft.check_gradients(step, params, numpy.random.default_rng(0), each=False)
+    if claimed == 1e-7:
+        minipeft.check_gradients(step, params, numpy.random.default_rng(0), each=True)
+    else:
+        with pytest.raises(AssertionError, match="gradient of b"):
+            minipeft.check_gradients(step, params, numpy.random.default_rng(0), each=True)
+
+
+def test_one_direction_for_all_names_them_all():
+    with pytest.raises(AssertionError, match="gradient of a, b"):
+        check(product_with(WRONG["factor"]), pair(0, (3, 3)), each=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", object])
+def test_other_dtypes_than_float64_are_refused_by_name(dtype):
+    p = Leaf(numpy.ones(2).astype(dtype))
+    with pytest.raises(ValueError, match="low is .*; gradients are checked in float64"):
+        minipeft.check_gradients(lambda: pytest.fail("the step ran"), {"low": p}, numpy.random.default_rng(0))
+
+
+@given(seeds())
+def test_values_that_pass_stop_gradient_are_held_fixed(seed):
+    """Of p stop(p) the gradient is stop(p): with the stopped value moving too, differences would say 2 p."""
+    p = Leaf(draw_array(seed, (3,)))
+    minipeft.check_gradients(lambda: ops.sum(ops.mul(p, stop_gradient(p))), {"p": p}, numpy.random.default_rng(seed))
+
+
+def test_several_stopped_values_are_replayed_in_order():
+    p = Leaf(draw_array(3, (3,)))
+
+    def step() -> Tensor:
+        first, second = stop_gradient(ops.tanh(p)), stop_gradient(ops.exp(p))
+        return ops.sum(ops.mul(ops.mul(p, first), second))
+
+    minipeft.check_gradients(step, {"p": p}, numpy.random.default_rng(0))
+
+
+def test_stopped_values_move_again_after_a_check():
+    p = Leaf(draw_array(3, (3,)))
+    minipeft.check_gradients(lambda: ops.sum(ops.mul(p, stop_gradient(p))), {"p": p}, numpy.random.default_rng(0))
+    assert stop_gradient(Tensor(numpy.array(7.0))).data == 7
+
+
+@given(seeds(), st.booleans())
+def test_the_parameters_are_restored_to_the_same_arrays(seed, fails):
+    params = pair(seed, (2, 3))
+    before = {name: (p.data, p.data.copy()) for name, p in params.items()}
+    f = product_with(WRONG["sign"] if fails else lambda g, a: g * a)
+    try:
+        check(f, params, seed)
+        assert not fails
+    except AssertionError:
+        assert fails
+    for name, p in params.items():
+        assert p.data is before[name][0] and (p.data == before[name][1]).all()
+
+
+def test_the_parameters_are_restored_when_the_step_raises():
+    p = Leaf(numpy.ones(3))
+    array, calls = p.data, []
+
+    def step() -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyError("mine")
+        return ops.sum(p)
+
+    with pytest.raises(KeyError):
+        minipeft.check_gradients(step, {"p": p}, numpy.random.default_rng(0))
+    assert p.data is array
+
+
+def test_a_kink_inside_the_step_is_reported_as_a_disagreement():
+    """relu at 0 has no derivative: differences say 1/2, the VJP says 0. A check there is a check of nothing."""
+    p = Leaf(numpy.zeros(3))
+    with pytest.raises(AssertionError):
+        minipeft.check_gradients(lambda: ops.sum(ops.relu(p)), {"p": p}, numpy.random.default_rng(0))
+
+
+def test_a_loss_that_is_not_finite_is_no_pass():
+    p = Leaf(numpy.array([1.0, 2.0]))
+    with pytest.raises(AssertionError):
+        minipeft.check_gradients(lambda: ops.sum(ops.mul(p, numpy.nan)), {"p": p}, numpy.random.default_rng(0))
+
+
+def test_one_direction_costs_six_evaluations():
+    params, calls = pair(0, (3, 3)), []
+
+    def step() -> Tensor:
+        calls.append(1)
+        return ops.sum(ops.mul(*params.values()))
+
+    minipeft.check_gradients(step, params, numpy.random.default_rng(0), each=False)
+    assert len(calls) == 1 + 6
