@@ -1,0 +1,272 @@
+"""A checkpoint gives back every bit; a damaged or foreign one is refused before anything changes."""
+import json
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minipeft
+from minipeft.files import read_tensors, write_tensors
+from minipeft.train import checkpoint as checkpoints
+from minipeft.train.state import State
+from tests.train import tiny
+
+LORA = dict(rank=2, alpha=4, dropout=0.1)
+
+
+class Run:
+    """A training run in a folder. Without a change, any two of them are the same run."""
+
+    def __init__(self, folder: Path, *, dtype: str = "float32", base: int = 0, dropout_rate: float = 0.1,
+                 lora: dict | None = None, below: int | None = None, where: str = ".*", batches: Any = None,
+                 optimizer: dict = {}, **settings: Any):
+        self.path = folder / "run.safetensors"
+        self.model = tiny.model(base, dtype, dropout_rate)
+        if below is not None:  # an adapter that stays frozen, of which `below` is the seed
+            attachment = minipeft.attach(self.model, minipeft.LoRA(2), numpy.random.default_rng(below), "below")
+            for p in attachment.parameters.values():
+                p.data += 0.5
+        if lora is not None:
+            where = "@lora"
+            minipeft.attach(self.model, minipeft.LoRA(**lora), numpy.random.default_rng(0))
+        self.params = minipeft.select(self.model, where)
+        self.optimizer = minipeft.AdamW(**optimizer)
+        self.batches = tiny.batches() if batches is None else batches
+        self.settings: dict[str, Any] = {"accumulate": 2, "checkpoint": self.path, "checkpoint_every": 5,
+                                         "log": folder / "log.jsonl", **settings}
+
+    def fit(self, steps: int = 4) -> Any:
+        return minipeft.fit(self.model, self.params, self.batches, steps=steps, optimizer=self.optimizer,
+                            **self.settings)
+
+    def killed(self) -> "Run":
+        """Trained until the sixth micro-batch: the checkpoint is one of 2 steps and half a third."""
+        given_out = [self.batches.next] * 5
+
+        def next_batch() -> Any:
+            return given_out.pop()() if given_out else exec("raise KeyboardInterrupt")
+
+        self.batches.next = next_batch
+        with pytest.raises(KeyboardInterrupt):
+            self.fit()
+        return self
+
+    def bits(self) -> Any:
+        return tiny.bits(self.params, self.optimizer), self.batches.state(), tiny.files(self.path.parent)
+
+    def refused(self, message: str, steps: int = 4) -> None:
+        """fit raises ValueError, and neither parameters, moments, cursor nor any file has changed."""
+        before = self.bits()
+        with pytest.raises(ValueError, match=message):
+            self.fit(steps)
+        assert self.bits() == before
+
+
+# ---- what was written is read
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def any_finite(rng: numpy.random.Generator, shape: tuple, dtype: str) -> numpy.ndarray:
+    """Any bits that are a finite number; -0 for the others."""
+    size = numpy.dtype(dtype).itemsize
+    array = numpy.frombuffer(rng.bytes(size * int(numpy.prod(shape))), dtype).reshape(shape)
+    return numpy.where(numpy.isfinite(array), array, -numpy.zeros_like(array))
+
+
+@given(seed=st.integers(0, 2 ** 32 - 1), dtype=st.sampled_from(["float32", "float64"]), state=st.dictionaries(
+    st.text(), numbers | st.integers() | st.none() | st.lists(numbers)))
+def test_arrays_and_numbers_come_back_to_the_bit(tmp_path_factory: Any, seed: int, dtype: str, state: dict) -> None:
+    rng = numpy.random.default_rng(seed)
+    shapes = [(2, 3), (), (0, 4), (5,)]
+    arrays = {group: {f"{group}.{i}/x": any_finite(rng, shape, dtype) for i, shape in enumerate(shapes)}
+              for group in checkpoints.GROUPS}
+    arrays["m"]["turned"] = numpy.asarray(rng.normal(size=(3, 2)), dtype=dtype).T
+    path = tmp_path_factory.getbasetemp() / "round_trip.safetensors"
+    checkpoints.write(path, arrays, state, {"seed": seed})
+    found = checkpoints.read(path)
+    assert found.state == state and found.run == {"seed": seed} and str(found.state) == str(state)
+    for group, members in arrays.items():
+        assert set(found.arrays[group]) == set(members)
+        for name, array in members.items():
+            back = found.arrays[group][name]
+            assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_a_restored_run_has_the_parameters_moments_random_state_cursor_and_sums_of_the_killed_one(
+        tmp_path: Path, dtype: str, lora: dict | None) -> None:
+    killed, other = Run(tmp_path, dtype=dtype, lora=lora).killed(), Run(tmp_path, dtype=dtype, lora=lora)
+    saved = checkpoints.read(killed.path)
+    state = State(other.params, other.optimizer, other.batches, numpy.random.default_rng(7))
+    arrays = {name: p.data for name, p in other.params.items()}
+    state.check(saved)
+    state.restore(saved)
+    assert tiny.bits(other.params, other.optimizer) == tiny.bits(killed.params, killed.optimizer)
+    assert all(other.params[name].data is array for name, array in arrays.items())
+    assert other.batches.state() == killed.batches.state() != tiny.batches().state()
+    assert set(state.partial) == set(killed.params) and state.tokens > 0 and state.loss_sum > 0
+    assert (state.micro, state.history.step) == (5, 2)
+    counters = {**saved.state}
+    assert counters.pop("log") == len((tmp_path / "log.jsonl").read_bytes())
+    assert state.counters() == {**counters, "scores": [], "seconds": state.history.seconds}
+
+
+def test_moments_of_parameters_that_are_not_trained_here_stay_with_the_optimizer(tmp_path: Path) -> None:
+    Run(tmp_path).killed()
+    run = Run(tmp_path)
+    stray = minipeft.Parameter(numpy.ones(3))
+    run.optimizer.step({"stray": stray}, {"stray": numpy.ones(3)})
+    run.fit()
+    assert run.optimizer.steps["stray"] == 1 and set(run.optimizer.m) == {*run.params, "stray"}
+    assert "m/stray" not in read_tensors(run.path)[0]
+
+
+def test_a_checkpoint_never_holds_nan_and_the_one_before_stays(tmp_path: Path) -> None:
+    path, good = tmp_path / "c.safetensors", {"param": {"w": numpy.ones(2)}}
+    checkpoints.write(path, good, {}, {})
+    before = path.read_bytes()
+    for bad in (numpy.nan, numpy.inf):
+        with pytest.raises(FloatingPointError, match="v/w holds NaN or infinity"):
+            checkpoints.write(path, {**good, "v": {"w": numpy.array([1.0, bad])}}, {}, {})
+    assert path.read_bytes() == before
+
+
+# ---- what is damaged is refused
+
+def test_a_checkpoint_cut_at_any_length_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path).killed()
+    run = Run(tmp_path)
+    whole = run.path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for length in sorted({*range(0, 40), *range(header - 3, header + 3), *range(0, len(whole), len(whole) // 60),
+                          len(whole) - 1}):
+        run.path.write_bytes(whole[:length])
+        run.refused("run.safetensors")
+    run.path.write_bytes(whole + b"\0")
+    run.refused("run.safetensors")
+    run.path.write_bytes(whole)
+    assert run.fit().step == 4
+
+
+def rewrite(path: Path, change: Callable[[dict, dict], Any]) -> None:
+    """Write the file again after change(tensors, metadata)."""
+    tensors, metadata = read_tensors(path)
+    change(tensors, metadata)
+    write_tensors(path, tensors, metadata)
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state.update(step=3), lambda state: state.pop("step"), lambda state: state.update(step="two"),
+    lambda state: state.pop("rng"), lambda state: state["rng"]["state"].update(state=1), lambda state: state.clear(),
+    lambda state: state.update(tokens=-1), lambda state: state["batches"].update(position=4),
+    lambda state: state.update(log=10 ** 9), lambda state: state.update(scores=None),
+    lambda state: state["steps"].popitem()])
+def test_altered_counters_are_refused(tmp_path: Path, change: Callable) -> None:
+    def alter(_: dict, metadata: dict) -> None:
+        state = json.loads(metadata["state"])
+        change(state)
+        metadata["state"] = json.dumps(state)
+
+    Run(tmp_path).killed()
+    rewrite(tmp_path / "run.safetensors", alter)
+    Run(tmp_path).refused("sha256 does not match")
+
+
+@pytest.mark.parametrize("key", ["state", "run", "sha256"])
+@pytest.mark.parametrize("text", [None, "", "[]", "{", "null"])
+def test_metadata_that_is_missing_or_not_what_it_was_is_refused(tmp_path: Path, key: str, text: str | None) -> None:
+    Run(tmp_path).killed()
+    rewrite(tmp_path / "run.safetensors",
+            lambda _, metadata: metadata.pop(key) if text is None else metadata.update({key: text}))
+    Run(tmp_path).refused("sha256 does not match")
+
+
+NAME = "embedding.weight"
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.pop(f"param/{NAME}"), f"param/{NAME} is missing"), (lambda t: t.pop(f"m/{NAME}"), "m/.* is missing"),
+    (lambda t: t.pop(f"partial/{NAME}"), f"partial/{NAME} is missing"),
+    (lambda t: t.update({"v/stray": t[f"v/{NAME}"]}), "v/stray is not a selected parameter"),
+    (lambda t: t.update({"stray": t[f"v/{NAME}"]}), "'stray' is not a tensor of a checkpoint"),
+    (lambda t: t.update({f"v/{NAME}": t[f"v/{NAME}"][1:]}), r"v/.* is float32 \[11, 8\]; expected float32 \[12, 8\]"),
+    (lambda t: t.update({f"param/{NAME}": t[f"param/{NAME}"].astype("float64")}), "is float64 .*; expected float32")])
+def test_tensors_that_are_not_those_of_the_parameters_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    Run(tmp_path).killed()
+    rewrite(tmp_path / "run.safetensors", lambda tensors, _: change(tensors))
+    Run(tmp_path).refused(message)
+
+
+def test_an_adapter_file_or_a_model_in_its_place_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, lora=LORA)
+    run.model.attachments["lora"].save(run.path)
+    run.refused("not a checkpoint of minipeft .*'minipeft-adapter'")
+    run.model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").replace(run.path)
+    run.refused("not a checkpoint of minipeft .*'minipeft'")
+
+
+# ---- what belongs to another run is refused
+
+def other_data() -> minipeft.Batches:
+    pairs = tiny.pairs()
+    pairs[9] = (pairs[9][0], [4, *pairs[9][1][1:]])
+    return minipeft.Batches(pairs, tiny.BATCH)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"seed": 1}, "seed is 0 there and 1 here"), ({"clip": 0.5}, "clip is 1.0 there and 0.5 here"),
+    ({"clip": None}, "clip is 1.0 there and None here"), ({"accumulate": 3}, "accumulate is 2 there and 3 here"),
+    ({"dropout": False}, "dropout is True there and False here"),
+    ({"log": None}, "log is 'kept' there and 'not kept' here"),
+    ({"batches": other_data()}, "batches / sha256 is"), ({"batches": tiny.batches(9)}, "batches / pairs is 10 there"),
+    ({"batches": tiny.batches(size=5)}, "batches / batch_size is 4 there and 5 here"),
+    ({"batches": tiny.batches(seed=3)}, "batches / seed is 0 there and 3 here"),
+    ({"optimizer": {"lr": 2e-3}}, "optimizer / lr is 0.001 there and 0.002 here"),
+    ({"optimizer": {"betas": (0.9, 0.99)}}, "optimizer / betas is"),
+    ({"optimizer": {"weight_decay": 0.1}}, "optimizer / weight_decay is 0.01 there and 0.1 here"),
+    ({"optimizer": {"decay": r"weight$"}}, r"params / .*bias / decayed is True there and False here"),
+    ({"schedule": minipeft.linear_decay(5)}, "schedule, summed over the steps made is 2.0 there and 1.8 here"),
+    ({"dtype": "float64"}, "params / .* / dtype is 'float32' there and 'float64' here"),
+    ({"dropout_rate": 0.2}, "config / dropout_rate is 0.1 there and 0.2 here"),
+    ({"where": "encoder"}, "frozen weights is|params / .* exists only there")])
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path, change: dict, message: str) -> None:
+    Run(tmp_path).killed()
+    Run(tmp_path, **change).refused(f"belongs to another run: {message}.*resume=False")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"base": 1}, "frozen weights is"), ({"below": 8}, "frozen weights is"), ({"below": None}, "attachments / below"),
+    ({"lora": {**LORA, "alpha": 8}}, "attachments / lora / alpha is 4 there and 8 here"),
+    ({"lora": {**LORA, "dropout": 0.2}}, "attachments / lora / dropout is 0.1 there and 0.2 here"),
+    ({"lora": {**LORA, "rank": 3}}, "attachments / lora / rank is 2 there and 3 here"),
+    ({"lora": {**LORA, "where": r"\.q\.weight$"}}, "params / .*v.weight@lora.A exists only there")])
+def test_a_checkpoint_over_another_base_or_method_is_refused_with_the_difference(
+        tmp_path: Path, change: dict, message: str) -> None:
+    Run(tmp_path, lora=LORA, below=7).killed()
+    Run(tmp_path, **{"lora": LORA, "below": 7, **change}).refused(f"belongs to another run: {message}")
+
+
+def test_the_same_run_described_twice_is_accepted_whatever_is_watched(tmp_path: Path) -> None:
+    Run(tmp_path, lora=LORA, below=7).killed()
+    assert Run(tmp_path, lora=LORA, below=7, checkpoint_every=3, evaluate=lambda: 0.0, label="x").fit().step == 4
+
+
+def test_fewer_steps_than_the_checkpoint_has_made_are_refused(tmp_path: Path) -> None:
+    Run(tmp_path).killed()
+    Run(tmp_path).refused("is at step 2, past the 1 asked for", steps=1)
+
+
+@pytest.mark.parametrize("cut", [0, 10, None])
+def test_a_log_shorter_than_its_checkpoint_says_is_refused(tmp_path: Path, cut: int | None) -> None:
+    Run(tmp_path).killed()
+    log = tmp_path / "log.jsonl"
+    whole = log.read_bytes()
+    log.unlink() if cut is None else log.write_bytes(whole[:cut])
+    Run(tmp_path).refused(f"the log {'is missing' if cut is None else f'has {cut} bytes'}, the checkpoint was written "
+                          f"when it had {len(whole)}")

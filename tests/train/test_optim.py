@@ -1,0 +1,207 @@
+"""AdamW against the textbook, and what it does and does not touch."""
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minipeft
+from minipeft.nn.weight import Parameter
+
+LR, B1, B2, EPS, DECAY = 3e-3, 0.9, 0.99, 1e-8, 0.1
+UNIT = {"float64": 2.0 ** -53, "float32": 2.0 ** -24}
+
+
+def parameters(rng: numpy.random.Generator, dtype: str = "float64") -> dict[str, Parameter]:
+    """A matrix, one that is not contiguous, a vector, a number, an empty one; far from 1 in size."""
+    shapes: dict[str, tuple] = {"matrix": (3, 4), "bias": (5,), "gate": (), "none": (0, 3)}
+    params = {name: Parameter(rng.normal(size=shape, scale=2).astype(dtype).reshape(shape))
+              for name, shape in shapes.items()}
+    return {**params, "turned": Parameter(rng.normal(size=(4, 2)).astype(dtype).T)}
+
+
+def gradients(params: dict[str, Parameter], rng: numpy.random.Generator) -> dict[str, Any]:
+    return {name: numpy.asarray(rng.normal(size=p.shape) * 10.0 ** rng.integers(-6, 4), dtype=p.dtype)
+            for name, p in params.items()}
+
+
+class Textbook:
+    """The module docstring's two lines in the longest floats there are, with a bound on how far rounding leads.
+
+    Where terms cancel (m), the bound takes the same sum of absolute values. One update passes at most 5 t + 12
+    roundings at step t: 3 t + 2 in m, half of 3 t + 3 and one more in sqrt(v), 7 in the rest. b^t is one double
+    operation, whose relative error u is an error u / (1 - b^t) in 1 - b^t. The parameter itself rounds 3 times."""
+
+    def __init__(self, p: numpy.ndarray, decay: float):
+        self.p, self.decay, self.u = p.astype(numpy.longdouble), decay, UNIT[str(p.dtype)]
+        self.m, self.v, self.m_abs, self.t = 0 * self.p, 0 * self.p, 0 * self.p, 0
+        self.bound = 0 * self.p
+
+    def step(self, g: numpy.ndarray) -> None:
+        g = g.astype(numpy.longdouble)
+        b1, b2 = numpy.longdouble(B1), numpy.longdouble(B2)
+        self.t += 1
+        self.m, self.v = b1 * self.m + (1 - b1) * g, b2 * self.v + (1 - b2) * g ** 2
+        self.m_abs = b1 * self.m_abs + (1 - b1) * abs(g)
+        c1, c2 = 1 - b1 ** self.t, 1 - b2 ** self.t
+        rate = LR / c1 / (numpy.sqrt(self.v / c2) + EPS)
+        self.p = self.p - LR * self.decay * self.p - rate * self.m
+        roundings = (5 * self.t + 12) * self.u + float(1 / c1 + 1 / c2) * UNIT["float64"]
+        self.bound = self.bound + 1.01 * (roundings * rate * self.m_abs
+                                          + 3 * self.u * (abs(self.p) + rate * self.m_abs))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@given(seed=st.integers(0, 2 ** 32 - 1), steps=st.integers(1, 8))
+def test_every_step_is_the_textbook_formula_within_its_rounding(dtype: str, seed: int, steps: int) -> None:
+    rng = numpy.random.default_rng(seed)
+    params = parameters(rng, dtype)
+    optimizer = minipeft.AdamW(LR, (B1, B2), EPS, DECAY, decay="matrix|turned|gate")
+    books = {name: Textbook(p.data, DECAY if name in ("matrix", "turned", "gate") else 0.0)
+             for name, p in params.items()}
+    for _ in range(steps):
+        grads = gradients(params, rng)
+        optimizer.step(params, grads)
+        for name, book in books.items():
+            book.step(grads[name])
+            assert params[name].dtype == dtype
+            assert (abs(params[name].data - book.p) <= book.bound).all(), name
+    assert optimizer.steps == dict.fromkeys(params, steps)
+
+
+def test_the_first_step_moves_by_lr_whatever_the_gradients_size() -> None:
+    """Bias correction: at t = 1 the update is lr g / (|g| + eps)."""
+    p = Parameter(numpy.zeros(4))
+    minipeft.AdamW(lr=0.5, weight_decay=0).step({"p": p}, {"p": numpy.array([1e-3, -1e-3, 1e3, -1e3])})
+    numpy.testing.assert_allclose(p.data, [-0.5, 0.5, -0.5, 0.5], rtol=2e-5)  # eps / |g| is 1e-5
+
+
+def test_decay_is_decoupled_it_shrinks_by_a_factor_and_never_enters_the_moments() -> None:
+    p = Parameter(numpy.array([4.0, -2.0]))
+    optimizer = minipeft.AdamW(lr=0.5, weight_decay=0.25)
+    optimizer.step({"p": p}, {"p": numpy.zeros(2)})
+    assert p.data.tolist() == [3.5, -1.75]
+    assert not optimizer.m["p"].any() and not optimizer.v["p"].any()
+
+
+@pytest.mark.parametrize("decay, moved", [("", {"a.weight", "a.bias"}), (r"weight$", {"a.weight"}),
+                                          (lambda name: "bias" in name, {"a.bias"}),
+                                          ([r"weight$", r"bias$"], {"a.weight", "a.bias"})])
+def test_decay_acts_on_the_names_it_selects(decay: Any, moved: set) -> None:
+    params = {name: Parameter(numpy.ones(2)) for name in ("a.weight", "a.bias")}
+    minipeft.AdamW(weight_decay=0.1, decay=decay).step(params, {name: numpy.zeros(2) for name in params})
+    assert {name for name, p in params.items() if (p.data != 1).all()} == moved
+
+
+def test_what_changes_changes_in_place_and_gradients_are_only_read() -> None:
+    rng = numpy.random.default_rng(0)
+    params = parameters(rng)
+    optimizer, grads = minipeft.AdamW(), gradients(params, rng)
+    optimizer.step(params, grads, scale=0.5)
+    arrays = {name: (p.data, optimizer.m[name], optimizer.v[name]) for name, p in params.items()}
+    kept = {name: g.tobytes() for name, g in grads.items()}
+    optimizer.step(params, grads, scale=0.5)
+    for name, p in params.items():
+        assert all(a is b for a, b in zip(arrays[name], (p.data, optimizer.m[name], optimizer.v[name])))
+    assert kept == {name: g.tobytes() for name, g in grads.items()}
+
+
+def test_a_scale_is_the_same_as_scaled_gradients() -> None:
+    rng = numpy.random.default_rng(1)
+    params = parameters(rng, "float32")
+    twins = {name: Parameter(p.data.copy()) for name, p in params.items()}
+    grads = gradients(params, rng)
+    minipeft.AdamW().step(params, grads, scale=0.3)
+    minipeft.AdamW().step(twins, {name: numpy.asarray(g * 0.3) for name, g in grads.items()})
+    assert all(p.data.tobytes() == twins[name].data.tobytes() for name, p in params.items())
+
+
+def test_state_exists_for_what_was_stepped_and_each_counts_its_own_steps() -> None:
+    params = parameters(numpy.random.default_rng(0))
+    optimizer, some = minipeft.AdamW(), {"bias": params["bias"]}
+    optimizer.step(some, {"bias": numpy.ones(5)})
+    assert set(optimizer.m) == set(optimizer.v) == set(optimizer.steps) == {"bias"}
+    optimizer.step(params, {name: numpy.ones(p.shape) for name, p in params.items()})
+    assert optimizer.steps == {**dict.fromkeys(params, 1), "bias": 2}
+
+
+def test_the_order_of_the_parameters_does_not_matter() -> None:
+    rng = numpy.random.default_rng(2)
+    params = parameters(rng)
+    twins = {name: Parameter(params[name].data.copy()) for name in reversed(params)}
+    one, other = minipeft.AdamW(), minipeft.AdamW()
+    for _ in range(3):
+        grads = gradients(params, rng)
+        one.step(params, grads)
+        other.step(twins, dict(sorted(grads.items())))
+    assert all(p.data.tobytes() == twins[name].data.tobytes() for name, p in params.items())
+
+
+def test_lr_given_to_a_step_overrides_the_optimizers() -> None:
+    params = {"p": Parameter(numpy.ones(3))}
+    minipeft.AdamW(lr=1.0).step(params, {"p": numpy.ones(3)}, lr=0.0)
+    assert params["p"].data.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("grads, lr, message", [
+    ({"a": numpy.ones(2)}, None, "differ in 1 names; first: 'b'"),
+    ({"a": numpy.ones(2), "b": numpy.ones(3), "c": numpy.ones(1)}, None, "differ in 1 names; first: 'c'"),
+    ({"a": numpy.ones(2), "b": numpy.ones(4)}, None, r"the gradient of b has shape \[4\]; expected \[3\]"),
+    ({"a": numpy.ones(2), "b": numpy.ones(3)}, float("nan"), "lr is nan"),
+    ({"a": numpy.ones(2), "b": numpy.ones(3)}, -1e-3, "lr is -0.001")])
+def test_what_does_not_fit_is_refused_before_anything_changes(grads: dict, lr: Any, message: str) -> None:
+    params, optimizer = {"a": Parameter(numpy.ones(2)), "b": Parameter(numpy.ones(3))}, minipeft.AdamW()
+    with pytest.raises(ValueError, match=message):
+        optimizer.step(params, grads, lr)
+    assert params["a"].data.tolist() == [1, 1] and params["b"].data.tolist() == [1, 1, 1]
+    assert not optimizer.m and not optimizer.v and not optimizer.steps
+
+
+def test_moments_of_an_earlier_parameter_of_the_same_name_are_refused_before_anything_changes() -> None:
+    optimizer = minipeft.AdamW()
+    optimizer.step({"a": Parameter(numpy.ones(2)), "b": Parameter(numpy.ones(3))},
+                   {"a": numpy.ones(2), "b": numpy.ones(3)})
+    again = {"a": Parameter(numpy.ones(2)), "b": Parameter(numpy.ones(4))}
+    with pytest.raises(ValueError, match=r"moments of b are float64 \[3\].*it is float64 \[4\] now"):
+        optimizer.step(again, {"a": numpy.ones(2), "b": numpy.ones(4)})
+    assert again["a"].data.tolist() == [1, 1] and optimizer.steps == {"a": 1, "b": 1}
+
+
+def test_a_decay_pattern_that_matches_nothing_raises_before_anything_changes() -> None:
+    params, optimizer = {"a.weight": Parameter(numpy.ones(2))}, minipeft.AdamW(decay="bias")
+    with pytest.raises(ValueError, match="'bias' matches none"):
+        optimizer.step(params, {"a.weight": numpy.ones(2)})
+    assert params["a.weight"].data.tolist() == [1, 1] and not optimizer.steps
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"lr": float("inf")}, {"eps": -1e-8}, {"weight_decay": float("nan")},
+                                   {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}, {"betas": (0.9,)}])
+def test_hyper_parameters_out_of_range_are_named(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=f"AdamW: {next(iter(wrong))}"):
+        minipeft.AdamW(**wrong)
+
+
+class Elsewhere(numpy.ndarray):
+    """Arrays of another library, as far as a type can tell."""
+
+
+class Namespace:
+    """Just enough of one for `to`."""
+
+    ndarray = Elsewhere
+
+    @staticmethod
+    def asarray(array: Any) -> Any:
+        return numpy.asarray(array).view(Elsewhere)
+
+
+def test_moments_move_with_to_and_are_refused_where_the_parameters_are_not() -> None:
+    params, optimizer = {"p": Parameter(numpy.ones(3))}, minipeft.AdamW()
+    optimizer.step(params, {"p": numpy.ones(3)})
+    moments = optimizer.m["p"].tolist()
+    assert optimizer.to(Namespace) is optimizer
+    assert type(optimizer.m["p"]) is Elsewhere and type(optimizer.v["p"]) is Elsewhere
+    with pytest.raises(TypeError, match=r"the moments of p live on another backend.*optimizer\.to"):
+        optimizer.step(params, {"p": numpy.ones(3)})
+    assert optimizer.m["p"].tolist() == moments and optimizer.steps == {"p": 1}
