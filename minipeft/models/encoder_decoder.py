@@ -76,7 +76,7 @@ class EncoderDecoder(Module):
         The decoder reads the labels shifted right behind the start token (-100 read as pad).
         Raises ValueError for labels out of range, and when every label is -100."""
         labels = to_host(labels)
-        check_ids(numpy.where(labels == IGNORE, 0, labels), self.config.vocab_size, "labels")
+        check_ids(numpy.where(labels == IGNORE, labels.dtype.type(0), labels), self.config.vocab_size, "labels")
         if (labels == IGNORE).all():
             raise ValueError("every label is -100: there is no token to take the mean over")
         logits = self(input_ids, self.shift_right(labels), attention_mask, decoder_attention_mask, adapter, rng)
