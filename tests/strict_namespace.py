@@ -176,6 +176,17 @@ def _elementwise(ufunc: Any, *inputs: Any, out: Any = None) -> Any:
     return out
 
 
+def _function(function: Any, args: tuple, options: dict) -> Any:
+    """Any other function, on strict arrays alone; float32 does not become float64 there either."""
+    hosts, named = _in(args), _in(options)
+    found = _out(function(*hosts, **named))
+    flat = [x for a in hosts for x in (a if isinstance(a, (list, tuple)) else [a])]
+    given = [x.dtype for x in flat if isinstance(x, (numpy.ndarray, numpy.generic))]
+    if _FLOAT32 in given and isinstance(found, StrictArray) and found.dtype == _FLOAT64 and "dtype" not in options:
+        raise TypeError(f"{function.__name__} would promote float32 to float64 ({', '.join(map(str, given))})")
+    return found
+
+
 def _install_operators() -> None:
     def binary(ufunc: Any) -> Any:
         return lambda a, b: _elementwise(ufunc, a, b)
@@ -230,7 +241,7 @@ class StrictNamespace:
         if name in _UFUNCS:
             return lambda *inputs, out=None: _elementwise(getattr(numpy, name), *inputs, out=out)
         if name in _FUNCTIONS:
-            return lambda *args, **options: _out(getattr(numpy, name)(*_in(args), **_in(options)))
+            return lambda *args, **options: _function(getattr(numpy, name), args, options)
         raise AttributeError(f"the strict namespace has no {name!r}: either CuPy lacks it, or nothing used it so far; "
                              f"if CuPy has it, add it to tests/strict_namespace.py")
 
