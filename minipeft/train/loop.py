@@ -82,9 +82,9 @@ def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int,
                 _micro_batch(model, state, accumulate)
                 if state.micro % accumulate == 0:
                     lines.write(**_step(state, schedule, clip, accumulate))
-                    bar.update(history.step, _figures(history))
                     if evaluate and (history.step == steps or (eval_every and history.step % eval_every == 0)):
                         lines.write(**_score(history, float(evaluate())))
+                    bar.update(history.step, _figures(history))
                 history.seconds = time.perf_counter() - begun
                 if state.micro % checkpoint_every == 0 or history.step == steps:
                     save()
@@ -103,6 +103,7 @@ def _micro_batch(model: Any, state: State, accumulate: int) -> None:
     if accumulate == 1:
         state.partial, state.loss_sum = grads, loss  # the weight would cancel; no second copy of the gradients
     else:
+        _finite(f"the gradient's norm for the batch at {cursor}", global_norm(grads), state.history.step + 1)
         for name, g in grads.items():
             if name in state.partial:
                 state.partial[name] += g * tokens
@@ -118,7 +119,7 @@ def _step(state: State, schedule: Schedule, clip: float | None, accumulate: int)
     history, weight = state.history, state.tokens if accumulate > 1 else 1
     norm = global_norm(state.partial) / weight
     step = history.step + 1
-    _finite("the norm of the gradient", norm, step)
+    _finite("the gradient's norm", norm, step)
     scale = (clip / norm if clip is not None and norm > clip else 1.0) / weight
     lr, loss, tokens = state.optimizer.lr * schedule(step), state.loss_sum / weight, state.tokens
     state.optimizer.step(state.params, state.partial, lr, scale)

@@ -44,12 +44,14 @@ class Run:
 
     def killed(self) -> "Run":
         """Trained until the sixth micro-batch: the checkpoint is one of 2 steps and half a third."""
-        given_out = [self.batches.next] * 5
+        calls, next_batch = iter(range(5)), self.batches.next
 
-        def next_batch() -> Any:
-            return given_out.pop()() if given_out else exec("raise KeyboardInterrupt")
+        def stopping() -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return next_batch()
 
-        self.batches.next = next_batch
+        self.batches.next = stopping
         with pytest.raises(KeyboardInterrupt):
             self.fit()
         return self
@@ -234,7 +236,7 @@ def other_data() -> minipeft.Batches:
     ({"schedule": minipeft.linear_decay(5)}, "schedule, summed over the steps made is 2.0 there and 1.8 here"),
     ({"dtype": "float64"}, "params / .* / dtype is 'float32' there and 'float64' here"),
     ({"dropout_rate": 0.2}, "config / dropout_rate is 0.1 there and 0.2 here"),
-    ({"where": "encoder"}, "frozen weights is|params / .* exists only there")])
+    ({"where": "encoder"}, "frozen weights is")])
 def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path, change: dict, message: str) -> None:
     Run(tmp_path).killed()
     Run(tmp_path, **change).refused(f"belongs to another run: {message}.*resume=False")
