@@ -6,7 +6,7 @@
     one table for both embeddings and the head, embeddings * sqrt(d_model)      sec. 3.4
     sinusoidal positions added to the embeddings, then dropout     sec. 3.5, 5.4
 
-Departures from the paper, all options: pre_norm, final_norm (a norm after each stack; default: with pre_norm), gelu,
+Departures from the paper, all options: pre_norm, final_norm (a norm after each stack, usual with pre_norm), gelu,
 learned positions, an untied head. Dropout on attention probabilities and after the activation is as in the authors'
 code and torch; the paper's text names only sublayer outputs and the sums of embeddings and positions.
 
