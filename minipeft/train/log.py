@@ -23,12 +23,13 @@ class Log:
                 raise ValueError(f"{path}: the log {found}, the checkpoint was written when it had {keep}: put it "
                                  f"back, or start afresh with resume=False")
         self._keep, self._file = keep, None if path is None else open(path, "ab")
+        if self._file is not None:
+            self._file.seek(keep)  # what is behind does not count, even before `begin` drops it
 
     def begin(self) -> None:
         """Drop everything but the bytes to keep."""
         if self._file is not None:
             self._file.truncate(self._keep)
-            self._file.seek(self._keep)
 
     def write(self, **line: Any) -> None:
         """Append one line; it is with the operating system when this returns."""

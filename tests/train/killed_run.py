@@ -1,0 +1,107 @@
+"""A training run to be killed: a program. `python killed_run.py FOLDER full|LoRA SIZE [DIE_AT | trace]`
+
+It goes on from FOLDER/run.safetensors, if that is there, and at the end writes FOLDER/result.json. DIE_AT = n kills it
+with SIGKILL before the n-th thing that it does to the file system while it saves a checkpoint; "trace" writes the
+list of these things to FOLDER/trace.json. It prints a line when the first step begins.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy
+
+import minipeft
+
+VOCAB, SIZES = 12, {"short": (5, 2), "long": (50, 3)}  # optimizer steps, micro-batches between checkpoints
+
+
+def main(folder: Path, kind: str, size: str) -> None:
+    steps, every = SIZES[size]
+    config = minipeft.TransformerConfig(VOCAB, 8, 2, 16, 1, 1, dropout_rate=0.1, pre_norm=True)
+    model = minipeft.Transformer(config, numpy.random.default_rng(0))
+    where = ".*"
+    if kind == "LoRA":
+        minipeft.attach(model, minipeft.LoRA(2, dropout=0.1), numpy.random.default_rng(1))
+        where = "@lora"
+    params, optimizer = minipeft.select(model, where), minipeft.AdamW(lr=1e-2)
+    rng = numpy.random.default_rng(2)
+    sources = [rng.integers(3, VOCAB, rng.integers(2, 6)).tolist() for _ in range(10)]
+    batches = minipeft.Batches([(source, source + [1]) for source in sources], 4)
+    batch = minipeft.batch_of(batches.pairs)
+    print("go", flush=True)
+    history = minipeft.fit(
+        model, params, batches, steps=steps, optimizer=optimizer, schedule=minipeft.cosine_decay(steps, 2), clip=0.5,
+        accumulate=3, seed=4, evaluate=lambda: -float(model.loss(**batch)), eval_every=2, log=folder / "log.jsonl",
+        checkpoint=folder / "run.safetensors", checkpoint_every=every)
+    arrays = {"p": {name: p.data for name, p in params.items()}, "m": optimizer.m, "v": optimizer.v,
+              "frozen": {name: a for name, a in model.state().items() if name not in params}}
+    (folder / "result.json").write_text(json.dumps({
+        "step": history.step, "scores": history.scores, "best": history.best, "steps": optimizer.steps,
+        **{group: {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in members.items()}
+           for group, members in arrays.items()}}))
+
+
+class Writer:
+    """Counts, and may die before, what is done to the file system from here on."""
+
+    def __init__(self, die_at: int | None):
+        self.die_at, self.done = die_at, list[str]()
+        for module, names in ((os, ("fsync", "chmod", "replace", "open", "close")), (tempfile, ("mkstemp",))):
+            for name in names:
+                setattr(module, name, self.counted(name, getattr(module, name)))
+        fdopen = os.fdopen
+        os.fdopen = lambda *a, **k: File(fdopen(*a, **k), self)  # type: ignore[assignment]
+
+    def about_to(self, what: str) -> None:
+        self.done.append(what)
+        if len(self.done) == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(self, name: str, function: Callable) -> Callable:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.about_to(name)
+            return function(*arguments, **options)
+
+        return call
+
+
+class File:
+    """A file that is written in two halves, so that one may be missing."""
+
+    def __init__(self, file: Any, writer: Writer):
+        self.file, self.writer = file, writer
+
+    def write(self, data: bytes) -> None:
+        half = len(data) // 2
+        for what, part in (("write the first half", data[:half]), ("write the second half", data[half:])):
+            self.writer.about_to(what)
+            self.file.write(part)
+            self.file.flush()
+
+    def flush(self) -> None:
+        self.writer.about_to("flush")
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def __enter__(self) -> "File":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+
+
+if __name__ == "__main__":
+    target, last = Path(sys.argv[1]), sys.argv[4] if len(sys.argv) > 4 else ""
+    writer = Writer(int(last) if last.isdigit() else None) if last else None
+    main(target, *sys.argv[2:4])
+    if writer is not None:
+        (target / "trace.json").write_text(json.dumps(writer.done))
