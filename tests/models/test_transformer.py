@@ -129,7 +129,7 @@ def test_a_position_beyond_the_learned_table_is_refused_before_it_wraps():
     model = built(**PRE)
     assert model(ids_of(time=16), ids_of(time=16)).shape == (3, 16, 23)
     for ids, targets in ((ids_of(time=17), ids_of()), (ids_of(), ids_of(time=17))):
-        with pytest.raises(ValueError, match=r"position 16; the table of learned positions ends at 15 \(config.max_len"):
+        with pytest.raises(ValueError, match=r"position 16; the table .* ends at 15 \(config.max_length\)"):
             model(ids, targets)
 
 
