@@ -1,8 +1,8 @@
 """Pretrain the small character-level Transformer that `past_tense.py` adapts.
 
 Five inflection tasks (plural, gerund, third person, comparative, superlative), one model, told apart by a prefix in
-the text. The past tense is not among them. The result, config.json, model.safetensors (float16) and log.jsonl, is what
-`examples/checkpoints/inflection` holds.
+the text. The past tense is not among them. The result, config.json, model.safetensors (float16), vocab.json and
+log.jsonl, is what `examples/checkpoints/inflection` holds.
 
     python examples/pretrain_inflection.py                   about ten minutes on two cores
     python examples/pretrain_inflection.py --stop-after 50   the first 50 steps only, nothing is saved
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 
 import minipeft
-from inflection import OLD_TASKS, VOCAB_SIZE, ids_of, load_tasks
+from inflection import CHARACTERS, EOS, OLD_TASKS, PAD, VOCAB_SIZE, ids_of, load_tasks
 from scoring import answers, exact_match
 
 STEPS, BATCH, LR, SEED = 2600, 128, 2e-3, 0
@@ -47,6 +47,7 @@ def pretrain(out: Path, steps: int = STEPS, stop_after: int | None = None, evalu
     if stop_after:
         return history.losses
     model.save_pretrained(out, dtype="float16")
+    (out / "vocab.json").write_text(json.dumps({"pad": PAD, "eos": EOS, "characters": CHARACTERS}) + "\n")
     for task in OLD_TASKS:
         shown = test[task][:500]
         print(f"{task:>14}: {exact_match(answers(model, [p for p, _ in shown]), shown):5.1f} % exact match")

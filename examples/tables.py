@@ -1,0 +1,50 @@
+"""One table, shown twice: by rich on a terminal, and as markdown for a README."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Sequence
+
+import numpy
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """heading, the value of a row (None: has no meaning there), and how a mean of values is written."""
+
+    heading: str
+    value: Callable[[Any], Any]
+    form: str = "{:.1f}"
+
+    def cell(self, group: Sequence[Any]) -> str:
+        """The mean over the rows of a group; yes or NO for booleans."""
+        values = [self.value(row) for row in group]
+        if any(v is None for v in values):
+            return "-"
+        if isinstance(values[0], bool):
+            return "yes" if all(values) else "NO"
+        return self.form.format(float(numpy.mean(values)))
+
+
+def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
+    """One line per method, in the order of the rows, the mean over its seeds."""
+    names = dict.fromkeys(row.method for row in rows)
+    return [[name, *(column.cell([row for row in rows if row.method == name]) for column in columns)]
+            for name in names]
+
+
+def on_terminal(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> Table:
+    """A rich table."""
+    table = Table(title=title)
+    for i, heading in enumerate(("method", *(column.heading for column in columns))):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=not i)
+    for line in cells(rows, columns):
+        table.add_row(*line)
+    return table
+
+
+def as_markdown(rows: Sequence[Any], columns: Sequence[Column]) -> str:
+    """The same as markdown."""
+    head = ["method", *(column.heading for column in columns)]
+    lines = [head, ["---", *("---:" for _ in columns)], *cells(rows, columns)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
