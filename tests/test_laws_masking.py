@@ -1,0 +1,134 @@
+"""Law 5: what is selected is trained, and nothing else is computed, kept or moved.
+
+Freezing is not computing: masking a gradient after the fact would pass the first test below and fail the third.
+"""
+from __future__ import annotations
+
+import collections
+import weakref
+from typing import Any, Callable
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minipeft
+from minipeft.autograd.tensor import Node, _observer
+from minipeft.nn.weight import Parameter
+from tests.models_under_test import Case, bits, cases
+
+GROUPS = {"the adapter": r"@lora\.", "its A": r"\.A$", "base biases and norms": r"(bias|norm\.weight)$",
+          "the tables": r"^(embedding|head)\.weight$|position", "one matrix": r"^encoder\.0\.ff\.wo\.weight$",
+          "all": "."}
+
+
+def selections() -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(sorted(GROUPS)), min_size=1, max_size=2, unique=True)
+
+
+def prepared(case: Case, groups: list[str]) -> tuple[Any, dict, dict[str, Parameter]]:
+    """The model with its LoRA; everything; the selection (a T5 has no biases but norms; sinusoids are no table)."""
+    model = case.model()
+    case.attach(model)
+    everything = minipeft.select(model, ".")
+    return model, everything, minipeft.select(model, [GROUPS[g] for g in groups])
+
+
+def step_of(model: Any, case: Case) -> Callable:
+    """The loss in training mode: the same masks at every call."""
+    batch = case.batch()
+    return lambda: model.loss(**batch, rng=numpy.random.default_rng(case.seed))
+
+
+@given(cases(), selections())
+def test_law_5_gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones(case, groups):
+    model, everything, selected = prepared(case, groups)
+    full_loss, full = minipeft.value_and_grad(step_of(model, case), everything)
+    loss, grads = minipeft.value_and_grad(step_of(model, case), selected)
+    assert list(grads) == list(selected) and loss == full_loss
+    assert bits(grads) == bits({name: full[name] for name in selected})
+    assert all(grads[name].shape == p.shape and grads[name].dtype == p.dtype for name, p in selected.items())
+
+
+@given(cases(), selections(), st.integers(1, 3))
+def test_law_5_steps_with_momentum_and_decay_move_the_selection_and_no_other_bit(case, groups, steps):
+    model, everything, selected = prepared(case, groups)
+    before = bits(everything)
+    optimizer = minipeft.AdamW(lr=1e-2, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.step(selected, minipeft.value_and_grad(step_of(model, case), selected)[1])
+    after = bits(everything)
+    assert all(after[name] == before[name] for name in everything if name not in selected)
+    assert all(after[name] != before[name] for name in selected)
+    assert set(optimizer.m) == set(optimizer.v) == set(optimizer.steps) == set(selected)
+    assert set(optimizer.steps.values()) == {steps}
+
+
+@given(cases(), selections())
+def test_law_5_a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_never_otherwise(case, groups):
+    """The VJPs of all other inputs are gone when the forward is over: they could not be evaluated if one tried."""
+    model, everything, selected = prepared(case, groups)
+    by_id = {id(p): name for name, p in everything.items()}
+    uses: collections.Counter = collections.Counter()
+    evaluated: collections.Counter = collections.Counter()
+    dropped: list[weakref.ref] = []
+
+    def counted(parent: Node, vjp: Callable) -> Callable:
+        def run(g: numpy.ndarray) -> numpy.ndarray:
+            evaluated[parent] += 1
+            return vjp(g)
+        return run
+
+    def observe(name: str, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
+        kept = {id(vjp) for _, vjp in node.edges} if node is not None else set()
+        uses.update(by_id[id(x)] for x, vjp in zip(inputs, vjps) if id(x) in by_id and vjp is not None)
+        dropped.extend(weakref.ref(vjp) for vjp in vjps if vjp is not None and id(vjp) not in kept)
+        if node is not None:
+            node.edges = [(parent, counted(parent, vjp)) for parent, vjp in node.edges]
+
+    alive = []
+
+    def step() -> Any:
+        loss = step_of(model, case)()
+        alive.extend(ref for ref in dropped if ref() is not None)
+        return loss
+
+    token = _observer.set(observe)
+    try:
+        minipeft.value_and_grad(step, selected)
+    finally:
+        _observer.reset(token)
+    leaves = {node.op: count for node, count in evaluated.items() if node.op in everything}  # a leaf's op is its name
+    assert leaves == {name: uses[name] for name in selected}
+    assert all(uses[name] >= 1 for name in everything)
+    assert not alive and (dropped or set(selected) == set(everything))
+
+
+@given(cases(places=[("t5 v1.0", "embedding"), ("post-LN", "embedding")]))
+def test_law_5_a_tied_table_is_used_three_times_and_has_three_gradients_summed_into_one(case):
+    model, _, selected = prepared(case, ["the tables"])
+    count: collections.Counter = collections.Counter()
+
+    def observe(name: str, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
+        count[name] += any(x is model.embedding.weight.base for x in inputs)
+
+    token = _observer.set(observe)
+    try:
+        _, grads = minipeft.value_and_grad(step_of(model, case), selected)
+    finally:
+        _observer.reset(token)
+    assert +count == {"embedding": 2, "linear": 1}
+    assert set(grads) == set(selected) and "head.weight" not in selected
+
+
+@given(cases(), st.sampled_from(["base", "adapter"]))
+def test_what_is_merged_cannot_be_selected_and_says_so(case, which):
+    model = case.model()
+    attachment = case.attach(model)
+    attachment.merge()
+    place = list(attachment.places)[0]
+    with pytest.raises(ValueError, match=r"'lora' is merged: unmerge first"):
+        minipeft.select(model, f"^{place}$" if which == "base" else f"^{place}@lora.A$")
+    attachment.unmerge()
+    assert list(minipeft.select(model, f"^{place}")) == [place, f"{place}@lora.A", f"{place}@lora.B"]

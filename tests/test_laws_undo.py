@@ -1,0 +1,232 @@
+"""Law 4: unmerge and unplug restore every bit, after any sequence of moves; an illegal move raises and moves nothing.
+
+A state machine makes every move, legal or not, on three attachments whose places overlap in a chain (a and b share q
+and v, b and c share the table, a and c share nothing), against an oracle that knows the rules of the design:
+
+    off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
+    off <--unplug-- plugged <--unmerge-- merged            save: from any;   attach, load: from removed
+
+merge needs all below at its places to be merged, unmerge nothing merged above; training needs "plugged".
+"""
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+import shutil
+import tempfile
+from typing import Any, Callable
+
+import numpy
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+import minipeft
+from minipeft.autograd.tensor import array_of
+
+METHODS = {"a": minipeft.LoRA(1, 3), "b": minipeft.LoRA(2, -1, where=[r"\.(q|v|k|o)\.weight$", "^embedding"]),
+           "c": minipeft.LoRA(3, 2, where=["^embedding", r"\.ff\."])}
+SHARE = {"a": "b", "b": "ac", "c": "b"}  # whose places have something in common
+STATES = ("removed", "off", "plugged", "merged")
+MOVES = ("attach", "load", "plug", "unplug", "merge", "unmerge", "step", "save", "remove")
+PAIRS = {(move, state) for move in MOVES for state in STATES} | {
+    ("merge", "plugged above an unmerged one"), ("unmerge", "merged below a merged one"),
+    ("step", "base weight below a merged one")}
+REACHED: collections.Counter = collections.Counter()
+
+_CONFIG = minipeft.T5Config(11, 6, 5, 2, 9, 1, 1, 8, 20)
+_BASE = minipeft.T5(_CONFIG, numpy.random.default_rng(0), "float64")
+_RNG = numpy.random.default_rng(1)
+_BATCH = {"input_ids": _RNG.integers(1, 11, (2, 4)), "labels": _RNG.integers(1, 11, (2, 3))}
+
+
+def output_of(model: Any) -> bytes:
+    return model(_BATCH["input_ids"], _BATCH["labels"]).data.tobytes()
+
+
+def digest(arrays: dict[str, Any]) -> str:
+    """Of names, dtypes, shapes and bytes."""
+    h = hashlib.sha256()
+    for name, p in arrays.items():
+        h.update(f"{name} {p.dtype} {p.shape} ".encode() + array_of(p).tobytes())
+    return h.hexdigest()
+
+
+_BASE_DIGEST, _BASE_OUTPUT = digest(_BASE.base_parameters), output_of(_BASE)
+
+
+class Undo(RuleBasedStateMachine):
+    """`order` is what is plugged, bottom first; `state`, `own` (digests of A and B) and `saved` are the oracle's."""
+
+    names = st.sampled_from("abc")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.rng = _BASE.clone(), numpy.random.default_rng(2)
+        self.places = [(name, place, getattr(place, "base", None)) for name, place in self.model.named_places()]
+        self.folder = tempfile.mkdtemp()
+        self.handles: dict[str, minipeft.Attachment] = {}
+        self.state, self.own = dict.fromkeys("abc", "removed"), dict.fromkeys("abc", "")
+        self.saved: dict[str, str] = {}
+        self.order: list[str] = []
+        self.seen = {(): _BASE_OUTPUT}
+        self.now: tuple | None = None  # the last snapshot, until a legal move
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    @initialize(order=st.permutations("abc"), states=st.lists(st.sampled_from(STATES), min_size=3, max_size=3))
+    def all_were_attached_and_saved_once(self, order: list[str], states: list[str]) -> None:
+        """And then merged, unplugged or removed, as far as that is legal."""
+        for name, state in zip(order, states):
+            self.handles[name] = handle = minipeft.attach(self.model, METHODS[name], self.rng, name)
+            for p in handle.parameters.values():
+                p.data = self.rng.standard_normal(p.shape)
+            self.arrived(name)
+            self.save(name)
+            if state == "merged":
+                self.merge(name)
+            elif state != "plugged":
+                self.unplug(name)
+                if state == "removed":
+                    self.remove(name)
+
+    @rule(move=st.sampled_from(MOVES), name=names)
+    def make_a_move(self, move: str, name: str) -> None:
+        getattr(self, move)(name)
+
+    # ---- the moves: what the oracle expects, and what it then knows
+
+    def attach(self, name: str) -> None:
+        def action() -> None:
+            self.handles[name] = minipeft.attach(self.model, METHODS[name], self.rng, name)
+        if self.made("attach", name, self.state[name] == "removed", action):
+            self.arrived(name)
+
+    def load(self, name: str) -> None:
+        def action() -> None:
+            self.handles[name] = minipeft.load(self.model, self.path(name))
+        if self.made("load", name, self.state[name] == "removed", action):
+            self.arrived(name)
+            assert self.own[name] == self.saved[name]
+
+    def arrived(self, name: str) -> None:
+        self.state[name], self.own[name] = "plugged", digest(self.handles[name].parameters)
+        self.order.append(name)
+
+    def plug(self, name: str) -> None:
+        if self.made("plug", name, self.state[name] == "off", self.handles[name].plug):
+            self.state[name] = "plugged"
+            self.order.append(name)
+
+    def unplug(self, name: str) -> None:
+        if self.made("unplug", name, self.state[name] == "plugged", self.handles[name].unplug):
+            self.state[name] = "off"
+            self.order.remove(name)
+
+    def merge(self, name: str) -> None:
+        if self.made("merge", name, self.where("merge", name) == "plugged", self.handles[name].merge):
+            self.state[name] = "merged"
+
+    def unmerge(self, name: str) -> None:
+        if self.made("unmerge", name, self.where("unmerge", name) == "merged", self.handles[name].unmerge):
+            self.state[name] = "plugged"
+
+    def step(self, name: str) -> None:
+        if self.made("step", name, self.state[name] == "plugged", lambda: self.train(f"@{name}\\.")):
+            self.own[name] = digest(self.handles[name].parameters)
+        if self.state[name] == "merged":
+            place = list(self.handles[name].places)[0]
+            self.made("step", name, False, lambda: self.train(f"^{place}$"), "base weight below a merged one")
+
+    def save(self, name: str) -> None:
+        if self.made("save", name, self.state[name] != "removed", lambda: self.handles[name].save(self.path(name))):
+            self.saved[name] = self.own[name]
+
+    def remove(self, name: str) -> None:
+        if self.made("remove", name, self.state[name] in ("off", "plugged"), self.handles[name].remove):
+            self.state[name] = "removed"
+            self.order = [n for n in self.order if n != name]
+
+    def made(self, move: str, name: str, legal: bool, action: Callable[[], Any], why: str = "") -> bool:
+        """Make the move; an illegal one must raise, and leave everything as `check` last saw it."""
+        REACHED[move, why or self.where(move, name)] += 1
+        if legal:
+            action()
+            self.now = None
+            return True
+        self.check()
+        with pytest.raises(ValueError):
+            action()
+        assert self.snapshot() == self.now, f"{move} {name!r} raised, and changed something"
+        return False
+
+    # ---- what is there
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name + ".safetensors")
+
+    def where(self, move: str, name: str) -> str:
+        """The state from which the move would start, said more exactly where the neighbours matter."""
+        state, at = self.state[name], self.order.index(name) if name in self.order else 0
+        if (move, state) == ("merge", "plugged") and self.shared(self.order[:at], name, "plugged"):
+            return "plugged above an unmerged one"
+        if (move, state) == ("unmerge", "merged") and self.shared(self.order[at + 1:], name, "merged"):
+            return "merged below a merged one"
+        return state
+
+    def shared(self, others: list[str], name: str, state: str) -> bool:
+        """Whether one of `others` is in that state and has a place in common with `name`."""
+        return any(self.state[n] == state and n in SHARE[name] for n in others)
+
+    def train(self, where: str) -> None:
+        params = minipeft.select(self.model, where)
+        _, grads = minipeft.value_and_grad(lambda: self.model.loss(**_BATCH), params)
+        minipeft.AdamW(lr=0.05).step(params, grads)
+
+    def snapshot(self) -> tuple:
+        """Everything that an illegal move must leave alone."""
+        structure = [(name, list(place.attached), [(e.name, e.merged is None or digest({"": e.merged}))
+                                                   for e in place.plugged]) for name, place, _ in self.places]
+        own = {name: digest(handle.parameters) for name, handle in self.model.attachments.items()}
+        return (digest(self.model.base_parameters), structure, own, {n: h.state for n, h in self.handles.items()},
+                self.rng.bit_generator.state, output_of(self.model), sorted(os.listdir(self.folder)))
+
+    @invariant()
+    def check(self) -> None:
+        """The model is what the oracle says, to the bit."""
+        if self.now is not None:
+            return  # checked, and only illegal moves since, each of which found everything as it was
+        base, structure, own, states, _, output, _ = self.now = self.snapshot()
+        assert base == _BASE_DIGEST
+        assert [(name, place, getattr(place, "base", None)) for name, place in self.model.named_places()] == self.places
+        assert own == {name: self.own[name] for name, state in self.state.items() if state != "removed"}
+        assert all(states[name] == self.state[name] for name in states)
+        for name, attached, plugged in structure:
+            assert [n for n, _ in plugged] == [n for n in self.order if n in attached], name
+        # One configuration, however it was reached, has one output: nothing that was undone has left a trace.
+        configuration = tuple((n, self.state[n], self.own[n]) for n in self.order)
+        assert self.seen.setdefault(configuration, output) == output
+
+
+def test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing():
+    run_state_machine_as_test(Undo, settings=settings(stateful_step_count=20))
+
+
+def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times():
+    """The same machine; every other move is the one made least often so far from where it would start."""
+    rng, machine = numpy.random.default_rng(0), Undo()
+    REACHED.clear()
+    try:
+        machine.all_were_attached_and_saved_once(list("abc"), ["plugged"] * 3)
+        for i in range(1800):
+            chosen = rng.permutation([(move, name) for move in MOVES for name in "abc"])
+            move, name = chosen[0] if i % 2 else min(chosen, key=lambda pair: REACHED[pair[0], machine.where(*pair)])
+            getattr(machine, move)(name)
+            machine.check()
+    finally:
+        machine.teardown()
+    print("\n".join(f"{move:8} {state:32} {REACHED[move, state]:5}" for move, state in sorted(PAIRS)))
+    assert set(REACHED) == PAIRS and min(REACHED.values()) >= 20, REACHED
