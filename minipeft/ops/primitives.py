@@ -82,7 +82,7 @@ def erf(a):
 def relu(a):
     """max(a, 0);   da = g [a > 0]."""
     positive = a > 0
-    return xp.maximum(a, 0), (lambda g: g * positive,)
+    return xp.maximum(a, scalar(Fraction(0), a)), (lambda g: g * positive,)
 
 
 @op
@@ -152,7 +152,7 @@ def index(a, *, key):
 
     def vjp(g: Array) -> Array:
         out = xp.zeros(old, dtype=g.dtype)
-        out[key] = g
+        out[key] = g[()]  # a number where g has no axes: an object array would take the array as it is
         return out
 
     return a[key], (vjp,)
