@@ -176,7 +176,7 @@ def picture(rows: list[Row], path: Path) -> None:
         if row.curve:
             steps, scores = zip(*row.curve)
             right.plot(steps, scores, marker="o", markersize=3, label=f"{row.method}, seed {row.seed}",
-                       color=f"C{names.index(row.method)}")
+                       color=f"C{3 + names.index(row.method)}")
     right.set(xlabel="optimizer step", ylabel="exact match on 100 test words, %", ylim=(0, 100),
               title="learning the past tense")
     right.legend(fontsize=7, frameon=False)

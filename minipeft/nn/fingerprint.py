@@ -2,8 +2,7 @@
 float32 and in float64 from the same file are the same base."""
 from __future__ import annotations
 
-import hashlib
-from typing import Mapping
+from typing import Iterable, Iterator, Mapping
 
 import numpy
 
@@ -14,11 +13,22 @@ _CHUNK = 1 << 20  # numbers hashed at a time, so that no second copy of the mode
 
 def fingerprint(arrays: Mapping[str, Array]) -> str:
     """SHA-256, in hexadecimal, of {name: array}."""
+    return sha256(_bytes_of(arrays))
+
+
+def sha256(parts: Iterable[bytes]) -> str:
+    """SHA-256, in hexadecimal, of the parts one after the other."""
+    import hashlib  # here, because it loads OpenSSL, which an import of minipeft need not wait for
     digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(arrays: Mapping[str, Array]) -> Iterator[bytes]:
     for name in sorted(arrays):
         array = to_host(arrays[name])
-        digest.update(f"{name}\0{','.join(map(str, array.shape))}\0".encode())
+        yield f"{name}\0{','.join(map(str, array.shape))}\0".encode()
         flat = array.reshape(-1)
         for start in range(0, flat.size, _CHUNK):
-            digest.update(numpy.ascontiguousarray(flat[start:start + _CHUNK], dtype="<f8").tobytes())
-    return digest.hexdigest()
+            yield numpy.ascontiguousarray(flat[start:start + _CHUNK], dtype="<f8").tobytes()

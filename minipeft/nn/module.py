@@ -61,8 +61,13 @@ class Module:
         """Replaces every base array by its namesake, in the dtype that the model has.
 
         Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, and dtypes of
-        another kind (integers where there are floating-point numbers)."""
+        another kind (integers where there are floating-point numbers), and while an attachment is merged: the constant
+        that it was merged into would keep the old base."""
         params = self.base_parameters
+        for name, slot in self.slots.items():
+            for entry in slot.plugged:
+                if entry.merged is not None:
+                    raise ValueError(f"{name} cannot be replaced while {entry.name!r} is merged: unmerge first")
         missing, extra = [n for n in params if n not in arrays], [n for n in arrays if n not in params]
         if missing or extra:
             raise ValueError("; ".join(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if names[5:] else ''}"

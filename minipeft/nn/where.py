@@ -3,7 +3,6 @@
 A name is chosen if any of the list chooses it. A pattern that matches nothing raises and lists the nearest names."""
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Callable, Iterable, Sequence, Union
 
@@ -43,6 +42,7 @@ def _nothing(pattern: object, names: list[str], what: str) -> str:
     shown = repr(pattern) if isinstance(pattern, str) else "the callable"
     if not names:
         return f"where={shown} matches nothing: there is no {what}"
+    import difflib  # here, for the one error that needs it
     near = difflib.get_close_matches(re.sub(r"[\\^$()]", "", pattern), names, n=3, cutoff=0.3) \
         if isinstance(pattern, str) else []
     return (f"where={shown} matches none of the {len(names)} {what} names; "

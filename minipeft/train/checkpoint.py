@@ -10,7 +10,6 @@ It is written atomically (`files.write_atomic`): a run that is killed leaves thi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from typing import Any, Mapping
@@ -19,6 +18,7 @@ import numpy
 
 from minipeft.backend import Array, to_host, xp
 from minipeft.files import read_tensors, write_tensors
+from minipeft.nn.fingerprint import sha256
 
 _FORMAT = "minipeft-checkpoint-1"
 GROUPS = ("param", "m", "v", "partial")
@@ -65,4 +65,4 @@ def read(path: str | os.PathLike) -> Checkpoint:
 
 
 def _digest(texts: Mapping[str, str]) -> str:
-    return hashlib.sha256("\0".join(texts[key] for key in sorted(texts)).encode()).hexdigest()
+    return sha256(["\0".join(texts[key] for key in sorted(texts)).encode()])

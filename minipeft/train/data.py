@@ -4,12 +4,12 @@ So the cursor of a run is two integers, and a resumed run sees the batches that 
 """
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Mapping, Sequence
 
 import numpy
 
 from minipeft.backend import to_host
+from minipeft.nn.fingerprint import sha256
 
 Ids = Sequence[int]
 Pair = tuple[Ids, Ids]
@@ -93,8 +93,6 @@ class Batches:
 
     def describe(self) -> dict[str, Any]:
         """What the stream depends on: a checkpoint of another stream is refused."""
-        digest = hashlib.sha256()
-        for source, target in self.pairs:
-            digest.update(repr((list(map(int, source)), list(map(int, target)))).encode())
+        parts = (repr((list(map(int, source)), list(map(int, target)))).encode() for source, target in self.pairs)
         return {"pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed,
-                "pad_token_id": self.pad_token_id, "sha256": digest.hexdigest()}
+                "pad_token_id": self.pad_token_id, "sha256": sha256(parts)}
