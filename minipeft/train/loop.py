@@ -56,18 +56,19 @@ def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int,
         model, params, batches, optimizer, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout,
         log="kept" if log is not None else "not kept")
 
-    def run(step: int) -> dict[str, Any]:
+    def identity(step: int) -> dict[str, Any]:
         return {**fixed, "schedule, summed over the steps made": math.fsum(map(schedule, range(1, step + 1)))}
 
     def save() -> None:
         if checkpoint is not None:
             length = lines.sync()  # the log is on the disk before the checkpoint that counts on it
-            checkpoints.write(checkpoint, state.arrays(), {**state.counters(), "log": length}, run(state.history.step))
+            checkpoints.write(checkpoint, state.arrays(), {**state.counters(), "log": length},
+                              identity(state.history.step))
 
     found = checkpoint is not None and Path(checkpoint).exists()
     saved = checkpoints.read(checkpoint) if checkpoint is not None and found and resume else None
     if saved is not None:
-        _refuse_another(saved, run(saved.state["step"]), steps)
+        _refuse_another(saved, identity(saved.state["step"]), steps)
         state.check(saved)
     with Log(log, saved.state["log"] if saved else 0) as lines:
         if saved is not None:

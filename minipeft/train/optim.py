@@ -70,7 +70,7 @@ class AdamW:
         b1, b2 = self.betas
         m, v = self.m[name], self.v[name]
         self.steps[name] = t = self.steps[name] + 1
-        work = xp.asarray(g * (1 - b1))  # the one temporary; asarray because NumPy makes a scalar of a 0-d product
+        work = xp.asarray(g * (1 - b1))  # asarray: NumPy makes a scalar of a 0-d product
         m *= b1
         m += work
         xp.multiply(g, g, out=work)
