@@ -1,0 +1,223 @@
+"""Places: the fold of a list, and a routing that gives each row of a batch its own entries."""
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minipeft
+from minipeft import ops
+from minipeft.nn.layers import LayerNorm, Linear, RMSNorm
+from minipeft.nn.place import Place, Plugged, _routing, routed
+from minipeft.nn.positions import Learned, RelativeBuckets
+from minipeft.nn.weight import Parameter, Reparam, Slot
+from tests.bounds import close, tau, within
+
+NAMES = {"a": 0, "b": 0, "c": 0}
+
+
+class Plus(Reparam):
+    """W + d, d a Parameter of the same shape: the smallest reparametrization, with the default project and rows."""
+
+    def __init__(self, base, d):
+        self.base, self.d = base, Parameter(d)
+
+    def dense(self):
+        return ops.add(self.base.dense(), self.d)
+
+
+def slot(kind, shape, seed=0):
+    """A slot with Plus a and b attached, not plugged."""
+    rng = numpy.random.default_rng(seed)
+    made = Slot(kind, rng.standard_normal(shape))
+    made.attached = {n: Plus(made.base, rng.standard_normal(shape)) for n in "ab"}
+    return made
+
+
+def entries():
+    return st.lists(st.sampled_from([None, "a", "b", ("a", "b"), "c", ("c", "b")]), min_size=1, max_size=5)
+
+
+def seen_by(entry, made):
+    """W plus the d of what an entry names here."""
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    total = made.base.data
+    for n in names:
+        total = total + made.attached[n].d.data if n in made.attached else total
+    return total
+
+
+# ---- the fold
+
+
+def test_a_slot_is_its_base_until_something_is_plugged_and_then_a_fold_in_order():
+    made = slot("bias", (3,))
+    assert made.fold() is made.base and made.vector() is made.base
+    made.plugged = [Plugged("b"), Plugged("a")]
+    wanted = made.base.data + made.attached["b"].d.data + made.attached["a"].d.data
+    assert numpy.array_equal(made.fold().dense().data, wanted)
+    assert made.fold().shape == (3,) and made.fold().dtype == numpy.float64
+
+
+def test_a_merged_entry_is_a_constant_that_hides_what_lies_below():
+    made = slot("bias", (3,))
+    constant = Parameter(numpy.array([1.0, 2.0, 3.0]))
+    made.plugged = [Plugged("b"), Plugged("a", constant)]
+    assert made.fold() is constant
+    made.plugged.append(Plugged("b"))
+    assert numpy.array_equal(made.fold().dense().data, constant.data + made.attached["b"].d.data)
+
+
+def test_a_fold_of_names_ignores_the_list_and_changes_nothing():
+    made = slot("bias", (3,))
+    made.plugged = [Plugged("b")]
+    piece = made.attached["a"]
+    assert numpy.array_equal(made.fold(("a",)).dense().data, made.base.data + piece.d.data)
+    assert made.fold(()) is made.base
+    made.fold(("b", "a"))
+    assert piece.base is made.base and [e.name for e in made.plugged] == ["b"]
+
+
+def test_the_default_product_and_rows_go_through_dense_and_dense_must_be_written():
+    made = slot("linear", (5, 4))
+    weight, x = made.fold(("a",)), numpy.ones((2, 3, 4))
+    dense = made.base.data + made.attached["a"].d.data
+    assert within(weight.project(x).data, x @ dense.T, 2 * tau(abs(x) @ abs(dense).T, 4, 0, 2 ** -53))
+    assert numpy.array_equal(weight.rows(numpy.array([[4, 0]])).data, dense[[[4, 0]]])
+
+    class Nothing(Reparam):
+        base = made.base
+
+    with pytest.raises(TypeError, match="Nothing does not define dense"):
+        Nothing().dense()
+
+
+# ---- row by row: each kind of use
+
+
+@given(entries(), st.integers(0, 99))
+def test_a_product_row_by_row(routing, seed):
+    made, n = slot("linear", (5, 4), seed), len(routing)
+    x = numpy.random.default_rng(seed).integers(-4, 5, (n, 3, 4)) * 1.0
+    for piece in (made.base, made.attached["a"].d, made.attached["b"].d):
+        piece.data = numpy.round(piece.data * 4)  # integers: products and sums are exact in every order
+    with routed(routing, n, NAMES):
+        y = made.project(x).data
+    assert all(numpy.array_equal(y[i], x[i] @ seen_by(e, made).T) for i, e in enumerate(routing))
+
+
+@given(entries(), st.integers(0, 99))
+def test_a_lookup_row_by_row(routing, seed):
+    made, n = slot("embedding", (7, 4), seed), len(routing)
+    ids = numpy.random.default_rng(seed).integers(0, 7, (n, 3))
+    with routed(routing, n, NAMES):
+        y = made.rows(ids).data
+    assert all(numpy.array_equal(y[i], seen_by(e, made)[ids[i]]) for i, e in enumerate(routing))
+
+
+@given(entries(), st.integers(0, 99))
+def test_a_vector_and_a_shared_table_row_by_row(routing, seed):
+    """[d] becomes [batch, 1, d], and a table [.., d] becomes [batch, .., d], where rows differ."""
+    bias, table, n = slot("bias", (4,), seed), slot("position", (6, 4), seed), len(routing)
+    ids = numpy.array([[0, 5, 5], [1, 2, 3]])
+    with routed(routing, n, NAMES):
+        v, t = bias.vector().data, table.table(ids).data
+    if len({tuple(x for x in ((e,) if isinstance(e, str) else e or ()) if x != "c") for e in routing}) == 1:
+        assert v.shape == (4,) and t.shape == (2, 3, 4)  # one group: nothing is stacked
+        v, t = numpy.broadcast_to(v, (n, 1, 4)), numpy.broadcast_to(t, (n, 2, 3, 4))
+    assert v.shape == (n, 1, 4) and t.shape == (n, 2, 3, 4)
+    for i, e in enumerate(routing):
+        assert numpy.array_equal(v[i, 0], seen_by(e, bias)) and numpy.array_equal(t[i], seen_by(e, table)[ids])
+
+
+def test_layers_take_routed_biases_norm_scales_and_positions():
+    """The shapes that a routing gives them broadcast to the stream [batch, time, d], and to scores."""
+    rng, routing = numpy.random.default_rng(0), ["a", None, "b"]
+    x = rng.standard_normal((3, 5, 4))
+    layer, norm, rms = Linear(rng.standard_normal((4, 4)), rng.standard_normal(4)), LayerNorm(
+        numpy.ones(4), numpy.zeros(4), 1e-5), RMSNorm(numpy.ones(4), 1e-6)
+    learned, buckets = Learned(rng.standard_normal((5, 4))), RelativeBuckets(rng.standard_normal((8, 4)), 20, True)
+    for made in (layer.bias, norm.weight, norm.bias, rms.weight, learned.weight, buckets.weight):
+        made.attached = {n: Plus(made.base, rng.standard_normal(made.base.shape)) for n in "ab"}
+
+    def outputs(x, adapter):
+        with routed(adapter, len(x), NAMES):
+            found = [layer(x), norm(x), rms(x), ops.add(x, learned.embed(5, 0))]
+            scores = ops.add(numpy.zeros((len(x), 4, 5, 5)), buckets.bias(5, 5, 0))
+            return [y.data for y in (*found, scores)]
+
+    mixed = outputs(x, routing)
+    for i, entry in enumerate(routing):
+        for whole, row in zip(mixed, outputs(x[i:i + 1], [entry]), strict=True):
+            assert whole.shape[0] == 3 and close(whole[i], row[0], 2 ** -53)
+
+
+def test_gradients_of_a_routed_batch_go_to_what_each_row_saw():
+    made, x = slot("bias", (4,)), numpy.ones((3, 2, 4))
+    leaves = {"W": made.base, "a": made.attached["a"].d, "b": made.attached["b"].d}
+
+    def step():
+        with routed(["a", None, ("a", "b")], 3, NAMES):
+            return ops.sum(ops.mul(made.vector(), x * numpy.array([1.0, 10.0, 100.0])[:, None, None]))
+
+    _, grads = minipeft.value_and_grad(step, leaves)
+    assert {name: set(g) for name, g in grads.items()} == {"W": {222.0}, "a": {202.0}, "b": {200.0}}
+
+
+# ---- the routing itself
+
+
+def test_rows_that_see_the_same_here_are_run_together_and_put_back_in_order():
+    place, calls = Place("sublayer"), []
+    place.attached = {"a": None, "b": None}
+
+    def run(names, x):
+        calls.append((names, x.shape[0]))
+        return ops.mul(x, float(1 + len(names)))
+
+    x = numpy.arange(5.0)[:, None]
+    with routed(["a", None, ("c", "a"), "c", ("a", "b")], 5, NAMES):
+        y = place.by_row(run, x).data
+    assert calls == [(("a",), 2), ((), 2), (("a", "b"), 1)]
+    assert y[:, 0].tolist() == [0.0, 1.0, 4.0, 3.0, 12.0]
+
+
+def test_without_a_routing_everything_runs_once_with_what_is_plugged():
+    place, calls = Place("sublayer"), []
+    place.by_row(lambda names, x, absent: calls.append((names, x, absent)) or x, "x", None)
+    place.per_row(lambda names: calls.append(names))
+    assert calls == [(None, "x", None), None]
+
+
+def test_absent_streams_stay_absent_row_by_row():
+    place = Place("sublayer")
+    place.attached = {"a": None}
+    seen = []
+    with routed(["a", None], 2, NAMES):
+        place.by_row(lambda names, x, absent: seen.append(absent) or x, numpy.ones((2, 1)), None)
+    assert seen == [None, None]
+
+
+@pytest.mark.parametrize("adapter, rows", [
+    ("a", [("a",)] * 3), (("a", "b"), [("a", "b")] * 3), (["a", None, ("b", "a")], [("a",), (), ("b", "a")]),
+    ((), [()] * 3)])
+def test_what_an_adapter_argument_means(adapter, rows):
+    with routed(adapter, 3, NAMES):
+        assert _routing.get() == rows
+    assert _routing.get() is None
+
+
+def test_a_routing_is_restored_when_the_block_ends_however_it_ends():
+    with routed("a", 1, NAMES):
+        with pytest.raises(ZeroDivisionError):
+            with routed(["b"], 1, NAMES):
+                raise ZeroDivisionError
+        assert _routing.get() == [("a",)]
+        with pytest.raises(ValueError), routed("nobody", 1, NAMES):
+            pass
+        assert _routing.get() == [("a",)]
+
+
+def test_a_model_without_attachments_says_that_there_are_none():
+    with pytest.raises(ValueError, match="adapter 'a' is not attached to this model; attached: none"):
+        with routed("a", 1, {}):
+            pass
