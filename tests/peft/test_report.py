@@ -1,0 +1,85 @@
+"""The report's numbers, against those that are known from elsewhere."""
+import numpy
+import pytest
+
+import minipeft
+from minipeft.peft.report import component
+from tests.models_under_test import FAMILIES, Case
+
+RNG = numpy.random.default_rng
+
+
+def flan_t5_base():
+    """Weights of 0: the pages of a zero array cost nothing."""
+    config = minipeft.T5Config(32128, 768, 64, 12, 2048, 12, 12, feed_forward_proj="gated-gelu",
+                               tie_word_embeddings=False, scale_decoder_outputs=False)
+    return minipeft.T5(config, None)
+
+
+def test_flan_t5_base_with_rank_32_on_q_and_v_trains_3538944_of_251116800():
+    model = flan_t5_base()
+    minipeft.attach(model, minipeft.LoRA(32, 64), RNG(0))
+    report = minipeft.report(model)
+    assert (report.trainable, report.all) == (3_538_944, 251_116_800)
+    assert round(report.percent, 2) == 1.41 and report.trainable == 72 * 32 * (768 + 768)
+    text = str(report)
+    assert "3,538,944" in text and "251,116,800" in text and "1.41%" in text
+    assert sum(report.components.values()) == 247_577_856 == report.all - report.trainable
+    assert report.weight_bytes == 4 * report.all and report.training_bytes == 3 * 4 * report.trainable
+
+
+def test_the_papers_base_model_by_component():
+    """d = 512, d_ff = 2048, 6 + 6 blocks, 37,000 tokens: 18 attentions of 4 d^2, 12 feed-forwards of 2 d d_ff; biases
+    4 d and d_ff + d each; 30 norms of 2 d; no norm after the stacks; sinusoids have no parameters."""
+    report = minipeft.report(minipeft.Transformer.base())
+    assert report.components == {
+        "attention": 18 * 4 * 512 ** 2, "feed-forward": 12 * 2 * 512 * 2048, "embedding": 37000 * 512,
+        "norm": 30 * 2 * 512, "position": 0, "bias": 18 * 4 * 512 + 12 * (2048 + 512)}
+    assert report.all == report.trainable == sum(report.components.values())
+    assert round(report.all / 1e6) == 63 and report.percent == 100
+
+
+def test_the_notes_example_stands_beside_the_true_figure_for_a_whole_projection():
+    """512 x 64 with r = 8: 4,608 of 32,768, 85.94 % fewer; the whole 512 x 512 projection: 8,192 of 262,144."""
+    text = str(minipeft.report(minipeft.Transformer.base()))
+    assert "one head's query 512 x 64: 4,608 for 32,768, 85.94 % fewer" in text
+    assert "the whole query projection 512 x 512: 8,192 for 262,144, 96.88 % fewer" in text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_number_of_a_model_belongs_to_one_component_and_is_counted_once(family):
+    model = Case((family, "q and v"), 1, 1, "float32", 0).model()
+    report = minipeft.report(model)
+    assert sum(report.components.values()) == report.all == sum(p.data.size for p in model.base_parameters.values())
+    assert report.weight_bytes == sum(p.data.nbytes for p in model.base_parameters.values())
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("embedding.weight", "embedding"), ("head.weight", "embedding"), ("encoder.position.weight", "position"),
+    ("encoder.0.attn.q.weight", "attention"), ("decoder.1.cross.o.weight", "attention"),
+    ("encoder.0.attn.q.bias", "bias"), ("encoder.0.ff.wi.weight", "feed-forward"), ("decoder.0.ff.wo.bias", "bias"),
+    ("encoder.0.attn_norm.weight", "norm"), ("encoder.0.attn_norm.bias", "norm"), ("decoder.norm.bias", "norm")])
+def test_what_a_slot_counts_for(name, kind):
+    model = Case(("pre-LN", "q and v"), 1, 1, "float32", 0).model()
+    assert component(name, model.slots[name]) == kind
+
+
+def test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not():
+    case = Case(("t5 v1.1", "q and v"), 2, 3, "float32", 0)
+    model = case.model()
+    base = minipeft.report(model).all
+    first, second = case.attach(model, "first"), case.attach(model, "second", 3, where="^head")
+    sizes = [sum(p.data.size for p in a.parameters.values()) for a in (first, second)]
+    assert sizes[1] == 2 * (13 + 12)
+    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sum(sizes), base + sum(sizes))
+    first.unplug()
+    second.merge()
+    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (base, base)
+    second.unmerge()
+    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sizes[1], base + sizes[1])
+
+
+def test_a_selection_can_be_counted_and_a_tied_table_counts_once():
+    model = Case(("post-LN", "q and v"), 2, 3, "float32", 0).model()
+    report = minipeft.report(model, minipeft.select(model, "^embedding"))
+    assert report.trainable == 13 * 12 and report.all == minipeft.report(model).all
