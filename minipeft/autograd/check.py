@@ -3,8 +3,9 @@
     <grad f(p), d>  =  d/dt f(p + t d) at t = 0  ~  D(h) = (f(p + h d) - f(p - h d)) / 2h  +  O(h^2)
 
 Richardson extrapolation removes the h^2 term: R(h) = (4 D(h/2) - D(h)) / 3 has error O(h^4). The difference of two
-extrapolations, |R(h) - R(h/2)|, bounds the truncation error of the better one; the rounding of f, about u |f| times
-the length of its sums, divided by the step, bounds the rest. Their sum is the tolerance: nothing is tuned.
+extrapolations, |R(h) - R(h/2)|, bounds the truncation error of the better one; the rounding of f, about u times the
+length of its sums times the size of their terms, divided by the step, bounds the rest. Their sum is the tolerance:
+nothing is tuned. The size is |f| + sum |p df/dp|: f alone may be small because large terms cancel.
 
 One direction costs six evaluations whatever the number of parameters, so shapes can be varied freely.
 """
@@ -36,17 +37,18 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     token = _stopped.set(memory)
     try:
         _, grads = value_and_grad(step, params)
-        memory.replay = 0
+        terms = [abs(to_host(p.data) * to_host(grads[name])) for name, p in params.items()]
+        size = sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, under its own name
         worst = 0.0
         for names in ([n] for n in params) if each else [list(params)]:
-            worst = max(worst, _check(step, {n: params[n] for n in names}, grads, rng, h, memory))
+            worst = max(worst, _check(step, {n: params[n] for n in names}, grads, rng, h, memory, size))
         return worst
     finally:
         _stopped.reset(token)
 
 
 def _check(step: Callable[[], Tensor], params: Mapping[str, Leaf], grads: Mapping[str, numpy.ndarray],
-           rng: numpy.random.Generator, h: float, memory: _Stopped) -> float:
+           rng: numpy.random.Generator, h: float, memory: _Stopped, size: float) -> float:
     directions = {name: rng.standard_normal(p.shape) for name, p in params.items()}
     length = math.sqrt(sum(float((d * d).sum()) for d in directions.values())) or 1.0
     directions = {name: d / length for name, d in directions.items()}
@@ -68,7 +70,7 @@ def _check(step: Callable[[], Tensor], params: Mapping[str, Leaf], grads: Mappin
 
     d1, d2, d4 = ((f(s) - f(-s)) / (2 * s) for s in (h, h / 2, h / 4))
     coarse, fine = (4 * d2 - d1) / 3, (4 * d4 - d2) / 3
-    tolerance = abs(fine - coarse) + _ROUNDINGS * _U * largest / (h / 4)
+    tolerance = abs(fine - coarse) + _ROUNDINGS * _U * (largest + size) / (h / 4)
     claimed = sum(float((to_host(grads[name]) * d).sum()) for name, d in directions.items())
     error = abs(claimed - fine)
     if not error <= tolerance:  # NaN fails too

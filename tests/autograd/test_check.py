@@ -43,14 +43,16 @@ WRONG = {
     "sign": lambda g, a: -g * a, "factor": lambda g, a: 2 * g * a, "other input": lambda g, a: g * g,
     "forgotten factor": lambda g, a: g, "zero": lambda g, a: g * 0,
     "off by a millionth": lambda g, a: g * a * (1 + 1e-6),
-    "NaN": lambda g, a: g * a * numpy.nan,
+    "NaN": lambda g, a: g * a * numpy.nan, "infinity": lambda g, a: g * a * numpy.inf,
+    "huge": lambda g, a: g * a * 1e200,
     "transposed": lambda g, a: (g * a).T}
 
 
 @pytest.mark.parametrize("mistake", WRONG)
 @given(seeds())
 def test_a_wrong_vjp_is_caught_and_its_parameter_named(mistake, seed):
-    with pytest.raises(AssertionError, match="^gradient of b: along a random direction the VJP says"):
+    with pytest.raises(AssertionError, match="^gradient of b: along a random direction the VJP says"), \
+            numpy.errstate(invalid="ignore"):
         check(product_with(WRONG[mistake]), pair(seed, (3, 3)), seed)
 
 
@@ -149,6 +151,18 @@ def test_a_loss_that_is_not_finite_is_no_pass():
     p = Leaf(numpy.array([1.0, 2.0]))
     with pytest.raises(AssertionError):
         minipeft.check_gradients(lambda: ops.sum(ops.mul(p, numpy.nan)), {"p": p}, numpy.random.default_rng(0))
+
+
+@given(seeds())
+def test_a_loss_whose_large_terms_cancel_is_no_false_alarm(seed):
+    """Its roundings are those of the terms, thousands of times larger than the loss itself."""
+    p = Leaf(draw_array(seed, (40,)) * 1e3)
+    twin = p.data.copy()
+
+    def step() -> Tensor:
+        return ops.sub(ops.sum(ops.mul(p, p)), ops.sum(ops.mul(p, twin)))
+
+    minipeft.check_gradients(step, {"p": p}, numpy.random.default_rng(seed))
 
 
 def test_one_direction_costs_six_evaluations():
