@@ -132,25 +132,29 @@ def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str
     name: how the attachment is called, by default the method's name in lower case. Raises ValueError, before any
     random number is drawn, for a taken or malformed name, a pattern that matches nothing, and a rank out of range."""
     name = type(method).__name__.lower() if name is None else name
-    attachments = check_name(model, name)
+    check_name(model, name)
     if not isinstance(rng, numpy.random.Generator):
         raise TypeError(f"rng is {type(rng).__name__}; expected a numpy.random.Generator, as "
                         f"numpy.random.default_rng(seed) gives")
     places = dict(method.places(model))
-    pieces = {where: method.on(place, rng) for where, place in places.items()}
+    return put(model, name, method, places, {where: method.on(place, rng) for where, place in places.items()})
+
+
+def put(model: Module, name: str, method: Method, places: dict[str, Place], pieces: dict[str, Any]) -> Attachment:
+    """An attachment of pieces that are ready, plugged; `name` has passed `check_name`."""
     for where, place in places.items():
         place.attached[name] = pieces[where]
-    attachment = attachments[name] = Attachment(model, name, method, places)
+    attachment = Attachment(model, name, method, places)
+    model.attachments[name] = attachment  # type: ignore[attr-defined]
     attachment.plug()
     return attachment
 
 
-def check_name(model: Module, name: str) -> dict[str, Attachment]:
-    """The model's attachments, if `name` is well-formed and free there; ValueError otherwise."""
+def check_name(model: Module, name: str) -> None:
+    """Raises ValueError unless `name` is well-formed and free on the model."""
     attachments: dict[str, Attachment] = model.attachments  # type: ignore[attr-defined]
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"name is {name!r}; expected letters, digits, '_' and '-'")
     if name in attachments:
         raise ValueError(f"an attachment named {name!r} is already on this model ({attachments[name].state}); "
                          f"pass another name, or remove it")
-    return attachments

@@ -11,7 +11,7 @@ from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.module import Module
 from minipeft.nn.weight import parameters_of
 from minipeft.peft import adapter_file
-from minipeft.peft.attach import Attachment, attach, check_name
+from minipeft.peft.attach import Attachment, check_name, put
 from minipeft.peft.lora import LoRA
 
 METHODS = {method.__name__: method for method in (LoRA,)}
@@ -40,22 +40,18 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
         odd = sorted(set(expected) ^ set(file.tensors))
         raise ValueError(f"{path}: {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
-    arrays: dict[str, numpy.ndarray] = {}
     for key, p in expected.items():
         if file.tensors[key].shape != p.shape:
             raise ValueError(f"{path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(p.shape)}")
         if file.tensors[key].dtype.kind != "f":
             raise ValueError(f"{path}: {key} has dtype {file.tensors[key].dtype}; expected floating point")
         with numpy.errstate(over="ignore"):
-            arrays[key] = file.tensors[key].astype(p.dtype)
-        if not numpy.isfinite(arrays[key]).all():
+            array = file.tensors[key].astype(p.dtype)
+        if not numpy.isfinite(array).all():
             raise ValueError(f"{path}: {key} holds numbers that are not finite in {p.dtype}")
+        p.data = to_device(array)
     found = fingerprint(model.state())
     if found != file.base and not force:
         raise ValueError(f"{path}: made for another base model (fingerprint {file.base[:12]}..., this model has "
                          f"{found[:12]}...); load that base, or pass force=True if you know that they agree")
-    attachment = attach(model, method, numpy.random.default_rng(0), name)
-    for where, place in attachment.places.items():
-        for leaf, p in parameters_of(place.attached[name]).items():
-            p.data = to_device(arrays[f"{where}.{leaf}"])
-    return attachment
+    return put(model, name, method, dict(places), pieces)
