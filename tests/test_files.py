@@ -549,6 +549,7 @@ POINTS = textwrap.dedent("""
 """)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each point is tried in a fork, which this system does not have")
 def test_a_writer_killed_at_any_point_leaves_the_old_file_or_the_new_one_whole(tmp_path):
     done = subprocess.run([sys.executable, "-c", POINTS, str(tmp_path)], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})

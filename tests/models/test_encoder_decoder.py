@@ -208,6 +208,17 @@ def test_a_clone_shares_no_array_and_computes_the_same(build):
     assert other.state == "plugged"
 
 
+@every_model
+def test_a_loaded_state_is_copied_in_the_model_s_own_dtype(build):
+    source, model, single = build(1), build(2), build(3, "float32")
+    model.load_state(source.state())
+    single.load_state(source.state())
+    for name, array in source.state().items():
+        assert np.array_equal(model.state()[name], array) and not np.shares_memory(model.state()[name], array)
+        assert single.state()[name].dtype == np.float32
+    assert np.array_equal(model(IDS, IDS, MASK).data, source(IDS, IDS, MASK).data)
+
+
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 IDS, MASK, LABELS = batch()
