@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, list[str]] = {
 TYPES = {"ndarray", "generic", "dtype", "integer", "floating", "float32", "float64", "int64", "random",
          "random.Generator", "random.default_rng"}
 HOST_WORK = {
+    "autograd/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
     "ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
     "ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
     "peft/load.py": ({"errstate", "isfinite"}, "the numbers of a file are checked before they are moved"),
