@@ -113,8 +113,9 @@ def trained(attachment: minipeft.Attachment, rng: numpy.random.Generator, std: f
 
 
 def cases(dtypes: tuple[str, ...] = ("float64", "float32"), places: Any = None) -> st.SearchStrategy[Case]:
-    """Cases over families, patterns, ranks, alphas that no rank divides and of both signs, dtypes and seeds."""
-    return st.builds(Case, st.sampled_from(places or PLACES), st.sampled_from([1, 2, 3, 7]),
+    """Cases over families, patterns, ranks up to the largest (where A is square), alphas of both signs, some of which
+    no rank divides, dtypes and seeds."""
+    return st.builds(Case, st.sampled_from(places or PLACES), st.sampled_from([1, 2, 3, 7, D_MODEL]),
                      st.sampled_from([1, 5, 0.75, -3]), st.sampled_from(dtypes), st.integers(0, 999))
 
 
