@@ -117,6 +117,7 @@ class T5(EncoderDecoder):
     def __init__(self, config: T5Config, rng: init.Rng, dtype: str = "float32"):
         self.config = config
         self.attachments = {}
+        dtype = init.compute_dtype(dtype)
         d, f = config.d_model, config.initializer_factor
         self.embedding = Embedding(init.normal((config.vocab_size, d), f, rng, dtype))
         self.encoder = self._stack(config.num_layers, False, rng, dtype)

@@ -85,6 +85,7 @@ class Transformer(EncoderDecoder):
     def __init__(self, config: TransformerConfig, rng: init.Rng, dtype: str = "float32"):
         self.config = config
         self.attachments = {}
+        dtype = init.compute_dtype(dtype)
         d = config.d_model
         self.embedding = Embedding(init.normal((config.vocab_size, d), d ** -0.5, rng, dtype))
         self.encoder = self._stack(config.num_layers, False, rng, dtype)

@@ -13,6 +13,14 @@ from minipeft.backend import Array, to_device
 Rng: TypeAlias = "numpy.random.Generator | None"  # as a string: importing numpy.random takes its time
 
 
+def compute_dtype(dtype: Any) -> str:
+    """The name of `dtype` if models compute in it: float32, float64. ValueError otherwise: half precision is for files
+    alone."""
+    if dtype not in ("float32", "float64", numpy.float32, numpy.float64):
+        raise ValueError(f"dtype is {dtype!r}; models compute in 'float32' or 'float64'")
+    return numpy.dtype(dtype).name
+
+
 def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
     """N(0, std^2)."""
     if rng is None:

@@ -509,3 +509,9 @@ def test_the_dtype_of_the_model_is_that_of_every_array_it_computes(build, dtype,
         tensor._observer.reset(token)
     assert isinstance(loss, float) and all(g.dtype == dtype for g in grads.values())
     assert seen.count("vjp") > 100 < len(seen) - seen.count("vjp")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int64", object, None])
+def test_a_model_computes_in_float32_or_float64_alone(dtype):
+    with pytest.raises(ValueError, match="dtype"):
+        T5(T5Config(8, 4, 2, 2, 4, 1, 1), None, dtype)
