@@ -20,7 +20,8 @@ that refuses what can be refused.
  8. CuPy lacks erf in its main namespace, errstate, frompyfunc.   -> `ops.erf` is written here, once, for both.
  9. NumPy 2 promotes float32 * numpy.float64 scalar to float64.   -> scalars are Python floats (math.sqrt, never
                                                                      np.sqrt(int)) or `scalar(value, like)`.
-10. CuPy has no ufunc.reduceat on its arrays before version 14.   -> segments are added by `segment_sum`, below.
+10. ufunc.reduceat: older CuPy lacks it, and no document says    -> `segment_sum`, below, adds runs of rows in an
+    in which order a newer one adds.                                 order of its own there.
 """
 from __future__ import annotations
 
@@ -116,13 +117,21 @@ def scalar(value: Any, like: Array) -> Any:
 def segment_sum(rows: Array, starts: Any) -> Array:
     """Sums of consecutive runs of `rows` [n, d]; run i begins at row starts[i] (host integers) -> [runs, d].
 
-    The order of the additions within a run is fixed, so the bits are. Empty `starts` gives [0, d]."""
+    The order of the additions within a run is fixed, so the bits are. Off NumPy it is a tree: log2(longest run)
+    passes over all rows, each adding the row 1, 2, 4, ... before it where that is of the same run; the last row of a
+    run then holds its sum."""
     if len(starts) == 0:
         return rows[:0]
-    if hasattr(xp.add, "reduceat") and namespace() is numpy:
-        return xp.add.reduceat(rows, starts, axis=0)
-    ends = list(starts[1:]) + [rows.shape[0]]
-    return xp.stack([rows[int(a):int(b)].sum(axis=0) for a, b in zip(starts, ends)])
+    if namespace() is numpy:
+        return numpy.add.reduceat(rows, starts, axis=0)
+    ends = numpy.append(starts[1:], rows.shape[0])
+    run = numpy.repeat(numpy.arange(len(starts)), ends - starts)
+    sums, reach = rows.copy(), 1
+    while reach < max(ends - starts):
+        same = to_device((run[reach:] == run[:-reach])[:, None])
+        sums[reach:] += xp.where(same, sums[:-reach], xp.zeros((), rows.dtype))
+        reach *= 2
+    return sums[to_device(ends - 1)]
 
 
 def keep_heap() -> bool:
