@@ -41,18 +41,22 @@ sys.exit(pytest.main(["-x", "-p", "no:cacheprovider", *sys.argv[2:]], plugins=[F
 
 
 def copy_of(source: Path, target: Path) -> Path:
-    """The package and the tests, with their compiled files, whose time stamps still fit; fixtures are linked."""
+    """The package and the tests; fixtures are linked."""
     target.mkdir()
     shutil.copy(source / "setup.cfg", target)
-    shutil.copytree(source / "minipeft", target / "minipeft")
-    shutil.copytree(source / "tests", target / "tests", ignore=shutil.ignore_patterns("fixtures", ".*"))
+    shutil.copytree(source / "minipeft", target / "minipeft", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source / "tests", target / "tests", ignore=shutil.ignore_patterns("__pycache__", "fixtures"))
     (target / "tests" / "fixtures").symlink_to(ROOT / "tests" / "fixtures")
     return target
 
 
 def run(folder: Path, tests: list[str]) -> subprocess.CompletedProcess:
-    """pytest in a copy. Its exit status is 0 if all passed and 1 if a test failed; collection errors are others."""
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    """pytest in a copy. Its exit status is 0 if all passed and 1 if a test failed; collection errors are others.
+
+    What these processes compile is kept in a folder of their own, whatever the caller's settings: most of the time of
+    such a run would go into compiling pytest's plugins again."""
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(folder),
+                   "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder.parent / "compiled")}
     return subprocess.run([sys.executable, "-c", RUNNER, str(folder), *(f"tests/{test}" for test in tests)],
                           cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
 
