@@ -151,9 +151,11 @@ def put(model: Module, name: str, method: Method, places: dict[str, Place], piec
 
 
 def check_name(model: Module, name: str) -> None:
-    """Raises ValueError unless `name` is well-formed and free on the model."""
-    attachments: dict[str, Attachment] = model.attachments  # type: ignore[attr-defined]
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    """Raises ValueError unless `name` is well-formed and free on the model, TypeError for a part of a model."""
+    attachments: dict[str, Attachment] | None = getattr(model, "attachments", None)
+    if attachments is None:
+        raise TypeError(f"{type(model).__name__} is not a whole model; attach to the model, and choose with `where`")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"name is {name!r}; expected letters, digits, '_' and '-'")
     if name in attachments:
         raise ValueError(f"an attachment named {name!r} is already on this model ({attachments[name].state}); "

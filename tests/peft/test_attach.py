@@ -253,3 +253,9 @@ def test_moving_reaches_bases_merged_constants_and_all_attachments_once():
     held = [*model.base_parameters.values(), *(p for piece in pieces for p in parameters_of(piece).values()),
             *(e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None)]
     assert len(held) == len(model.slots) + 3 * 2 * 10 + 10 and {type(p.data) for p in held} == {Moved}
+
+
+def test_a_part_of_a_model_is_not_attached_to_and_the_error_says_what_to_do():
+    rng = numpy.random.default_rng(0)
+    with pytest.raises(TypeError, match="whole model"):
+        minipeft.attach(FAMILIES["t5 v1.0"](rng, "float32").encoder, minipeft.LoRA(1), rng)
