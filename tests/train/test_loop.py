@@ -141,7 +141,7 @@ class Shared:
     """A model whose two parameters get one and the same gradient array."""
 
     def __init__(self) -> None:
-        self.a, self.b = minipeft.Parameter(numpy.array(1.0)), minipeft.Parameter(numpy.array(2.0))
+        self.a, self.b = minipeft.Parameter(numpy.array([1.0])), minipeft.Parameter(numpy.array([2.0]))
 
     def loss(self, labels: Any, rng: Any = None, **_: Any) -> Any:
         return mul(add(self.a, self.b), float((labels != -100).sum()))
@@ -286,7 +286,8 @@ def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture) -
     ({"checkpoint_every": 0}, "checkpoint_every is 0"), ({"eval_every": 0}, "eval_every is 0"),
     ({"seed": -1}, "seed is -1; expected an integer >= 0"), ({"clip": 0}, "clip is 0; expected a finite number > 0"),
     ({"clip": -1.0}, "clip is -1.0"), ({"clip": math.nan}, "clip is nan"), ({"clip": math.inf}, "clip is inf"),
-    ({"params": {}}, "nothing is selected"), ({"optimizer": minipeft.AdamW(decay="nothing")}, "'nothing' matches none"),
+    ({"params": {}}, "nothing is selected"),
+    ({"optimizer": minipeft.AdamW(decay="nothing"), "checkpoint": None}, "'nothing' matches none"),
     ({"checkpoint": "no/such/folder/c"}, "checkpoint is 'no/such/folder/c', in a folder that does not exist"),
     ({"log": "no/such/folder/l"}, "log is 'no/such/folder/l', in a folder that does not exist")])
 def test_arguments_out_of_range_are_named_before_anything_changes(tmp_path: Path, wrong: dict, message: str) -> None:
