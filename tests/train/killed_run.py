@@ -19,7 +19,7 @@ import numpy
 
 import minipeft
 
-VOCAB, SIZES = 12, {"short": (5, 2), "long": (50, 3)}  # optimizer steps, micro-batches between checkpoints
+VOCAB, SIZES = 12, {"short": (5, 2), "long": (36, 3)}  # optimizer steps, micro-batches between checkpoints
 
 
 def main(folder: Path, kind: str, size: str) -> None:
