@@ -26,7 +26,7 @@ CONFIG = minipeft.TransformerConfig(
     activation="relu", pre_norm=True, final_norm=True, positions="learned", max_length=48)
 
 
-def pretrain(out: Path, steps: int = STEPS, stop_after: int | None = None, evaluate: bool = True,
+def pretrain(out: Path, steps: int = STEPS, stop_after: int | None = None,
              checkpoint: Path | None = None) -> list[float]:
     """Train and save into `out`; return the losses of the steps made. stop_after: fewer steps, nothing saved."""
     train, test = load_tasks()
@@ -42,8 +42,8 @@ def pretrain(out: Path, steps: int = STEPS, stop_after: int | None = None, evalu
     history = minipeft.fit(
         model, minipeft.select(model, ".*"), minipeft.Batches(pairs, BATCH, SEED), steps=stop_after or steps,
         optimizer=minipeft.AdamW(lr=LR), schedule=minipeft.cosine_decay(steps, warmup=100), clip=1.0, seed=SEED,
-        evaluate=score if evaluate and not stop_after else None, eval_every=500, log=log, checkpoint=checkpoint,
-        checkpoint_every=200, label="pretraining")
+        evaluate=None if stop_after else score, eval_every=None if stop_after else 500, log=log,
+        checkpoint=checkpoint, checkpoint_every=200, label="pretraining")
     if stop_after:
         return history.losses
     model.save_pretrained(out, dtype="float16")

@@ -47,7 +47,7 @@ def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int,
     Raises FloatingPointError for a loss or gradient that is not finite, before parameters, moments or the checkpoint
     are touched; ValueError, before anything is changed, for arguments out of range, a checkpoint that is damaged or of
     another run, a log shorter than its checkpoint says; and for a batch without label tokens."""
-    _check(params, steps, accumulate, checkpoint_every, eval_every, clip, seed, log, checkpoint)
+    _check(params, steps, accumulate, checkpoint_every, evaluate, eval_every, clip, seed, log, checkpoint)
     optimizer = AdamW() if optimizer is None else optimizer
     schedule = constant() if schedule is None else schedule
     optimizer.decayed(params)  # raises for a pattern that matches nothing
@@ -167,8 +167,8 @@ def _refuse_another(saved: checkpoints.Checkpoint, run: Mapping[str, Any], steps
         raise ValueError(f"{saved.path} is at step {saved.state['step']}, past the {steps} asked for")
 
 
-def _check(params: Mapping[str, Leaf], steps: int, accumulate: int, checkpoint_every: int, eval_every: int | None,
-           clip: float | None, seed: int, log: Any, checkpoint: Any) -> None:
+def _check(params: Mapping[str, Leaf], steps: int, accumulate: int, checkpoint_every: int, evaluate: Any,
+           eval_every: int | None, clip: float | None, seed: int, log: Any, checkpoint: Any) -> None:
     if not params:
         raise ValueError("nothing is selected: params is empty")
     for what, value, least in (("steps", steps, 1), ("accumulate", accumulate, 1), ("seed", seed, 0),
@@ -176,6 +176,8 @@ def _check(params: Mapping[str, Leaf], steps: int, accumulate: int, checkpoint_e
                                ("eval_every", 1 if eval_every is None else eval_every, 1)):
         if type(value) is not int or value < least:
             raise ValueError(f"{what} is {value!r}; expected an integer >= {least}")
+    if eval_every is not None and evaluate is None:
+        raise ValueError(f"eval_every is {eval_every}, but there is nothing to evaluate: pass evaluate=")
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip is {clip!r}; expected a finite number > 0, or None")
     for what, path in (("log", log), ("checkpoint", checkpoint)):

@@ -284,6 +284,7 @@ def test_nothing_is_printed_where_nobody_watches(capfd: pytest.CaptureFixture) -
     ({"steps": 0}, "steps is 0; expected an integer >= 1"), ({"steps": 2.0}, "steps is 2.0"),
     ({"accumulate": 0}, "accumulate is 0"), ({"accumulate": True}, "accumulate is True"),
     ({"checkpoint_every": 0}, "checkpoint_every is 0"), ({"eval_every": 0}, "eval_every is 0"),
+    ({"eval_every": 2}, "nothing to evaluate"),
     ({"seed": -1}, "seed is -1; expected an integer >= 0"), ({"clip": 0}, "clip is 0; expected a finite number > 0"),
     ({"clip": -1.0}, "clip is -1.0"), ({"clip": math.nan}, "clip is nan"), ({"clip": math.inf}, "clip is inf"),
     ({"params": {}}, "nothing is selected"),
