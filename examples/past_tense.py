@@ -149,7 +149,7 @@ LEARNED = [
 COST = [
     Column("trainable", lambda r: r.trainable, "{:,.0f}"), Column("%", lambda r: r.percent, "{:.2f}"),
     Column("file", lambda r: r.file_bytes and r.file_bytes / 1e3, "{:,.0f} kB"),
-    Column("training", lambda r: r.train_seconds, "{:.1f} s"),
+    Column("training", lambda r: r.train_seconds, "{:.0f} s", numpy.median),
     Column("memory", lambda r: r.peak_bytes and r.peak_bytes / 2 ** 20, "{:.1f} MiB")]
 
 

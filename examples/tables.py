@@ -10,24 +10,26 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """heading, the value of a row (None: has no meaning there), and how a mean of values is written."""
+    """heading, the value of a row (None: has no meaning there), how a number is written, and how those of several
+    seeds become one: the mean, or, for times on a busy machine, the median."""
 
     heading: str
     value: Callable[[Any], Any]
     form: str = "{:.1f}"
+    reduce: Callable[..., Any] = numpy.mean
 
     def cell(self, group: Sequence[Any]) -> str:
-        """The mean over the rows of a group; yes or NO for booleans."""
+        """One number for the rows of a group; yes or NO for booleans."""
         values = [self.value(row) for row in group]
         if any(v is None for v in values):
             return "-"
         if isinstance(values[0], bool):
             return "yes" if all(values) else "NO"
-        return self.form.format(float(numpy.mean(values)))
+        return self.form.format(float(self.reduce(values)))
 
 
 def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
-    """One line per method, in the order of the rows, the mean over its seeds."""
+    """One line per method, in the order of the rows, its seeds reduced to one number."""
     names = dict.fromkeys(row.method for row in rows)
     return [[name, *(column.cell([row for row in rows if row.method == name]) for column in columns)]
             for name in names]
