@@ -43,6 +43,8 @@ def resolve(backend: Any) -> Any:
 
     Raises ValueError for another name, ImportError or RuntimeError (with the remedy) where CuPy cannot run."""
     if not isinstance(backend, str):
+        if not hasattr(backend, "ndarray"):
+            raise TypeError(f"backend is {type(backend).__name__}; expected 'numpy', 'cupy' or an array namespace")
         return backend
     if backend not in _NAMES:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}, or an array namespace")
@@ -103,7 +105,7 @@ def to_host(array: Array) -> Any:
 
 def to_device(array: Array, where: Any = None) -> Array:
     """`array` as an array of the namespace `where`, by default the one in use. Arrays already there are not copied."""
-    target = where if where is not None else namespace()
+    target = namespace() if where is None else resolve(where)
     if isinstance(array, target.ndarray):
         return array
     return target.asarray(to_host(array))

@@ -500,3 +500,14 @@ def test_gradients_are_checked_under_the_strict_namespace_too():
     with minipeft.use(strict):
         p = Leaf(to_device(draw_array(0, (3, 2))))
         minipeft.check_gradients(lambda: ops.sum(ops.gelu(ops.mul(p, p))), {"p": p}, numpy.random.default_rng(0))
+
+
+@pytest.mark.parametrize("wrong", [5, None, object()])
+def test_what_is_no_backend_is_refused(wrong):
+    with pytest.raises(TypeError, match="expected 'numpy', 'cupy' or an array namespace"):
+        with minipeft.use(wrong):
+            pass
+
+
+def test_a_device_can_be_named():
+    assert isinstance(to_device([1.0, 2.0], "numpy"), numpy.ndarray)

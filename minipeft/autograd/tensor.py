@@ -97,8 +97,8 @@ class Leaf(Tensor):
         watched = _watched.get()
         return watched.get(id(self)) if watched else None
 
-    def __deepcopy__(self, memo: dict) -> "Leaf":
-        return type(self)(self.data.copy())
+    def __reduce__(self) -> tuple:
+        return type(self), (self.data,)  # what a copy needs: `node` is not part of it
 
 
 def array_of(x: Any) -> Array:
@@ -212,6 +212,8 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
     one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
     found = pullback(node, one) if node is not None else {}
     del loss
+    if found.keys() - set(leaves.values()):
+        raise RuntimeError("the loss uses a tensor that an earlier value_and_grad recorded; use its .data, a constant")
     missing = [name for name, leaf in leaves.items() if leaf not in found]
     if missing and unused == "raise":
         raise ValueError(f"the loss does not depend on {len(missing)} of {len(leaves)} selected parameters: "
@@ -274,4 +276,7 @@ def sum_to(term: Array, shape: tuple) -> Array:
     term = xp.asarray(term)  # a product of 0-d arrays is a bare scalar in NumPy
     extra = term.ndim - len(shape)
     ones = tuple(i + extra for i, n in enumerate(shape) if n == 1 and term.shape[i + extra] != 1)
-    return xp.asarray(term.sum(axis=(*range(extra), *ones))).reshape(shape)
+    term = xp.asarray(term.sum(axis=(*range(extra), *ones), keepdims=True))
+    if term.shape[extra:] != shape:
+        raise ValueError(f"a VJP returned shape {list(term.shape)}, which does not sum to its input's {list(shape)}")
+    return term.reshape(shape)

@@ -5,7 +5,16 @@ import dataclasses
 import math
 from typing import Any, Mapping, Self
 
+import numpy
+
 from minipeft.nn.layers import ACTIVATIONS
+
+
+def checked_config(config: Any, kind: type) -> Any:
+    """`config`, if it is of that kind; TypeError that says how to make one."""
+    if not isinstance(config, kind):
+        raise TypeError(f"config is {type(config).__name__}; expected {kind.__name__}(...)")
+    return config
 
 
 class Config:
@@ -14,6 +23,9 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
+            if isinstance(value, numpy.generic):
+                value = value.item()
+                object.__setattr__(self, field.name, value)
             if field.type == "bool":
                 self._expect(field.name, type(value) is bool, "true or false")
             elif field.type == "int":
@@ -33,6 +45,8 @@ class Config:
             self._expect(name, getattr(self, name) < vocab, f"an id below vocab_size {vocab}")
         for name in ("dropout_rate", "label_smoothing"):
             self._expect(name, getattr(self, name, 0.0) < 1, "a number in [0, 1)")
+        for name in ("layer_norm_eps", "layer_norm_epsilon"):
+            self._expect(name, getattr(self, name, 1.0) > 0, "a number > 0")
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -7,23 +7,22 @@ A model is used through these methods alone; what is plugged into its places, an
 """
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy
 
 from minipeft.autograd.tensor import Tensor
-from minipeft.backend import Array, namespace, to_device, to_host
+from minipeft.backend import Array, namespace, to_device
 from minipeft.models.decode import greedy
 from minipeft.nn.attention import KeyValues
 from minipeft.nn.blocks import Stack
-from minipeft.nn.layers import Embedding, Linear, check_ids, check_mask
+from minipeft.nn.init import check_rng
+from minipeft.nn.layers import Embedding, Linear, check_ids, check_mask, host_ids
 from minipeft.nn.module import Module
 from minipeft.nn.place import routed
 from minipeft.ops import cross_entropy
 
 IGNORE = -100
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 class EncoderDecoder(Module):
@@ -50,14 +49,16 @@ class EncoderDecoder(Module):
         """Logits [batch, target, vocab].
 
         input_ids [batch, source], decoder_input_ids [batch, target]: integers; masks of these shapes, 1 at tokens and
-        0 at padding, None meaning that every position is a token. adapter: None uses what is plugged, a name that
-        attachment on all rows, a list goes row by row (None in it is the base alone). rng: dropout is on if given.
+        0 at padding, None meaning that every position is a token. adapter: None uses what is plugged; a name uses that
+        attachment on all rows, and a tuple of names all of these on all rows; a list goes row by row, its entries
+        names, tuples, or None for the base alone. rng: dropout is on if given.
         Raises ValueError for ids out of range, wrong shapes and unknown adapters, before anything is computed."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_input_ids",
                                              "decoder_attention_mask")
         if len(ids) != len(targets):
             raise ValueError(f"input_ids has {len(ids)} rows and decoder_input_ids {len(targets)}")
+        check_rng(rng)
         with routed(adapter, len(ids), self.attachments):
             memory, mask = self.encoder(self.embed(ids), mask, rng=rng)
             hidden, _ = self.decoder(self.embed(targets), target_mask, memory, mask, rng=rng)
@@ -66,6 +67,7 @@ class EncoderDecoder(Module):
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
         """The encoder's output [batch, source, d_model]; arguments as in a call."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        check_rng(rng)
         with routed(adapter, len(ids), self.attachments):
             return self.encoder(self.embed(ids), mask, rng=rng)[0]
 
@@ -75,7 +77,7 @@ class EncoderDecoder(Module):
 
         The decoder reads the labels shifted right behind the start token (-100 read as pad).
         Raises ValueError for labels out of range, and when every label is -100."""
-        labels = to_host(labels)
+        labels = host_ids(labels, "labels")
         check_ids(numpy.where(labels == IGNORE, labels.dtype.type(0), labels), self.config.vocab_size, "labels")
         if (labels == IGNORE).all():
             raise ValueError("every label is -100: there is no token to take the mean over")
@@ -84,7 +86,7 @@ class EncoderDecoder(Module):
 
     def shift_right(self, labels: Any) -> numpy.ndarray:
         """[start, labels[:-1]] with -100 read as pad; [batch, target] -> [batch, target]."""
-        labels = to_host(labels)
+        labels = host_ids(labels, "labels").astype(numpy.int64)
         start = numpy.full((labels.shape[0], 1), self.config.decoder_start_token_id, dtype=labels.dtype)
         shifted = numpy.concatenate([start, labels[:, :-1]], axis=1)
         return numpy.where(shifted == IGNORE, self.config.pad_token_id, shifted)
@@ -94,9 +96,11 @@ class EncoderDecoder(Module):
         """Greedy decoding -> integers on the host [batch, 1 + new tokens], the start token in column 0.
 
         It stops when every row has produced eos; finished rows are padded with pad. Without a mask, pad tokens of
-        input_ids are taken as padding (a call and `loss` do not infer this; the same rule as in transformers)."""
-        if attention_mask is None:
-            attention_mask = to_host(input_ids) != self.config.pad_token_id
+        input_ids are taken as padding, unless pad is also eos; the same rule as in transformers. (A call and `loss`
+        do not infer a mask.)"""
+        input_ids = host_ids(input_ids, "input_ids")
+        if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id:
+            attention_mask = input_ids != self.config.pad_token_id
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         with routed(adapter, len(ids), self.attachments):
             return greedy(self, ids, mask, max_new_tokens, use_cache)
@@ -114,10 +118,3 @@ class EncoderDecoder(Module):
                             f"`with minipeft.use(backend)`")
         ids = check_ids(ids, self.config.vocab_size, name)
         return ids, check_mask(mask, ids.shape, mask_name)
-
-    @staticmethod
-    def _directory(path: Any) -> Path:
-        directory = Path(path)
-        if not (directory / CONFIG).is_file():
-            raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
-        return directory

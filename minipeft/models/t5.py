@@ -28,15 +28,14 @@ this table against the model); V vocab, d d_model, inner heads * d_kv:
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from typing import Any, Mapping, Self
 
 from minipeft.autograd.tensor import Tensor
-from minipeft.files import write_atomic, write_tensors
-from minipeft.models.config import Config
-from minipeft.models.encoder_decoder import CONFIG, WEIGHTS, EncoderDecoder
+from minipeft.models.config import Config, checked_config
+from minipeft.models.encoder_decoder import EncoderDecoder
+from minipeft.models.folder import existing_folder, write_folder
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
@@ -50,8 +49,8 @@ from minipeft.ops import mul
 class T5Config(Config):
     """The fields of a Hugging Face T5 config.json that mean something; the defaults are v1.0 small's.
 
-    scale_decoder_outputs: the factor d_model^-1/2 on the head's input. It follows its flag, never the presence of a
-    head (see `from_hf`)."""
+    scale_decoder_outputs: the factor d_model^-1/2 on the head's input; None follows tie_word_embeddings, as all of
+    transformers 4 does. It never follows the presence of a head (see `from_hf`)."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -67,10 +66,15 @@ class T5Config(Config):
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
     tie_word_embeddings: bool = True
-    scale_decoder_outputs: bool = True
+    scale_decoder_outputs: bool = None  # type: ignore[assignment]  # resolved at once: it is a bool for every reader
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scale_decoder_outputs is None:
+            object.__setattr__(self, "scale_decoder_outputs", self.tie_word_embeddings)
+        super().__post_init__()
 
     @property
     def gated(self) -> bool:
@@ -100,7 +104,6 @@ class T5Config(Config):
             raise ValueError(f"config: model_type is {values['model_type']!r}; expected 't5'")
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if values.get(f.name) is not None}
         known.setdefault("num_decoder_layers", known.get("num_layers", 6))
-        known.setdefault("scale_decoder_outputs", known.get("tie_word_embeddings", True))
         return cls(**known)
 
     def to_hf(self) -> dict[str, Any]:
@@ -115,8 +118,9 @@ class T5(EncoderDecoder):
     config: T5Config
 
     def __init__(self, config: T5Config, rng: init.Rng, dtype: str = "float32"):
-        self.config = config
+        self.config = checked_config(config, T5Config)
         self.attachments = {}
+        init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d, f = config.d_model, config.initializer_factor
         self.embedding = Embedding(init.normal((config.vocab_size, d), f, rng, dtype))
@@ -164,7 +168,7 @@ class T5(EncoderDecoder):
 
         Raises ValueError for a pickle (with the remedy), a damaged file, wrong fields, missing or unknown keys, other
         shapes, and several input embeddings that differ."""
-        path = cls._directory(directory)
+        path = existing_folder(directory)
         config, tensors = read_checkpoint(path, T5Config.from_hf)
         arrays = {cls.from_hf_name(name): array for name, array in tensors.items()}
         model = cls(config, None, dtype)
@@ -174,12 +178,10 @@ class T5(EncoderDecoder):
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None) -> None:
         """Write config.json and model.safetensors as transformers reads them: the base model, whatever is plugged.
 
-        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own."""
-        os.makedirs(directory, exist_ok=True)
-        path = os.path.join(directory, "")
+        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own.
+        A scale that differs from the tie is read right by transformers 5 and by us; transformers 4 ignores its flag."""
         tensors = {self.to_hf_name(name): array for name, array in self.state().items()}
-        write_tensors(path + WEIGHTS, tensors, {"format": "pt"}, dtype)
-        write_atomic(path + CONFIG, (json.dumps(self.config.to_hf(), indent=2) + "\n").encode())
+        write_folder(directory, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
 
     @staticmethod
     def to_hf_name(name: str) -> str:

@@ -32,9 +32,9 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any]) -> tupl
             raise ValueError(f"{directory}: {first} and {name} differ; T5 has one table for both stacks")
     table = tensors["shared.weight"] = tables[first]
     head = tensors.get("lm_head.weight")
-    if head is None and values.get("tie_word_embeddings") is False:
-        raise ValueError(f"{directory}: config.json says tie_word_embeddings = false, but lm_head.weight is missing")
     says_untied = values.get("tie_word_embeddings") is False
+    if head is None and says_untied:
+        raise ValueError(f"{directory}: config.json says tie_word_embeddings = false, but lm_head.weight is missing")
     tied = head is None or (not says_untied and numpy.array_equal(head, table))
     if tied:
         tensors.pop("lm_head.weight", None)

@@ -30,16 +30,16 @@ Names, `i` a layer (a test holds this table against the model):
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from typing import Self
 
 from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array
-from minipeft.files import read_json, read_tensors, write_atomic, write_tensors
-from minipeft.models.config import Config
-from minipeft.models.encoder_decoder import CONFIG, WEIGHTS, EncoderDecoder
+from minipeft.files import read_json, read_tensors
+from minipeft.models.config import Config, checked_config
+from minipeft.models.encoder_decoder import EncoderDecoder
+from minipeft.models.folder import CONFIG, WEIGHTS, existing_folder, write_folder
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
@@ -83,8 +83,9 @@ class Transformer(EncoderDecoder):
     sqrt(d_model) have unit variance. rng=None leaves all weights but norm scales 0, to be filled from a file."""
 
     def __init__(self, config: TransformerConfig, rng: init.Rng, dtype: str = "float32"):
-        self.config = config
+        self.config = checked_config(config, TransformerConfig)
         self.attachments = {}
+        init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d = config.d_model
         self.embedding = Embedding(init.normal((config.vocab_size, d), d ** -0.5, rng, dtype))
@@ -131,7 +132,7 @@ class Transformer(EncoderDecoder):
         """A model from a folder that `save_pretrained` wrote (config.json, model.safetensors), computing in `dtype`.
 
         Raises ValueError for a damaged file, wrong fields, missing or unexpected tensors and other shapes."""
-        path = cls._directory(directory)
+        path = existing_folder(directory)
         values = read_json(path / CONFIG)
         if values.pop("model_type", None) != "minipeft-transformer":
             raise ValueError(f"{path / CONFIG}: model_type is not 'minipeft-transformer'; for T5 use "
@@ -144,8 +145,5 @@ class Transformer(EncoderDecoder):
         """Write config.json and model.safetensors into `directory`: the base model, whatever is plugged.
 
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own."""
-        os.makedirs(directory, exist_ok=True)
-        path = os.path.join(directory, "")
-        write_tensors(path + WEIGHTS, self.state(), {"format": "minipeft"}, dtype)
         config = {"model_type": "minipeft-transformer", **self.config.to_dict()}
-        write_atomic(path + CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        write_folder(directory, config, self.state(), {"format": "minipeft"}, dtype)

@@ -85,8 +85,9 @@ def causal(queries: int, keys: int) -> Array:
 def additive(mask: Array | None, dtype: Any) -> Array | None:
     """0 where the boolean `mask` holds and the smallest finite number elsewhere, to be added to scores once.
 
-    Finite, so that a row in which everything is masked gives a uniform average and not NaN. Conditions are combined
-    logically before this: two such numbers added would overflow."""
+    Finite, so that a row in which everything is masked gives a uniform average and not NaN; its scores are then lost
+    in rounding, and its gradient is that of an unmasked softmax. Conditions are combined logically before this: two
+    such numbers added would overflow."""
     if mask is None:
         return None
     return xp.where(mask, xp.zeros((), dtype), xp.full((), float(xp.finfo(dtype).min), dtype))

@@ -1,5 +1,5 @@
 """Which base is this? A hash over sorted names, shapes, and values widened to float64, so that a model loaded in
-float32 and in float64 from the same file are the same base."""
+float32 and in float64 from the same file, of at most float32, are the same base."""
 from __future__ import annotations
 
 from typing import Iterable, Iterator, Mapping

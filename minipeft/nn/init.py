@@ -21,6 +21,13 @@ def compute_dtype(dtype: Any) -> str:
     return numpy.dtype(dtype).name
 
 
+def check_rng(rng: Any) -> None:
+    """Raises TypeError unless `rng` is None or a numpy.random.Generator."""
+    if rng is not None and not isinstance(rng, numpy.random.Generator):
+        raise TypeError(f"rng is {type(rng).__name__}; expected a numpy.random.Generator, as "
+                        f"numpy.random.default_rng(seed) gives")
+
+
 def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
     """N(0, std^2)."""
     if rng is None:

@@ -80,11 +80,19 @@ class FeedForward(Module):
         return self.wo(dropout(h, self.p, rng), rng)
 
 
+def host_ids(ids: Any, name: str) -> numpy.ndarray:
+    """Ids as one array on the host. Raises ValueError for lists of different length."""
+    try:
+        return to_host(ids)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different length; pad them (minipeft.batch_of does)") from None
+
+
 def check_ids(ids: Any, vocab: int, name: str) -> Array:
     """Token ids [batch, time] on the current backend, checked on the host: CuPy would wrap an id out of range.
 
     Raises ValueError for another number of axes, an empty batch, non-integers and ids outside 0 .. vocab - 1."""
-    host = to_host(ids)
+    host = host_ids(ids, name)
     if host.ndim != 2 or host.size == 0:
         raise ValueError(f"{name} has shape {list(host.shape)}; expected [batch, time], neither of them 0")
     if not numpy.issubdtype(host.dtype, numpy.integer):

@@ -10,10 +10,20 @@ from __future__ import annotations
 import copy
 from typing import Any, Iterator, Mapping, Self
 
-from minipeft.backend import Array, resolve, to_device
+import numpy
+
+from minipeft.backend import Array, resolve, to_device, to_host
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter, Slot, parameters_of
+
+
+def attachments_of(model: Any) -> dict[str, Any]:
+    """{name: Attachment} of a whole model, to be read and changed. TypeError for a part of one, or something else."""
+    attachments = getattr(model, "attachments", None)
+    if attachments is None:
+        raise TypeError(f"{type(model).__name__} is not a whole model; pass the model, and choose with `where`")
+    return attachments
 
 
 class Module:
@@ -60,9 +70,9 @@ class Module:
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Replaces every base array by its namesake, in the dtype that the model has.
 
-        Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, and dtypes of
-        another kind (integers where there are floating-point numbers), and while an attachment is merged: the constant
-        that it was merged into would keep the old base."""
+        Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, dtypes of another
+        kind (integers where there are floating-point numbers), NaN and infinities, and while an attachment is merged:
+        the constant that it was merged into would keep the old base."""
         params = self.base_parameters
         for name, slot in self.slots.items():
             for entry in slot.plugged:
@@ -77,6 +87,8 @@ class Module:
                 raise ValueError(f"{name} has shape {list(arrays[name].shape)}; expected {list(p.shape)}")
             if arrays[name].dtype.kind != p.dtype.kind:
                 raise ValueError(f"{name} has dtype {arrays[name].dtype}; expected a kind of {p.dtype}")
+            if p.dtype.kind == "f" and not numpy.isfinite(to_host(arrays[name])).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
         for name, p in params.items():
             p.data = to_device(arrays[name].astype(p.dtype, copy=True))
 

@@ -92,7 +92,10 @@ def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[N
     entries = adapter if isinstance(adapter, list) else [adapter] * batch
     if len(entries) != batch:
         raise ValueError(f"adapter lists {len(entries)} entries for a batch of {batch} rows; expected one per row")
-    rows = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
+    for e in entries:
+        if not (e is None or isinstance(e, str) or isinstance(e, tuple) and all(isinstance(n, str) for n in e)):
+            raise TypeError(f"adapter holds {type(e).__name__}; expected names, tuples of names, or None")
+    rows = [() if e is None else (e,) if isinstance(e, str) else e for e in entries]
     for name in {n for names in rows for n in names}:
         if name not in attachments:
             raise ValueError(f"adapter {name!r} is not attached to this model; "

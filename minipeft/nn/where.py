@@ -19,7 +19,8 @@ def matching(names: Iterable[str], where: Where, what: str = "parameter") -> lis
         raise ValueError(f"where is an empty list; expected at least one pattern on {what} names")
     chosen: set[str] = set()
     for pattern in patterns:
-        hits = [name for name in names if _predicate(pattern)(name)]
+        chooses = _predicate(pattern)
+        hits = [name for name in names if chooses(name)]
         if not hits:
             raise ValueError(_nothing(pattern, names, what))
         chosen.update(hits)

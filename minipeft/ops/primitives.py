@@ -48,8 +48,8 @@ def neg(a):
 
 @op
 def power(a, *, exponent):
-    """a^n for a constant n;   da = g n a^(n-1)."""
-    return a ** exponent, (lambda g: g * exponent * a ** (exponent - 1),)
+    """a^n for a constant n;   da = g n a^(n-1), and 0 where n is 0, also at a = 0."""
+    return a ** exponent, (lambda g: g * exponent * a ** (exponent - 1) if exponent else g * 0,)
 
 
 @op
@@ -106,7 +106,7 @@ def swap(a):
 @op
 def transpose(a, *, axes):
     """Axes in the order `axes`;   da = g in the inverse order."""
-    inverse = tuple(sorted(range(len(axes)), key=lambda i: axes[i]))
+    inverse = tuple(sorted(range(len(axes)), key=lambda i: axes[i] % len(axes)))
     return a.transpose(axes), (lambda g: g.transpose(inverse),)
 
 
@@ -135,7 +135,7 @@ def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 def _kept_shape(shape: tuple, axis: Any) -> tuple:
     """`shape` with the summed axes as 1."""
-    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     summed = {a % len(shape) for a in axes}
     return tuple(1 if i in summed else n for i, n in enumerate(shape))
 
@@ -146,7 +146,8 @@ def index(a, *, key):
 
     Raises ValueError for repeated indices, whose gradients would be lost: `embedding` looks rows up."""
     old = a.shape
-    arrays = [to_host(k) for k in (key if isinstance(key, tuple) else (key,)) if hasattr(k, "dtype") or type(k) is list]
+    arrays = [to_host(k) for k in (key if isinstance(key, tuple) else (key,))
+              if hasattr(k, "dtype") or isinstance(k, (list, tuple, range))]
     if any(k.dtype != bool and (len(arrays) > 1 or len(numpy.unique(k)) < k.size) for k in arrays):
         raise ValueError("index: indices repeat, or come in several arrays; ops.embedding looks rows up")
 

@@ -2,7 +2,8 @@
 
     tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
     metadata    format, version; name; method (JSON: its class and fields, without `where`); places (JSON list of the
-                resolved names); base (fingerprint of the model that it was trained on)
+                resolved names); base (fingerprint of the bare model, as it was when this was written); below (JSON:
+                what else lay under it then, {name: fingerprint of that attachment's tensors})
 """
 from __future__ import annotations
 
@@ -30,17 +31,18 @@ class AdapterFile:
     fields: dict[str, Any]
     places: list[str]
     base: str
+    below: dict[str, str]
     tensors: dict[str, numpy.ndarray]
 
 
 def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
-          model: Module) -> None:
+          below: Mapping[str, str], model: Module) -> None:
     """Write atomically; `where` is replaced by the names that it chose."""
     fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "where"}
     write_tensors(path, tensors, {
         "format": _FORMAT, "version": _VERSION, "name": name,
         "method": json.dumps({"kind": type(method).__name__, **fields}), "places": json.dumps(places),
-        "base": fingerprint(model.state())})
+        "base": fingerprint(model.state()), "below": json.dumps(below)})
 
 
 def read(path: str | os.PathLike) -> AdapterFile:
@@ -51,10 +53,10 @@ def read(path: str | os.PathLike) -> AdapterFile:
                          f"{metadata.get('format')!r}, version {metadata.get('version')!r})")
     try:
         method, places = json.loads(metadata["method"]), json.loads(metadata["places"])
-        name, base = metadata["name"], metadata["base"]
+        name, base, below = metadata["name"], metadata["base"], dict(json.loads(metadata["below"]))
         kind = str(method.pop("kind"))
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({error!r})") from None
     if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places):
         raise ValueError(f"{path}: places is not a list of names")
-    return AdapterFile(name, kind, method, places, base, tensors)
+    return AdapterFile(name, kind, method, places, base, below, tensors)

@@ -15,7 +15,10 @@ from typing import Any, Protocol
 
 import numpy
 
-from minipeft.nn.module import Module
+from minipeft.backend import Array
+from minipeft.nn.fingerprint import fingerprint
+from minipeft.nn.init import check_rng
+from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.place import Place, Plugged
 from minipeft.nn.weight import Parameter, Slot, parameters_of
 from minipeft.peft import adapter_file
@@ -46,6 +49,12 @@ class Attachment:
     def parameters(self) -> dict[str, Parameter]:
         """{"place@name.leaf": Parameter}, in any state."""
         return {f"{where}@{self.name}.{leaf}": p for where, place in self.places.items()
+                for leaf, p in parameters_of(place.attached[self.name]).items()}
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """{"place.leaf": array}: its own arrays, under names that do not depend on how it is called."""
+        return {f"{where}.{leaf}": p.data for where, place in self.places.items()
                 for leaf, p in parameters_of(place.attached[self.name]).items()}
 
     def plug(self) -> None:
@@ -94,15 +103,17 @@ class Attachment:
             self.unplug()
         for place in self.places.values():
             del place.attached[self.name]
-        del self.model.attachments[self.name]  # type: ignore[attr-defined]
+        del attachments_of(self.model)[self.name]
         self.places = {}
 
     def save(self, file: str | os.PathLike) -> None:
-        """Write its own tensors to one safetensors file, with method, resolved names and the base's fingerprint."""
+        """Write its own tensors to one safetensors file, with method, resolved names, the base's fingerprint, and
+        those of the attachments below it: a low-rank update means something on what it was trained on alone."""
         self._require("save", "off", "plugged", "merged")
-        tensors = {f"{where}.{leaf}": p.data for where, place in self.places.items()
-                   for leaf, p in parameters_of(place.attached[self.name]).items()}
-        adapter_file.write(file, self.name, self.method, list(self.places), tensors, self.model)
+        names = {} if self.state == "off" else dict.fromkeys(
+            entry.name for place in self.places.values() for entry in self._around(place)[0])
+        below = {name: fingerprint(attachments_of(self.model)[name].tensors) for name in names}
+        adapter_file.write(file, self.name, self.method, list(self.places), self.tensors, below, self.model)
 
     def __repr__(self) -> str:
         return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"
@@ -131,11 +142,13 @@ def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str
 
     name: how the attachment is called, by default the method's name in lower case. Raises ValueError, before any
     random number is drawn, for a taken or malformed name, a pattern that matches nothing, and a rank out of range."""
+    if isinstance(method, type) or not hasattr(method, "places"):
+        raise TypeError(f"method is {method!r}; expected one such as LoRA(rank=8)")
     name = type(method).__name__.lower() if name is None else name
     check_name(model, name)
-    if not isinstance(rng, numpy.random.Generator):
-        raise TypeError(f"rng is {type(rng).__name__}; expected a numpy.random.Generator, as "
-                        f"numpy.random.default_rng(seed) gives")
+    check_rng(rng)
+    if rng is None:
+        raise TypeError("rng is None; expected a numpy.random.Generator, as numpy.random.default_rng(seed) gives")
     places = dict(method.places(model))
     return put(model, name, method, places, {where: method.on(place, rng) for where, place in places.items()})
 
@@ -145,16 +158,14 @@ def put(model: Module, name: str, method: Method, places: dict[str, Place], piec
     for where, place in places.items():
         place.attached[name] = pieces[where]
     attachment = Attachment(model, name, method, places)
-    model.attachments[name] = attachment  # type: ignore[attr-defined]
+    attachments_of(model)[name] = attachment
     attachment.plug()
     return attachment
 
 
 def check_name(model: Module, name: str) -> None:
     """Raises ValueError unless `name` is well-formed and free on the model, TypeError for a part of a model."""
-    attachments: dict[str, Attachment] | None = getattr(model, "attachments", None)
-    if attachments is None:
-        raise TypeError(f"{type(model).__name__} is not a whole model; attach to the model, and choose with `where`")
+    attachments = attachments_of(model)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"name is {name!r}; expected letters, digits, '_' and '-'")
     if name in attachments:

@@ -8,7 +8,7 @@ import numpy
 
 from minipeft.backend import to_device
 from minipeft.nn.fingerprint import fingerprint
-from minipeft.nn.module import Module
+from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.weight import parameters_of
 from minipeft.peft import adapter_file
 from minipeft.peft.attach import Attachment, check_name, put
@@ -22,8 +22,8 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
 
     Raises ValueError, leaving the model as it was, for a damaged file, places that the model lacks, tensors that
     are missing, extra, of another shape or dtype or not finite, a taken name, and a file made for another base: a
-    low-rank update means something on the weights that it was trained on alone. force=True skips only that last
-    check."""
+    low-rank update means something on the weights that it was trained on alone. So it is with what lay below it:
+    attachments that it was trained on top of must be plugged. force=True skips only these last two checks."""
     file = adapter_file.read(path)
     name = file.name if name is None else name
     check_name(model, name)
@@ -54,4 +54,9 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     if found != file.base and not force:
         raise ValueError(f"{path}: made for another base model (fingerprint {file.base[:12]}..., this model has "
                          f"{found[:12]}...); load that base, or pass force=True if you know that they agree")
+    for under, wanted in file.below.items():
+        other = attachments_of(model).get(under)
+        if not force and (other is None or other.state == "off" or fingerprint(other.tensors) != wanted):
+            raise ValueError(f"{path}: was trained on top of attachment {under!r}, which is not plugged here with the "
+                             f"same tensors; load and plug it first, or pass force=True")
     return put(model, name, method, dict(places), pieces)

@@ -36,7 +36,8 @@ class LoRA:
     embedding tables), by default q and v of every attention.
 
     start: how A is drawn. "gaussian" is the paper's, N(0, 1 / (3 d_in)): the paper gives no variance, this is that of
-    the authors' code, whose U(-1/sqrt(d_in), 1/sqrt(d_in)) is "uniform". Raises ValueError for fields out of range."""
+    the authors' code, whose U(-1/sqrt(d_in), 1/sqrt(d_in)) is "uniform". Departure from that code for embeddings: there
+    A starts 0 and B Gaussian; here a table is a matrix like any other. Raises ValueError for fields out of range."""
 
     rank: int = 8
     alpha: float = 16
@@ -45,6 +46,9 @@ class LoRA:
     start: str = "gaussian"
 
     def __post_init__(self) -> None:
+        for name in ("rank", "alpha", "dropout"):
+            if isinstance(getattr(self, name), numpy.generic):
+                object.__setattr__(self, name, getattr(self, name).item())
         if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"LoRA: rank is {self.rank!r}; expected an integer >= 1")
         if type(self.alpha) not in (int, float) or not 0 < abs(self.alpha) <= sys.float_info.max:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Mapping
 
-from minipeft.nn.module import Module
+from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.weight import Parameter, Slot
 
 COMPONENTS = ("attention", "feed-forward", "embedding", "norm", "position", "bias")
@@ -54,19 +54,20 @@ def _example(what: str, d_out: int, d_in: int) -> str:
 
 def report(model: Module, params: Mapping[str, Parameter] | None = None) -> Report:
     """Counts for training `params`; None means the parameters of all plugged attachments, or, if nothing is plugged,
-    the whole model (full fine-tuning)."""
-    plugged = [a for a in model.attachments.values() if a.state == "plugged"]  # type: ignore[attr-defined]
+    the whole model (full fine-tuning). What is merged cannot be trained and counts as memory alone."""
+    plugged = [a for a in attachments_of(model).values() if a.state == "plugged"]
     own = {name: p for a in plugged for name, p in a.parameters.items()}
     base = model.base_parameters
     trained: Mapping[str, Parameter] = params if params is not None else own or base
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
+    merged = [e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None]
     components = dict.fromkeys(COMPONENTS, 0)
     for name, slot in model.slots.items():
         components[component(name, slot)] += slot.base.data.size  # type: ignore[attr-defined]
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
         all=sum(p.data.size for p in everything.values()), components=components,
-        weight_bytes=sum(p.data.nbytes for p in everything.values()),
+        weight_bytes=sum(p.data.nbytes for p in [*everything.values(), *merged]),
         training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model))
 
 

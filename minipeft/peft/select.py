@@ -5,7 +5,7 @@
 """
 from __future__ import annotations
 
-from minipeft.nn.module import Module
+from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.weight import Parameter
 from minipeft.nn.where import Where, matching
 
@@ -19,7 +19,7 @@ def select(model: Module, where: Where) -> dict[str, Parameter]:
     params: dict[str, Parameter] = dict(model.base_parameters)
     merged = {name: [e.name for e in slot.plugged if e.merged is not None] for name, slot in model.slots.items()}
     frozen = {name: names[-1] for name, names in merged.items() if names}
-    for attachment in model.attachments.values():  # type: ignore[attr-defined]
+    for attachment in attachments_of(model).values():
         if attachment.state != "off":
             params.update(attachment.parameters)
         if attachment.state == "merged":

@@ -1,7 +1,8 @@
 """The log of a run: a JSONL file, one line per step and per evaluation, cut back to the checkpoint on resume.
 
 A checkpoint knows how long the log was when it was written. What a killed run wrote after that is dropped and written
-again, so that the log of a resumed run is that of a run which was never stopped, byte for byte.
+again, so that the log of a resumed run is that of a run which was never stopped, byte for byte. (If the resumed run is
+a longer one, the evaluation after the old last step stays in it.)
 """
 from __future__ import annotations
 

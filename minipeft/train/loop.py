@@ -42,7 +42,8 @@ def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int,
     log: a JSONL file, a line per step and per evaluation; a fresh run writes over it.
     checkpoint: a file, written every `checkpoint_every` micro-batches and at the end. If it is there, the run goes on
     from it and ends with the bits of a run that was never stopped (on one machine, BLAS and thread count); `steps` may
-    have grown since. With resume=False the run starts afresh, over the checkpoint that is there.
+    have grown since (an evaluation made after the old last step stays on record). With resume=False the run starts
+    afresh, over the checkpoint that is there.
 
     Raises FloatingPointError for a loss or gradient that is not finite, before parameters, moments or the checkpoint
     are touched; ValueError, before anything is changed, for arguments out of range, a checkpoint that is damaged or of

@@ -22,6 +22,8 @@ class AdamW:
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.01, decay: Where = ""):
+        if not eps > 0:
+            raise ValueError(f"AdamW: eps is {eps!r}; expected a number > 0 (an unseen row's gradients are all 0)")
         for what, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"AdamW: {what} is {value!r}; expected a finite number >= 0")

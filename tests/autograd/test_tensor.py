@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import gc
+import pickle
 import threading
 import tracemalloc
 import weakref
@@ -775,3 +777,31 @@ def test_mixed_backends_raise_and_the_error_names_which_input_lives_where():
 def test_another_type_error_is_passed_on_as_it_is():
     with pytest.raises(TypeError, match="NoneType"):
         ops.mul(numpy.ones(2), None)
+
+
+def test_a_vjp_of_another_shape_and_the_same_size_is_refused():
+    @op
+    def transposed(a):
+        return a.T, (lambda g: g,)
+
+    p = Leaf(numpy.ones((2, 3)))
+    with pytest.raises(ValueError, match="does not sum to its input's"):
+        value_and_grad(lambda: transposed(p).sum(), {"p": p})
+
+
+def test_a_tensor_of_an_earlier_call_is_refused_and_not_taken_for_a_constant():
+    p, kept = Leaf(numpy.array(3.0)), []
+
+    def first():
+        kept.append(p * 2)
+        return kept[0] * p
+
+    value_and_grad(first, {"p": p})
+    with pytest.raises(RuntimeError, match="an earlier value_and_grad recorded"):
+        value_and_grad(lambda: kept[0] * p, {"p": p})
+
+
+def test_a_leaf_is_copied_and_pickled_with_an_array_of_its_own():
+    p = Leaf(numpy.arange(3.0))
+    for twin in (copy.deepcopy(p), pickle.loads(pickle.dumps(p))):
+        assert type(twin) is Leaf and twin.data is not p.data and (twin.data == p.data).all()

@@ -158,7 +158,8 @@ def test_a_tied_weight_is_one_object_with_one_name(build):
 
 @pytest.mark.parametrize("build, tied", [(t5_v10, "tie_word_embeddings"), (post_ln, "tie_embeddings")])
 def test_a_tied_weight_s_gradient_is_the_sum_over_its_uses(build, tied):
-    one, two = build(), build(**{tied: False})
+    scale = {"scale_decoder_outputs": True} if build is t5_v10 else {}  # else it would follow the tie
+    one, two = build(), build(**{tied: False}, **scale)
     two.load_state({**one.state(), "head.weight": one.embedding.weight.base.data})
     ids, mask, labels = batch()
     _, g1 = value_and_grad(lambda: one.loss(ids, labels, mask), select(one, "^embedding"))
@@ -515,3 +516,43 @@ def test_the_dtype_of_the_model_is_that_of_every_array_it_computes(build, dtype,
 def test_a_model_computes_in_float32_or_float64_alone(dtype):
     with pytest.raises(ValueError, match="dtype"):
         T5(T5Config(8, 4, 2, 2, 4, 1, 1), None, dtype)
+
+
+@pytest.mark.parametrize("build", [t5_v10, post_ln])
+def test_what_is_no_batch_no_generator_and_no_adapter_name_is_refused_by_name(build):
+    model, ragged = build(), [[3, 4], [5]]
+    for call in (lambda: model.generate(ragged), lambda: model(ragged, ragged), lambda: model.loss([[3]], ragged)):
+        with pytest.raises(ValueError, match="rows of different length"):
+            call()
+    lora = attach(model, LoRA(1), np.random.default_rng(0))
+    for wrong in (lora, 5, [5]):
+        with pytest.raises(TypeError, match="adapter holds .*; expected names"):
+            model([[3]], [[4]], adapter=wrong)
+    for rng in (0, np.random):
+        for call in (lambda: model([[3]], [[4]], rng=rng), lambda: type(model)(model.config, rng)):
+            with pytest.raises(TypeError, match="expected a numpy.random.Generator"):
+                call()
+    with pytest.raises(TypeError, match="config is dict; expected .*Config"):
+        type(model)({}, None)
+
+
+@pytest.mark.parametrize("build", [t5_v10, post_ln])
+def test_weights_that_are_not_finite_are_refused_by_name_and_nothing_is_replaced(build):
+    model = build()
+    state = {name: array.copy() for name, array in model.state().items()}
+    for bad in (np.nan, np.inf):
+        arrays = {**state, "encoder.0.attn.o.weight": np.full_like(state["encoder.0.attn.o.weight"], bad)}
+        with pytest.raises(ValueError, match="encoder.0.attn.o.weight holds numbers that are not finite"):
+            model.load_state(arrays)
+    assert all(np.array_equal(model.state()[name], array) for name, array in state.items())
+
+
+def test_a_tuple_of_names_is_a_stack_for_all_rows():
+    model, rng = t5_v10(), np.random.default_rng(0)
+    for name in ("a", "b"):
+        for p in attach(model, LoRA(1), rng, name).parameters.values():
+            p.data += rng.standard_normal(p.shape)
+    ids = np.array([[3, 4], [5, 6]])
+    stacked = model(ids, ids, adapter=("a", "b")).data
+    assert np.array_equal(stacked, model(ids, ids, adapter=[("a", "b")] * 2).data)
+    assert not np.allclose(stacked, model(ids, ids, adapter=["a", "b"]).data)

@@ -613,3 +613,15 @@ def test_attention_is_not_scaled_and_its_width_is_its_own():
     x = x + np.maximum(n @ state["encoder.0.ff.wi.weight"].T, 0) @ state["encoder.0.ff.wo.weight"].T
     x = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-6) * state["encoder.norm.weight"]
     assert np.abs(model.encode(ids).data[0] - x).max() <= 1e-12 * np.abs(x).max()
+
+
+def test_the_scale_follows_the_tie_unless_it_is_said():
+    assert T5Config().scale_decoder_outputs is True
+    assert T5Config(tie_word_embeddings=False).scale_decoder_outputs is False
+    assert T5Config(tie_word_embeddings=False, scale_decoder_outputs=True).scale_decoder_outputs is True
+
+
+def test_an_epsilon_of_0_is_refused_and_numbers_of_numpy_are_numbers():
+    with pytest.raises(ValueError, match="layer_norm_epsilon is 0"):
+        T5Config(layer_norm_epsilon=0)
+    assert T5Config(vocab_size=np.int64(30)) == T5Config(vocab_size=30)

@@ -423,3 +423,21 @@ def test_ops_take_tensors_parameters_and_arrays_alike():
             assert (array_of(ops.mul(x, y)) == 2).all()
     assert ops.mul(Tensor(a), 3).data.tolist() == (a * 3).tolist()
     assert (ops.mul(fractions([1], 2), Fraction(1, 3)).data == Fraction(1, 6)).all()
+
+
+def test_transpose_takes_negative_axes():
+    p = Leaf(numpy.random.default_rng(0).standard_normal((2, 3, 4)))
+    rng = numpy.random.default_rng(1)
+    weights = rng.standard_normal((4, 2, 3))
+    minipeft.check_gradients(lambda: (ops.transpose(p, axes=(-1, 0, 1)) * weights).sum(), {"p": p}, rng)
+
+
+def test_a_power_of_0_has_the_gradient_0_also_at_0():
+    p = Leaf(numpy.array([0.0, 2.0]))
+    assert value_and_grad(lambda: (p ** 0).sum() + (p * p).sum(), {"p": p})[1]["p"].tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("key", [((0, 0),), [0, 0], numpy.array([0, 0])])
+def test_index_refuses_repeated_indices_in_whatever_holds_them(key):
+    with pytest.raises(ValueError, match="indices repeat"):
+        ops.index(Leaf(numpy.ones(3)), key=key)

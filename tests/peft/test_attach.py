@@ -259,3 +259,16 @@ def test_a_part_of_a_model_is_not_attached_to_and_the_error_says_what_to_do():
     rng = numpy.random.default_rng(0)
     with pytest.raises(TypeError, match="whole model"):
         minipeft.attach(FAMILIES["t5 v1.0"](rng, "float32").encoder, minipeft.LoRA(1), rng)
+
+
+@pytest.mark.parametrize("method", ["lora", minipeft.LoRA, None, 8])
+def test_what_is_no_method_is_refused_with_an_example_of_one(method):
+    rng = numpy.random.default_rng(0)
+    with pytest.raises(TypeError, match=r"expected one such as LoRA\(rank=8\)"):
+        minipeft.attach(FAMILIES["t5 v1.0"](rng, "float32"), method, rng)
+
+
+@pytest.mark.parametrize("ask", [lambda part: minipeft.select(part, ""), minipeft.report])
+def test_a_part_of_a_model_is_not_asked_for_its_attachments(ask):
+    with pytest.raises(TypeError, match="not a whole model"):
+        ask(FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float32").encoder)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.files import read_tensors, write_tensors
-from tests.models_under_test import Case, bits, logits
+from tests.models_under_test import FAMILIES, Case, bits, logits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float32", 0)
 FIRST = "encoder.0.attn.q.weight.A"  # its shape is [2, 12]
@@ -258,3 +258,27 @@ def test_saving_over_an_old_file_replaces_it_whole(saved, tmp_path):
     attachment.save(tmp_path / "a")
     assert set(read_tensors(tmp_path / "a")[0]) == {n.replace("@other", "") for n in attachment.parameters}
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_was_trained_on_top_of_another_needs_that_one_below_it(tmp_path):
+    rng = numpy.random.default_rng(0)
+    base = FAMILIES["t5 v1.0"](rng, "float32")
+    model, bare = base.clone(), base.clone()
+    for name in ("lower", "upper"):
+        adapter = minipeft.attach(model, minipeft.LoRA(1), rng, name)
+        for p in adapter.parameters.values():
+            p.data += rng.standard_normal(p.shape).astype(p.dtype)
+        if name == "lower":
+            adapter.merge()
+        adapter.save(tmp_path / name)
+    with pytest.raises(ValueError, match="trained on top of attachment 'lower'"):
+        minipeft.load(bare, tmp_path / "upper")
+    assert not bare.attachments
+    lower = minipeft.load(bare, tmp_path / "lower")
+    minipeft.load(bare, tmp_path / "upper")
+    assert {name: a.state for name, a in bare.attachments.items()} == {"lower": "plugged", "upper": "plugged"}
+    bare.attachments["upper"].remove()
+    next(iter(lower.parameters.values())).data += 1
+    with pytest.raises(ValueError, match="with the same tensors"):
+        minipeft.load(bare, tmp_path / "upper")
+    assert minipeft.load(bare, tmp_path / "upper", force=True).state == "plugged"

@@ -32,7 +32,7 @@ def lowrank(rank=3, alpha=5, dropout=0.0, d_out=6, d_in=4, seed=0, start="gaussi
 # ---- fields
 
 
-@pytest.mark.parametrize("rank", [0, -1, 1.0, 2.5, True, "8", None, numpy.int64(4)])
+@pytest.mark.parametrize("rank", [0, -1, 1.0, 2.5, True, "8", None, numpy.bool_(True), numpy.int64(0)])
 def test_a_rank_that_is_no_integer_of_at_least_1_is_refused(rank):
     with pytest.raises(ValueError, match=r"LoRA: rank is .*; expected an integer >= 1"):
         minipeft.LoRA(rank=rank)
@@ -252,3 +252,7 @@ def test_attaching_leaves_the_base_arrays_where_they_are():
     before = bits(model.state())
     case.attach(model).merge()
     assert bits(model.state()) == before
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert minipeft.LoRA(numpy.int64(2), numpy.float32(4)) == minipeft.LoRA(2, 4.0)

@@ -205,3 +205,8 @@ def test_moments_move_with_to_and_are_refused_where_the_parameters_are_not() -> 
     with pytest.raises(TypeError, match=r"the moments of p live on another backend.*optimizer\.to"):
         optimizer.step(params, {"p": numpy.ones(3)})
     assert optimizer.m["p"].tolist() == moments and optimizer.steps == {"p": 1}
+
+
+def test_an_eps_of_0_is_refused_because_a_gradient_of_0_would_give_nan():
+    with pytest.raises(ValueError, match="eps is 0"):
+        minipeft.AdamW(eps=0)
