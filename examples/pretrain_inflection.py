@@ -4,7 +4,7 @@ Five inflection tasks (plural, gerund, third person, comparative, superlative), 
 the text. The past tense is not among them. The result, config.json, model.safetensors (float16), vocab.json and
 log.jsonl, is what `examples/checkpoints/inflection` holds.
 
-    python examples/pretrain_inflection.py                   about ten minutes on two cores
+    python examples/pretrain_inflection.py                   about a quarter of an hour on two cores
     python examples/pretrain_inflection.py --stop-after 50   the first 50 steps only, nothing is saved
 """
 from __future__ import annotations

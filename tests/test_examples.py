@@ -50,7 +50,8 @@ def test_the_shipped_checkpoint_is_small_complete_and_says_where_it_is_from(exam
 
 
 def test_the_script_makes_the_first_50_losses_of_the_shipped_log(example, tmp_path):
-    """Kernels and thread counts round differently, and 50 steps of Adam let that grow: TOLERANCE, see there."""
+    """Other kernels and thread counts round otherwise, and 50 steps of Adam let that grow: by up to 2.5e-5 over three
+    generations of BLAS kernels, with one thread and two. 1e-3 leaves room for kernels that were not at hand."""
     logged = [json.loads(line) for line in (CHECKPOINT / "log.jsonl").read_text().splitlines()]
     made = example("pretrain_inflection").pretrain(tmp_path, stop_after=50)
     assert [line["step"] for line in logged[:50]] == list(range(1, 51))
