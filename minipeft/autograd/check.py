@@ -2,10 +2,11 @@
 
     <grad f(p), d>  =  d/dt f(p + t d) at t = 0  ~  D(h) = (f(p + h d) - f(p - h d)) / 2h  +  O(h^2)
 
-Richardson extrapolation removes the h^2 term: R(h) = (4 D(h/2) - D(h)) / 3 has error O(h^4). The difference of two
-extrapolations, |R(h) - R(h/2)|, bounds the truncation error of the better one; the rounding of f, about u times the
-length of its sums times the size of their terms, divided by the step, bounds the rest. Their sum is the tolerance:
-nothing is tuned. The size is |f| + sum |p df/dp|: f alone may be small because large terms cancel.
+Richardson extrapolation removes the h^2 term: R(h) = (4 D(h/2) - D(h)) / 3 has error O(h^4). The tolerance is the sum
+of two parts, and nothing in it is tuned. Truncation: the difference of two extrapolations, |R(h) - R(h/2)|, which is
+about the error of the worse one, while the better one is used. Rounding of f: about u times the length of its sums
+times the size of their terms, divided by the step; the size is |f| + sum |p df/dp|, because f alone may be small where
+large terms cancel.
 
 One direction costs six evaluations whatever the number of parameters, so shapes can be varied freely.
 """

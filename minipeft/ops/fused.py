@@ -210,7 +210,7 @@ def silu(x):
 def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
     """Mean over the counted positions of -sum_i t_i log softmax(logits)_i; target t as in `definitions.cross_entropy`.
 
-    dlogits = g (p - t) / count at counted positions, 0 at ignored ones."""
+    dlogits = g (p - t) / count at counted positions, 0 at ignored ones. Labels must be in range, as ids are."""
     shape, vocab = logits.shape, logits.shape[-1]
     gold = labels.reshape(-1)
     counted = gold != ignore

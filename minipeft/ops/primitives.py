@@ -93,7 +93,9 @@ def where(condition, a, b):
 
 @op
 def matmul(a, b):
-    """[..., m, k] @ [..., k, n] -> [..., m, n];   da = g b^T,   db = a^T g."""
+    """[..., m, k] @ [..., k, n] -> [..., m, n];   da = g b^T,   db = a^T g.   ValueError for fewer than two axes."""
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError(f"matmul: shapes {list(a.shape)} and {list(b.shape)}; expected two axes or more (reshape)")
     return a @ b, (lambda g: g @ b.swapaxes(-1, -2), lambda g: a.swapaxes(-1, -2) @ g)
 
 

@@ -441,3 +441,9 @@ def test_a_power_of_0_has_the_gradient_0_also_at_0():
 def test_index_refuses_repeated_indices_in_whatever_holds_them(key):
     with pytest.raises(ValueError, match="indices repeat"):
         ops.index(Leaf(numpy.ones(3)), key=key)
+
+
+@pytest.mark.parametrize("left, right", [((3,), (3, 2)), ((2, 3), (3,)), ((3,), (3,))])
+def test_matmul_refuses_vectors_whose_gradient_it_does_not_have(left, right):
+    with pytest.raises(ValueError, match="expected two axes or more"):
+        ops.matmul(numpy.ones(left), numpy.ones(right))
