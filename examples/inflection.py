@@ -12,34 +12,19 @@ import csv
 import importlib.util
 import string
 from pathlib import Path
-from typing import Sequence
 
 import numpy
 
+from codec import EOS, PAD, Codec, Pair
+
 OLD_TASKS = ("plural", "gerund", "third person", "comparative", "superlative")
 NEW_TASK = "past"
-PAD, EOS = 0, 1
 CHARACTERS = " :" + string.ascii_lowercase          # ids from 2 on
-VOCAB_SIZE = 2 + len(CHARACTERS)
-_ID = {c: i + 2 for i, c in enumerate(CHARACTERS)}
+CODEC = Codec(CHARACTERS)
+VOCAB_SIZE, encode, decode, ids_of = CODEC.vocab_size, CODEC.encode, CODEC.decode, CODEC.ids_of
 _SPLIT_SEED = 20
-Pair = tuple[str, str]
-
-
-def encode(text: str) -> list[int]:
-    """One id per character, then eos."""
-    return [_ID[c] for c in text] + [EOS]
-
-
-def decode(ids: Sequence[int]) -> str:
-    """The characters up to eos; the start token and padding are skipped."""
-    text = []
-    for i in ids:
-        if i == EOS:
-            break
-        if i > EOS:
-            text.append(CHARACTERS[i - 2])
-    return "".join(text)
+__all__ = ["CHARACTERS", "CODEC", "EOS", "NEW_TASK", "OLD_TASKS", "PAD", "VOCAB_SIZE", "decode", "encode", "ids_of",
+           "load_tasks"]
 
 
 def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
@@ -85,8 +70,3 @@ def _read_table() -> dict[str, dict[str, str]]:
 
 def _plain(word: str) -> bool:
     return 2 <= len(word) <= 16 and word.isascii() and word.isalpha() and word.islower()
-
-
-def ids_of(pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
-    """(source ids, target ids) of (prompt, answer)."""
-    return [(encode(prompt), encode(answer)) for prompt, answer in pairs]

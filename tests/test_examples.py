@@ -1,4 +1,4 @@
-"""The examples' data, the shipped checkpoint, and checks that fail when nothing was learned."""
+"""The examples' data, the shipped checkpoints, and checks that fail when nothing was learned."""
 import importlib
 import json
 import subprocess
@@ -10,7 +10,8 @@ import pytest
 import minipeft
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CHECKPOINT = EXAMPLES / "checkpoints" / "inflection"
+CHECKPOINTS = {"inflection": "pyinflect"}          # {data module, and folder of its checkpoint: package of the data}
+NEW_TASKS = {"inflection": (500, 4000), "g2p": (2000, 8000)}         # test and training pairs that examples ask for
 
 
 @pytest.fixture
@@ -20,40 +21,61 @@ def example(monkeypatch):
     return importlib.import_module
 
 
-def test_no_test_word_is_seen_in_any_task(example):
-    train, test = example("inflection").load_tasks()
+@pytest.mark.parametrize("data", NEW_TASKS)
+def test_no_test_word_is_seen_in_any_task(example, data):
+    module = example(data)
+    train, test = module.load_tasks()
 
     def words(tasks):
-        return {prompt.split(": ")[1] for pairs in tasks.values() for prompt, _ in pairs}
+        return {answer if task == "spell" else prompt.split(": ")[1]
+                for task, pairs in tasks.items() for prompt, answer in pairs}
 
     assert not words(train) & words(test)
-    assert len(test["past"]) >= 500 and len(train["past"]) >= 4000
+    least_test, least_train = NEW_TASKS[data]
+    assert len(test[module.NEW_TASK]) >= least_test and len(train[module.NEW_TASK]) >= least_train
+    assert set(train) == set(test) == {*module.OLD_TASKS, module.NEW_TASK}
 
 
-def test_every_character_of_the_data_can_be_spelled_and_read_back(example):
-    inflection = example("inflection")
-    for pairs in inflection.load_tasks()[1].values():
-        for prompt, answer in pairs[:50]:
-            assert inflection.decode(inflection.encode(prompt)) == prompt
-            assert inflection.decode([0, *inflection.encode(answer), 0, 0]) == answer
+def test_the_pronunciation_tasks_list_the_same_words_in_the_same_order(example):
+    for tasks in example("g2p").load_tasks():
+        assert ([prompt.removeprefix("american: ") for prompt, _ in tasks["american"]]
+                == [prompt.removeprefix("british: ") for prompt, _ in tasks["british"]]
+                == [answer for _, answer in tasks["spell"]])
+        assert [answer for _, answer in tasks["american"]] == [p.removeprefix("spell: ") for p, _ in tasks["spell"]]
 
 
-def test_the_shipped_checkpoint_is_small_complete_and_says_where_it_is_from(example):
-    files = {file.name: file.stat().st_size for file in CHECKPOINT.iterdir()}
+@pytest.mark.parametrize("data", NEW_TASKS)
+def test_every_character_of_the_data_can_be_spelled_and_read_back(example, data):
+    module, scoring = example(data), example("scoring")
+    for tasks in module.load_tasks():
+        for pairs in tasks.values():
+            for prompt, answer in pairs:
+                assert module.decode(module.encode(prompt)) == prompt
+                assert module.decode([0, *module.encode(answer), 0, 0]) == answer
+                assert len(module.encode(answer)) <= scoring.LONGEST_ANSWER
+
+
+@pytest.mark.parametrize("data, package", CHECKPOINTS.items())
+def test_a_shipped_checkpoint_is_small_complete_and_says_where_it_is_from(example, data, package):
+    folder = EXAMPLES / "checkpoints" / data
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
     assert set(files) == {"config.json", "model.safetensors", "vocab.json", "log.jsonl", "SOURCE.md"}
-    assert sum(files.values()) < 2_000_000
-    model = minipeft.Transformer.from_pretrained(CHECKPOINT)
-    assert model.config == example("pretrain_inflection").CONFIG
-    assert json.loads((CHECKPOINT / "vocab.json").read_text())["characters"] == example("inflection").CHARACTERS
-    source = (CHECKPOINT / "SOURCE.md").read_text()
-    assert "python examples/pretrain_inflection.py" in source and "seed 0" in source and "pyinflect" in source
+    assert files["model.safetensors"] < 1_500_000 and sum(files.values()) < 2_000_000
+    model = minipeft.Transformer.from_pretrained(folder)
+    assert model.config == example(f"pretrain_{data}").RECIPE.config
+    assert json.loads((folder / "vocab.json").read_text("utf-8"))["characters"] == example(data).CHARACTERS
+    source = (folder / "SOURCE.md").read_text("utf-8")
+    assert f"python examples/pretrain_{data}.py" in source and "seed 0" in source and package in source
+    assert f"{example(f'pretrain_{data}').RECIPE.steps:,} steps" in source
 
 
-def test_the_script_makes_the_first_50_losses_of_the_shipped_log(example, tmp_path):
+@pytest.mark.parametrize("data", CHECKPOINTS)
+def test_the_script_makes_the_first_50_losses_of_the_shipped_log(example, tmp_path, data):
     """Other kernels and thread counts round otherwise, and 50 steps of Adam let that grow: by up to 2.5e-5 over three
     generations of BLAS kernels, with one thread and two. 1e-3 leaves room for kernels that were not at hand."""
-    logged = [json.loads(line) for line in (CHECKPOINT / "log.jsonl").read_text().splitlines()]
-    made = example("pretrain_inflection").pretrain(tmp_path, stop_after=50)
+    log = EXAMPLES / "checkpoints" / data / "log.jsonl"
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    made = example(f"pretrain_{data}").RECIPE.pretrain(tmp_path, stop_after=50)
     assert [line["step"] for line in logged[:50]] == list(range(1, 51))
     assert made == pytest.approx([line["loss"] for line in logged[:50]], rel=1e-3)
 
