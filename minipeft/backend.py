@@ -8,7 +8,7 @@ and are all written down here. Each is met at the boundary named after the arrow
 that refuses what can be refused.
 
  1. Indices out of range: NumPy raises, CuPy wraps silently.      -> token ids are range-checked on the host
-                                                                     (`nn.layers.check_ids`) before they are moved.
+                                                                     (`nn.inputs.check_ids`) before they are moved.
  2. Scatter-add: CuPy's is atomic, its summation order varies.    -> `ops.fused.embedding` sorts ids and adds segments.
  3. Random streams differ for one seed.                           -> numbers are drawn by a host numpy.random.Generator
                                                                      and moved; `xp.random` is not used at all.

@@ -17,7 +17,8 @@ from minipeft.models.decode import greedy
 from minipeft.nn.attention import KeyValues
 from minipeft.nn.blocks import Stack
 from minipeft.nn.init import check_rng
-from minipeft.nn.layers import Embedding, Linear, check_ids, check_mask, host_ids
+from minipeft.nn.inputs import check_ids, check_mask, host_ids
+from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Module
 from minipeft.nn.place import routed
 from minipeft.ops import cross_entropy

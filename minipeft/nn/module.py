@@ -15,7 +15,7 @@ import numpy
 from minipeft.backend import Array, resolve, to_device, to_host
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
-from minipeft.nn.weight import Parameter, Slot, parameters_of
+from minipeft.nn.weight import Parameter, Slot, arrays_of
 
 
 def attachments_of(model: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Module:
         for _, place in self.named_places():
             pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
             for piece in pieces:
-                held = [piece] if isinstance(piece, Parameter) else parameters_of(piece).values() if piece else ()
+                held = [piece] if isinstance(piece, Parameter) else arrays_of(piece).values() if piece else ()
                 for p in held:
                     p.data = to_device(p.data, target)
         return self

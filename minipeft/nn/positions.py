@@ -1,8 +1,9 @@
 """Where a token stands: added to its embedding (sinusoidal, learned), or added to attention scores (T5's buckets).
 
 Every kind answers two questions: `embed`, what is added to [batch, time, d_model] embeddings, and `bias`, what is added
-to [batch, heads, query, key] scores; the one that does not apply is None. `start` is the position of the first query,
-which is not 0 when decoding goes on from a cache.
+to [batch, heads, query, key] scores; the one that does not apply is None. Positions are integers on the host, [time],
+or [batch, time] where the rows of a batch are filled up on the left. `start` is the position of the first query, which
+is not 0 when decoding goes on from a cache.
 """
 from __future__ import annotations
 
@@ -24,13 +25,12 @@ class Sinusoidal(Module):
     def __init__(self, d_model: int, dtype: Any):
         self.d_model, self.dtype = d_model, numpy.dtype(dtype)
 
-    def embed(self, time: int, start: int) -> Array:
-        """[time, d_model]."""
-        position = numpy.arange(start, start + time)[:, None]
-        angle = position / 10000 ** (numpy.arange(0, self.d_model, 2) / self.d_model)
-        table = numpy.empty((time, self.d_model))
-        table[:, 0::2] = numpy.sin(angle)
-        table[:, 1::2] = numpy.cos(angle[:, :self.d_model // 2])
+    def embed(self, positions: numpy.ndarray) -> Array:
+        """[..., time] -> [..., time, d_model]."""
+        angle = positions[..., None] / 10000 ** (numpy.arange(0, self.d_model, 2) / self.d_model)
+        table = numpy.empty((*positions.shape, self.d_model))
+        table[..., 0::2] = numpy.sin(angle)
+        table[..., 1::2] = numpy.cos(angle[..., :self.d_model // 2])
         return to_device(table.astype(self.dtype))
 
     def bias(self, queries: int, keys: int, start: int) -> None:
@@ -43,15 +43,16 @@ class Learned(Module):
     def __init__(self, weight: Array):
         self.weight = Slot("position", weight)
 
-    def embed(self, time: int, start: int) -> Tensor:
-        """[time, d_model], or [batch, time, d_model] when rows see different entries.
+    def embed(self, positions: numpy.ndarray) -> Tensor:
+        """[time] -> [time, d_model]; [batch, time, d_model] for [batch, time], or when rows see different entries.
 
         Raises ValueError for positions beyond the table."""
-        length = self.weight.base.shape[0]
-        if start + time > length:
-            raise ValueError(f"the input reaches position {start + time - 1}; "
+        last, length = int(positions.max()), self.weight.base.shape[0]
+        if last >= length:
+            raise ValueError(f"the input, with what stands in front of it, reaches position {last}; "
                              f"the table of learned positions ends at {length - 1} (config.max_length)")
-        return self.weight.table(to_device(numpy.arange(start, start + time)))
+        ids = to_device(positions)
+        return self.weight.table(ids) if positions.ndim == 1 else self.weight.rows(ids)
 
     def bias(self, queries: int, keys: int, start: int) -> None:
         return None
@@ -66,7 +67,7 @@ class RelativeBuckets(Module):
         self.weight = Slot("position", weight)
         self.max_distance, self.bidirectional = max_distance, bidirectional
 
-    def embed(self, time: int, start: int) -> None:
+    def embed(self, positions: numpy.ndarray) -> None:
         return None
 
     def bias(self, queries: int, keys: int, start: int) -> Tensor:

@@ -7,18 +7,27 @@
 
 What is attached is a callable with that signature. Entries are applied in the order in which they were plugged, or in
 the order that a routing names them.
+
+An input site also says, as a third result, how many columns on the left of each row are filling: where rows of one
+batch see prompts of different length, the shorter ones are filled up on their left, masked, and the filling takes no
+position.
 """
 from __future__ import annotations
 
 from typing import Any
 
+import numpy
+
+from minipeft.autograd.tensor import array_of
+from minipeft.backend import to_device, xp
 from minipeft.nn.place import Names, Place
+from minipeft.ops import concat, index
 
 KINDS = ("sublayer", "input", "memory")
 
 
 class Site(Place):
-    """A place in the stream. Sites of kind "sublayer" also take mixed routings, row by row."""
+    """A place in the stream. Sites of kind "sublayer" and "input" also take mixed routings, row by row."""
 
     def __init__(self, kind: str):
         if kind not in KINDS:
@@ -26,15 +35,18 @@ class Site(Place):
         super().__init__(kind)
 
     def __call__(self, *stream: Any) -> Any:
-        if not self.attached:
-            return stream[-1] if self.kind == "sublayer" else stream
+        """F' at a sublayer; (embeddings', mask', filling) at an input, filling [batch] on the host or None for none
+        at all; (k', v', bias') at a memory, which refuses rows that see different attachments."""
         if self.kind == "sublayer":
-            return self.by_row(self._apply, *stream)
+            return self.by_row(lambda names, *rows: self._apply(names, *rows)[-1], *stream)
         groups = self._groups()
-        if len(groups) > 1:
-            raise ValueError(f"rows of one batch see different attachments at a site of kind {self.kind!r}, where "
-                             f"what is plugged may change the length of the stream; run these rows apart")
-        return self._apply(groups[0][0], *stream)
+        if len(groups) == 1:
+            stream = self._apply(groups[0][0], *stream)
+            return stream if self.kind == "memory" else (*stream, None)
+        if self.kind == "memory":
+            raise ValueError("rows of one batch see different attachments at a site of kind 'memory', where what is "
+                             "plugged may change the number of keys; run these rows apart")
+        return self._filled(groups, *stream)
 
     def _apply(self, names: Names | None, *stream: Any) -> Any:
         for name in [entry.name for entry in self.plugged] if names is None else names:
@@ -42,4 +54,18 @@ class Site(Place):
                 stream = (*stream[:-1], self.attached[name](*stream))
             else:
                 stream = self.attached[name](*stream)
-        return stream[-1] if self.kind == "sublayer" else stream
+        return stream
+
+    def _filled(self, groups: list, x: Any, mask: Any) -> tuple[Any, Any, Any]:
+        """Each group of rows by itself, then all as long as the longest: zeros on the left, masked."""
+        mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
+        parts = [self._apply(names, index(x, key=to_device(rows)), mask[to_device(rows)]) for names, rows in groups]
+        longest = max(part.shape[1] for part, _ in parts)
+        xs, masks, filling = [], [], numpy.zeros(len(mask), dtype=numpy.int64)
+        for (part, seen), (_, rows) in zip(parts, groups):
+            batch, time, d_model = part.shape
+            filling[rows] = longest - time
+            xs.append(concat(xp.zeros((batch, longest - time, d_model), dtype=part.dtype), part, axis=1))
+            masks.append(xp.concatenate([xp.zeros((batch, longest - time), dtype=bool), array_of(seen)], axis=1))
+        back = to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))
+        return index(concat(*xs, axis=0), key=back), xp.concatenate(masks, axis=0)[back], filling

@@ -51,6 +51,15 @@ class Parameter(Leaf):
         return self
 
 
+class Constant:
+    """An array of a piece that is saved and moved with it and never trained, such as the indices of a mask."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Array):
+        self.data = data
+
+
 class Reparam:
     """A weight built on `base`, with Parameters of its own as attributes. Subclasses write `dense`; `project` and
     `rows` go through it unless they override them with something faster (law 1 holds the two together)."""
@@ -84,9 +93,15 @@ class Reparam:
         return twin
 
 
+def arrays_of(piece: Any) -> dict[str, Parameter | Constant]:
+    """The arrays that a piece (a Reparam, or what a site holds) has of its own, by attribute name."""
+    return {name: value for name, value in vars(piece).items()
+            if isinstance(value, (Parameter, Constant)) and name != "base"}
+
+
 def parameters_of(piece: Any) -> dict[str, Parameter]:
-    """The Parameters that a piece (a Reparam, or what a site holds) has of its own, by attribute name."""
-    return {name: value for name, value in vars(piece).items() if isinstance(value, Parameter) and name != "base"}
+    """Those of its own arrays that are trained."""
+    return {name: value for name, value in arrays_of(piece).items() if isinstance(value, Parameter)}
 
 
 class Slot(Place):

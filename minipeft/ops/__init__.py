@@ -8,4 +8,5 @@ from minipeft.ops import operators as _operators  # noqa: F401  (gives Tensor it
 from minipeft.ops.fused import (attention, cross_entropy, embedding, gelu, gelu_tanh, layer_norm, linear,  # noqa: F401
                                 low_rank_linear, rms_norm, silu, softmax)
 from minipeft.ops.primitives import (add, concat, div, dropout, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
-                                     neg, power, relu, reshape, sub, sum, swap, tanh, transpose, where)
+                                     neg, power, relu, reshape, scatter, sub, sum, swap, tanh, transpose,
+                                     where)

@@ -50,7 +50,7 @@ def embedding(table, ids):
     """Rows of a table.   table [vocab, d], ids [...] on the same device -> [..., d];   dE[i] = sum of g where ids = i.
 
     The ids are sorted and runs of one id are summed, in order: the bits do not depend on a device's atomics. Ids must
-    be in range: `nn.layers.check_ids` sees to it, because CuPy would wrap them silently."""
+    be in range: `nn.inputs.check_ids` sees to it, because CuPy would wrap them silently."""
     shape = table.shape
 
     def vjp(g):

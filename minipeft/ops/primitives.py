@@ -162,6 +162,14 @@ def index(a, *, key):
 
 
 @op
+def scatter(a, indices, *, shape):
+    """Zeros of `shape` but for a [n] at flat `indices` [n], distinct and in range;   da = g there."""
+    out = xp.zeros(shape, dtype=a.dtype)
+    out.reshape(-1)[indices] = a
+    return out, (lambda g: g.reshape(-1)[indices], None)
+
+
+@op
 def concat(*parts, axis=0):
     """Joined along `axis`;   each part's gradient is its slice of g."""
     ends = numpy.cumsum([part.shape[axis] for part in parts])

@@ -37,8 +37,8 @@ class AdapterFile:
 
 def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
           below: Mapping[str, str], model: Module) -> None:
-    """Write atomically; `where` is replaced by the names that it chose."""
-    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name != "where"}
+    """Write atomically; `where` is replaced by the names that it chose, a mask by the indices among the tensors."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in ("where", "mask")}
     write_tensors(path, tensors, {
         "format": _FORMAT, "version": _VERSION, "name": name,
         "method": json.dumps({"kind": type(method).__name__, **fields}), "places": json.dumps(places),

@@ -20,15 +20,17 @@ from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.init import check_rng
 from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.place import Place, Plugged
-from minipeft.nn.weight import Parameter, Slot, parameters_of
+from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
 from minipeft.peft import adapter_file
 
 
 class Method(Protocol):
-    """Hyper-parameters, and how to build on a place. A frozen dataclass."""
+    """Hyper-parameters, where they apply, {name: place}, and what is put there, {name: piece}. A frozen dataclass.
 
-    def places(self, model: Module) -> Any: ...
-    def on(self, place: Any, rng: numpy.random.Generator) -> Any: ...
+    `places` raises for what does not fit the model, before `build` draws a number."""
+
+    def places(self, model: Any) -> Any: ...
+    def build(self, model: Any, places: Any, rng: numpy.random.Generator) -> Any: ...
 
 
 class Attachment:
@@ -46,16 +48,21 @@ class Attachment:
         return "off" if entry is None else "plugged" if entry.merged is None else "merged"
 
     @property
-    def parameters(self) -> dict[str, Parameter]:
-        """{"place@name.leaf": Parameter}, in any state."""
+    def arrays(self) -> dict[str, Parameter | Constant]:
+        """{"place@name.leaf": what it has of its own}, in any state: parameters, and constants such as indices."""
         return {f"{where}@{self.name}.{leaf}": p for where, place in self.places.items()
-                for leaf, p in parameters_of(place.attached[self.name]).items()}
+                for leaf, p in arrays_of(place.attached[self.name]).items()}
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """Those of `arrays` that are trained."""
+        return {name: p for name, p in self.arrays.items() if isinstance(p, Parameter)}
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """{"place.leaf": array}: its own arrays, under names that do not depend on how it is called."""
+        """{"place.leaf": array}: all arrays of its own, under names that do not depend on how it is called."""
         return {f"{where}.{leaf}": p.data for where, place in self.places.items()
-                for leaf, p in parameters_of(place.attached[self.name]).items()}
+                for leaf, p in arrays_of(place.attached[self.name]).items()}
 
     def plug(self) -> None:
         """Put on top of the list at every place."""
@@ -141,7 +148,7 @@ def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str
     """Build `method` on the places that it chooses in `model`, and plug it.
 
     name: how the attachment is called, by default the method's name in lower case. Raises ValueError, before any
-    random number is drawn, for a taken or malformed name, a pattern that matches nothing, and a rank out of range."""
+    random number is drawn, for a taken or malformed name, a pattern that matches nothing, and sizes out of range."""
     if isinstance(method, type) or not hasattr(method, "places"):
         raise TypeError(f"method is {method!r}; expected one such as LoRA(rank=8)")
     name = type(method).__name__.lower() if name is None else name
@@ -150,7 +157,7 @@ def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str
     if rng is None:
         raise TypeError("rng is None; expected a numpy.random.Generator, as numpy.random.default_rng(seed) gives")
     places = dict(method.places(model))
-    return put(model, name, method, places, {where: method.on(place, rng) for where, place in places.items()})
+    return put(model, name, method, places, method.build(model, places, rng))
 
 
 def put(model: Module, name: str, method: Method, places: dict[str, Place], pieces: dict[str, Any]) -> Attachment:

@@ -3,18 +3,22 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import numpy
 
-from minipeft.backend import to_device
+from minipeft.backend import to_device, to_host
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.module import Module, attachments_of
-from minipeft.nn.weight import parameters_of
+from minipeft.nn.weight import Constant, Parameter, arrays_of
 from minipeft.peft import adapter_file
 from minipeft.peft.attach import Attachment, check_name, put
+from minipeft.peft.bottleneck import Bottleneck
 from minipeft.peft.lora import LoRA
+from minipeft.peft.prompt import PromptTuning
+from minipeft.peft.selective import Selective
 
-METHODS = {method.__name__: method for method in (LoRA,)}
+METHODS: dict[str, Any] = {method.__name__: method for method in (LoRA, Bottleneck, Selective, PromptTuning)}
 
 
 def load(model: Module, path: str | os.PathLike, force: bool = False, name: str | None = None) -> Attachment:
@@ -30,26 +34,21 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     if file.kind not in METHODS:
         raise ValueError(f"{path}: method {file.kind!r} is not known; known are {', '.join(METHODS)}")
     try:
-        method = METHODS[file.kind](**file.fields, where=[f"^{re.escape(place)}$" for place in file.places])
+        where = [f"^{re.escape(place)}$" for place in file.places]
+        kind = METHODS[file.kind]
+        method = (Selective.from_file(file.fields, where, file.tensors) if kind is Selective
+                  else kind(**file.fields, where=where))
         places = method.places(model)
+        pieces = method.build(model, places, numpy.random.default_rng(0))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: does not fit this model: {error}") from error
-    pieces = {where: method.on(place, numpy.random.default_rng(0)) for where, place in places.items()}
-    expected = {f"{where}.{leaf}": p for where, piece in pieces.items() for leaf, p in parameters_of(piece).items()}
+    expected = {f"{place}.{leaf}": p for place, piece in pieces.items() for leaf, p in arrays_of(piece).items()}
     if set(expected) != set(file.tensors):
         odd = sorted(set(expected) ^ set(file.tensors))
         raise ValueError(f"{path}: {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
     for key, p in expected.items():
-        if file.tensors[key].shape != p.shape:
-            raise ValueError(f"{path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(p.shape)}")
-        if file.tensors[key].dtype.kind != "f":
-            raise ValueError(f"{path}: {key} has dtype {file.tensors[key].dtype}; expected floating point")
-        with numpy.errstate(over="ignore"):
-            array = file.tensors[key].astype(p.dtype)
-        if not numpy.isfinite(array).all():
-            raise ValueError(f"{path}: {key} holds numbers that are not finite in {p.dtype}")
-        p.data = to_device(array)
+        p.data = to_device(_fitting(f"{path}: {key}", file.tensors[key], p))
     found = fingerprint(model.state())
     if found != file.base and not force:
         raise ValueError(f"{path}: made for another base model (fingerprint {file.base[:12]}..., this model has "
@@ -60,3 +59,21 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
             raise ValueError(f"{path}: was trained on top of attachment {under!r}, which is not plugged here with the "
                              f"same tensors; load and plug it first, or pass force=True")
     return put(model, name, method, dict(places), pieces)
+
+
+def _fitting(what: str, array: numpy.ndarray, p: Parameter | Constant) -> numpy.ndarray:
+    """The array of a file in the dtype that `p` has. ValueError for another shape, numbers that are not finite in that
+    dtype, and a constant that is not the one which the method's fields give."""
+    shape, dtype = p.data.shape, p.data.dtype
+    if array.shape != shape:
+        raise ValueError(f"{what} has shape {list(array.shape)}; expected {list(shape)}")
+    if array.dtype.kind != dtype.kind:
+        raise ValueError(f"{what} has dtype {array.dtype}; expected "
+                         f"{'floating point' if dtype.kind == 'f' else dtype}")
+    if isinstance(p, Constant) and not numpy.array_equal(array, to_host(p.data)):
+        raise ValueError(f"{what} is not what the method's fields say it is")
+    with numpy.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not numpy.isfinite(narrow).all():
+        raise ValueError(f"{what} holds numbers that are not finite in {dtype}")
+    return narrow

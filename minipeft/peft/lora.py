@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +25,7 @@ from minipeft.nn.module import Module
 from minipeft.nn.weight import Parameter, Reparam, Slot, Weight
 from minipeft.nn.where import Where, matching
 from minipeft.ops import add, dropout, embedding, low_rank_linear, matmul, mul
+from minipeft.peft.fields import expect, integer, number, plain
 
 QUERY_AND_VALUE = r"\.(q|v)\.weight$"  # the paper's choice in most experiments (sec. 5.1)
 
@@ -46,17 +46,11 @@ class LoRA:
     start: str = "gaussian"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "dropout"):
-            if isinstance(getattr(self, name), numpy.generic):
-                object.__setattr__(self, name, getattr(self, name).item())
-        if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(f"LoRA: rank is {self.rank!r}; expected an integer >= 1")
-        if type(self.alpha) not in (int, float) or not 0 < abs(self.alpha) <= sys.float_info.max:
-            raise ValueError(f"LoRA: alpha is {self.alpha!r}; expected a finite number other than 0")
-        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA: dropout is {self.dropout!r}; expected a number in [0, 1)")
-        if self.start not in ("gaussian", "uniform"):
-            raise ValueError(f"LoRA: start is {self.start!r}; expected 'gaussian' or 'uniform'")
+        plain(self)
+        expect(self, "rank", integer(self.rank), "an integer >= 1")
+        expect(self, "alpha", number(self.alpha) and self.alpha != 0, "a finite number other than 0")
+        expect(self, "dropout", number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)")
+        expect(self, "start", self.start in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
 
     def places(self, model: Module) -> dict[str, Slot]:
         """The slots that `where` chooses among the model's matrices. ValueError if a rank exceeds min(d_out, d_in)."""
@@ -67,6 +61,10 @@ class LoRA:
                 raise ValueError(f"LoRA: rank {self.rank} exceeds {min(slot.base.shape)}, the largest that "
                                  f"{name} {list(slot.base.shape)} can have")
         return chosen
+
+    def build(self, model: Module, places: dict[str, Slot], rng: numpy.random.Generator) -> dict[str, "LowRank"]:
+        """{name: the reparametrized weight}."""
+        return {name: self.on(slot, rng) for name, slot in places.items()}
 
     def on(self, slot: Slot, rng: numpy.random.Generator) -> "LowRank":
         """The reparametrized weight of one slot; draws A."""

@@ -21,7 +21,7 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
     JSON gives them back."""
     decayed = set(optimizer.decayed(params))
     plugged = {name: a for name, a in getattr(model, "attachments", {}).items() if a.state != "off"}
-    arrays = {**model.state(), **{name: p.data for a in plugged.values() for name, p in a.parameters.items()}}
+    arrays = {**model.state(), **{name: p.data for a in plugged.values() for name, p in a.arrays.items()}}
     return json.loads(json.dumps({
         "config": _plain_fields(getattr(model, "config", None)),
         "attachments": {name: {"kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}

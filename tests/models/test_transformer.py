@@ -111,7 +111,7 @@ def test_the_model_is_its_equations(fields):
 
 @given(st.integers(1, 9), st.integers(0, 3000), st.integers(1, 20))
 def test_sinusoidal_positions_are_the_formula_from_any_start(d_model, start, time):
-    table = Sinusoidal(d_model, "float64").embed(time, start)
+    table = Sinusoidal(d_model, "float64").embed(np.arange(start, start + time))
     assert table.shape == (time, d_model)
     for p in range(time):
         for n in range(d_model):
@@ -122,7 +122,7 @@ def test_sinusoidal_positions_are_the_formula_from_any_start(d_model, start, tim
 
 def test_sinusoidal_positions_are_no_parameter_and_have_the_model_s_dtype():
     assert not any("position" in name for name in built().base_parameters)
-    assert Sinusoidal(6, "float32").embed(3, 0).dtype == np.float32
+    assert Sinusoidal(6, "float32").embed(np.arange(3)).dtype == np.float32
 
 
 def test_a_position_beyond_the_learned_table_is_refused_before_it_wraps():

@@ -141,7 +141,7 @@ def test_layers_take_routed_biases_norm_scales_and_positions():
 
     def outputs(x, adapter):
         with routed(adapter, len(x), NAMES):
-            found = [layer(x), norm(x), rms(x), ops.add(x, learned.embed(5, 0))]
+            found = [layer(x), norm(x), rms(x), ops.add(x, learned.embed(numpy.arange(5)))]
             scores = ops.add(numpy.zeros((len(x), 4, 5, 5)), buckets.bias(5, 5, 0))
             return [y.data for y in (*found, scores)]
 

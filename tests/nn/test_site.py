@@ -60,8 +60,8 @@ def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far(
 def test_input_and_memory_pieces_replace_the_whole_stream():
     longer = plugged(Site("input"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
     e, mask, _ = stream()
-    out, new_mask = longer(e, mask)
-    assert out.shape == (3, 3, 4) and new_mask is None
+    out, new_mask, filling = longer(e, mask)
+    assert out.shape == (3, 3, 4) and new_mask is None and filling is None
     twice = plugged(Site("memory"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
     k, v, b = stream()
     found = twice(k, v, b)
@@ -94,13 +94,33 @@ def test_pieces_get_the_same_rows_of_all_three_streams():
     assert all(numpy.array_equal(found, whole[[0, 3]]) for found, whole in zip(seen[0], (x, n, f), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["input", "memory"])
-def test_where_the_stream_may_change_its_length_rows_that_differ_are_refused(kind):
-    site = plugged(Site(kind), a=lambda *s: s)
+def test_a_memory_site_refuses_rows_that_differ():
+    site = plugged(Site("memory"), a=lambda *s: s)
     with routed(["a", None], 2, {"a": 0, "elsewhere": 0}), pytest.raises(ValueError, match="run these rows apart"):
         site(*stream(2))
     with routed(["a", ("a", "elsewhere")], 2, {"a": 0, "elsewhere": 0}):
         assert len(site(*stream(2))) == 3, "what is attached elsewhere makes no difference here"
+
+
+def test_an_input_site_fills_shorter_rows_up_on_the_left_and_says_by_how_much():
+    """Rows: none, two vectors, one, three (one, then two in front of it): each [prompt; row] stands at the right."""
+    def piece(value, count):
+        def run(e, mask):
+            front = numpy.full((e.shape[0], count, 4), value)
+            return ops.concat(front, e, axis=1), numpy.concatenate([numpy.ones(front.shape[:2], bool), mask], axis=1)
+        return run
+
+    site, (e, _, _) = plugged(Site("input"), two=piece(2.0, 2), one=piece(1.0, 1)), stream(4)
+    mask = numpy.array([[True, True], [True, False], [False, True], [True, True]])
+    for given_mask in (mask, None):
+        with routed([None, "two", "one", ("one", "two")], 4, {"one": 0, "two": 0}):
+            x, seen, filling = site(e, given_mask)
+        assert x.shape == (4, 5, 4) and filling.tolist() == [3, 1, 2, 0]
+        kept = mask if given_mask is not None else numpy.ones((4, 2), bool)
+        for row, prompt in enumerate([[], [2, 2], [1], [2, 2, 1]]):
+            assert numpy.array_equal(x.data[row, 5 - 2:], e[row])
+            assert x.data[row, filling[row]:3, 0].tolist() == prompt
+            assert seen[row].tolist() == [False] * filling[row] + [True] * len(prompt) + kept[row].tolist()
 
 
 # ---- in a model

@@ -30,8 +30,8 @@ class Steering:
     def places(self, model):
         return {name: site for name, site in model.sites.items() if name.endswith("ff.out")}
 
-    def on(self, site, rng):
-        return Added(12)
+    def build(self, model, places, rng):
+        return {name: Added(12) for name in places}
 
 
 # ---- attach

@@ -1,0 +1,86 @@
+"""Prompt tuning: vectors in front of the input, trained; the model reads them as if they were tokens.
+
+    encoder([P; E(x)])          P [p, d] trained, everything else frozen: p d numbers a task
+    mask [1 .. 1; mask]         seen by the encoder and by cross-attention
+
+Lester, Al-Rfou & Constant, 2021, arXiv:2104.08691, sec. 2. The prompt stands left of the whole row, padding included,
+and takes positions: a token at position i moves to p + i (T5's relative distances between tokens stay). It lengthens
+every input by p at training and at inference, and it is not a weight: nothing to merge.
+
+The prompt is exactly a table of p virtual tokens: with E extended by P and their p ids in front of x, the base model
+computes the same.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy
+
+from minipeft.autograd.tensor import Tensor, array_of
+from minipeft.backend import Array, xp
+from minipeft.nn import init
+from minipeft.nn.inputs import check_ids
+from minipeft.nn.site import Site
+from minipeft.nn.weight import Parameter
+from minipeft.nn.where import Where, matching
+from minipeft.ops import concat, embedding
+from minipeft.peft.fields import expect, integer, plain
+
+STARTS = ("vocabulary", "random", "tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTuning:
+    """length: p. start (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
+    the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels: ids, or tuples
+    of ids, of which the mean is taken (a label of several tokens); what they leave of the length is drawn from the
+    vocabulary. Raises ValueError for fields out of range."""
+
+    length: int = 20
+    start: str = "vocabulary"
+    tokens: tuple[int | tuple[int, ...], ...] = ()
+    where: Where = r"^encoder\.input$"
+
+    def __post_init__(self) -> None:
+        plain(self)
+        expect(self, "length", integer(self.length), "an integer >= 1")
+        expect(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
+        expect(self, "tokens", (self.start == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
+               f"1 to {self.length} ids with start='tokens', and none without")
+
+    def places(self, model: Any) -> dict[str, Site]:
+        """The encoder's input."""
+        sites = {name: site for name, site in model.sites.items() if site.kind == "input"}
+        for token in self.tokens:
+            check_ids([token if isinstance(token, tuple) else (token,)], model.config.vocab_size, "tokens")
+        return {name: sites[name] for name in matching(sites, self.where, "input site")}
+
+    def build(self, model: Any, places: dict[str, Site], rng: numpy.random.Generator) -> dict[str, "Prompt"]:
+        """{site: its prompt}; draws P, or which tokens it starts as."""
+        return {name: Prompt(self._vectors(model, rng)) for name in places}
+
+    def _vectors(self, model: Any, rng: numpy.random.Generator) -> Array:
+        """[p, d]."""
+        table = model.embedding.weight.base
+        if self.start == "random":
+            return init.uniform((self.length, table.shape[1]), 0.5, rng, table.dtype)
+        c = model.config
+        words = sorted(set(range(c.vocab_size)) - {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id})
+        missing = self.length - len(self.tokens)
+        groups = [*self.tokens, *rng.choice(words, missing, replace=len(words) < missing).tolist()]
+        ids = [check_ids([t if isinstance(t, tuple) else (t,)], c.vocab_size, "tokens") for t in groups]
+        return xp.concatenate([array_of(model.embed(one)).mean(axis=1) for one in ids], axis=0)
+
+
+class Prompt:
+    """(embeddings [batch, time, d], mask [batch, time] or None) -> [batch, p + time, d], and the mask that fits."""
+
+    def __init__(self, vectors: Array):
+        self.P = Parameter(vectors)
+
+    def __call__(self, x: Any, mask: Array | None) -> tuple[Tensor, Array | None]:
+        ids = xp.tile(xp.arange(self.P.shape[0]), (x.shape[0], 1))                       # [batch, p] virtual tokens
+        if mask is not None:
+            mask = xp.concatenate([xp.ones(ids.shape, dtype=bool), mask], axis=1)
+        return concat(embedding(self.P, ids), x, axis=1), mask
