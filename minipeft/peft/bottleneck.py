@@ -70,8 +70,8 @@ class Bottleneck:
         expect(self, "input", self.input == "stream" or self.input == "norm" and self.placement == "parallel",
                "'stream', or 'norm' with placement 'parallel'")
         expect(self, "cross", type(self.cross) is bool, "True or False")
-        expect(self, "stacks", self.stacks and set(self.stacks) <= {"encoder", "decoder"},
-               "'encoder', 'decoder', or both")
+        expect(self, "stacks", isinstance(self.stacks, tuple) and self.stacks
+               and all(s in ("encoder", "decoder") for s in self.stacks), "'encoder', 'decoder', or both")
 
     def places(self, model: Any) -> dict[str, Site]:
         """The sublayer sites that are chosen."""

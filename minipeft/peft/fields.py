@@ -9,13 +9,19 @@ import numpy
 
 
 def plain(method: Any) -> None:
-    """Turn NumPy scalars among the fields of a frozen dataclass into Python's, and lists into tuples, as files need."""
+    """Turn what the fields of a frozen dataclass hold into what a file can say: NumPy scalars into Python's; lists,
+    ranges and arrays into tuples, also inside one another. `where` and `mask` stay as they are: no file holds them."""
     for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if isinstance(value, numpy.generic):
-            object.__setattr__(method, field.name, value.item())
-        elif isinstance(value, list) and field.name != "where":
-            object.__setattr__(method, field.name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+        if field.name not in ("where", "mask"):
+            object.__setattr__(method, field.name, _plain(getattr(method, field.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, (list, tuple, range)) or isinstance(value, numpy.ndarray) and value.ndim:
+        return tuple(_plain(v) for v in value)
+    return value
 
 
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:

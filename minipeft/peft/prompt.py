@@ -46,8 +46,9 @@ class PromptTuning:
         plain(self)
         expect(self, "length", integer(self.length), "an integer >= 1")
         expect(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
-        expect(self, "tokens", (self.start == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
-               f"1 to {self.length} ids with start='tokens', and none without")
+        expect(self, "tokens", isinstance(self.tokens, tuple) and all(map(_word, self.tokens))
+               and (self.start == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
+               f"1 to {self.length} ids, or tuples of ids, with start='tokens', and none without")
 
     def places(self, model: Any) -> dict[str, Site]:
         """The encoder's input."""
@@ -71,6 +72,11 @@ class PromptTuning:
         groups = [*self.tokens, *rng.choice(words, missing, replace=len(words) < missing).tolist()]
         ids = [check_ids([t if isinstance(t, tuple) else (t,)], c.vocab_size, "tokens") for t in groups]
         return xp.concatenate([array_of(model.embed(one)).mean(axis=1) for one in ids], axis=0)
+
+
+def _word(token: Any) -> bool:
+    """An id, or a tuple of at least one."""
+    return integer(token, 0) or isinstance(token, tuple) and bool(token) and all(integer(i, 0) for i in token)
 
 
 class Prompt:

@@ -14,7 +14,7 @@ taken; what is not chosen costs no memory after that, but it costs time.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping, Self
+from typing import Any, Callable, Mapping, Self
 
 import numpy
 
@@ -52,13 +52,13 @@ class Selective:
         for name, known in (("component", COMPONENTS), ("type", TYPES)):
             chosen = getattr(self, name)
             object.__setattr__(self, name, (chosen,) if isinstance(chosen, str) else chosen)
-            expect(self, name, set(getattr(self, name)) <= set(known), f"some of {', '.join(known)}")
+            expect(self, name, _all(getattr(self, name), lambda part: part in known), f"some of {', '.join(known)}")
         for name in ("first", "last"):
             expect(self, name, integer(getattr(self, name), 0), "a number of blocks")
-        expect(self, "layers", all(type(i) is int for i in self.layers), "indices of blocks")
-        expect(self, "rows", all(integer(i, 0) for i in self.rows) and len(set(self.rows)) == len(self.rows),
-               "distinct ids")
-        expect(self, "mask", self.mask is None or self.mask and not self.rows,
+        expect(self, "layers", _all(self.layers, lambda i: type(i) is int), "a tuple of indices of blocks")
+        expect(self, "rows", _all(self.rows, lambda i: integer(i, 0)) and len(set(self.rows)) == len(self.rows),
+               "a tuple of distinct ids")
+        expect(self, "mask", self.mask is None or isinstance(self.mask, Mapping) and self.mask and not self.rows,
                "{slot name: array}, and no rows beside it")
 
     @classmethod
@@ -72,6 +72,8 @@ class Selective:
         chosen = slots_having(model.slots, self.component, self.type, self.layers, self.first, self.last)
         if self.rows:
             chosen = {name: slot for name, slot in chosen.items() if slot.kind == "embedding"}
+            if not chosen:
+                raise ValueError("Selective: rows chooses nothing: the other conditions leave no embedding table")
         if self.mask is not None:
             odd = sorted(set(self.mask) - set(chosen))
             if odd:
@@ -93,6 +95,11 @@ class Selective:
         if self.rows:
             return indices_of_rows(name, shape, self.rows)
         return None if self.mask is None else indices_of_mask(name, shape, self.mask[name])
+
+
+def _all(value: Any, holds: Callable[[Any], bool]) -> bool:
+    """Whether `value` is a tuple whose items all hold."""
+    return isinstance(value, tuple) and all(map(holds, value))
 
 
 class Delta(Reparam):
