@@ -72,4 +72,5 @@ def _tightness(table: numpy.ndarray, ids: numpy.ndarray) -> numpy.ndarray:
     """[p, k] ids -> [p]: the mean cosine over the pairs of each row's tokens."""
     unit = _unit(table)[ids]                                                             # [p, k, d]
     k = ids.shape[1]
-    return ((unit @ unit.swapaxes(-1, -2)).sum(axis=(-1, -2)) - k) / (k * (k - 1))
+    pairs = (unit @ unit.swapaxes(-1, -2)).sum(axis=(-1, -2)) - (unit * unit).sum(axis=(-1, -2))
+    return pairs / (k * (k - 1))
