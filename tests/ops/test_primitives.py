@@ -98,6 +98,22 @@ def subscripts(draw: Any) -> Call:
 
 
 @st.composite
+def places(draw: Any) -> Call:
+    """n numbers for n distinct flat indices, in any order, of an array of one to three axes; all of them, or fewer."""
+    shape, rng = draw(shapes(1, 3)), numpy.random.default_rng(draw(seeds()))
+    n = draw(st.integers(0, math.prod(shape)))
+    return Call(((n,),), {"indices": rng.permutation(math.prod(shape))[:n], "shape": shape})
+
+
+def scattered(a: Any, indices: Any, shape: Any) -> Any:
+    """One number after the other."""
+    out = numpy.zeros(shape, a.dtype) if a.dtype != object else fractions(numpy.zeros(shape), 1)
+    for number, i in zip(a, indices):
+        out[numpy.unravel_index(i, shape)] = number
+    return out
+
+
+@st.composite
 def joints(draw: Any) -> Call:
     """One to three parts that agree in all axes but one; a part may have nothing along that one."""
     shape = draw(shapes(1, 3))
@@ -152,6 +168,7 @@ CASES: dict[str, Case] = {
         Fraction(numpy.ones(a.shape).sum(axis=axis).flat[0]) if a.dtype == object
         else numpy.ones(a.shape, a.dtype).sum(axis=axis).flat[0])),
     "index": Case(subscripts(), ops.index, lambda a, key: a[key]),
+    "scatter": Case(places(), lambda a, indices, shape: ops.scatter(a, indices, shape=shape), scattered),
     "concat": Case(joints(), ops.concat, lambda *parts, axis: numpy.concatenate(parts, axis=axis)),
 }
 
@@ -267,6 +284,10 @@ def vjps_of(name: str, call: Call, inputs: list[Any]) -> tuple[Any, list[Callabl
     if name == "where":
         out, vjps = primitives.where.__wrapped__(call.options["condition"], *inputs)  # type: ignore[attr-defined]
         return out, list(vjps[1:])
+    if name == "scatter":
+        out, vjps = primitives.scatter.__wrapped__(*inputs, **call.options)  # type: ignore[attr-defined]
+        assert vjps[1] is None, "indices have no gradient"
+        return out, [vjps[0]]
     if name.startswith("power"):
         exponent = {"2": 2, "3": 3, "-1/2": -0.5}[name.split()[1]]
         out, vjps = primitives.power.__wrapped__(*inputs, exponent=exponent)  # type: ignore[attr-defined]
@@ -306,6 +327,8 @@ EMPTY: dict[str, list[Call]] = {
     "sum": [Call(((0, 3),), {"axis": 0, "keepdims": False}), Call(((0,),), {"axis": None, "keepdims": True})],
     "mean": [Call(((0, 3),), {"axis": -1, "keepdims": True}), Call(((3, 0),), {"axis": 0, "keepdims": False})],
     "index": [Call(((0, 3),), {"key": slice(None)}), Call(((2, 3),), {"key": slice(2, None)})],
+    "scatter": [Call(((0,),), {"indices": numpy.zeros(0, int), "shape": (2, 3)}),
+                Call(((0,),), {"indices": numpy.zeros(0, int), "shape": (0, 3)})],
     "concat": [Call(((0, 3), (2, 3)), {"axis": 0}), Call(((0,),), {"axis": 0})],
 }
 
