@@ -4,6 +4,7 @@ The public names; each is documented where it is defined.
 """
 from minipeft.autograd.check import check_gradients
 from minipeft.autograd.tensor import Tensor, stop_gradient, value_and_grad
+from minipeft.autograd.xray import xray
 from minipeft.backend import keep_heap, to_device, to_host, use
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
@@ -28,4 +29,4 @@ __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck",
            "cosine_decay", "fisher", "fit", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
            "magnitude", "nearest_tokens", "Parameter", "PromptTuning", "report", "select", "Selective",
            "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "Transformer",
-           "TransformerConfig", "use", "value_and_grad"]
+           "TransformerConfig", "use", "value_and_grad", "xray"]

@@ -38,7 +38,7 @@ def post_norm(rng: Any, dtype: str) -> minipeft.Transformer:
 def pre_norm(rng: Any, dtype: str) -> minipeft.Transformer:
     """Pre-LN, final norms, gelu, learned positions, a head of its own."""
     config = minipeft.TransformerConfig(VOCAB, D_MODEL, HEADS, 17, 1, 2, activation="gelu", pre_norm=True,
-                                        final_norm=True, positions="learned", max_length=9, tie_embeddings=False)
+                                        final_norm=True, positions="learned", max_length=12, tie_embeddings=False)
     return minipeft.Transformer(config, rng, dtype)
 
 

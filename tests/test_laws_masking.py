@@ -16,33 +16,38 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.autograd.tensor import Node, _observer
 from minipeft.nn.weight import Parameter
-from tests.models_under_test import Case, bits, cases
+from tests.methods_under_test import HALF, Variant, each, variants
+from tests.models_under_test import bits, cases
 
-GROUPS = {"the adapter": r"@lora\.", "its A": r"\.A$", "base biases and norms": r"(bias|norm\.weight)$",
-          "the tables": r"^(embedding|head)\.weight$|position", "one matrix": r"^encoder\.0\.ff\.wo\.weight$",
-          "all": "."}
+GROUPS = {"the attachment": r"@a\.", "one of its leaves": r"\.(A|D|b_U|d|P)$", "another": r"\.(B|U|b_D|d|P)$",
+          "base biases and norms": r"(bias|norm\.weight)$", "the tables": r"^(embedding|head)\.weight$|position",
+          "one matrix": r"^encoder\.0\.ff\.wo\.weight$", "all": "."}
 
 
 def selections() -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(sorted(GROUPS)), min_size=1, max_size=2, unique=True)
 
 
-def prepared(case: Case, groups: list[str]) -> tuple[Any, dict, dict[str, Parameter]]:
-    """The model with its LoRA; everything; the selection (a T5 has no biases but norms; sinusoids are no table)."""
+def prepared(case: Variant, groups: list[str]) -> tuple[Any, dict, dict[str, Parameter]]:
+    """The model with its attachment; everything; the selection (a T5 has no biases but norms; sinusoids are no
+    table)."""
     model = case.model()
     case.attach(model)
     everything = minipeft.select(model, ".")
     return model, everything, minipeft.select(model, [GROUPS[g] for g in groups])
 
 
-def step_of(model: Any, case: Case) -> Callable:
+def step_of(model: Any, case: Variant) -> Callable:
     """The loss in training mode: the same masks at every call."""
     batch = case.batch()
     return lambda: model.loss(**batch, rng=numpy.random.default_rng(case.seed))
 
 
-@given(cases(), selections())
-def test_law_5_gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones(case, groups):
+@each()
+@HALF
+@given(st.data(), selections())
+def test_law_5_gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones(method, kind, dtype, data, groups):
+    case = data.draw(variants(method, kind, dtype))
     model, everything, selected = prepared(case, groups)
     full_loss, full = minipeft.value_and_grad(step_of(model, case), everything)
     loss, grads = minipeft.value_and_grad(step_of(model, case), selected)
@@ -51,8 +56,12 @@ def test_law_5_gradients_are_those_of_the_selection_and_bit_equal_to_the_full_on
     assert all(grads[name].shape == p.shape and grads[name].dtype == p.dtype for name, p in selected.items())
 
 
-@given(cases(), selections(), st.integers(1, 3))
-def test_law_5_steps_with_momentum_and_decay_move_the_selection_and_no_other_bit(case, groups, steps):
+@each()
+@HALF
+@given(st.data(), selections(), st.integers(1, 3))
+def test_law_5_steps_with_momentum_and_decay_move_the_selection_and_no_other_bit(method, kind, dtype, data, groups,
+                                                                                 steps):
+    case = data.draw(variants(method, kind, dtype))
     model, everything, selected = prepared(case, groups)
     before = bits(everything)
     optimizer = minipeft.AdamW(lr=1e-2, weight_decay=0.1)
@@ -65,9 +74,13 @@ def test_law_5_steps_with_momentum_and_decay_move_the_selection_and_no_other_bit
     assert set(optimizer.steps.values()) == {steps}
 
 
-@given(cases(), selections())
-def test_law_5_a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_never_otherwise(case, groups):
+@each()
+@HALF
+@given(st.data(), selections())
+def test_law_5_a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_never_otherwise(method, kind, dtype,
+                                                                                                data, groups):
     """The VJPs of all other inputs are gone when the forward is over: they could not be evaluated if one tried."""
+    case = data.draw(variants(method, kind, dtype))
     model, everything, selected = prepared(case, groups)
     by_id = {id(p): name for name, p in everything.items()}
     uses: collections.Counter = collections.Counter()
@@ -80,7 +93,7 @@ def test_law_5_a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_
             return vjp(g)
         return vjp if parent.edges else run
 
-    def observe(name: str, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
+    def observe(forward: Any, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
         kept = {id(vjp) for _, vjp in node.edges} if node is not None else set()
         uses.update(by_id[id(x)] for x, vjp in zip(inputs, vjps) if id(x) in by_id and vjp is not None)
         dropped.extend(weakref.ref(vjp) for vjp in vjps if vjp is not None and id(vjp) not in kept)
@@ -106,15 +119,18 @@ def test_law_5_a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_
 
 @given(cases(places=[("t5 v1.0", "embedding"), ("post-LN", "embedding")]))
 def test_law_5_a_tied_table_is_used_three_times_and_has_three_gradients_summed_into_one(case):
-    model, _, selected = prepared(case, ["the tables"])
+    model = case.model()
+    case.attach(model)
+    selected = minipeft.select(model, GROUPS["the tables"])
     count: collections.Counter = collections.Counter()
 
-    def observe(name: str, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
+    def observe(forward: Any, inputs: Any, out: Any, vjps: Any, node: Node | None) -> None:
+        name = forward.__name__
         count[name] += any(x is model.embedding.weight.base for x in inputs)
 
     token = _observer.set(observe)
     try:
-        _, grads = minipeft.value_and_grad(step_of(model, case), selected)
+        _, grads = minipeft.value_and_grad(lambda: model.loss(**case.batch()), selected)
     finally:
         _observer.reset(token)
     assert +count == {"embedding": 2, "linear": 1}

@@ -1,16 +1,18 @@
 """Law 4: unmerge and unplug restore every bit, after any sequence of moves; an illegal move raises and moves nothing.
 
-A state machine makes every move, legal or not, on three attachments whose places overlap in a chain (a and b share q
-and v, b and c share the table, a and c share nothing), against an oracle that knows the rules of the design:
+A state machine makes every move, legal or not, on three attachments of different families, some of which act on the
+same weights, against an oracle that knows the rules of the design:
 
-    off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
+    off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged;    swap: from off
     off <--unplug-- plugged <--unmerge-- merged            save: from any;   attach, load: from removed
 
-merge needs all below at its places to be merged, unmerge nothing merged above; training needs "plugged".
+merge needs all below at its places to be merged, and a method that acts on weights; unmerge needs nothing merged above;
+training needs "plugged". A swap unplugs the one on top, plugs another, and goes back and forth: A, B, A is A.
 """
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -26,11 +28,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import minipeft
 from minipeft.autograd.tensor import array_of
 
-METHODS = {"a": minipeft.LoRA(1, 3), "b": minipeft.LoRA(2, -1, where=[r"\.(q|v|k|o)\.weight$", "^embedding"]),
-           "c": minipeft.LoRA(3, 2, where=["^embedding", r"\.ff\."])}
-SHARE = {"a": "b", "b": "ac", "c": "b"}  # whose places have something in common
+
+@dataclasses.dataclass(frozen=True)
+class Trio:
+    """The methods of a, b and c; whose places have something in common; which of them act on weights."""
+
+    methods: dict[str, Any]
+    share: dict[str, str]
+    weights: str
+
+
+_MASK = numpy.arange(66).reshape(11, 6) % 5 == 0
+TRIOS = {
+    "LoRA, Selective, Bottleneck": Trio(
+        {"a": minipeft.LoRA(1, 3), "b": minipeft.Selective(component=("attention", "embedding")),
+         "c": minipeft.Bottleneck(size=2)}, {"a": "b", "b": "a", "c": ""}, "ab"),
+    "PromptTuning, a mask, LoRA": Trio(
+        {"a": minipeft.PromptTuning(2), "b": minipeft.Selective(mask={"embedding.weight": _MASK}),
+         "c": minipeft.LoRA(2, -1, where=["^embedding", r"\.ff\."])}, {"a": "", "b": "c", "c": "b"}, "bc"),
+    "three on weights, in a chain": Trio(
+        {"a": minipeft.LoRA(1, 3), "b": minipeft.LoRA(2, -1, where=[r"\.(q|v|k|o)\.weight$", "^embedding"]),
+         "c": minipeft.Selective(where=["^embedding", r"\.ff\."])}, {"a": "b", "b": "ac", "c": "b"}, "abc")}
 STATES = ("removed", "off", "plugged", "merged")
-MOVES = ("attach", "load", "plug", "unplug", "merge", "unmerge", "step", "save", "remove")
+MOVES = ("attach", "load", "plug", "unplug", "swap", "merge", "unmerge", "step", "save", "remove")
 PAIRS = {(move, state) for move in MOVES for state in STATES} | {
     ("merge", "plugged above an unmerged one"), ("unmerge", "merged below a merged one"),
     ("step", "base weight below a merged one")}
@@ -60,6 +80,7 @@ _BASE_DIGEST, _BASE_OUTPUT = digest(_BASE.base_parameters), output_of(_BASE)
 class Undo(RuleBasedStateMachine):
     """`order` is what is plugged, bottom first; `state`, `own` (digests of A and B) and `saved` are the oracle's."""
 
+    trio: Trio
     names = st.sampled_from("abc")
 
     def __init__(self) -> None:
@@ -81,14 +102,14 @@ class Undo(RuleBasedStateMachine):
     def all_were_attached_and_saved_once(self, order: list[str], states: list[str]) -> None:
         """And then merged, unplugged or removed, as far as that is legal."""
         for name, state in zip(order, states):
-            self.handles[name] = handle = minipeft.attach(self.model, METHODS[name], self.rng, name)
+            self.handles[name] = handle = minipeft.attach(self.model, self.trio.methods[name], self.rng, name)
             for p in handle.parameters.values():
                 p.data = self.rng.standard_normal(p.shape)
             self.arrived(name)
             self.save(name)
             if state == "merged":
                 self.merge(name)
-            elif state != "plugged":
+            if state in ("off", "removed"):
                 self.unplug(name)
                 if state == "removed":
                     self.remove(name)
@@ -101,7 +122,7 @@ class Undo(RuleBasedStateMachine):
 
     def attach(self, name: str) -> None:
         def action() -> None:
-            self.handles[name] = minipeft.attach(self.model, METHODS[name], self.rng, name)
+            self.handles[name] = minipeft.attach(self.model, self.trio.methods[name], self.rng, name)
         if self.made("attach", name, self.state[name] == "removed", action):
             self.arrived(name)
 
@@ -117,18 +138,37 @@ class Undo(RuleBasedStateMachine):
         self.state[name], self.own[name] = "plugged", digest(self.handles[name].parameters)
         self.order.append(name)
 
-    def plug(self, name: str) -> None:
-        if self.made("plug", name, self.state[name] == "off", self.handles[name].plug):
+    def plug(self, name: str, move: str = "plug") -> None:
+        if self.made(move, name, self.state[name] == "off", self.handles[name].plug):
             self.state[name] = "plugged"
             self.order.append(name)
 
-    def unplug(self, name: str) -> None:
-        if self.made("unplug", name, self.state[name] == "plugged", self.handles[name].unplug):
+    def unplug(self, name: str, move: str = "unplug") -> None:
+        legal = self.state[name] == "plugged" and not self.merged_above(name)
+        if self.made(move, name, legal, self.handles[name].unplug):
             self.state[name] = "off"
             self.order.remove(name)
 
+    def swap(self, name: str) -> None:
+        top = next((n for n in reversed(self.order) if self.state[n] == "plugged" and not self.merged_above(n)), None)
+        before = output_of(self.model)
+        if top is None or self.state[name] != "off":
+            self.plug(name, "swap")
+            return
+        REACHED["swap", "off"] += 1
+        at = self.order.index(top)
+        for off, on in ((top, name), (name, top), (top, name)):
+            self.unplug(off, "")
+            self.plug(on, "")
+            if on == top and at == len(self.order) - 1:
+                assert output_of(self.model) == before, f"{top!r}, {name!r}, {top!r} is not {top!r}"
+
+    def merged_above(self, name: str) -> bool:
+        return self.shared(self.order[self.order.index(name) + 1:], name, "merged")
+
     def merge(self, name: str) -> None:
-        if self.made("merge", name, self.where("merge", name) == "plugged", self.handles[name].merge):
+        legal = self.where("merge", name) == "plugged" and name in self.trio.weights
+        if self.made("merge", name, legal, self.handles[name].merge):
             self.state[name] = "merged"
 
     def unmerge(self, name: str) -> None:
@@ -147,13 +187,15 @@ class Undo(RuleBasedStateMachine):
             self.saved[name] = self.own[name]
 
     def remove(self, name: str) -> None:
-        if self.made("remove", name, self.state[name] in ("off", "plugged"), self.handles[name].remove):
+        legal = self.state[name] == "off" or self.state[name] == "plugged" and not self.merged_above(name)
+        if self.made("remove", name, legal, self.handles[name].remove):
             self.state[name] = "removed"
             self.order = [n for n in self.order if n != name]
 
     def made(self, move: str, name: str, legal: bool, action: Callable[[], Any], why: str = "") -> bool:
         """Make the move; an illegal one must raise, and leave everything as `check` last saw it."""
-        REACHED[move, why or self.where(move, name)] += 1
+        if move:
+            REACHED[move, why or self.where(move, name)] += 1
         if legal:
             action()
             self.now = None
@@ -180,7 +222,7 @@ class Undo(RuleBasedStateMachine):
 
     def shared(self, others: list[str], name: str, state: str) -> bool:
         """Whether one of `others` is in that state and has a place in common with `name`."""
-        return any(self.state[n] == state and n in SHARE[name] for n in others)
+        return any(self.state[n] == state and n in self.trio.share[name] for n in others)
 
     def train(self, where: str) -> None:
         params = minipeft.select(self.model, where)
@@ -212,17 +254,23 @@ class Undo(RuleBasedStateMachine):
         assert self.seen.setdefault(configuration, output) == output
 
 
-def test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing():
-    run_state_machine_as_test(Undo, settings=settings(stateful_step_count=20))
+def machine_of(trio: str) -> type[Undo]:
+    return type("Undo", (Undo,), {"trio": TRIOS[trio]})
 
 
-def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times():
+@pytest.mark.parametrize("trio", TRIOS)
+def test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing(trio):
+    run_state_machine_as_test(machine_of(trio), settings=settings(stateful_step_count=20, max_examples=50))
+
+
+@pytest.mark.parametrize("trio", TRIOS)
+def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times(trio):
     """The same machine; every other move is the one made least often so far from where it would start."""
-    rng, machine = numpy.random.default_rng(0), Undo()
+    rng, machine = numpy.random.default_rng(0), machine_of(trio)()
     REACHED.clear()
     try:
         machine.all_were_attached_and_saved_once(list("abc"), ["plugged"] * 3)
-        for i in range(1800):
+        for i in range(2000):
             chosen = rng.permutation([(move, name) for move in MOVES for name in "abc"])
             move, name = chosen[0] if i % 2 else min(chosen, key=lambda pair: REACHED[pair[0], machine.where(*pair)])
             getattr(machine, move)(name)

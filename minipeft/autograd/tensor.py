@@ -133,7 +133,7 @@ def op(forward: Callable) -> Callable[..., Tensor]:
         node = Node(forward.__name__, edges, out.shape, out.dtype) if edges else None
         observe = _observer.get()
         if observe is not None:
-            observe(forward.__name__, inputs, out, vjps, node)
+            observe(forward, inputs, out, vjps, node)
         return Tensor(out, node)
 
     return apply

@@ -27,7 +27,6 @@ import collections
 import dataclasses
 import inspect
 import math
-import sys
 from typing import Callable, Mapping
 
 from minipeft.autograd.buffers import Buffers
@@ -63,9 +62,9 @@ class _Tape:
         self.terms: collections.Counter = collections.Counter()  # by a node's time: gradients that reached it
         self.unseen: dict[int, int] = {}                  # by a node's time: its gradient, a sum that nobody shows
 
-    def observe(self, op: str, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
+    def observe(self, forward: Callable, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
         """Called by every op at its end, while its closures are still there, kept or not."""
-        names = _names(sys._getframe(1).f_locals["forward"], len(inputs))  # an observer is told the op by name alone
+        op, names = forward.__name__, _names(forward, len(inputs))
         watched = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.node is not None]
         kept = [i for i in watched if vjps[i] is not None]
         buffers, entry = self.buffers, len(self.entries)

@@ -105,7 +105,8 @@ def rounding_error_of(model: Any, run: Callable[[], np.ndarray], seed: int) -> n
         mixed = 2 * n * (scores + 1) * heads(v).max(axis=2, keepdims=True)
         return mixed.swapaxes(1, 2).reshape(out.shape)
 
-    def observe(name: str, inputs: tuple, out: np.ndarray, vjps: Any, node: Any) -> None:
+    def observe(forward: Any, inputs: tuple, out: np.ndarray, vjps: Any, node: Any) -> None:
+        name = forward.__name__
         error = size(name, [tensor.array_of(x) for x in inputs], out)
         if np.ndim(error):
             out += UNIT * error * rng.choice([-1.0, 1.0], out.shape)
@@ -175,7 +176,8 @@ def test_with_a_cache_the_memory_is_projected_once_and_each_token_once(build):
     names = {id(p): name for name, p in model.base_parameters.items()}
     rows: dict[str, int] = {}
 
-    def observe(name: str, inputs: tuple, *_: Any) -> None:
+    def observe(forward: Any, inputs: tuple, *_: Any) -> None:
+        name = forward.__name__
         if name == "linear" and id(inputs[1]) in names:
             used[names[id(inputs[1])]] += 1
             rows[names[id(inputs[1])]] = rows.get(names[id(inputs[1])], 0) + tensor.array_of(inputs[0]).shape[1]

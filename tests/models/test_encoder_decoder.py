@@ -234,7 +234,7 @@ BAD_IDS = [("shape \\[7\\]", IDS[0]), ("shape \\[3, 7, 1\\]", IDS[..., None]), (
 @contextlib.contextmanager
 def nothing_is_computed() -> Iterator[None]:
     ran: list[str] = []
-    token = tensor._observer.set(lambda name, *_: ran.append(name))
+    token = tensor._observer.set(lambda forward, *_: ran.append(forward.__name__))
     try:
         yield
     finally:
@@ -486,7 +486,8 @@ def test_the_dtype_of_the_model_is_that_of_every_array_it_computes(build, dtype,
     attach(model, LoRA(2, 3.0, dropout=0.1), np.random.default_rng(0))
     seen: list[str] = []
 
-    def observe(name: str, inputs: tuple, out: np.ndarray, vjps: Any, node: Any) -> None:
+    def observe(forward: Any, inputs: tuple, out: np.ndarray, vjps: Any, node: Any) -> None:
+        name = forward.__name__
         for array in (out, *map(tensor.array_of, inputs)):
             if getattr(array, "dtype", np.dtype(int)).kind == "f":
                 assert array.dtype == dtype, f"{name}: {array.dtype}"

@@ -156,7 +156,7 @@ def test_the_dense_gradient_is_never_formed_and_no_array_of_its_shape():
     slot, piece = lowrank(2, d_out=7, d_in=11)
     x, made = numpy.ones((2, 3, 11)), []
 
-    def observe(name, inputs, out, vjps, node):
+    def observe(forward, inputs, out, vjps, node):
         made.append(out.shape)
         if node is not None:
             node.edges = [(parent, lambda g, vjp=vjp: made.append(vjp(g).shape) or vjp(g))

@@ -1,0 +1,135 @@
+"""The four families of methods, each in several variants, on both kinds of model, in both dtypes: what the laws run on.
+
+    @each("LoRA", "Selective")                      parametrizes over method x kind of model x dtype, "each()" over all
+    @given(st.data())
+    def test_...(method, kind, dtype, data):
+        case = data.draw(variants(method, kind, dtype))       a variant, a model of that kind, a seed
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable
+
+import numpy
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import minipeft
+from tests.models_under_test import D_MODEL, PATTERNS, TIED, Case
+
+KINDS = {"T5": ("t5 v1.0", "t5 v1.1"), "Transformer": ("post-LN", "pre-LN")}
+DTYPES = ("float64", "float32")
+HALF, WHOLE = settings(max_examples=50), settings(max_examples=100)  # in each of two dtypes, or in one: at least 100
+
+
+def _mask(model: Any, rng: numpy.random.Generator) -> dict[str, numpy.ndarray]:
+    """A tenth of the elements of three weights of different kinds, by magnitude."""
+    chosen = [name for name in model.slots if name in ("embedding.weight", "decoder.0.cross.k.weight")
+              or name.endswith("0.ff_norm.weight")]
+    return minipeft.top(minipeft.magnitude({name: model.slots[name].base for name in chosen}), 0.1)
+
+
+def _lora(pattern: str) -> Callable:
+    def make(model: Any, rng: numpy.random.Generator) -> minipeft.LoRA:
+        return minipeft.LoRA(int(rng.choice([1, 2, 3, 7, D_MODEL])), float(rng.choice([1, 5, 0.75, -3])),
+                             where=PATTERNS[pattern])
+    return make
+
+
+def _fixed(method: Any) -> Callable:
+    return lambda model, rng: method
+
+
+# {method: {variant: (model, rng) -> method}}
+VARIANTS: dict[str, dict[str, Callable]] = {
+    "LoRA": {pattern: _lora(pattern) for pattern in PATTERNS},
+    "Bottleneck": {
+        "houlsby": _fixed(minipeft.Bottleneck("houlsby", size=3, activation="gelu")),
+        "houlsby, cross": _fixed(minipeft.Bottleneck("houlsby", reduction=4, cross=True, scale=-1.5)),
+        "pfeiffer": _fixed(minipeft.Bottleneck("pfeiffer", size=5, activation="swish")),
+        "parallel": _fixed(minipeft.Bottleneck("parallel", reduction=2, stacks="decoder")),
+        "parallel, norm": _fixed(minipeft.Bottleneck("parallel", size=1, input="norm"))},
+    "Selective": {
+        "norms": _fixed(minipeft.Selective(component="norm")),
+        "biases": _fixed(minipeft.Selective(type="bias")),
+        "attention, last layer": _fixed(minipeft.Selective(component="attention", last=1)),
+        "embedding": _fixed(minipeft.Selective(component="embedding")),
+        "matrices, first layer": _fixed(minipeft.Selective(type="matrix", layers=(0,))),
+        "all": _fixed(minipeft.Selective()),
+        "rows": _fixed(minipeft.Selective(rows=(2, 7, 11))),
+        "mask": lambda model, rng: minipeft.Selective(mask=_mask(model, rng))},
+    "PromptTuning": {
+        "1": _fixed(minipeft.PromptTuning(1)), "2": _fixed(minipeft.PromptTuning(2, "random")),
+        "3 tokens": _fixed(minipeft.PromptTuning(3, "tokens", ((3, 4), 5)))}}
+METHODS = tuple(VARIANTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A variant of a method, a model family, a dtype, the seed of everything drawn."""
+
+    method: str
+    variant: str
+    family: str
+    dtype: str
+    seed: int
+
+    @property
+    def _case(self) -> Case:
+        return Case((self.family, "q and v"), 1, 1, self.dtype, self.seed)
+
+    def model(self) -> Any:
+        """The base, no array of it all zeros or all ones."""
+        return self._case.model()
+
+    def batch(self, rows: int = 4) -> dict[str, numpy.ndarray]:
+        return self._case.batch(rows)
+
+    @property
+    def u(self) -> float:
+        return self._case.u
+
+    def rng(self, *at: int) -> numpy.random.Generator:
+        return numpy.random.default_rng([self.seed, *at])
+
+    def make(self, model: Any) -> Any:
+        """The method."""
+        return VARIANTS[self.method][self.variant](model, self.rng(7))
+
+    def attach(self, model: Any, name: str = "a", at: int = 2, variant: tuple[str, str] | None = None) -> Any:
+        """This method, or `variant` (of any method), as it might be after training. `at` tells several apart."""
+        other = self if variant is None else dataclasses.replace(self, method=variant[0], variant=variant[1])
+        return moved(minipeft.attach(model, other.make(model), self.rng(at), name), self.rng(at, 1))
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it acts on weights, and can be merged."""
+        return self.method in ("LoRA", "Selective")
+
+
+def moved(attachment: minipeft.Attachment, rng: numpy.random.Generator, std: float = 0.2) -> minipeft.Attachment:
+    """Every number that is trained moved by N(0, std^2): no factor is 0 any more."""
+    for p in attachment.parameters.values():
+        p.data = p.data + (std * rng.standard_normal(p.shape)).astype(p.dtype)
+    return attachment
+
+
+def fits(method: str, variant: str, family: str) -> bool:
+    """T5 has no biases, and a tied head is the table."""
+    return not (variant == "biases" and family.startswith("t5") or variant == "head" and family in TIED)
+
+
+def variants(method: str, kind: str, dtype: str) -> st.SearchStrategy[Variant]:
+    """All variants of the method on the models of that kind, that fit."""
+    places = [(variant, family) for family in KINDS[kind] for variant in VARIANTS[method]
+              if fits(method, variant, family)]
+    return st.builds(lambda place, seed: Variant(method, *place, dtype, seed), st.sampled_from(places),
+                     st.integers(0, 999))
+
+
+def each(*methods: str, dtypes: tuple[str, ...] = DTYPES) -> Any:
+    """Parametrize a law over methods (all by default), kinds of model and dtypes."""
+    return pytest.mark.parametrize("method, kind, dtype", [
+        pytest.param(method, kind, dtype, id=f"{method}-{kind}-{dtype}")
+        for method in methods or METHODS for kind in KINDS for dtype in dtypes])
