@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Sequence
+from typing import Iterable, Sequence
 
 Pair = tuple[str, str]          # (prompt, answer)
 PAD, EOS = 0, 1
@@ -26,7 +26,7 @@ class Codec:
         """One id per character, then eos."""
         return [self._ids[c] for c in text] + [EOS]     # type: ignore[attr-defined]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The characters up to eos; the start token and padding are skipped."""
         text = []
         for i in ids:

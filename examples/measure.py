@@ -6,50 +6,54 @@ import time
 import tracemalloc
 from typing import Any, Callable, Mapping, Sequence
 
-import minipeft
 import numpy
+
+import minipeft
 from codec import PAD
+from minipeft.train.data import pad
 
 Ids = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 
 @dataclasses.dataclass
 class Trained:
-    """A model that was trained. attachment: None after full fine-tuning; seconds: of the steps alone;
-    evaluation_seconds: of the scores that `curve` [(step, score)] holds."""
+    """A model that was trained. attachment: None after full fine-tuning; seconds: by the clock, with the evaluations
+    that made `curve` [(step, score)]; cpu_seconds: of the processor, for the steps alone, all threads together (so
+    that what other programs do in the meantime is not counted)."""
 
     model: Any
     attachment: minipeft.Attachment | None
     params: dict[str, minipeft.Parameter]
     batches: minipeft.Batches
     seconds: float
-    evaluation_seconds: float
+    cpu_seconds: float
     curve: list[tuple[int, float]]
 
 
 def train(model: Any, method: Any, pairs: Ids, *, lr: float, steps: int, batch_size: int, seed: int,
-          evaluate: Callable[[Any], float], label: str) -> Trained:
+          evaluate: Callable[[Any], float], label: str, name: str | None = None) -> Trained:
     """Attach `method` to `model` (None: train all of it) and fit it to `pairs`: AdamW, a cosine with a twentieth of
-    the steps to warm up, gradients clipped to length 1. `evaluate(model)` is called after every fifth of the steps."""
-    attachment = minipeft.attach(model, method, numpy.random.default_rng(seed)) if method else None
+    the steps to warm up, gradients clipped to length 1. `evaluate(model)` is called after every fifth of the steps.
+    name: of the attachment, by default the method's."""
+    attachment = minipeft.attach(model, method, numpy.random.default_rng(seed), name) if method else None
     params = attachment.parameters if attachment else minipeft.select(model, ".*")
     batches = minipeft.Batches(pairs, batch_size, seed)
-    waited = 0.0
+    evaluating = 0.0
 
     def timed() -> float:
-        nonlocal waited
-        begun = time.perf_counter()
+        nonlocal evaluating
+        begun = time.process_time()
         score = evaluate(model)
-        waited += time.perf_counter() - begun
+        evaluating += time.process_time() - begun
         return score
 
-    begun = time.perf_counter()
+    begun, cpu_begun = time.perf_counter(), time.process_time()
     history = minipeft.fit(
         model, params, batches, steps=steps, optimizer=minipeft.AdamW(lr=lr), clip=1.0, seed=seed,
         schedule=minipeft.cosine_decay(steps, warmup=steps // 20), evaluate=timed, eval_every=max(1, steps // 5),
         label=label)
-    seconds = time.perf_counter() - begun - waited
-    return Trained(model, attachment, params, batches, seconds, waited, history.scores)
+    return Trained(model, attachment, params, batches, time.perf_counter() - begun,
+                   time.process_time() - cpu_begun - evaluating, history.scores)
 
 
 def step_peak(model: Any, params: Mapping[str, minipeft.Parameter], batches: minipeft.Batches) -> int:
@@ -84,11 +88,13 @@ def merged_gap(model: Any, attachment: minipeft.Attachment, pairs: Ids) -> float
     return float(gap)
 
 
-def seconds_of(work: Callable[[], Any], repeats: int = 3) -> float:
-    """The fastest of a few calls: what the work takes when nothing else is in its way."""
+def generation_time(model: Any, prompts: Sequence[Sequence[int]], repeats: int = 5) -> float:
+    """Processor seconds per row and decoding step, the encoder included, of one batch: the fastest of a few runs. Per
+    step, because another model's answers are longer or shorter."""
+    rows = pad(prompts, PAD)
     times = []
     for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
+        begun = time.process_time()
+        steps = model.generate(rows).shape[1] - 1
+        times.append((time.process_time() - begun) / (steps * len(rows)))
     return min(times)

@@ -76,7 +76,7 @@ def train_row(name: str, base: minipeft.Transformer, method: minipeft.LoRA | Non
     model, adapter = trained.model, trained.attachment
     file = out / f"{name.replace(' ', '_')}.safetensors"
     counts = minipeft.report(model, trained.params)
-    row = Row(name, seed, counts.trainable, counts.percent, None, trained.seconds + trained.evaluation_seconds,
+    row = Row(name, seed, counts.trainable, counts.percent, None, trained.seconds,
               step_peak(model, trained.params, trained.batches), score(model, data.past), score(model, data.old), None,
               None, None, trained.curve)
     if adapter is None:

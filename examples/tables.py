@@ -5,13 +5,14 @@ import dataclasses
 from typing import Any, Callable, Sequence
 
 import numpy
+from rich import box
 from rich.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """heading, the value of a row (None: has no meaning there), how a number is written, and how those of several
-    seeds become one: the mean, or, for times on a busy machine, the median."""
+    """heading, the value of a row (None: has no meaning there; a tuple: several numbers), how those of several
+    seeds become what `form` writes: the mean, or, for times on a busy machine, the median."""
 
     heading: str
     value: Callable[[Any], Any]
@@ -25,7 +26,7 @@ class Column:
             return "-"
         if isinstance(values[0], bool):
             return "yes" if all(values) else "NO"
-        return self.form.format(float(self.reduce(values)))
+        return self.form.format(*map(float, numpy.ravel(self.reduce(values, axis=0))))
 
 
 def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
@@ -37,7 +38,7 @@ def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
 
 def on_terminal(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> Table:
     """A rich table."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for i, heading in enumerate(("method", *(column.heading for column in columns))):
         table.add_column(heading, justify="right" if i else "left", no_wrap=not i)
     for line in cells(rows, columns):

@@ -10,7 +10,8 @@ import pytest
 import minipeft
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-CHECKPOINTS = {"inflection": "pyinflect"}          # {data module, and folder of its checkpoint: package of the data}
+# {data module, and folder of the checkpoint that was made with it: package that the data are from}
+CHECKPOINTS = {"inflection": "pyinflect", "g2p": "misaki"}
 NEW_TASKS = {"inflection": (500, 4000), "g2p": (2000, 8000)}         # test and training pairs that examples ask for
 
 
@@ -89,3 +90,51 @@ def test_the_checks_of_the_past_tense_example_fail_when_nothing_was_learned(tmp_
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["base", "full", "LoRA r=8", "LoRA r=4"]
     assert all(row["off_is_base"] for row in rows if row["method"].startswith("LoRA"))
+
+
+def test_the_checks_of_the_accents_example_fail_when_nothing_was_learned(tmp_path):
+    done = subprocess.run([sys.executable, str(EXAMPLES / "accents.py"), "--steps", "1", "--pairs", "64", "--words",
+                           "60", "--side", "20", "--out", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "FAILS" in done.stdout and "beats base" in done.stdout
+    assert {file.name for file in tmp_path.iterdir()} >= {"results.json", "accents.png"}
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["base", "copy American", "full", "LoRA r=8", "Houlsby adapters",
+                                               "BitFit"]
+    assert all(row["off_is_base"] for row in rows if row["american_off"] is not None)
+    assert all(row["inference_merged"] for row in rows if row["merged_gap"] is not None)
+
+
+def test_a_hard_prompt_is_no_worse_than_the_texts_that_its_search_starts_from(example):
+    g2p, search = example("g2p"), example("hard_prompt").search
+    model = minipeft.Transformer.from_pretrained(EXAMPLES / "checkpoints" / "g2p")
+    pairs = [(prompt.removeprefix("british: "), answer) for prompt, answer in g2p.load_tasks()[0]["british"][:4]]
+
+    def loss(prefix):
+        return float(model.loss(**minipeft.batch_of(g2p.ids_of([(prefix + word, ipa) for word, ipa in pairs]))).data)
+
+    starts = ["a:", "sp"]
+    text, found = search(model, pairs, g2p.CODEC, starts, sweeps=1)
+    assert found == loss(text) < min(map(loss, starts))
+    assert search(model, pairs, g2p.CODEC, starts, sweeps=0) == (min(starts, key=loss), min(map(loss, starts)))
+
+
+def test_tasks_are_swapped_mixed_and_taken_off_exactly_however_little_was_learned(tmp_path):
+    done = subprocess.run([sys.executable, str(EXAMPLES / "swap_tasks.py"), "--steps", "1", "--pairs", "64", "--words",
+                           "64", "--out", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    failed = [" ".join(line[1:]) for line in lines if line[:1] == ["FAILS"]]
+    assert done.returncode == 1, done.stderr
+    assert [claim.split(" is best")[0] for claim in failed] == ["british", "hearing"]
+    assert sum(line[:1] == ["holds"] for line in lines) == 7
+
+
+def test_edit_distance_and_error_rate_are_those_worked_out_by_hand(example):
+    scoring, codec = example("scoring"), example("inflection").CODEC
+    assert [scoring.edit_distance(*pair) for pair in (("kitten", "sitting"), ("", "abc"), ("abc", ""), ("ab", "ba"),
+                                                      ("same", "same"))] == [3, 3, 3, 2, 0]
+    pairs = [("?", "abcd"), ("?", "ab")]
+    rows = [[0, *codec.encode(answer)] for answer in ("abcd", "b")]
+    score = scoring.judge(rows, pairs, codec)
+    assert (score.exact, score.error) == (50, pytest.approx(100 / 6))
+    assert score.exact_interval == (0, 100) and score.error_interval == (0, 50)

@@ -1,0 +1,176 @@
+"""Teach a small pretrained model a British accent, with every method of parameter-efficient fine-tuning.
+
+The base model reads English words aloud in American ("american: sweaty" -> "swˈɛɾi") and spells what it hears. It has
+never seen "british: sweaty" -> "swˈɛti". A thousand pairs later, full fine-tuning and LoRA say one word in three just
+right, of words that no task has shown; a model trained from scratch on the same pairs says far fewer. Full fine-tuning
+pays with the American accent. An adapter is switched off, and every American answer is back, for the base was never
+touched.
+
+    python examples/accents.py                                 six rows, a few minutes on two cores
+    python examples/accents.py --all                           every method: more LoRAs, adapters, subsets, prompts
+    python examples/accents.py --pairs 8000 --steps 1200 --only full "LoRA r=8" scratch
+    python examples/accents.py --all --seeds 3                 the run that the figures are quoted from
+
+It ends with two tables, a picture of the five trade-offs (parameters, training time, inference time, quality, memory)
+and results.json in examples/out/accents, and with checks that fail if the claims do not hold. The learning rates are
+in variants.py, what is measured in comparison.py.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Callable
+
+import numpy
+from rich.console import Console
+
+import minipeft
+from claims import Claim, failures, standard_error
+from comparison import BATCH, Experiment, Row
+from g2p import NEW_TASK, load_tasks
+from pictures import Panel, trade_offs
+from tables import Column, on_terminal
+from variants import HARD_PROMPT, NAMES, VARIANTS
+
+HERE = Path(__file__).parent
+BASE = HERE / "checkpoints" / "g2p"
+PAIRS, STEPS = 1000, 300
+# {(pairs, steps): {method: exact match}} of a prototype in PyTorch, one seed, 500 words: to be reached within 4 points
+YARDSTICK = {(1000, 300): {"base": 4.0, "full": 37.8, "LoRA r=8": 36.4, "scratch": 13.6},
+             (8000, 1200): {"base": 4.0, "full": 55.6, "LoRA r=8": 56.4, "scratch": 41.0}}
+PLUS_MINUS = "{:.1f}±{:.1f}"
+console = Console()
+
+
+def with_margin(values: list[tuple[float, float, float]], axis: int = 0) -> tuple[float, float]:
+    """(value, low, high) of several seeds -> the mean value, and half the mean width of the intervals."""
+    value, low, high = numpy.mean(values, axis=axis)
+    return value, (high - low) / 2
+
+
+LEARNED = [
+    Column("British", lambda r: (r.british, *r.british_interval), PLUS_MINUS, with_margin),
+    Column("phoneme error", lambda r: (r.error, *r.error_interval), PLUS_MINUS, with_margin),
+    Column("American, on", lambda r: r.american_on), Column("American, off", lambda r: r.american_off),
+    Column("off = base", lambda r: r.off_is_base), Column("merged gap", lambda r: r.merged_gap, "{:.0e}")]
+COST = [
+    Column("trained", lambda r: r.trainable, "{:,.0f}"), Column("%", lambda r: r.percent, "{:.2f}"),
+    Column("file, kB", lambda r: r.file_bytes and r.file_bytes / 1e3, "{:,.1f}"),
+    Column("training, s", lambda r: r.train_seconds, "{:.0f}", numpy.median),
+    Column("memory, MiB", lambda r: r.peak_bytes and r.peak_bytes / 2 ** 20),
+    Column("inference, µs", lambda r: r.inference, "{:.0f}", numpy.median),
+    Column("merged, µs", lambda r: r.inference_merged, "{:.0f}", numpy.median)]
+TRADE_OFFS = [
+    Panel("trainable parameters, %", lambda r: r.percent, "{:.2f}", log=True),
+    Panel("training time, s of the processor", lambda r: r.train_seconds, "{:.0f}", reduce=numpy.median),
+    Panel("inference, µs per word and step\n(diamond: merged)", lambda r: r.inference, "{:.0f}",
+          mark=lambda r: r.inference_merged, reduce=numpy.median),
+    Panel("quality: British, % right", lambda r: r.british, "{:.1f}", interval=lambda r: r.british_interval),
+    Panel("memory of a training step, MiB", lambda r: r.peak_bytes and r.peak_bytes / 2 ** 20)]
+
+
+def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int) -> list[Claim]:
+    """What is claimed, and whether it holds. Where methods are compared, the margin is three standard errors of the
+    difference (of one seed, and as if the methods were asked different words: both make it wider than it need be)."""
+    names = list(dict.fromkeys(row.method for row in rows))
+
+    def of(name: str, value: Callable[[Row], float] = lambda r: r.british) -> float:
+        return float(numpy.mean([value(row) for row in rows if row.method == name]))
+
+    def beats(better: str, worse: str, value: Callable[[Row], float] = lambda r: r.british, asked: int = words,
+              what: str = "") -> Claim:
+        a, b = of(better, value), of(worse, value)
+        margin = 3 * standard_error((a, b), asked)
+        return f"{better} beats {worse}{what}: {a:.1f} > {b:.1f} + {margin:.1f}", a > b + margin
+
+    checks: list[Claim] = []
+    for name, least in YARDSTICK.get((pairs, steps), {}).items():
+        if name in names and name != "base":
+            checks.append((f"{name} reaches the prototype's {least} less 4 points: {of(name):.1f}",
+                           of(name) >= least - 4))
+    for name in ("full", "LoRA r=8", "Houlsby adapters"):
+        checks += [beats(name, other) for other in ("base", "copy American", "scratch") if {name, other} <= set(names)]
+    if {"full", "LoRA r=8"} <= set(names):
+        full, lora = of("full"), of("LoRA r=8")
+        margin = max(4.0, 3 * standard_error((full, lora), words))
+        checks.append((f"LoRA r=8 is within {margin:.1f} points of full: {lora:.1f}, {full:.1f}",
+                       abs(full - lora) <= margin))
+    if "full" in names:
+        checks.append(beats("base", "full", lambda r: r.american_on, side, " in American, which full loses"))
+    apart = [row for row in rows if row.off_is_base is not None]
+    merged = [row for row in rows if row.merged_gap is not None]
+    checks += [("switched off, every American answer is the base's, id for id", all(row.off_is_base for row in apart)),
+               ("merged = unmerged to 1e-5 of the largest logit (float32)",
+                all((row.merged_gap or 0) <= 1e-5 for row in merged))]
+    if {"full", "LoRA r=8"} <= set(names):
+        checks += [
+            ("a LoRA trains under 11 % of the numbers", of("LoRA r=8", lambda r: r.percent) < 11),
+            ("a LoRA's file is under 1/8 of the model's",
+             8 * of("LoRA r=8", lambda r: r.file_bytes or 0) < of("full", lambda r: r.file_bytes or 0)),
+            ("training a LoRA takes less memory than training all",
+             of("LoRA r=8", lambda r: r.peak_bytes or 0) < of("full", lambda r: r.peak_bytes or 0))]
+    return checks
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--all", action="store_true", help="every method of variants.py, and the best hard prompt")
+    chosen.add_argument("--only", nargs="+", metavar="METHOD", choices=NAMES,
+                        help=f"these methods alone, of: {', '.join(NAMES)}")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to learn from (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS,
+                        help=f"optimizer steps of {BATCH} pairs (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=2000, help="test words to be asked in British; an interval "
+                        "shrinks with their square root (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=500, help="of these, words to be asked in American as well, with a "
+                        "method on and off (default: %(default)s)")
+    parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "accents", help="where the results go")
+    args = parser.parse_args()
+    if args.seeds < 1 or args.pairs < BATCH or args.steps < 1 or not 1 <= args.side <= args.words:
+        parser.error(f"expected --seeds >= 1, --steps >= 1, --pairs >= {BATCH} and 1 <= --side <= --words")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    minipeft.keep_heap()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train, test = load_tasks()
+    available = len(train[NEW_TASK]), len(test[NEW_TASK])
+    if args.pairs > available[0] or args.words > available[1]:
+        raise SystemExit(f"there are {available[0]:,} pairs to learn from and {available[1]:,} test words, fewer than "
+                         f"--pairs {args.pairs:,} or --words {args.words:,}")
+    experiment = Experiment(minipeft.Transformer.from_pretrained(args.base), train[NEW_TASK][:args.pairs],
+                            test[NEW_TASK][:args.words], test["american"][:args.words], args.side, args.steps, args.out)
+    console.print(f"base: {minipeft.report(experiment.base).all:,} parameters; {args.pairs:,} British words to learn "
+                  f"from, {args.words:,} to be asked, none of them seen in any task; {args.steps} steps of {BATCH}")
+    names = args.only or [name for name in NAMES if args.all or (name in VARIANTS and VARIANTS[name].always)]
+    rows = [experiment.base_row(), experiment.copying_row()]
+    for seed in range(args.seeds):
+        for name in names:
+            if name == HARD_PROMPT:
+                row, text = experiment.hard_prompt_row(seed)
+                console.print(f"  the best text to put in front of a word: {text!r}")
+            else:
+                row = experiment.trained_row(name, seed)
+            rows.append(row)
+            console.print(f"  {name}, seed {seed}: {row.british:.1f} % right after {row.train_seconds:.0f} s")
+    console.print(on_terminal(f"{args.words:,} unseen words in British, {args.side} in American: % right\n"
+                              f"(±: half of the 95 % bootstrap interval)", rows, LEARNED))
+    console.print(on_terminal("what it costs\n(times: of the processor; inference: per word and step)", rows, COST))
+    trade_offs(rows, TRADE_OFFS, "British, % right, 200 test words", args.out / "accents.png")
+    (args.out / "results.json").write_text(json.dumps(
+        {"steps": args.steps, "pairs": args.pairs, "words": args.words, "side": args.side,
+         "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    console.print(f"picture and figures: {args.out}/accents.png, {args.out}/results.json")
+    return 1 if failures(claims_about(rows, args.words, args.side, args.pairs, args.steps), console) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The methods that `accents.py` compares, with learning rates that were fixed before any test word was asked.
+
+The rates are the usual ones for a model of this size and Adam: 1e-3 where whole matrices move, 3e-3 to 1e-2 where few
+numbers have to do much, 3e-2 for prompt vectors, which live on the scale of embeddings.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import minipeft
+
+EVERY_LINEAR = r"\.(attn|cross|ff)\."       # q, k, v, o of self- and cross-attention, wi and wo; both stacks
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """method: what is attached, None to train all parameters. lr: the largest rate of the schedule. always: in the
+    default run. fresh: from random weights, not from the pretrained ones."""
+
+    method: Any
+    lr: float
+    always: bool = False
+    fresh: bool = False
+
+
+def _lora(where: str, rank: int = 8, always: bool = False) -> Variant:
+    return Variant(minipeft.LoRA(rank=rank, alpha=2 * rank, where=where), 5e-3, always)
+
+
+VARIANTS = {
+    "full": Variant(None, 1e-3, always=True),
+    "LoRA r=8": _lora(EVERY_LINEAR, always=True),
+    "LoRA r=4": _lora(EVERY_LINEAR, rank=4),
+    "LoRA r=8, attn": _lora(r"\.attn\."),                   # q, k, v, o of self-attention, both stacks
+    "LoRA r=8, ff": _lora(r"\.ff\."),                       # wi and wo, both stacks
+    "LoRA r=8, attn+ff": _lora(r"\.(attn|ff)\."),           # all but cross-attention
+    "Houlsby adapters": Variant(minipeft.Bottleneck(placement="houlsby", size=16), 3e-3, always=True),
+    "Pfeiffer adapters": Variant(minipeft.Bottleneck(placement="pfeiffer", size=16), 3e-3),
+    "BitFit": Variant(minipeft.Selective(type="bias"), 1e-2, always=True),
+    "norms": Variant(minipeft.Selective(component="norm"), 1e-2),
+    "last layers": Variant(minipeft.Selective(last=1), 1e-3),                 # the last block of each stack
+    "embedding": Variant(minipeft.Selective(component="embedding"), 1e-3),
+    "soft prompt": Variant(minipeft.PromptTuning(length=20), 3e-2),          # prompt tuning
+    "scratch": Variant(None, 1e-3, fresh=True),
+}
+HARD_PROMPT = "hard prompt"                 # no method of minipeft: a text, found by `hard_prompt.search`
+NAMES = (*VARIANTS, HARD_PROMPT)
