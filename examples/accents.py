@@ -54,15 +54,15 @@ def with_margin(values: list[tuple[float, float, float]], axis: int = 0) -> tupl
 LEARNED = [
     Column("British", lambda r: (r.british, *r.british_interval), PLUS_MINUS, with_margin),
     Column("phoneme error", lambda r: (r.error, *r.error_interval), PLUS_MINUS, with_margin),
-    Column("American, on", lambda r: r.american_on), Column("American, off", lambda r: r.american_off),
+    Column("American", lambda r: r.american_on), Column("when off", lambda r: r.american_off),
     Column("off = base", lambda r: r.off_is_base), Column("merged gap", lambda r: r.merged_gap, "{:.0e}")]
 COST = [
     Column("trained", lambda r: r.trainable, "{:,.0f}"), Column("%", lambda r: r.percent, "{:.2f}"),
     Column("file, kB", lambda r: r.file_bytes and r.file_bytes / 1e3, "{:,.1f}"),
-    Column("training, s", lambda r: r.train_seconds, "{:.0f}", numpy.median),
+    Column("train, s", lambda r: r.train_seconds, "{:.0f}", numpy.median),
     Column("memory, MiB", lambda r: r.peak_bytes and r.peak_bytes / 2 ** 20),
-    Column("inference, µs", lambda r: r.inference, "{:.0f}", numpy.median),
-    Column("merged, µs", lambda r: r.inference_merged, "{:.0f}", numpy.median)]
+    Column("infer, µs", lambda r: r.inference, "{:.0f}", numpy.median),
+    Column("merged", lambda r: r.inference_merged, "{:.0f}", numpy.median)]
 TRADE_OFFS = [
     Panel("trainable parameters, %", lambda r: r.percent, "{:.2f}", log=True),
     Panel("training time, s of the processor", lambda r: r.train_seconds, "{:.0f}", reduce=numpy.median),
@@ -120,11 +120,15 @@ def arguments() -> argparse.Namespace:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--all", action="store_true", help="every method of variants.py, and the best hard prompt")
     chosen.add_argument("--only", nargs="+", metavar="METHOD", choices=NAMES,
-                        help=f"these methods alone, of: {', '.join(NAMES)}")
+                        help=f"these methods alone, of: {', '.join(map(repr, NAMES))}")
+    chosen.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="train nothing: tables, picture and "
+                        "checks of the results.json of earlier runs, put together if there are several")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to learn from (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help=f"optimizer steps of {BATCH} pairs (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, 0, 1, ... (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="begin with this one, so that several processes can "
+                        "share the seeds (default: %(default)s)")
     parser.add_argument("--words", type=int, default=2000, help="test words to be asked in British; an interval "
                         "shrinks with their square root (default: %(default)s)")
     parser.add_argument("--side", type=int, default=500, help="of these, words to be asked in American as well, with a "
@@ -132,15 +136,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "out" / "accents", help="where the results go")
     args = parser.parse_args()
-    if args.seeds < 1 or args.pairs < BATCH or args.steps < 1 or not 1 <= args.side <= args.words:
-        parser.error(f"expected --seeds >= 1, --steps >= 1, --pairs >= {BATCH} and 1 <= --side <= --words")
+    if (args.seeds < 1 or args.first_seed < 0 or args.pairs < BATCH or args.steps < 1
+            or not 1 <= args.side <= args.words):
+        parser.error(f"expected --seeds >= 1, --first-seed >= 0, --steps >= 1, --pairs >= {BATCH} and "
+                     f"1 <= --side <= --words")
     return args
 
 
-def main() -> int:
-    args = arguments()
-    minipeft.keep_heap()
-    args.out.mkdir(parents=True, exist_ok=True)
+def compare(args: argparse.Namespace) -> list[Row]:
+    """Train and measure, one row after the other."""
     train, test = load_tasks()
     available = len(train[NEW_TASK]), len(test[NEW_TASK])
     if args.pairs > available[0] or args.words > available[1]:
@@ -152,24 +156,42 @@ def main() -> int:
                   f"from, {args.words:,} to be asked, none of them seen in any task; {args.steps} steps of {BATCH}")
     names = args.only or [name for name in NAMES if args.all or (name in VARIANTS and VARIANTS[name].always)]
     rows = [experiment.base_row(), experiment.copying_row()]
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in names:
-            if name == HARD_PROMPT:
-                row, text = experiment.hard_prompt_row(seed)
-                console.print(f"  the best text to put in front of a word: {text!r}")
-            else:
-                row = experiment.trained_row(name, seed)
+            row = experiment.hard_prompt_row(seed) if name == HARD_PROMPT else experiment.trained_row(name, seed)
             rows.append(row)
-            console.print(f"  {name}, seed {seed}: {row.british:.1f} % right after {row.train_seconds:.0f} s")
-    console.print(on_terminal(f"{args.words:,} unseen words in British, {args.side} in American: % right\n"
+            found = "" if row.text is None else f", with {row.text!r} in front of a word"
+            console.print(f"  {name}, seed {seed}: {row.british:.1f} % right after {row.train_seconds:.0f} s{found}")
+    return rows
+
+
+def recorded(files: list[Path]) -> tuple[dict[str, int], list[Row]]:
+    """({steps, pairs, words, side}, the rows) of results.json files of one setting; rows without a seed once."""
+    runs = [json.loads(file.read_text("utf-8")) for file in files]
+    settings = [{key: value for key, value in run.items() if key != "rows"} for run in runs]
+    for file, setting in zip(files, settings):
+        if setting != settings[0]:
+            raise SystemExit(f"{file} is of another setting than {files[0]}: {setting}, {settings[0]}")
+    rows = {(row["method"], row["seed"]): Row(**row) for run in runs for row in run["rows"]}
+    return settings[0], list(rows.values())
+
+
+def main() -> int:
+    args = arguments()
+    minipeft.keep_heap()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.show:
+        setting, rows = recorded(args.show)
+    else:
+        setting, rows = {key: getattr(args, key) for key in ("steps", "pairs", "words", "side")}, compare(args)
+    console.print(on_terminal(f"{setting['words']:,} unseen words in British, {setting['side']} in American: % right\n"
                               f"(±: half of the 95 % bootstrap interval)", rows, LEARNED))
     console.print(on_terminal("what it costs\n(times: of the processor; inference: per word and step)", rows, COST))
     trade_offs(rows, TRADE_OFFS, "British, % right, 200 test words", args.out / "accents.png")
     (args.out / "results.json").write_text(json.dumps(
-        {"steps": args.steps, "pairs": args.pairs, "words": args.words, "side": args.side,
-         "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+        {**setting, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
     console.print(f"picture and figures: {args.out}/accents.png, {args.out}/results.json")
-    return 1 if failures(claims_about(rows, args.words, args.side, args.pairs, args.steps), console) else 0
+    return 1 if failures(claims_about(rows, **setting), console) else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from g2p import CODEC, NEW_TASK, OLD_TASKS, ids_of, prompt_of
 from hard_prompt import search
 from measure import Trained, generation_time, merged_gap, step_peak, train
 from scoring import Interval, answers, exact_match, judge
-from variants import HARD_PROMPT, VARIANTS, Variant
+from variants import HARD_PROMPT, VARIANTS, Variant, from_scratch
 
 BATCH = 64
 CURVE_WORDS = 200                 # asked after every fifth of the steps
@@ -44,6 +44,7 @@ class Row:
     inference_merged: float | None
     merged_gap: float | None             # max |merged - unmerged| over logits, relative to the largest logit
     curve: list[tuple[int, float]]
+    text: str | None = None              # what a hard prompt puts in front of a word
 
 
 @dataclasses.dataclass
@@ -80,8 +81,7 @@ class Experiment:
     def trained_row(self, name: str, seed: int) -> Row:
         """Train one of VARIANTS and measure it."""
         variant: Variant = VARIANTS[name]
-        model = (minipeft.Transformer(self.base.config, numpy.random.default_rng(seed)) if variant.fresh
-                 else self.base.clone())
+        model = from_scratch(self.base.config, seed) if variant.fresh else self.base.clone()
         shown = self.british[:CURVE_WORDS]
         trained = train(model, variant.method, ids_of(self.pairs), lr=variant.lr, steps=self.steps, batch_size=BATCH,
                         seed=seed, evaluate=lambda m: exact_match(ask(m, shown), shown, CODEC),
@@ -92,8 +92,8 @@ class Experiment:
                         peak_bytes=step_peak(model, trained.params, trained.batches))
         return dataclasses.replace(row, **self._apart(trained, self.out / name.replace(" ", "_").replace(",", "")))
 
-    def hard_prompt_row(self, seed: int) -> tuple[Row, str]:
-        """The best text to ask the base with, and that text. `seed` chooses the training pairs that it is scored on."""
+    def hard_prompt_row(self, seed: int) -> Row:
+        """The best text to ask the base with. `seed` chooses the training pairs that it is scored on."""
         begun = time.process_time()
         drawn = numpy.random.default_rng(seed).permutation(len(self.pairs))[:SEARCH_PAIRS]
         pairs = [(self.pairs[i][0].removeprefix(prompt_of(NEW_TASK, "")), self.pairs[i][1]) for i in drawn]
@@ -101,10 +101,9 @@ class Experiment:
         text, _ = search(self.base, pairs, CODEC, starts)
         seconds = time.process_time() - begun
         asked = [(text + prompt.removeprefix(prompt_of(NEW_TASK, "")), answer) for prompt, answer in self.british]
-        row = self._row(HARD_PROMPT, seed, self.base, self.base_american[:self.side], british=asked,
-                        american_off=self._base_score, off_is_base=True, file_bytes=len(text.encode()),
-                        train_seconds=seconds)
-        return row, text
+        return self._row(HARD_PROMPT, seed, self.base, self.base_american[:self.side], british=asked, text=text,
+                         american_off=self._base_score, off_is_base=True, file_bytes=len(text.encode()),
+                         train_seconds=seconds)
 
     def _row(self, name: str, seed: int | None, model: Any, american: Rows, british: list | None = None,
              **found: Any) -> Row:

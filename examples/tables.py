@@ -38,7 +38,7 @@ def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
 
 def on_terminal(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> Table:
     """A rich table."""
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for i, heading in enumerate(("method", *(column.heading for column in columns))):
         table.add_column(heading, justify="right" if i else "left", no_wrap=not i)
     for line in cells(rows, columns):
