@@ -53,7 +53,8 @@ def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
             raise ValueError(f"top: the scores of {name} are not finite")
     flat = numpy.concatenate([array.reshape(-1) for array in host.values()])
     chosen = numpy.zeros(flat.size, dtype=bool)
-    chosen[numpy.argsort(-flat, kind="stable")[:math.ceil(share * flat.size)]] = True
+    descending = flat.size - 1 - numpy.argsort(flat[::-1], kind="stable")[::-1]  # no minus: counts may be unsigned
+    chosen[descending[:math.ceil(share * flat.size)]] = True
     ends = numpy.cumsum([array.size for array in host.values()])
     masks = {name: chosen[end - array.size:end].reshape(array.shape) for (name, array), end in zip(host.items(), ends)}
     return {name: mask for name, mask in masks.items() if mask.any()}

@@ -120,6 +120,12 @@ def test_a_score_of_0_can_be_chosen_and_negative_scores_are_not_taken_by_their_s
     assert minipeft.top({"a": numpy.array([-3.0, 0.0, -0.5])}, 2 / 3)["a"].tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32", "bool"])
+def test_scores_may_be_counts_of_any_kind(dtype):
+    """The negative of an unsigned number is large."""
+    assert minipeft.top({"a": numpy.array([0, 5, 0, 3]).astype(dtype)}, 0.5)["a"].tolist() == [False, True, False, True]
+
+
 @pytest.mark.parametrize("share", [0, -0.1, 1.0001, 2, math.nan, math.inf])
 def test_a_share_outside_0_to_1_is_refused(share):
     with pytest.raises(ValueError, match=r"top: share is .*; expected a number in \(0, 1\]"):
