@@ -111,7 +111,7 @@ class Variant:
 def moved(attachment: minipeft.Attachment, rng: numpy.random.Generator, std: float = 0.2) -> minipeft.Attachment:
     """Every number that is trained moved by N(0, std^2): no factor is 0 any more."""
     for p in attachment.parameters.values():
-        p.data = p.data + (std * rng.standard_normal(p.shape)).astype(p.dtype)
+        p.data = p.data + minipeft.to_device((std * rng.standard_normal(p.shape)).astype(p.dtype))
     return attachment
 
 

@@ -1,7 +1,8 @@
 """Bugs to plant: each a source edit that must match exactly once, and the unmodified test that must then fail.
 
-The first part is the table of mutants of the conformance notes, as far as it concerns LoRA and freezing; the rest are
-the classic mistakes around them. A test is named by file and function; all of them pass on the sources as they are.
+They are the mutants of the conformance notes, as far as they concern these families of methods, and the classic
+mistakes around them; the last field is the table of which law or test catches which. A test is named by file and
+function; all of them pass on the sources as they are.
 """
 from __future__ import annotations
 
@@ -23,17 +24,25 @@ class Bug:
 LAWS = "test_laws.py::test_law_"
 MASKING, ROUTING = "test_laws_masking.py::test_law_5_", "test_laws_routing.py::test_law_8_"
 ANY_SEQUENCE = "test_laws_undo.py::test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing"
-EQUATION = LAWS + "1_the_dense_weight_is_the_equation_of_the_paper"
-PROJECT = LAWS + "1_project_is_multiplication_by_the_dense_weight_in_value_and_gradient"
-MERGED_SLOT = LAWS + "3_the_merged_weight_and_its_product_are_within_the_bound_at_every_slot"
+OF_LORA, EXACT, BACKENDS = ("test_laws_lora.py::test_law_", "test_laws_exact.py::test_law_",
+                            "test_laws_backends.py::test_")
+EQUATION = OF_LORA + "1_the_dense_weight_is_the_equation_of_the_paper"
+PROJECT = OF_LORA + "1_project_is_multiplication_by_the_dense_weight_in_value_and_gradient"
+MERGED_SLOT = OF_LORA + "3_the_merged_weight_and_its_product_are_within_the_bound_at_every_slot"
 MERGED_MODEL = LAWS + "3_a_merged_model_computes_what_the_unmerged_one_does"
 FUSED = LAWS + "9_a_whole_model_of_fused_ops_is_the_model_of_definitions"
 ROW_ALONE = ROUTING + "each_row_of_a_mixed_batch_is_that_row_alone"
 SUBSET = MASKING + "gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones"
 MODELS = "models/test_encoder_decoder.py::test_"
+TRANSPARENT = LAWS + "2_attaching_changes_no_output_value_at_initialization"
+ROUND_TRIP = LAWS + "7_what_is_loaded_is_what_was_saved"
+ADAPTER = EXACT + "1_an_adapter_is_its_equation_number_for_number"
+DELTA = EXACT + "1_a_delta_is_added_to_the_base_number_for_number"
+LONGER = "peft/test_prompt.py::test_prompting_is_running_the_base_on_a_vocabulary_longer_by_the_prompt"
 GOLDEN = "models/test_transformer_golden.py::test_the_output_is_that_of_torch_to_1e_12"
 
 LORA, ATTACH, FUSED_OPS, ENGINE = "peft/lora.py", "peft/attach.py", "ops/fused.py", "autograd/tensor.py"
+ADAPTERS, SELECTIVE, PROMPT, SITE = "peft/bottleneck.py", "peft/selective.py", "peft/prompt.py", "nn/site.py"
 SCALE = "Fraction(self.alpha) / self.rank, self.dropout)"
 CONSTANT = "constants.append(Parameter(place.attached[self.name].over(under).dense().data))"
 
@@ -47,7 +56,7 @@ BUGS = [
     Bug("alpha is read as an integer", LORA, SCALE, "Fraction(int(self.alpha)) / self.rank, self.dropout)", EQUATION),
     Bug("a lookup forgets the scale", LORA, "mul(matmul(embedding(self.B, ids), self.A), scalar(self.scale, self.A))",
         "matmul(embedding(self.B, ids), self.A)",
-        LAWS + "1_rows_are_rows_of_the_dense_weight_in_value_and_gradient"),
+        OF_LORA + "1_rows_are_rows_of_the_dense_weight_in_value_and_gradient"),
     # ---- merging, undoing, stacking
     Bug("merging adds (B A)^T where W is square", ATTACH, CONSTANT,
         "w, d = under.dense().data, place.attached[self.name].over(under).dense().data\n"
@@ -86,9 +95,9 @@ BUGS = [
     Bug("LoRA on a tied table acts on lookups alone", "nn/weight.py",
         "lambda names, x: self.fold(names).project(x, rng)",
         'lambda names, x: (self.base if self.kind == "embedding" else self.fold(names)).project(x, rng)',
-        "test_laws.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
+        "test_laws_lora.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
     # ---- files
-    Bug("saving drops alpha", "peft/adapter_file.py", 'if f.name != "where"}', 'if f.name not in ("where", "alpha")}',
+    Bug("saving drops alpha", "peft/adapter_file.py", 'not in ("where", "mask")}', 'not in ("where", "mask", "alpha")}',
         LAWS + "7_what_is_loaded_is_what_was_saved"),
     Bug("the fingerprint of a base ignores its values", "nn/fingerprint.py", "        flat = array.reshape(-1)\n",
         "        flat = array.reshape(-1)[:0]\n",
@@ -156,6 +165,114 @@ BUGS = [
         "return y", GOLDEN),
     Bug("layer norm divides by n - 1", FUSED_OPS, "(z * z).mean(axis=-1, keepdims=True)",
         "(z * z).sum(axis=-1, keepdims=True) / (z.shape[-1] - 1)", FUSED),
+    # ---- bottleneck adapters
+    Bug("the adapter's residual is missing", ADAPTERS, "return add(F, mul(add(linear(h, self.U), self.b_U),",
+        "return (lambda x: x)(mul(add(linear(h, self.U), self.b_U),", TRANSPARENT),
+    Bug("the bias of the up projection is dropped", ADAPTERS, "add(linear(h, self.U), self.b_U)", "linear(h, self.U)",
+        ADAPTER),
+    Bug("the bias of the down projection is dropped", ADAPTERS,
+        "add(linear(self.reads(x, n, F), self.D), self.b_D)", "linear(self.reads(x, n, F), self.D)", ADAPTER),
+    Bug("the adapter's scale is forgotten", ADAPTERS, "scalar(self.scale, self.U)", "scalar(Fraction(1), self.U)",
+        ADAPTER),
+    Bug("the adapter has no nonlinearity", ADAPTERS, "h = self.f(add(", "h = (lambda y: y)(add(", ADAPTER),
+    Bug("a parallel adapter's scale is 1", ADAPTERS, "lambda x, n, F: x, 4)", "lambda x, n, F: x, 1)",
+        "peft/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),
+    Bug("a parallel adapter reads the norm unasked", ADAPTERS, "lambda x, n, F: x, 4)", "lambda x, n, F: n, 4)",
+        "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
+    Bug("a parallel adapter ignores input='norm'", ADAPTERS, 'if method.input == "norm":', "if False:",
+        "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
+    Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), lambda x, n, F: F, 1)',
+        '("attn", "ff"), lambda x, n, F: add(x, F), 1)', ADAPTER),
+    Bug("pfeiffer reads the sublayer alone", ADAPTERS, "lambda x, n, F: add(x, F), 1)", "lambda x, n, F: F, 1)",
+        ADAPTER),
+    Bug("houlsby acts after cross-attention unasked", ADAPTERS, '*(["cross"] if self.cross else [])', '"cross"',
+        "peft/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say"),
+    Bug("U does not start at 0", ADAPTERS, "init.zeros((d, m), table.dtype)",
+        "init.uniform((d, m), 0.01, rng, table.dtype)", TRANSPARENT),
+    Bug("gelu is its tanh approximation", "nn/layers.py", '"gelu": gelu,', '"gelu": gelu_tanh,', GOLDEN),
+    Bug("what acts on hidden states is merged as if it were a weight", ATTACH, "if not isinstance(place, Slot):",
+        "if not isinstance(place, Slot):\n                continue\n            if False:",
+        LAWS + "3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes"),
+    # ---- selective tuning
+    Bug("a lookup forgets the difference", SELECTIVE, "add(self.base.rows(ids), embedding(self.d, ids))",
+        "self.base.rows(ids)", DELTA),
+    Bug("the difference is subtracted", SELECTIVE, "return add(self.base.dense(), self.d)",
+        "return add(self.base.dense(), -self.d)", DELTA),
+    Bug("a mask is read in another memory order", "peft/mask.py", "return numpy.flatnonzero(array)\n",
+        'return numpy.flatnonzero(array.reshape(-1, order="F"))\n',
+        "peft/test_selective.py::test_only_what_is_masked_ever_differs_from_the_base"),
+    Bug("the rows of a mask are off by one", "peft/mask.py", "(ordered[:, None] * shape[1]",
+        "((ordered[:, None] - 1) % shape[0] * shape[1]",
+        "peft/test_selective.py::test_only_the_rows_that_were_named_are_trained"),
+    Bug("scatter's gradient is not gathered at the indices", "ops/primitives.py", "lambda g: g.reshape(-1)[indices]",
+        "lambda g: g.reshape(-1)[:indices.shape[0]]",
+        "peft/test_selective.py::test_the_gradient_of_d_is_that_of_w_at_its_elements_in_their_order"),
+    Bug("the last layers are one too few", "nn/parts.py", "i >= n - last)", "i > n - last)",
+        "nn/test_parts.py::test_layers_count_in_each_stack_from_either_end"),
+    Bug("layer -1 is not the last", "nn/parts.py", " or i - n in layers", "",
+        "nn/test_parts.py::test_layers_count_in_each_stack_from_either_end"),
+    Bug("cross-attention is no attention", "nn/parts.py", r'r"\.(attn|cross)\."', r'r"\.attn\."',
+        "nn/test_parts.py::test_the_component_of_a_name"),
+    Bug("the bias of a norm is frozen with the component norm", "nn/parts.py", r'(r"norm\.", "norm")',
+        r'(r"norm\.weight", "norm")', "nn/test_parts.py::test_the_component_of_a_name"),
+    Bug("biases and norm scales are mistaken for each other", "nn/parts.py",
+        '{"bias": "bias", "norm": "norm scale"}', '{"norm": "bias", "bias": "norm scale"}',
+        "peft/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
+    Bug("a loaded mask is forgotten", SELECTIVE, 'mask=masks if masks and not fields.get("rows") else None)',
+        "mask=None)", ROUND_TRIP),
+    Bug("the indices of a mask stay behind when the model moves", "nn/module.py",
+        "else arrays_of(piece).values() if piece",
+        "else [a for a in arrays_of(piece).values() if isinstance(a, Parameter)] if piece",
+        BACKENDS + "constants_go_to_another_backend_with_the_model_and_come_back"),
+    Bug("Fisher information is not squared", "peft/mask.py", "total[name] + g * g if name in total else g * g",
+        "total[name] + abs(g) if name in total else abs(g)",
+        "peft/test_mask.py::test_fisher_is_the_mean_square_of_the_gradients_of_single_examples_by_hand"),
+    # ---- soft prompts
+    Bug("the prompt stands behind the tokens", PROMPT, "concat(embedding(self.P, ids), x, axis=1)",
+        "concat(x, embedding(self.P, ids), axis=1)", LONGER),
+    Bug("the prompt is masked", PROMPT, "[xp.ones(ids.shape, dtype=bool), mask]",
+        "[xp.zeros(ids.shape, dtype=bool), mask]", LONGER),
+    Bug("the prompt's mask is on the wrong side", PROMPT, "[xp.ones(ids.shape, dtype=bool), mask]",
+        "[mask, xp.ones(ids.shape, dtype=bool)]", LONGER),
+    Bug("cross-attention sees the padding", "nn/blocks.py",
+        "return (dropout(x, self.p, rng) if self.drop_last else x), mask",
+        "return (dropout(x, self.p, rng) if self.drop_last else x), mask | True if mask is not None else None", LONGER),
+    Bug("positions are not shifted by the prompt", "nn/blocks.py",
+        "            x, mask, filling = self.input(x, mask)\n",
+        "            length = x.shape[1]\n            x, mask, filling = self.input(x, mask)\n"
+        "            filling = numpy.full(x.shape[0], x.shape[1] - length)\n", LONGER),
+    Bug("the wrong end of the prompted row is read", "nn/blocks.py",
+        "            x, mask, filling = self.input(x, mask)\n",
+        "            n = x.shape[1]\n            x, mask, filling = self.input(x, mask)\n            x = x[:, :n]\n"
+        "            mask = mask if mask is None else mask[:, :n]\n", LONGER),
+    Bug("what fills a row up takes positions", "nn/blocks.py", "numpy.maximum(positions - filling[:, None], 0)",
+        "positions + 0 * filling[:, None]", ROW_ALONE),
+    Bug("what fills a row up is seen", SITE, "xp.zeros((batch, longest - time), dtype=bool)",
+        "xp.ones((batch, longest - time), dtype=bool)", ROW_ALONE),
+    Bug("shorter rows are filled up on the right", SITE,
+        "concat(xp.zeros((batch, longest - time, d_model), dtype=part.dtype), part, axis=1)",
+        "concat(part, xp.zeros((batch, longest - time, d_model), dtype=part.dtype), axis=1)", ROW_ALONE),
+    Bug("prompted rows come back in the order of their groups", SITE, "index(concat(*xs, axis=0), key=back)",
+        "concat(*xs, axis=0)", ROW_ALONE),
+    Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(names, index(",
+        "parts = [self._apply(groups[0][0], index(", ROW_ALONE),
+    Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
+        "            return greedy(self, ids, mask, max_new_tokens, use_cache)",
+        "            with routed(None, len(ids), self.attachments):\n"
+        "                return greedy(self, ids, mask, max_new_tokens, use_cache)",
+        ROUTING + "each_row_of_a_mixed_batch_is_generated_as_if_alone"),
+    Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=1)", "[:, 0]",
+        "peft/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
+    Bug("a prompt starts as special tokens too", PROMPT,
+        "- {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id}", "- set()",
+        "peft/test_prompt.py::test_vocabulary_starts_as_distinct_tokens_of_the_vocabulary_without_special_ones"),
+    Bug("nearest by cosine is nearest by product", "peft/neighbors.py",
+        "_largest(_unit(vectors) @ _unit(table).T, k)", "_largest(_unit(vectors) @ table.T, k)",
+        "peft/test_neighbors.py::test_cosine_and_distance_can_disagree"),
+    # ---- the tape
+    Bug("the xray counts the FLOPs of VJPs that were not kept", "autograd/flops.py",
+        "return product, product * len(kept)", "return product, product * 2",
+        "autograd/test_flops.py::test_linear_takes_2_n_d_in_d_out_for_the_output_for_dx_and_for_dw"),
 ]
 
 

@@ -1,17 +1,19 @@
-"""Laws as equalities: a small module of the library's own slots, computed in `fractions.Fraction`. No tolerance at all.
+"""Laws as equalities: a small module of the library's own slots and sites, computed in `fractions.Fraction`. No
+tolerance at all.
 
-    x = E[ids];   x = x + site(W_down relu(W_up x + b) + b');   x = W_mix x;   logits = E x     (E tied, W_mix square)
+    x = input(E[ids]);   x = x + mean over what is not masked of x;   x = x + site(W_down relu(W_up x + b) + b');
+    x = W_mix x;   logits = E x, of the tokens of the row     (E tied, W_mix square)
 """
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from fractions import Fraction
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minipeft
@@ -54,6 +56,7 @@ def equal(a: Any, b: Any) -> bool:
 class Small(Module):
     def __init__(self, rng: numpy.random.Generator):
         self.embedding = Embedding(fractions(rng, VOCAB, D))
+        self.input = Site("input")
         self.up = Linear(fractions(rng, HIDDEN, D), fractions(rng, HIDDEN))
         self.down = Linear(fractions(rng, D, HIDDEN), fractions(rng, D))
         self.out = Site("sublayer")
@@ -64,18 +67,42 @@ class Small(Module):
     def __call__(self, ids: numpy.ndarray, adapter: Any = None) -> Tensor:
         """ids [batch, time] -> logits [batch, time, vocab]."""
         with routed(adapter, len(ids), self.attachments):
-            x = self.embedding(ids)
+            x, mask, _ = self.input(self.embedding(ids), None)
+            if mask is None:
+                mask = numpy.ones(x.shape[:2], dtype=bool)
+            seen = mask[..., None].astype(int).astype(object)
+            count = seen.sum(axis=1, keepdims=True)
+            x = ops.add(x, ops.mul(ops.sum(ops.mul(x, seen), axis=1, keepdims=True), Fraction(1) / count))
             x = ops.add(x, self.out(x, x, self.down(ops.relu(self.up(x)))))
-            return self.head(self.mix(x))
+            return self.head(self.mix(x[:, x.shape[1] - ids.shape[1]:]))
 
     def loss(self, input_ids: numpy.ndarray, labels: numpy.ndarray, adapter: Any = None, **_: Any) -> Tensor:
         """Mean over the label tokens of |logits - one_hot(label)|^2."""
-        z = self(input_ids[:, :labels.shape[1]], adapter)
+        z = self(input_ids, adapter)[:, :labels.shape[1]]
         wanted = numpy.zeros(z.shape, dtype=object)
         wanted[:] = (labels[..., None] == numpy.arange(VOCAB)).astype(int)
         counted = (labels != -100)[..., None].astype(object)
         difference = ops.mul(ops.sub(z, wanted), counted)
         return ops.div(ops.sum(ops.mul(difference, difference)), int(counted.sum()))
+
+
+def some(seed: int, *shape: int) -> numpy.ndarray:
+    """A mask of about a third of the elements, at least one."""
+    mask = numpy.random.default_rng(seed).random(shape) < 0.3
+    mask[0] = True
+    return mask
+
+
+OTHERS: dict[str, Callable[["Exact"], Any]] = {
+    **{placement: lambda case, placement=placement: minipeft.Bottleneck(placement, size=case.rank, scale=case.alpha / 2,
+                                                                        where="^out$")
+       for placement in ("houlsby", "pfeiffer", "parallel")},
+    "Selective": lambda case: minipeft.Selective(where=case.where),
+    "mask": lambda case: minipeft.Selective(mask={"embedding.weight": some(case.seed, VOCAB, D),
+                                                  "up.bias": some(case.seed, HIDDEN)}),
+    "rows": lambda case: minipeft.Selective(rows=(1, 4)),
+    "PromptTuning": lambda case: minipeft.PromptTuning(case.rank, "random", where="^input$")}
+FAMILIES = ("LoRA", *OTHERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +111,19 @@ class Exact:
     rank: int
     alpha: int
     seed: int
+    kind: str = "LoRA"
 
     def model(self) -> Small:
         return Small(numpy.random.default_rng([self.seed, 0]))
 
     def attach(self, model: Small, name: str = "lora", at: int = 1, zero: bool = False, **changes: Any) -> Any:
+        """zero: as it starts, but for floats, which become Fractions. `changes` of LoRA's fields."""
         rng = numpy.random.default_rng([self.seed, at])
-        method = dataclasses.replace(minipeft.LoRA(self.rank, self.alpha, where=self.where), **changes)
+        method = (OTHERS[self.kind](self) if self.kind in OTHERS
+                  else dataclasses.replace(minipeft.LoRA(self.rank, self.alpha, where=self.where), **changes))
         attachment = minipeft.attach(model, method, rng, name)
         for own, p in attachment.parameters.items():
-            if own.endswith("A") or not zero:
+            if own.endswith((".A", ".D", ".P")) or not zero:
                 p.data = fractions(rng, *p.shape)
         return attachment
 
@@ -106,9 +136,14 @@ class Exact:
         return {"input_ids": self.ids(rows), "labels": labels}
 
 
-def exacts() -> st.SearchStrategy[Exact]:
+def exacts(kinds: tuple[str, ...] = ("LoRA",)) -> st.SearchStrategy[Exact]:
     return st.builds(Exact, st.sampled_from(PATTERNS), st.integers(1, 3), st.sampled_from([1, 2, -5, 7]),
-                     st.integers(0, 999))
+                     st.integers(0, 999), st.sampled_from(kinds))
+
+
+def each(*kinds: str) -> Any:
+    """Parametrize over families; 50 examples for each."""
+    return lambda test: pytest.mark.parametrize("kind", kinds or FAMILIES)(settings(max_examples=50)(test))
 
 
 def result(model: Small, batch: dict, where: Any = ".", **options: Any) -> tuple[Any, dict]:
@@ -157,12 +192,82 @@ def test_law_1_the_factored_model_is_the_dense_one_in_value_and_all_gradients(ca
     assert found == wanted and equal(grads, wanted_grads) and isinstance(found, Fraction)
 
 
-@given(exacts())
-def test_law_2_attaching_changes_no_output_at_initialization(case):
+@each("Selective", "mask", "rows")
+@given(st.data())
+def test_law_1_a_delta_is_added_to_the_base_number_for_number(kind, data):
+    """W0 + d, element by element; lookups and products are those of that matrix."""
+    case = data.draw(exacts((kind,)))
+    model = case.model()
+    rng = numpy.random.default_rng(case.seed)
+    for slot in case.attach(model).places.values():
+        piece, wanted = slot.attached["lora"], slot.base.data.copy()
+        at = piece.indices.data if hasattr(piece, "indices") else numpy.arange(wanted.size)
+        for i, d in zip(at, piece.d.data.reshape(-1)):
+            wanted[numpy.unravel_index(i, wanted.shape)] += d
+        assert equal(slot.fold().dense(), wanted) and equal(slot.base, wanted) == (not piece.d.data.any())
+        if slot.kind in ("linear", "embedding"):
+            x, ids = fractions(rng, 1, 2, wanted.shape[1]), rng.integers(0, wanted.shape[0], (2, 3))
+            assert equal(slot.project(x), x @ wanted.T) and equal(slot.rows(ids), wanted[ids])
+
+
+@each("houlsby", "pfeiffer", "parallel")
+@given(st.data())
+def test_law_1_an_adapter_is_its_equation_number_for_number(kind, data):
+    """F + s (U relu(D h + b_D) + b_U), written out for every token."""
+    case = data.draw(exacts((kind,)))
+    model, rng = case.model(), numpy.random.default_rng(case.seed)
+    piece = case.attach(model).places["out"].attached["lora"]
+    x, n, f = (fractions(rng, 2, 3, D) for _ in range(3))
+    down, b_down, up, b_up = (piece.D.data, piece.b_D.data, piece.U.data, piece.b_U.data)
+    out = model.out(x, n, f)
+    for at in numpy.ndindex(2, 3):
+        h = {"houlsby": f[at], "pfeiffer": x[at] + f[at], "parallel": x[at]}[kind]
+        hidden = [max(Fraction(0), sum(down[i] * h) + b_down[i]) for i in range(case.rank)]
+        wanted = [f[at][o] + Fraction(case.alpha, 2) * (sum(up[o] * hidden) + b_up[o]) for o in range(D)]
+        assert equal(out.data[at], wanted)
+
+
+@each("PromptTuning")
+@given(st.data())
+def test_law_1_a_prompt_is_tokens_of_a_longer_vocabulary_in_front_gradients_included(kind, data):
+    """E extended by P, the ids of P in front: the same logits of the row, the same gradient of P and of E."""
+    case = data.draw(exacts((kind,)))
+    model, longer, batch = case.model(), case.model(), case.batch()
+    attachment = case.attach(model)
+    (name, p), = attachment.parameters.items()
+    table = longer.embedding.weight.base
+    table.data = numpy.concatenate([table.data, p.data])
+    ids = numpy.concatenate([numpy.tile(VOCAB + numpy.arange(case.rank), (3, 1)), batch["input_ids"]], axis=1)
+    wanted = longer(ids).data[:, case.rank:, :VOCAB]
+    assert equal(model(batch["input_ids"]), wanted)
+    cotangent = fractions(numpy.random.default_rng(case.seed), *wanted.shape)
+    _, grads = minipeft.value_and_grad(lambda: ops.sum(ops.mul(model(batch["input_ids"]), cotangent)),
+                                       {"P": p, "E": model.embedding.weight.base})
+    _, whole = minipeft.value_and_grad(
+        lambda: ops.sum(ops.mul(longer(ids)[:, case.rank:, :VOCAB], cotangent)), {"E": table})
+    assert equal(numpy.concatenate([grads["E"], grads["P"]]), whole["E"])
+
+
+@each(*(kind for kind in FAMILIES if kind != "PromptTuning"))
+@given(st.data())
+def test_law_2_attaching_changes_no_output_at_initialization(kind, data):
+    case = data.draw(exacts((kind,)))
     model = case.model()
     before = model(case.ids())
     case.attach(model, zero=True)
     assert equal(model(case.ids()), before)
+
+
+@each("Selective", "mask", "rows")
+@given(st.data())
+def test_law_3_a_merged_delta_equals_the_unmerged_one_and_what_lies_on_top_of_it(kind, data):
+    case = data.draw(exacts((kind,)))
+    model = case.model()
+    below, above = case.attach(model, "below"), dataclasses.replace(case, kind="LoRA").attach(model, "above", 2)
+    before = model(case.ids())
+    for attachment in (below, above):
+        attachment.merge()
+        assert equal(model(case.ids()), before)
 
 
 @given(exacts(), st.booleans())
@@ -183,8 +288,10 @@ def test_law_3_the_merged_model_equals_the_unmerged_one(case, stacked):
     assert equal(model(case.ids()), before) and merged_loss == loss and equal(merged_grads, grads)
 
 
-@given(exacts(), st.data())
-def test_law_5_each_gradient_of_a_selection_equals_the_full_one_restricted_to_it(case, data):
+@each()
+@given(st.data())
+def test_law_5_each_gradient_of_a_selection_equals_the_full_one_restricted_to_it(kind, data):
+    case = data.draw(exacts((kind,)))
     model, batch = case.model(), case.batch()
     case.attach(model)
     loss, full = result(model, batch)
@@ -193,11 +300,15 @@ def test_law_5_each_gradient_of_a_selection_equals_the_full_one_restricted_to_it
     assert found == loss and set(grads) == set(names) and equal(grads, {n: full[n] for n in names})
 
 
-@given(exacts(), st.lists(st.sampled_from([None, "a", "b", ("a", "b"), ("b", "a")]), min_size=1, max_size=4))
-def test_law_8_a_mixed_task_batch_equals_each_row_alone_gradients_included(case, routing):
+@each()
+@given(st.data(), st.lists(st.sampled_from([None, "a", "b", ("a", "b"), ("b", "a")]), min_size=1, max_size=4))
+def test_law_8_a_mixed_task_batch_equals_each_row_alone_gradients_included(kind, data, routing):
+    """b is of another family; where a is a prompt, b is one of another length."""
+    case = data.draw(exacts((kind,)))
     model, batch = case.model(), case.batch(len(routing))
     case.attach(model, "a")
-    case.attach(model, "b", 2, where=".")
+    other = {"LoRA": "PromptTuning", "PromptTuning": "PromptTuning"}.get(kind, "LoRA")
+    dataclasses.replace(case, kind=other, rank=4 - case.rank, where=".").attach(model, "b", 2)
     case.attach(model, "c", 3)  # plugged, and to be overridden
     z = model(batch["input_ids"], adapter=routing).data
     loss, grads = result(model, batch, adapter=routing)
@@ -260,11 +371,13 @@ def token_lists() -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=TIME)
 
 
-@given(exacts(), st.lists(st.tuples(token_lists(), token_lists()), min_size=2, max_size=5), st.integers(1, 3))
-def test_law_13_micro_batches_weighted_by_their_label_tokens_equal_one_batch(case, pairs, size):
+@each()
+@given(st.data(), st.lists(st.tuples(token_lists(), token_lists()), min_size=2, max_size=5), st.integers(1, 3))
+def test_law_13_micro_batches_weighted_by_their_label_tokens_equal_one_batch(kind, data, pairs, size):
+    case = data.draw(exacts((kind,)))
     model = case.model()
     case.attach(model)
-    pairs = [((source * TIME)[:TIME], target) for source, target in pairs]  # Small reads as many tokens as labels
+    pairs = [((source * TIME)[:TIME], target) for source, target in pairs]  # all as long as the longest
     loss, grads = result(model, batch_of(pairs))
     tokens, total, summed = 0, Fraction(0), {name: 0 for name in grads}
     for start in range(0, len(pairs), size):
