@@ -17,7 +17,7 @@ def test_the_sample_runs_and_has_fifteen_lines(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "percent trainable" in done.stdout and (tmp_path / "reverse.safetensors").is_file()
+    assert "percentage of trainable model parameters" in done.stdout and (tmp_path / "reverse.safetensors").is_file()
 
 
 def test_the_reading_path_is_eight_files_and_1200_lines_ending_in_lora():

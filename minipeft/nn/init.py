@@ -28,6 +28,13 @@ def check_rng(rng: Any) -> None:
                         f"numpy.random.default_rng(seed) gives")
 
 
+def require_rng(rng: Any) -> None:
+    """Raises TypeError unless `rng` is a numpy.random.Generator."""
+    check_rng(rng)
+    if rng is None:
+        raise TypeError("rng is None; expected a numpy.random.Generator, as numpy.random.default_rng(seed) gives")
+
+
 def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
     """N(0, std^2)."""
     if rng is None:

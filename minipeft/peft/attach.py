@@ -17,7 +17,7 @@ import numpy
 
 from minipeft.backend import Array
 from minipeft.nn.fingerprint import fingerprint
-from minipeft.nn.init import check_rng
+from minipeft.nn.init import require_rng
 from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.place import Place, Plugged
 from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
@@ -153,9 +153,7 @@ def attach(model: Module, method: Method, rng: numpy.random.Generator, name: str
         raise TypeError(f"method is {method!r}; expected one such as LoRA(rank=8)")
     name = type(method).__name__.lower() if name is None else name
     check_name(model, name)
-    check_rng(rng)
-    if rng is None:
-        raise TypeError("rng is None; expected a numpy.random.Generator, as numpy.random.default_rng(seed) gives")
+    require_rng(rng)
     places = dict(method.places(model))
     return put(model, name, method, places, method.build(model, places, rng))
 

@@ -14,6 +14,7 @@ import numpy
 
 from minipeft.autograd.tensor import array_of
 from minipeft.backend import to_host
+from minipeft.nn.init import require_rng
 from minipeft.nn.inputs import check_ids
 from minipeft.peft.fields import integer
 from minipeft.peft.prompt import PromptTuning
@@ -37,7 +38,8 @@ class Neighbors:
 def nearest_tokens(attachment: Any, k: int, rng: numpy.random.Generator) -> Neighbors:
     """The k nearest tokens of every vector of a PromptTuning attachment. rng: draws the random vectors.
 
-    Raises TypeError for another method, ValueError for k out of range."""
+    Raises TypeError for another method or no generator, ValueError for k out of range."""
+    require_rng(rng)
     if not isinstance(attachment.method, PromptTuning) or not attachment.places:
         raise TypeError(f"nearest_tokens: {attachment!r} is not a soft prompt on a model; expected a PromptTuning")
     model, (p,) = attachment.model, attachment.parameters.values()

@@ -55,6 +55,9 @@ class PromptTuning:
         sites = {name: site for name, site in model.sites.items() if site.kind == "input"}
         for token in self.tokens:
             check_ids([token if isinstance(token, tuple) else (token,)], model.config.vocab_size, "tokens")
+        if self.start != "random" and len(self.tokens) < self.length and not _words(model.config):
+            raise ValueError("PromptTuning: the vocabulary has special tokens alone; expected others to draw from, or "
+                             "start='random'")
         return {name: sites[name] for name in matching(sites, self.where, "input site")}
 
     def build(self, model: Any, places: dict[str, Site], rng: numpy.random.Generator) -> dict[str, "Prompt"]:
@@ -67,11 +70,16 @@ class PromptTuning:
         if self.start == "random":
             return init.uniform((self.length, table.shape[1]), 0.5, rng, table.dtype)
         c = model.config
-        words = sorted(set(range(c.vocab_size)) - {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id})
-        missing = self.length - len(self.tokens)
-        groups = [*self.tokens, *rng.choice(words, missing, replace=len(words) < missing).tolist()]
+        words, missing = _words(c), self.length - len(self.tokens)
+        drawn = rng.choice(words, missing, replace=len(words) < missing).tolist() if missing else []
+        groups = [*self.tokens, *drawn]
         ids = [check_ids([t if isinstance(t, tuple) else (t,)], c.vocab_size, "tokens") for t in groups]
         return xp.concatenate([array_of(model.embed(one)).mean(axis=1) for one in ids], axis=0)
+
+
+def _words(c: Any) -> list[int]:
+    """The vocabulary of a configuration without its special tokens."""
+    return sorted(set(range(c.vocab_size)) - {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id})
 
 
 def _word(token: Any) -> bool:

@@ -1,28 +1,33 @@
-"""How many numbers are trained, and where a model's numbers are.
+"""How many numbers are trained, by which method, in which part of the model.
 
-    trainable / all / percent                  as the usual training libraries print it
-    by component: attention, feed-forward, embedding, norm, position, bias
+    trainable / all / percent                  in the words of the FLAN-T5 lab
+    by component: attention, feed-forward, embedding, norm, position, head; biases but those of norms on their own
     bytes: the weights, and what AdamW adds (a gradient and two moments for each trained number)
 """
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
+from minipeft.nn import parts
 from minipeft.nn.module import Module, attachments_of
-from minipeft.nn.weight import Parameter, Slot
+from minipeft.nn.place import Place
+from minipeft.nn.weight import Parameter
 
-COMPONENTS = ("attention", "feed-forward", "embedding", "norm", "position", "bias")
+COMPONENTS = (*parts.COMPONENTS, "bias")
 _EXAMPLE_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Counts of numbers, not of bytes, unless the name says so. `print` it for the table."""
+    """Counts of numbers, not of bytes, unless the name says so. `print` it for the table.
+
+    components: of the base; methods: {attachment: {component: what it trains there}}, or {"selected": ...}."""
 
     trainable: int
     all: int
     components: dict[str, int]
+    methods: dict[str, dict[str, int]]
     weight_bytes: int
     training_bytes: int
     projection: tuple[int, int, int] | None  # d_out, d_in, and rows per head of a query projection
@@ -32,12 +37,15 @@ class Report:
         return 100 * self.trainable / self.all
 
     def __str__(self) -> str:
-        lines = [f"trainable parameters  {self.trainable:>14,}",
-                 f"all parameters        {self.all:>14,}",
-                 f"percent trainable     {self.percent:>13.2f}%", ""]
+        lines = [f"trainable model parameters: {self.trainable}", f"all model parameters: {self.all}",
+                 f"percentage of trainable model parameters: {self.percent:.2f}%", "",
+                 f"  {'':<14}{'base':>14}{'':>9}" + "".join(f"{name:>14}" for name in self.methods)]
         base = sum(self.components.values())
-        lines += [f"  {name:<19} {count:>14,}  {100 * count / base:5.1f}% of the base"
-                  for name, count in self.components.items() if count]
+        for part, count in self.components.items():
+            trained = [found.get(part, 0) for found in self.methods.values()]
+            if count or any(trained):
+                lines.append(f"  {part:<14}{count:>14,}{100 * count / base:>7.1f} %"
+                             + "".join(f"{n:>14,}" for n in trained))
         lines += ["", f"weights               {self.weight_bytes / 2 ** 20:>13.2f} MiB",
                   f"gradients and moments {self.training_bytes / 2 ** 20:>13.2f} MiB with AdamW"]
         if self.projection:
@@ -55,31 +63,34 @@ def _example(what: str, d_out: int, d_in: int) -> str:
 def report(model: Module, params: Mapping[str, Parameter] | None = None) -> Report:
     """Counts for training `params`; None means the parameters of all plugged attachments, or, if nothing is plugged,
     the whole model (full fine-tuning). What is merged cannot be trained and counts as memory alone."""
-    plugged = [a for a in attachments_of(model).values() if a.state == "plugged"]
-    own = {name: p for a in plugged for name, p in a.parameters.items()}
-    base = model.base_parameters
+    plugged = {name: a.parameters for name, a in attachments_of(model).items() if a.state == "plugged"}
+    own = {name: p for found in plugged.values() for name, p in found.items()}
+    base, places = model.base_parameters, dict(model.named_places())
     trained: Mapping[str, Parameter] = params if params is not None else own or base
+    groups = plugged if params is None and own else {"selected": trained}
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
     merged = [e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None]
-    components = dict.fromkeys(COMPONENTS, 0)
-    for name, slot in model.slots.items():
-        components[component(name, slot)] += slot.base.data.size  # type: ignore[attr-defined]
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
-        all=sum(p.data.size for p in everything.values()), components=components,
+        all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
+        methods={name: {part: n for part, n in _counts(found.items(), places).items() if n}
+                 for name, found in groups.items()},
         weight_bytes=sum(p.data.nbytes for p in [*everything.values(), *merged]),
         training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model))
 
 
-def component(name: str, slot: Slot) -> str:
-    """Which of COMPONENTS a slot counts for. Biases of linear layers are "bias"; a norm's bias belongs to the norm."""
-    if slot.kind == "norm" or "norm." in name:
-        return "norm"
-    if slot.kind in ("bias", "position"):
-        return slot.kind
-    if slot.kind == "embedding" or name == "head.weight":
-        return "embedding"
-    return "attention" if ".attn." in name or ".cross." in name else "feed-forward"
+def _counts(params: Iterable[tuple[str, Parameter]], places: Mapping[str, Place]) -> dict[str, int]:
+    counts = dict.fromkeys(COMPONENTS, 0)
+    for name, p in params:
+        where = name.partition("@")[0]
+        counts[component(where, places[where])] += p.data.size
+    return counts
+
+
+def component(name: str, place: Place) -> str:
+    """Which of COMPONENTS a place counts for. Biases of linear layers are "bias"; a norm's bias belongs to the norm."""
+    found = parts.component(name)
+    return "bias" if place.kind == "bias" and found != "norm" else found
 
 
 def _projection(model: Any) -> tuple[int, int, int] | None:

@@ -160,3 +160,11 @@ def test_other_methods_and_prompts_that_were_removed_are_refused():
     prompt.remove()
     with pytest.raises(TypeError, match="removed, 0 places"):
         minipeft.nearest_tokens(prompt, 3, RNG(0))
+
+
+@pytest.mark.parametrize("rng", [None, 0, "seed"])
+def test_without_a_generator_it_says_what_to_pass(rng):
+    model = FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float64")
+    attachment = minipeft.attach(model, minipeft.PromptTuning(2), numpy.random.default_rng(0))
+    with pytest.raises(TypeError, match="expected a numpy.random.Generator"):
+        minipeft.nearest_tokens(attachment, 2, rng)

@@ -471,3 +471,11 @@ def test_what_was_saved_comes_back_and_goes_on(fields, tmp_path):
         minipeft.AdamW(0.1).step(attachment.parameters, grads)
         models.append((bits(attachment.parameters), logits(model, batch).tobytes()))
     assert models[0] == models[1]
+
+
+def test_a_vocabulary_of_special_tokens_alone_is_refused_unless_nothing_is_drawn_from_it():
+    model = minipeft.T5(minipeft.T5Config(2, 6, 3, 2, 9, 1, 1, 8, 20), RNG(0))
+    with pytest.raises(ValueError, match="special tokens alone; expected others to draw from, or start='random'"):
+        minipeft.attach(model, minipeft.PromptTuning(2), RNG(0))
+    assert minipeft.attach(model, minipeft.PromptTuning(2, "tokens", (1, 0)), RNG(0)).state == "plugged"
+    assert minipeft.attach(model, minipeft.PromptTuning(2, "random"), RNG(0), "again").state == "plugged"

@@ -23,7 +23,9 @@ def test_flan_t5_base_with_rank_32_on_q_and_v_trains_3538944_of_251116800():
     assert (report.trainable, report.all) == (3_538_944, 251_116_800)
     assert round(report.percent, 2) == 1.41 and report.trainable == 72 * 32 * (768 + 768)
     text = str(report)
-    assert "3,538,944" in text and "251,116,800" in text and "1.41%" in text
+    assert text.startswith("trainable model parameters: 3538944\nall model parameters: 251116800\n"
+                           "percentage of trainable model parameters: 1.41%\n")
+    assert report.methods == {"lora": {"attention": 3_538_944}}
     assert sum(report.components.values()) == 247_577_856 == report.all - report.trainable
     assert report.weight_bytes == 4 * report.all and report.training_bytes == 3 * 4 * report.trainable
 
@@ -34,7 +36,7 @@ def test_the_papers_base_model_by_component():
     report = minipeft.report(minipeft.Transformer.base())
     assert report.components == {
         "attention": 18 * 4 * 512 ** 2, "feed-forward": 12 * 2 * 512 * 2048, "embedding": 37000 * 512,
-        "norm": 30 * 2 * 512, "position": 0, "bias": 18 * 4 * 512 + 12 * (2048 + 512)}
+        "norm": 30 * 2 * 512, "position": 0, "head": 0, "bias": 18 * 4 * 512 + 12 * (2048 + 512)}
     assert report.all == report.trainable == sum(report.components.values())
     assert round(report.all / 1e6) == 63 and report.percent == 100
 
@@ -55,7 +57,7 @@ def test_every_number_of_a_model_belongs_to_one_component_and_is_counted_once(fa
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("embedding.weight", "embedding"), ("head.weight", "embedding"), ("encoder.position.weight", "position"),
+    ("embedding.weight", "embedding"), ("head.weight", "head"), ("encoder.position.weight", "position"),
     ("encoder.0.attn.q.weight", "attention"), ("decoder.1.cross.o.weight", "attention"),
     ("encoder.0.attn.q.bias", "bias"), ("encoder.0.ff.wi.weight", "feed-forward"), ("decoder.0.ff.wo.bias", "bias"),
     ("encoder.0.attn_norm.weight", "norm"), ("encoder.0.attn_norm.bias", "norm"), ("decoder.norm.bias", "norm")])
@@ -83,3 +85,29 @@ def test_a_selection_can_be_counted_and_a_tied_table_counts_once():
     model = Case(("post-LN", "q and v"), 2, 3, "float32", 0).model()
     report = minipeft.report(model, minipeft.select(model, "^embedding"))
     assert report.trainable == 13 * 12 and report.all == minipeft.report(model).all
+
+
+def test_every_method_that_is_plugged_has_a_column_of_what_it_trains_where():
+    """The Transformer of the laws, d = 12, d_ff = 17, 1 + 2 layers: adapters of size 3 after attention and feed-forward
+    have 2 m d + d + m = 87 numbers each, BitFit is every bias, norms' among them, two prompt vectors are 24."""
+    model = Case(("pre-LN", "q and v"), 2, 3, "float32", 0).model()
+    for name, method in (("adapters", minipeft.Bottleneck(size=3)), ("bitfit", minipeft.Selective(type="bias")),
+                         ("prompt", minipeft.PromptTuning(2)), ("lora", minipeft.LoRA(1, where="^head"))):
+        minipeft.attach(model, method, RNG(0), name)
+    report = minipeft.report(model)
+    assert report.methods == {
+        "adapters": {"attention": 3 * 87, "feed-forward": 3 * 87},
+        "bitfit": {"norm": 10 * 12, "bias": 5 * 4 * 12 + 3 * (17 + 12)},
+        "prompt": {"embedding": 24}, "lora": {"head": 13 + 12}}
+    assert report.trainable == sum(n for found in report.methods.values() for n in found.values())
+    head, *rows = [line.split() for line in str(report).splitlines()[4:12]]
+    assert head == ["base", "adapters", "bitfit", "prompt", "lora"]
+    assert ["head", "156", f"{15600 / sum(report.components.values()):.1f}", "%", "0", "0", "0", "25"] in rows
+
+
+def test_attention_and_feed_forward_shares_of_flan_t5_base():
+    """Most parameters are not in the attention: 34.3 % of them, 45.7 % in the feed-forward, 19.9 % in the tables."""
+    report = minipeft.report(flan_t5_base())
+    share = {part: round(100 * n / report.all, 1) for part, n in report.components.items()}
+    assert (share["attention"], share["feed-forward"]) == (34.3, 45.7)
+    assert round(100 * (report.components["embedding"] + report.components["head"]) / report.all, 1) == 19.9
