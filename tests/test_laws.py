@@ -111,6 +111,30 @@ def test_law_3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes(metho
     assert bits({"z": logits(model, batch)} | attachment.parameters) == before
 
 
+@each("LoRA", "Selective", dtypes=("float64",))
+@settings(max_examples=20)
+@given(st.data())
+def test_law_3_a_merged_model_runs_the_ops_of_the_base_and_no_other(method, kind, dtype, data):
+    """Which is what "no cost at inference" means: the same ops on the same shapes, in the same order."""
+    case = data.draw(variants(method, kind, dtype))
+    model, batch = case.model(), case.batch()
+
+    def ops_run() -> list[tuple]:
+        seen: list[tuple] = []
+        token = _observer.set(lambda forward, inputs, out, *_: seen.append((forward.__name__, out.shape)))
+        try:
+            logits(model, batch)
+        finally:
+            _observer.reset(token)
+        return seen
+
+    base = ops_run()
+    attachment = case.attach(model)
+    assert len(ops_run()) >= len(base) and ops_run() != base
+    attachment.merge()
+    assert ops_run() == base
+
+
 # ---- law 6: names
 
 
