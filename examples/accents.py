@@ -31,7 +31,7 @@ import minipeft
 from claims import Claim, failures, standard_error
 from comparison import BATCH, Experiment, Row
 from g2p import NEW_TASK, load_tasks
-from pictures import Panel, trade_offs
+from pictures import Panel, names_of, trade_offs
 from tables import Column, on_terminal
 from variants import HARD_PROMPT, NAMES, VARIANTS
 
@@ -75,7 +75,7 @@ TRADE_OFFS = [
 def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int) -> list[Claim]:
     """What is claimed, and whether it holds. Where methods are compared, the margin is three standard errors of the
     difference (of one seed, and as if the methods were asked different words: both make it wider than it need be)."""
-    names = list(dict.fromkeys(row.method for row in rows))
+    names = names_of(rows)
 
     def of(name: str, value: Callable[[Row], float] = lambda r: r.british) -> float:
         return float(numpy.mean([value(row) for row in rows if row.method == name]))

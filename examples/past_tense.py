@@ -27,6 +27,7 @@ import minipeft
 from claims import failures
 from inflection import CODEC, NEW_TASK, OLD_TASKS, ids_of, load_tasks
 from measure import merged_gap, step_peak, train
+from pictures import names_of, off_screen
 from scoring import answers, exact_match
 from tables import Column, on_terminal
 
@@ -121,11 +122,7 @@ COST = [
 
 def picture(rows: list[Row], path: Path) -> None:
     """Bars: what is learned and what is kept. Lines: learning curves."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(dict.fromkeys(row.method for row in rows))
+    pyplot, names = off_screen(), names_of(rows)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     bars: list[tuple[str, Callable[[Row], float | None], str]] = [
         ("past tense (new)", lambda r: r.past, "tab:blue"), ("old tasks, adapter on", lambda r: r.old_on, "tab:red"),
@@ -158,7 +155,7 @@ def claims_about(rows: list[Row], long: bool) -> list[tuple[str, bool]]:
     full = float(numpy.mean([r.past for r in fulls]))
     checks = [("the base model does not know the past tense", base.past <= 5)]
     least = 88.0 if long else 75.0   # long: a prototype's 92 less 4 points; a fifth of the steps reaches 88 to 91
-    for name in dict.fromkeys(r.method for r in trained):
+    for name in names_of(trained):
         past = float(numpy.mean([r.past for r in trained if r.method == name]))
         checks.append((f"{name} learns it: {past:.1f} >= {least}", past >= least))
         if name != "full":

@@ -90,7 +90,6 @@ def learning_curves(axis: Any, rows: Sequence[Any], label: str) -> None:
 
 
 def _color(names: list[str], name: str) -> Any:
-    off_screen()
     import matplotlib
     return matplotlib.colormaps["tab20"](names.index(name) % 20)
 
