@@ -17,6 +17,7 @@ LAWS, MASKING = "tests/test_laws.py::test_law_", "tests/test_laws_masking.py::te
 REPORT, README = "tests/peft/test_report.py::test_", "tests/test_readme.py::test_"
 ACCENTS, PROMPT = "examples/accents.py: ", "tests/peft/test_prompt.py::test_"
 LORA, SELECTIVE = "tests/peft/test_lora.py::test_", "tests/peft/test_selective.py::test_"
+MORE = "tests/test_examples_more.py::test_"
 STEPS = MASKING + "steps_with_momentum_and_decay_move_the_selection_and_no_other_bit"
 RECORDED = README + "the_results_tables_are_those_of_the_recorded_run"
 
@@ -74,10 +75,10 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
         REPORT + "the_notes_example_stands_beside_the_true_figure_for_a_whole_projection"]),
     23: ("trained numbers are linear in r", [
         "examples/rank_lines.py: numbers, exactly, at every rank",
-        "tests/test_examples_more.py::test_a_lora_of_rank_1_has_as_many_numbers_as_its_matrices_have_rows_and_columns"]),
+        MORE + "a_lora_of_rank_1_has_as_many_numbers_as_its_matrices_have_rows_and_columns"]),
     24: ("quality over r = 1 .. 128 rises to a plateau, at two data sizes", [
         "examples/rank_lines.py: plateau: ",
-        "tests/test_examples_more.py::test_the_claims_of_the_rank_sweep_hold_for_a_plateau_and_fail_without_it"]),
+        MORE + "the_claims_of_the_rank_sweep_hold_for_a_plateau_and_fail_without_it"]),
     25: ("several pairs on one base: switch, add, delete, list, each as if trained and run alone", [
         "tests/test_laws_undo.py::test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times",
         "tests/test_laws_routing.py::test_law_8_each_row_of_a_mixed_batch_is_that_row_alone",
