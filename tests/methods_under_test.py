@@ -20,7 +20,14 @@ from tests.models_under_test import D_MODEL, PATTERNS, TIED, Case
 
 KINDS = {"T5": ("t5 v1.0", "t5 v1.1"), "Transformer": ("post-LN", "pre-LN")}
 DTYPES = ("float64", "float32")
-HALF, WHOLE = settings(max_examples=50), settings(max_examples=100)  # in each of two dtypes, or in one: at least 100
+
+
+def share(percent: int) -> settings:
+    """So many percent of the examples of the profile in use, at least one."""
+    return settings(max_examples=max(1, settings.default.max_examples * percent // 100))  # type: ignore[union-attr]
+
+
+HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: at least 100 examples together
 
 
 def _mask(model: Any, rng: numpy.random.Generator) -> dict[str, numpy.ndarray]:

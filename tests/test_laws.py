@@ -20,7 +20,7 @@ from typing import Any, Callable, Iterator
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
@@ -30,7 +30,7 @@ from minipeft.nn import layers
 from minipeft.ops import definitions, fused
 from minipeft.train.data import batch_of
 from tests.bounds import close, close_gradients
-from tests.methods_under_test import HALF, METHODS, WHOLE, each, variants
+from tests.methods_under_test import HALF, METHODS, WHOLE, each, share, variants
 from tests.models_under_test import bits, logits, same_values
 
 
@@ -98,7 +98,7 @@ def test_law_3_a_merged_model_computes_what_the_unmerged_one_does(method, kind, 
 
 
 @each("Bottleneck", "PromptTuning")
-@settings(max_examples=10)
+@share(10)
 @given(st.data())
 def test_law_3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes(method, kind, dtype, data):
     case = data.draw(variants(method, kind, dtype))
@@ -112,7 +112,7 @@ def test_law_3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes(metho
 
 
 @each("LoRA", "Selective", dtypes=("float64",))
-@settings(max_examples=20)
+@share(20)
 @given(st.data())
 def test_law_3_a_merged_model_runs_the_ops_of_the_base_and_no_other(method, kind, dtype, data):
     """Which is what "no cost at inference" means: the same ops on the same shapes, in the same order."""

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
@@ -27,6 +27,7 @@ from minipeft.nn.weight import Parameter, Reparam
 from minipeft.ops import definitions
 from minipeft.peft.lora import LowRank
 from minipeft.train.data import batch_of, label_tokens
+from tests.methods_under_test import HALF
 
 VOCAB, D, HIDDEN, TIME = 6, 4, 5, 3
 PATTERNS = ("embedding", "up", "down", "mix", ".", ["embedding", "mix"], ["up", "down"])
@@ -142,8 +143,8 @@ def exacts(kinds: tuple[str, ...] = ("LoRA",)) -> st.SearchStrategy[Exact]:
 
 
 def each(*kinds: str) -> Any:
-    """Parametrize over families; 50 examples for each."""
-    return lambda test: pytest.mark.parametrize("kind", kinds or FAMILIES)(settings(max_examples=50)(test))
+    """Parametrize over families; half of the usual examples for each."""
+    return lambda test: pytest.mark.parametrize("kind", kinds or FAMILIES)(HALF(test))
 
 
 def result(model: Small, batch: dict, where: Any = ".", **options: Any) -> tuple[Any, dict]:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
 from minipeft.autograd.tensor import _observer
 from minipeft.nn.place import _routing
 from tests.bounds import close, close_gradients
-from tests.methods_under_test import HALF, Variant, each, variants
+from tests.methods_under_test import HALF, Variant, each, share, variants
 from tests.models_under_test import bits, logits, same_values
 
 ENTRIES = [None, "a", "b", ("a", "b"), ("b", "a"), ()]
@@ -176,7 +176,7 @@ def test_a_removed_attachment_can_no_longer_be_routed_to():
 
 
 @each(dtypes=("float64",))
-@settings(max_examples=20)
+@share(20)
 @given(st.data())
 def test_only_what_the_rows_are_routed_to_has_a_gradient(method, kind, dtype, data):
     case = data.draw(variants(method, kind, dtype))
