@@ -74,6 +74,7 @@ def test_law_8_a_name_means_that_attachment_on_all_rows_whatever_is_plugged(meth
     if method != "Selective" and state == "merged":  # c can be merged there alone
         state = "plugged"
     wanted = alone(model, names, lambda: logits(model, batch))
+    said = alone(model, names, lambda: model.generate(batch["input_ids"], max_new_tokens=4))
     base = logits(model, batch)
     if state != "off":
         model.attachments["c"].plug()
@@ -81,6 +82,7 @@ def test_law_8_a_name_means_that_attachment_on_all_rows_whatever_is_plugged(meth
         model.attachments["c"].merge()
     plugged = logits(model, batch)
     assert logits(model, batch, adapter=names).tobytes() == wanted.tobytes()
+    assert model.generate(batch["input_ids"], max_new_tokens=4, adapter=names).tolist() == said.tolist()
     assert logits(model, batch, adapter=[names] * len(batch["labels"])).tobytes() == wanted.tobytes()
     assert logits(model, batch, adapter=[None] * len(batch["labels"])).tobytes() == base.tobytes()
     assert logits(model, batch, adapter=None).tobytes() == plugged.tobytes()
