@@ -109,7 +109,7 @@ def struck_out(vjps: Iterable[tuple[str, bool]]) -> str:
 def size(n: int) -> str:
     """Bytes in the largest binary unit of which there is one."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if n >= 2 ** power:
+        if n >= 0.999995 * 2 ** power:  # what would be printed as 1024.00 of the smaller unit
             return f"{n / 2 ** power:.2f} {unit}"
     return f"{n} B" if n else "-"
 
@@ -117,7 +117,7 @@ def size(n: int) -> str:
 def count(n: int) -> str:
     """FLOPs with three digits: 1.07 G."""
     for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if n >= 10 ** power:
+        if n >= 0.9995 * 10 ** power:   # what would be printed as 1.00e+03 of the smaller unit
             return f"{n / 10 ** power:#.3g} {unit}".replace(". ", " ")
     return str(n) if n else "-"
 

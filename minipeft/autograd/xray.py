@@ -1,7 +1,7 @@
 """The tape of one training step, op by op: what is kept for the backward and what is not, and what it all costs.
 
     print(xray(lambda: model.loss(**batch), select(model, "@lora")))
-    print(compare({"full": xray(step, everything), "LoRA": xray(step, adapter)}))
+    print(tape.compare({"full": xray(step, everything), "LoRA": xray(step, adapter)}))
 
 Each op shows its output, the bytes that its kept VJPs hold on to, the FLOPs of its forward and of its kept VJPs, and
 its VJPs by the name of their input. One that was not kept is struck out, `-dw-`: no selected parameter lies below that

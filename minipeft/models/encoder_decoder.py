@@ -52,7 +52,7 @@ class EncoderDecoder(Module):
         input_ids [batch, source], decoder_input_ids [batch, target]: integers; masks of these shapes, 1 at tokens and
         0 at padding, None meaning that every position is a token. adapter: None uses what is plugged; a name uses that
         attachment on all rows, and a tuple of names all of these on all rows; a list goes row by row, its entries
-        names, tuples, or None for the base alone. rng: dropout is on if given.
+        names, tuples, or None for the base alone (as is an empty tuple for all rows). rng: dropout is on if given.
         Raises ValueError for ids out of range, wrong shapes and unknown adapters, before anything is computed."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_input_ids",
@@ -66,7 +66,8 @@ class EncoderDecoder(Module):
             return self.logits(hidden)
 
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
-        """The encoder's output [batch, source, d_model]; arguments as in a call."""
+        """The encoder's output [batch, source, d_model]; arguments as in a call. With soft prompts it is longer: theirs
+        come first, and rows with shorter ones than others in the batch are filled up on the left."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         check_rng(rng)
         with routed(adapter, len(ids), self.attachments):

@@ -33,30 +33,46 @@ def layer(name: str) -> tuple[str, int] | None:
     return (found[1], int(found[2])) if found else None
 
 
-def slots_having(slots: Mapping[str, Slot], components: Sequence[str] = (), types: Sequence[str] = (),
-                 layers: Sequence[int] = (), first: int = 0, last: int = 0) -> dict[str, Slot]:
-    """The slots of one of the components, one of the types, and one of the layers; what is empty asks nothing.
+def slots_having(slots: Mapping[str, Slot], components: Sequence[str] | None = None,
+                 types: Sequence[str] | None = None, layers: Sequence[int] | None = None, first: int | None = None,
+                 last: int | None = None) -> dict[str, Slot]:
+    """The slots of one of the components, one of the types, and one of the layers; None asks nothing.
 
     layers: indices of blocks in each stack, -1 the last; first and last: so many blocks at either end of each stack.
-    Raises ValueError, with what is left until then, for a condition that chooses nothing."""
-    depth = _depth(slots)
-
-    def chosen_layer(name: str) -> bool:
-        stack, i = layer(name) or ("", 0)
-        n = depth.get(stack, 0)
-        return bool(n) and (i in layers or i - n in layers or i < first or i >= n - last)
-
+    Raises ValueError for a component, type or layer that no slot has, and for what nothing meets together."""
     chosen = dict(slots)
-    for what, asked, holds in (
-            (f"component {components}", components, lambda name: component(name) in components),
-            (f"type {types}", types, lambda name: parameter_type(slots[name]) in types),
-            (f"layers {layers}, first {first}, last {last}", layers or first or last, chosen_layer)):
-        if asked:
-            kept = {name: slot for name, slot in chosen.items() if holds(name)}
-            if not kept:
-                raise ValueError(f"{what} chooses none of {len(chosen)} parameters: {', '.join(list(chosen)[:3])} ...")
-            chosen = kept
+    for what, asked, part in (("component", components, component),
+                              ("type", types, lambda name: parameter_type(slots[name]))):
+        if asked is not None:
+            _all_there(what, asked, dict.fromkeys(map(part, slots)))
+            chosen = {name: slot for name, slot in chosen.items() if part(name) in asked}
+    if not (layers is first is last is None):
+        depth = _depth(slots)
+        deepest = max(depth.values(), default=0)
+        odd = [i for i in layers or () if not -deepest <= i < deepest]
+        if odd or max(first or 0, last or 0) > deepest:
+            raise ValueError(f"layers {layers}, first {first}, last {last}: the model has no such block; its stacks "
+                             f"have {', '.join(f'{n} ({stack})' for stack, n in depth.items()) or 'none'}")
+        chosen = {name: slot for name, slot in chosen.items() if (at := layer(name)) and _asked(
+            at[1], depth[at[0]], layers or (), first or 0, last or 0)}
+    if not chosen:
+        raise ValueError(f"component {components}, type {types}, layers {layers}, first {first}, last {last}: no "
+                         f"parameter of the model meets all of these")
     return chosen
+
+
+def _all_there(what: str, asked: Sequence[str], there: Iterable[str]) -> None:
+    """Raises ValueError for what the model does not have, with what it has."""
+    there = list(there)
+    for one in asked:
+        if one not in there:
+            tied = "; its head is tied to the embedding" if one == "head" else ""
+            raise ValueError(f"{what} {one!r}: the model has none{tied}; it has {', '.join(there)}")
+
+
+def _asked(i: int, n: int, layers: Sequence[int], first: int, last: int) -> bool:
+    """Whether block i of a stack of n is asked for."""
+    return i in layers or i - n in layers or i < first or i >= n - last
 
 
 def _depth(names: Iterable[str]) -> dict[str, int]:

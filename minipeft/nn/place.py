@@ -23,12 +23,13 @@ Names = tuple[str, ...]
 
 
 class Plugged:
-    """An entry of a place's list: the attachment's name, and the constant it was merged into, if it was."""
+    """An entry of a place's list: the attachment's name, the constant it was merged into, if it was, and when it was
+    plugged (later ones have larger numbers, all over a model)."""
 
-    __slots__ = ("name", "merged")
+    __slots__ = ("name", "merged", "time")
 
-    def __init__(self, name: str, merged: Any = None):
-        self.name, self.merged = name, merged
+    def __init__(self, name: str, merged: Any = None, time: int = 0):
+        self.name, self.merged, self.time = name, merged, time
 
 
 class Place:

@@ -3,7 +3,7 @@
     tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
     metadata    format, version; name; method (JSON: its class and fields, without `where`); places (JSON list of the
                 resolved names); base (fingerprint of the bare model, as it was when this was written); below (JSON:
-                what else lay under it then, {name: fingerprint of that attachment's tensors})
+                what had been plugged before it then, {name: fingerprint of that attachment's tensors})
 """
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(path: str | os.PathLike, name: str, method: Any, places: list[str], te
 
 
 def read(path: str | os.PathLike) -> AdapterFile:
-    """Raises ValueError that names the file for anything that `write` would not have written."""
+    """Raises ValueError that names the file for one whose metadata is incomplete or of other types."""
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
         raise ValueError(f"{path}: not an adapter file of minipeft, version {_VERSION} (its metadata says format "
@@ -57,6 +57,9 @@ def read(path: str | os.PathLike) -> AdapterFile:
         kind = str(method.pop("kind"))
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({error!r})") from None
-    if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places):
-        raise ValueError(f"{path}: places is not a list of names")
+    if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places) \
+            or len(set(places)) < len(places):
+        raise ValueError(f"{path}: places is not a list of distinct names")
+    if not all(isinstance(v, str) for v in below.values()):
+        raise ValueError(f"{path}: below is not a map of names to fingerprints")
     return AdapterFile(name, kind, method, places, base, below, tensors)

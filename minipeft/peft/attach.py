@@ -9,6 +9,8 @@ merged above. Nothing is ever subtracted. Every illegal move raises before anyth
 """
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 from typing import Any, Protocol
@@ -24,13 +26,18 @@ from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
 from minipeft.peft import adapter_file
 
 
+_clock, _OFF = itertools.count(), math.inf
+
+
 class Method(Protocol):
     """Hyper-parameters, where they apply, {name: place}, and what is put there, {name: piece}. A frozen dataclass.
 
-    `places` raises for what does not fit the model, before `build` draws a number."""
+    `places` raises for what does not fit the model, before `build` draws a number; `shapes` says how large the arrays
+    of a piece will be, {leaf: shape}, before they are made. Without rng, `build` makes zeros, to be filled."""
 
     def places(self, model: Any) -> Any: ...
-    def build(self, model: Any, places: Any, rng: numpy.random.Generator) -> Any: ...
+    def shapes(self, name: str, place: Any, model: Any) -> dict[str, tuple]: ...
+    def build(self, model: Any, places: Any, rng: Any) -> Any: ...
 
 
 class Attachment:
@@ -44,7 +51,7 @@ class Attachment:
         """ "off", "plugged" or "merged"; "removed" after `remove`."""
         if not self.places:
             return "removed"
-        entry = next((e for e in next(iter(self.places.values())).plugged if e.name == self.name), None)
+        entry = self._entry()
         return "off" if entry is None else "plugged" if entry.merged is None else "merged"
 
     @property
@@ -67,8 +74,9 @@ class Attachment:
     def plug(self) -> None:
         """Put on top of the list at every place."""
         self._require("plug", "off")
+        now = next(_clock)
         for place in self.places.values():
-            place.plugged.append(Plugged(self.name))
+            place.plugged.append(Plugged(self.name, time=now))
 
     def unplug(self) -> None:
         """Take out of the lists; the base is what it was, bit for bit."""
@@ -115,15 +123,24 @@ class Attachment:
 
     def save(self, file: str | os.PathLike) -> None:
         """Write its own tensors to one safetensors file, with method, resolved names, the base's fingerprint, and
-        those of the attachments below it: a low-rank update means something on what it was trained on alone."""
+        those of the attachments that were plugged before it, wherever in the model: what it learned means something on
+        top of these alone. (While it is off, none are recorded.)"""
         self._require("save", "off", "plugged", "merged")
-        names = {} if self.state == "off" else dict.fromkeys(
-            entry.name for place in self.places.values() for entry in self._around(place)[0])
-        below = {name: fingerprint(attachments_of(self.model)[name].tensors) for name in names}
+        times = {name: a._plugged_at() for name, a in attachments_of(self.model).items()}
+        below = {name: fingerprint(attachments_of(self.model)[name].tensors) for name, time in times.items()
+                 if time < times[self.name] < _OFF}
         adapter_file.write(file, self.name, self.method, list(self.places), self.tensors, below, self.model)
 
     def __repr__(self) -> str:
         return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"
+
+    def _entry(self) -> Plugged | None:
+        """Its entry at the first of its places; at the others it is in the same state."""
+        return next((e for e in next(iter(self.places.values())).plugged if e.name == self.name), None)
+
+    def _plugged_at(self) -> float:
+        entry = self._entry()
+        return _OFF if entry is None else entry.time
 
     def _require(self, move: str, *states: str) -> None:
         if not self.places:

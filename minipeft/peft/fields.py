@@ -3,9 +3,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any
+from typing import Any, Iterable
 
 import numpy
+
+from minipeft.backend import xp
+
+_SHOWN = 200
 
 
 def plain(method: Any) -> None:
@@ -25,9 +29,21 @@ def _plain(value: Any) -> Any:
 
 
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:
-    """Raises ValueError unless `holds`."""
+    """Raises ValueError unless `holds`. A value that would fill the screen is shown in part."""
     if not holds:
-        raise ValueError(f"{type(method).__name__}: {name} is {getattr(method, name)!r}; expected {expected}")
+        shown = repr(getattr(method, name))
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise ValueError(f"{type(method).__name__}: {name} is {shown}; expected {expected}")
+
+
+def one_of(value: Any, names: Iterable[str]) -> bool:
+    """Whether it is a string among `names`; anything else may not be hashable."""
+    return isinstance(value, str) and value in set(names)
+
+
+def finite_in(scale: Any, dtype: Any) -> bool:
+    """Whether a factor stays finite in the dtype of the weights that it meets."""
+    return dtype.kind != "f" or abs(scale) <= float(xp.finfo(dtype).max)
 
 
 def number(value: Any) -> bool:

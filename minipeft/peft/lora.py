@@ -16,8 +16,6 @@ import math
 from fractions import Fraction
 from typing import Any
 
-import numpy
-
 from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array, scalar
 from minipeft.nn import init
@@ -25,7 +23,7 @@ from minipeft.nn.module import Module
 from minipeft.nn.weight import Parameter, Reparam, Slot, Weight
 from minipeft.nn.where import Where, matching
 from minipeft.ops import add, dropout, embedding, low_rank_linear, matmul, mul
-from minipeft.peft.fields import expect, integer, number, plain
+from minipeft.peft.fields import expect, finite_in, integer, number, plain
 
 QUERY_AND_VALUE = r"\.(q|v)\.weight$"  # the paper's choice in most experiments (sec. 5.1)
 
@@ -57,23 +55,33 @@ class LoRA:
         matrices = {name: slot for name, slot in model.slots.items() if slot.kind in ("linear", "embedding")}
         chosen = {name: matrices[name] for name in matching(matrices, self.where, "matrix")}
         for name, slot in chosen.items():
+            expect(self, "alpha", finite_in(self._scale, slot.base.dtype), f"a finite alpha / r in {slot.base.dtype}")
             if self.rank > min(slot.base.shape):
                 raise ValueError(f"LoRA: rank {self.rank} exceeds {min(slot.base.shape)}, the largest that "
                                  f"{name} {list(slot.base.shape)} can have")
         return chosen
 
-    def build(self, model: Module, places: dict[str, Slot], rng: numpy.random.Generator) -> dict[str, "LowRank"]:
+    def shapes(self, name: str, slot: Slot, model: Module) -> dict[str, tuple]:
+        """Of A and B at one slot."""
+        d_out, d_in = slot.base.shape
+        return {"A": (self.rank, d_in), "B": (d_out, self.rank)}
+
+    def build(self, model: Module, places: dict[str, Slot], rng: init.Rng) -> dict[str, "LowRank"]:
         """{name: the reparametrized weight}."""
         return {name: self.on(slot, rng) for name, slot in places.items()}
 
-    def on(self, slot: Slot, rng: numpy.random.Generator) -> "LowRank":
+    @property
+    def _scale(self) -> Fraction:
+        return Fraction(self.alpha) / self.rank
+
+    def on(self, slot: Slot, rng: init.Rng) -> "LowRank":
         """The reparametrized weight of one slot; draws A."""
         d_out, d_in = slot.base.shape
         shape, bound, dtype = (self.rank, d_in), d_in ** -0.5, slot.base.dtype
         a = (init.normal(shape, bound / math.sqrt(3), rng, dtype) if self.start == "gaussian"
              else init.uniform(shape, bound, rng, dtype))
         return LowRank(slot.base, a, init.zeros((d_out, self.rank), dtype),
-                       Fraction(self.alpha) / self.rank, self.dropout)
+                       self._scale, self.dropout)
 
 
 class LowRank(Reparam):

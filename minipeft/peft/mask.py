@@ -21,8 +21,8 @@ def fisher(step: Step | Sequence[Step], params: Mapping[str, Leaf]) -> dict[str,
     """{name: squared gradients}, the mean over one or more steps, functions that return the loss of one example each.
 
     The paper squares the gradient of each example; a step that returns the loss of a batch gives the square of its
-    mean gradient instead, which is cheaper and another quantity. Raises as `value_and_grad` does, ValueError for no
-    steps."""
+    mean gradient instead, which is cheaper and another quantity. What a loss does not depend on scores 0. Otherwise
+    raises as `value_and_grad` does, and ValueError for no steps."""
     steps = [step] if callable(step) else list(step)
     if not steps:
         raise ValueError("fisher: no steps; expected a function that returns a loss, or a list of them")
@@ -39,7 +39,7 @@ def magnitude(params: Mapping[str, Leaf]) -> dict[str, Array]:
 
 
 def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
-    """{name: boolean array}: the ceil(share n) largest of all n scores together, of equal ones the first.
+    """{name: boolean array}: the share n largest, rounded up, of all n scores together, of equal ones the first.
 
     Names of which nothing is chosen are left out. For `Selective(mask=...)`. Raises ValueError for a share outside
     (0, 1], for no scores, and for scores that are not finite."""
@@ -54,18 +54,17 @@ def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
     flat = numpy.concatenate([array.reshape(-1) for array in host.values()])
     chosen = numpy.zeros(flat.size, dtype=bool)
     descending = flat.size - 1 - numpy.argsort(flat[::-1], kind="stable")[::-1]  # no minus: counts may be unsigned
-    chosen[descending[:math.ceil(share * flat.size)]] = True
+    chosen[descending[:max(1, math.ceil(round(share * flat.size, 6)))]] = True
     ends = numpy.cumsum([array.size for array in host.values()])
     masks = {name: chosen[end - array.size:end].reshape(array.shape) for (name, array), end in zip(host.items(), ends)}
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def indices_of_rows(name: str, shape: tuple, rows: Sequence[int]) -> numpy.ndarray:
-    """The flat indices of whole rows of a matrix of `shape`, ascending. ValueError for a row that it lacks."""
-    ordered = numpy.array(sorted(rows))
-    if ordered[-1] >= shape[0]:
-        raise ValueError(f"rows holds {ordered[-1]}; {name} {list(shape)} has rows 0 to {shape[0] - 1}")
-    return (ordered[:, None] * shape[1] + numpy.arange(shape[1])).reshape(-1)
+def check_rows(name: str, shape: tuple, rows: Sequence[int]) -> list[int]:
+    """The rows of a matrix of `shape`, ascending. ValueError for one that it lacks."""
+    if max(rows) >= shape[0]:
+        raise ValueError(f"rows holds {max(rows)}; {name} {list(shape)} has rows 0 to {shape[0] - 1}")
+    return sorted(rows)
 
 
 def indices_of_mask(name: str, shape: tuple, mask: Any) -> numpy.ndarray:
@@ -73,11 +72,14 @@ def indices_of_mask(name: str, shape: tuple, mask: Any) -> numpy.ndarray:
 
     Raises ValueError for another shape or dtype, repeated indices, indices out of range, and for no element at all."""
     array, size = to_host(mask), math.prod(shape)
-    if array.dtype == bool and array.shape == shape and array.any():
-        return numpy.flatnonzero(array)
+    kind = "int32" if size < 2 ** 31 else "int64"
+    if array.dtype == bool and array.shape == shape:
+        if not array.any():
+            raise ValueError(f"the mask of {name} is False everywhere: it chooses nothing; leave the name out")
+        return numpy.flatnonzero(array).astype(kind)
     if array.dtype.kind in "iu" and array.ndim == 1 and array.size:
         flat = numpy.unique(array)
         if flat.size == array.size and flat[0] >= 0 and flat[-1] < size:
-            return flat.astype(numpy.int64)
-    raise ValueError(f"the mask of {name} is {array.dtype} {list(array.shape)}; expected booleans {list(shape)}, not "
-                     f"all of them False, or distinct flat indices from 0 to {size - 1}")
+            return flat.astype(kind)
+    raise ValueError(f"the mask of {name} is {array.dtype} {list(array.shape)}; expected booleans {list(shape)} (of "
+                     f"0 and 1: mask.astype(bool)), or distinct flat indices from 0 to {size - 1}")

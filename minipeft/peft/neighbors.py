@@ -14,7 +14,7 @@ import numpy
 
 from minipeft.autograd.tensor import array_of
 from minipeft.backend import to_host
-from minipeft.nn.init import require_rng
+from minipeft.nn.init import check_rng
 from minipeft.nn.inputs import check_ids
 from minipeft.peft.fields import integer
 from minipeft.peft.prompt import PromptTuning
@@ -24,7 +24,8 @@ from minipeft.peft.prompt import PromptTuning
 class Neighbors:
     """Of p vectors, on the host, the nearest first. cosine_ids, l2_ids: token ids [p, k]; cosine, l2: how near [p, k];
     nearest_distance: L2 to the nearest token [p], 0 for a vector that is a row of the table; tightness [p], of the
-    neighbors by cosine; random_tightness [p], that of Gaussian vectors of the same lengths."""
+    neighbors by cosine (NaN for one neighbor, which has no pair); random_tightness [p], that of Gaussian vectors of the
+    same lengths."""
 
     cosine_ids: numpy.ndarray
     cosine: numpy.ndarray
@@ -35,17 +36,19 @@ class Neighbors:
     random_tightness: numpy.ndarray
 
 
-def nearest_tokens(attachment: Any, k: int, rng: numpy.random.Generator) -> Neighbors:
-    """The k nearest tokens of every vector of a PromptTuning attachment. rng: draws the random vectors.
+def nearest_tokens(attachment: Any, k: int, rng: numpy.random.Generator | None = None) -> Neighbors:
+    """The k nearest tokens of every vector of a PromptTuning attachment. rng: draws the random vectors that tightness
+    is held against; by default the generator of seed 0.
 
-    Raises TypeError for another method or no generator, ValueError for k out of range."""
-    require_rng(rng)
-    if not isinstance(attachment.method, PromptTuning) or not attachment.places:
+    Raises TypeError for another method or something else, ValueError for k out of range."""
+    check_rng(rng)
+    rng = numpy.random.default_rng(0) if rng is None else rng
+    if not isinstance(getattr(attachment, "method", None), PromptTuning) or not attachment.places:
         raise TypeError(f"nearest_tokens: {attachment!r} is not a soft prompt on a model; expected a PromptTuning")
     model, (p,) = attachment.model, attachment.parameters.values()
     vocab = model.config.vocab_size
-    if not (integer(k, 2) and k <= vocab):
-        raise ValueError(f"nearest_tokens: k is {k!r}; expected 2 to {vocab}, the size of the vocabulary")
+    if not (integer(k) and k <= vocab):
+        raise ValueError(f"nearest_tokens: k is {k!r}; expected 1 to {vocab}, the size of the vocabulary")
     table = to_host(array_of(model.embed(check_ids([range(vocab)], vocab, "ids")))[0]).astype(numpy.float64)
     vectors = to_host(p.data).astype(numpy.float64)
     random = rng.standard_normal(vectors.shape)
@@ -75,4 +78,4 @@ def _tightness(table: numpy.ndarray, ids: numpy.ndarray) -> numpy.ndarray:
     unit = _unit(table)[ids]                                                             # [p, k, d]
     k = ids.shape[1]
     pairs = (unit @ unit.swapaxes(-1, -2)).sum(axis=(-1, -2)) - (unit * unit).sum(axis=(-1, -2))
-    return pairs / (k * (k - 1))
+    return pairs / (k * (k - 1)) if k > 1 else numpy.full(len(ids), numpy.nan)

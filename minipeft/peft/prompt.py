@@ -13,14 +13,14 @@ computes the same.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
-
-import numpy
 
 from minipeft.autograd.tensor import Tensor, array_of
 from minipeft.backend import Array, xp
 from minipeft.nn import init
 from minipeft.nn.inputs import check_ids
+from minipeft.nn.positions import Learned
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter
 from minipeft.nn.where import Where, matching
@@ -35,7 +35,8 @@ class PromptTuning:
     """length: p. start (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels: ids, or tuples
     of ids, of which the mean is taken (a label of several tokens); what they leave of the length is drawn from the
-    vocabulary. Raises ValueError for fields out of range."""
+    vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
+    Raises ValueError for fields out of range, and for a prompt that learned positions leave no room for."""
 
     length: int = 20
     start: str = "vocabulary"
@@ -58,23 +59,33 @@ class PromptTuning:
         if self.start != "random" and len(self.tokens) < self.length and not _words(model.config):
             raise ValueError("PromptTuning: the vocabulary has special tokens alone; expected others to draw from, or "
                              "start='random'")
+        position = model.encoder.position if hasattr(model, "encoder") else None
+        room = position.weight.base.shape[0] if isinstance(position, Learned) else None
+        expect(self, "length", room is None or self.length < room,
+               f"fewer than the {room} positions that the encoder has learned (config.max_length)")
         return {name: sites[name] for name in matching(sites, self.where, "input site")}
 
-    def build(self, model: Any, places: dict[str, Site], rng: numpy.random.Generator) -> dict[str, "Prompt"]:
-        """{site: its prompt}; draws P, or which tokens it starts as."""
-        return {name: Prompt(self._vectors(model, rng)) for name in places}
+    def shapes(self, name: str, site: Site, model: Any) -> dict[str, tuple]:
+        """Of P."""
+        return {"P": (self.length, model.embedding.weight.base.shape[1])}
 
-    def _vectors(self, model: Any, rng: numpy.random.Generator) -> Array:
-        """[p, d]."""
-        table = model.embedding.weight.base
-        if self.start == "random":
-            return init.uniform((self.length, table.shape[1]), 0.5, rng, table.dtype)
+    def build(self, model: Any, places: dict[str, Site], rng: init.Rng) -> dict[str, "Prompt"]:
+        """{site: its prompt}; draws P, or which tokens it starts as."""
+        return {name: Prompt(self._vectors(self.shapes(name, site, model)["P"], model, rng))
+                for name, site in places.items()}
+
+    def _vectors(self, shape: tuple, model: Any, rng: init.Rng) -> Array:
+        """[p, d]; zeros without rng, to be filled from a file."""
+        if self.start == "random" or rng is None:
+            return init.uniform(shape, 0.5, rng, model.embedding.weight.base.dtype)
         c = model.config
         words, missing = _words(c), self.length - len(self.tokens)
         drawn = rng.choice(words, missing, replace=len(words) < missing).tolist() if missing else []
         groups = [*self.tokens, *drawn]
-        ids = [check_ids([t if isinstance(t, tuple) else (t,)], c.vocab_size, "tokens") for t in groups]
-        return xp.concatenate([array_of(model.embed(one)).mean(axis=1) for one in ids], axis=0)
+        flat = [t if isinstance(t, tuple) else (t,) for t in groups]
+        vectors = array_of(model.embed(check_ids([sum(flat, ())], c.vocab_size, "tokens")))[0]    # [ids, d], at once
+        ends = list(itertools.accumulate(map(len, flat)))
+        return xp.stack([vectors[end - len(group):end].mean(axis=0) for group, end in zip(flat, ends)])
 
 
 def _words(c: Any) -> list[int]:

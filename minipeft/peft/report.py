@@ -62,20 +62,24 @@ def _example(what: str, d_out: int, d_in: int) -> str:
 
 def report(model: Module, params: Mapping[str, Parameter] | None = None) -> Report:
     """Counts for training `params`; None means the parameters of all plugged attachments, or, if nothing is plugged,
-    the whole model (full fine-tuning). What is merged cannot be trained and counts as memory alone."""
+    the whole model (full fine-tuning). What is merged cannot be trained and counts as memory alone, and so do
+    attachments that are off, and the indices of masks."""
     plugged = {name: a.parameters for name, a in attachments_of(model).items() if a.state == "plugged"}
     own = {name: p for found in plugged.values() for name, p in found.items()}
     base, places = model.base_parameters, dict(model.named_places())
-    trained: Mapping[str, Parameter] = params if params is not None else own or base
+    constants = {name: [e.merged for e in slot.plugged if e.merged is not None] for name, slot in model.slots.items()}
+    free = {name: p for name, p in base.items() if not constants[name]}
+    trained: Mapping[str, Parameter] = params if params is not None else own or free
     groups = plugged if params is None and own else {"selected": trained}
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
-    merged = [e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None]
+    held = {id(p): p for a in attachments_of(model).values() for p in a.arrays.values()}
+    memory = [*{**everything, **held}.values(), *(p for merged in constants.values() for p in merged)]
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
         all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
         methods={name: {part: n for part, n in _counts(found.items(), places).items() if n}
                  for name, found in groups.items()},
-        weight_bytes=sum(p.data.nbytes for p in [*everything.values(), *merged]),
+        weight_bytes=sum(p.data.nbytes for p in memory),
         training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model))
 
 

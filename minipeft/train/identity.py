@@ -33,11 +33,12 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are numbers and strings. (`where` may be a function; it shows in the names.)"""
+    """The fields of a dataclass that are numbers, strings, and tuples of these. (`where` may be a function; it shows in
+    the names, and a mask in the arrays.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
     return {field.name: value for field in dataclasses.fields(settings)
-            if field.name != "where" and isinstance(value := getattr(settings, field.name), (str, int, float))}
+            if field.name != "where" and isinstance(value := getattr(settings, field.name), (str, int, float, tuple))}
 
 
 def difference(there: Any, here: Any, at: str = "") -> str | None:
