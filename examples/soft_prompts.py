@@ -1,0 +1,236 @@
+"""Prompt tuning: a frozen model learns a new task from a few vectors in front of its input.
+
+The base models turn the King James Version into the American Standard Version, and mend and copy clauses of both, as
+two instruction tokens tell them (pretrain_bible.py). The way back, American Standard into King James, was in none of
+their data. Here it is asked for without an instruction: P vectors of an embedding's width, trained with everything else
+frozen, have to say what is wanted (Lester et al., 2021, arXiv:2104.08691). That is P d numbers.
+
+    python examples/soft_prompts.py                 the small base, P = 1 and 20: about two minutes on two cores
+    python examples/soft_prompts.py --all --jobs 2  both bases, P = 1 to 100, four starts, two seeds: recorded
+
+Measured on clauses of verses that no training has seen, and that differ between the versions: cross-entropy per token,
+word error rate, and the F1 of the words that are not in the source (word_scoring.py). Beside it: the clause as it is,
+the base without a prompt, hard prompts (instructions that the base knows, in a combination that it does not; words of
+the target version; worked examples), LoRA and full fine-tuning. It ends with tables, a picture and results.json in
+examples/out/soft_prompts, and with checks that fail if the claims do not hold. Whether prompts come close to full
+fine-tuning is reported, not asserted.
+"""
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any, Iterable, Iterator
+
+import numpy
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import minipeft
+from bible import load_bible
+from claims import failures
+from prompt_runs import BATCH, NEIGHBORS, RATES, Job, Row, copied_clause, references, run, test_pairs
+from row_log import RowLog
+from tables import Column, on_terminal
+
+HERE = Path(__file__).parent
+SIZES = ("small", "large")
+LENGTHS, MIDDLE = (1, 5, 20, 50, 100), 20
+STARTS = ("vocabulary", "random", "instruction", "king words")
+STEPS = 300
+ERRORS = 4                        # a gain has to be so many standard errors wide
+console = Console()
+
+
+def jobs_of(size: str, base: Path, everything: bool, seeds: int, steps: int, hard: tuple[int, ...]) -> list[Job]:
+    """All lengths from one start, all starts at one length, LoRA and full fine-tuning."""
+    prompts = [(length, "vocabulary") for length in (LENGTHS if everything else (1, MIDDLE))]
+    prompts += [(MIDDLE, start) for start in (STARTS[1:] if everything else ())]
+    kinds = [("prompt", length, start) for length, start in prompts] + [("LoRA r=4", 0, ""), ("full", 0, "")]
+    return [Job(base, size, *kind, seed, steps, hard) for seed in range(seeds) for kind in kinds]
+
+
+def run_all(jobs: list[Job], workers: int, log: RowLog[Row]) -> list[Row]:
+    """The rows of all jobs, in their order; those that the log holds are not made again."""
+    missing = [job for job in jobs if (job.method, job.seed) not in log.found]
+    for job, row in track(made(missing, workers), jobs[0].size, len(missing), console=console):
+        log.row(lambda row=row, **_: row, method=job.method, seed=job.seed)
+    return [log.found[job.method, job.seed] for job in jobs]
+
+
+def made(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Row]]:
+    """Run them, as they come; with several workers in processes of their own. A run depends on its job alone."""
+    if workers == 1:
+        yield from ((job, run(job)) for job in jobs)
+        return
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run, job): job for job in jobs}
+        yield from ((futures[future], future.result()) for future in concurrent.futures.as_completed(futures))
+
+
+def perplexity(row: Row) -> float | None:
+    return None if row.loss is None else math.exp(row.loss)
+
+
+SCORES = [
+    Column("trained", lambda r: r.trainable, "{:,.0f}"), Column("%", lambda r: r.percent, "{:.2f}"),
+    Column("context", lambda r: r.context, "+{:.0f}"), Column("start", lambda r: r.start_loss, "{:.3f}"),
+    Column("loss", lambda r: r.loss, "{:.3f}"), Column("range", lambda r: r.loss, "{:.3f}", numpy.ptp),
+    Column("perplexity", perplexity, "{:.2f}"), Column("gain on hard", lambda r: r.hard_gain, "{:+.3f}"),
+    Column("WER", lambda r: r.wer), Column("new words", lambda r: r.new_words),
+    Column("CPU", lambda r: r.seconds, "{:.0f} s", numpy.median)]
+VECTORS = [
+    Column("nearest token at", lambda r: r.nearest, "{:.2f}"), Column("moved on, %", lambda r: 100 * r.moved),
+    Column("tightness", lambda r: r.tightness, "{:.3f}"), Column("of random", lambda r: r.random_tightness, "{:.3f}"),
+    Column("purity, %", lambda r: 100 * r.purity), Column("of vocabulary", lambda r: 100 * r.vocabulary_purity)]
+
+
+def hard_table(tried: Iterable[dict[str, Any]]) -> Table:
+    """What discrete prefixes do, the best first."""
+    table = Table(title="hard prompts: nats per token on the validation part; the best is compared with")
+    for heading in ("base", "prefix", "context", "loss"):
+        table.add_column(heading, justify="left" if heading in ("base", "prefix") else "right")
+    for entry in tried:
+        table.add_row(entry["size"], entry["prefix"], f"+{entry['context']}", f"{entry['loss']:.3f}")
+    return table
+
+
+def against_full(rows: list[Row], size: str) -> dict[str, float]:
+    """How far each kind is from full fine-tuning, the mean over seeds; of the prompts the one with the least loss."""
+    def mean(method: str, score: str) -> float:
+        return mean_of((row for row in rows if row.method == method), score)
+
+    methods = {row.method: row.kind for row in rows if row.size == size}
+    prompt = min((m for m, kind in methods.items() if kind == "prompt"), key=lambda m: mean(m, "loss"))
+    return {f"{score}, {kind}": mean(method, score) - mean(f"{size}: full", score)
+            for method, kind in methods.items() if kind not in ("prompt", "full") or method == prompt
+            for score in ("loss", "wer", "new_words")}
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """Loss and new words against the length of the prompt, and the starts, for each base."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sizes = {row.size: f"{row.size} (d = {row.d_model})" for row in rows if row.size}
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    for color, size in zip(("tab:blue", "tab:red"), sizes):
+        mine = [row for row in rows if row.size == size]
+        swept = sorted((row for row in mine if row.start == "vocabulary"), key=lambda row: row.length)
+        lengths = sorted({row.length for row in swept})
+        for axis, score in zip(axes, ("loss", "new_words")):
+            axis.plot(lengths, [mean_of((r for r in swept if r.length == n), score) for n in lengths], "o-",
+                      color=color, label=f"{sizes[size]}: prompt of P vectors")
+            axis.plot([row.length for row in swept], [getattr(row, score) for row in swept], ".", color=color)
+            for kind, style in (("best hard prompt", ":"), ("LoRA r=4", "-."), ("full", "--")):
+                axis.axhline(mean_of((row for row in mine if row.kind == kind), score), color=color, linestyle=style,
+                             label=f"{size}: {kind}")
+        starts = list(dict.fromkeys(row.start for row in rows if row.length == MIDDLE))
+        for nth, (label, score, alpha) in enumerate((("untrained", "start_loss", 0.35), ("trained", "loss", 1.0))):
+            heights = [mean_of((r for r in mine if (r.start, r.length) == (start, MIDDLE)), score) for start in starts]
+            bars = axes[2].bar(numpy.arange(len(starts)) + 0.4 * list(sizes).index(size) + 0.19 * nth, heights, 0.19,
+                               color=color, alpha=alpha, label=f"{sizes[size]}, {label}")
+            axes[2].bar_label(bars, fmt="%.2f", fontsize=7)
+        axes[2].set_xticks(numpy.arange(len(starts)) + 0.2 * len(sizes) - 0.1, starts)
+    axes[0].set(ylabel="nats per token, test clauses", title="cross-entropy and length of the prompt")
+    axes[1].set(ylabel="F1 of new words, %, test clauses", title="words of the target version that are found")
+    axes[2].set(ylabel="nats per token, test clauses", title=f"what a prompt of {MIDDLE} vectors starts from")
+    for axis in axes[:2]:
+        axis.set(xscale="log", xlabel="P")
+        axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
+        axis.minorticks_off()
+    axes[2].set_ylim(0, 1.25 * axes[2].get_ylim()[1])
+    for axis in (axes[0], axes[2]):
+        axis.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def mean_of(rows: Iterable[Row], score: str) -> float:
+    """Over seeds."""
+    return float(numpy.mean([getattr(row, score) for row in rows]))
+
+
+def check(rows: list[Row]) -> list[str]:
+    """What does not hold. A gain is measured on the same clauses with and without, so its error is that of pairs."""
+    prompts = [r for r in rows if r.kind == "prompt"]
+    attached = [r for r in rows if r.base_kept is not None]
+    checks = [
+        ("a prompt of P vectors has P d numbers", all(r.trainable == r.length * r.d_model for r in prompts)),
+        ("only the prompt changes: every array of the base is bit for bit what it was",
+         all(r.base_kept for r in attached)),
+        ("without the prompt every answer is the base's, id for id", all(r.off_is_base for r in attached)),
+        ("no trained vector is a row of the table", all((r.nearest or 0) > 0 for r in prompts)),
+        (f"every prompt beats the base without one, by {ERRORS} standard errors and more",
+         all((r.gain or 0) > ERRORS * (r.gain_error or 0) for r in prompts)),
+        (f"and what it was before training, by {ERRORS} standard errors and more",
+         all((r.own_gain or 0) > ERRORS * (r.own_gain_error or 0) for r in prompts))]
+    return failures(checks, console)
+
+
+def report(rows: list[Row], tried: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Print the tables; return the distances to full fine-tuning by base."""
+    prompts = [r for r in rows if r.kind == "prompt"]
+    console.print(hard_table(tried))
+    console.print(on_terminal("American Standard -> King James, clauses of unseen verses", rows, SCORES))
+    console.print(on_terminal(f"where the vectors lie ({NEIGHBORS} nearest tokens by cosine)", prompts, VECTORS))
+    for row in prompts:
+        if row.seed == 0 and row.length == MIDDLE:
+            console.print(f"{row.method}: " + " | ".join(" ".join(line) for line in row.neighbors[:5]), markup=False)
+    near = {size: against_full(rows, size) for size in dict.fromkeys(r.size for r in prompts)}
+    for size, gaps in near.items():
+        told = "; ".join(f"{kind} {gaps[f'loss, {kind}']:+.3f}, {gaps[f'wer, {kind}']:+.1f}, "
+                         f"{gaps[f'new_words, {kind}']:+.1f}"
+                         for kind in ("no prompt", "best hard prompt", "prompt", "LoRA r=4"))
+        console.print(f"{size}, against full fine-tuning (loss, WER, new words): {told}", markup=False)
+    return near
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="all lengths and starts, for every base")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="bases (default: small; with --all both)")
+    parser.add_argument("--seeds", type=int, help="how many seeds, 0, 1, ... (default: 1; with --all 2)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
+    parser.add_argument("--bases", type=Path, default=HERE / "checkpoints",
+                        help="folder of bible_small and bible_large (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "soft_prompts", help="where the results go")
+    parser.add_argument("--go-on", action="store_true", help="keep the runs that an interrupted call left in --out")
+    args = parser.parse_args()
+    seeds = args.seeds if args.seeds is not None else (2 if args.all else 1)
+    if seeds < 1 or args.steps < 1 or args.jobs < 1:
+        parser.error("expected --seeds, --steps and --jobs >= 1")
+    minipeft.keep_heap()
+    args.out.mkdir(parents=True, exist_ok=True)
+    console.print(f"{len(load_bible().train.different()):,} clauses to learn from, {len(test_pairs())} of other verses "
+                  f"to be asked; {args.steps} steps of {BATCH}")
+    rows, tried = [copied_clause()], []
+    for size in args.sizes or (SIZES if args.all else SIZES[:1]):
+        base = args.bases / f"bible_{size}"
+        found, scores = references(base, size)
+        digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+        log = RowLog(args.out / f"rows_{size}.jsonl", Row, ("method", "seed"),
+                     {"base": digest, "steps": args.steps, "batch": BATCH, "rates": RATES}, args.go_on)
+        jobs = jobs_of(size, base, args.all, seeds, args.steps, tuple(scores[0]["ids"]))
+        rows += found + run_all(jobs, args.jobs, log)
+        tried += scores
+    near = report(rows, tried)
+    picture(rows, args.out / "soft_prompts.png")
+    (args.out / "results.json").write_text(json.dumps(
+        {"steps": args.steps, "seeds": seeds, "test clauses": len(test_pairs()), "hard prompts": tried,
+         "against full": near, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
+    console.print(f"picture and figures: {args.out}/soft_prompts.png, {args.out}/results.json")
+    return 1 if check(rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
