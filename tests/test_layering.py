@@ -42,10 +42,11 @@ HOST_WORK = {
     "autograd/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
     "ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
     "ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
+    "peft/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
     "peft/load.py": ({"array_equal", "errstate", "isfinite"}, "the numbers of a file are checked before they move"),
-    "peft/mask.py": ({"arange", "argsort", "array", "concatenate", "cumsum", "flatnonzero", "isfinite",
-                      "unique", "zeros"}, "indices are made and checked on the host, once"),
-    "peft/neighbors.py": ({"argsort", "linalg", "linalg.norm", "take_along_axis", "where"},
+    "peft/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
+                     "indices are made and checked on the host, once"),
+    "peft/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
                           "a report about a few vectors, in float64"),
 }
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from typing import Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from minipeft.nn.weight import Slot
 
@@ -49,16 +49,23 @@ def slots_having(slots: Mapping[str, Slot], components: Sequence[str] | None = N
     if not (layers is first is last is None):
         depth = _depth(slots)
         deepest = max(depth.values(), default=0)
-        odd = [i for i in layers or () if not -deepest <= i < deepest]
-        if odd or max(first or 0, last or 0) > deepest:
-            raise ValueError(f"layers {layers}, first {first}, last {last}: the model has no such block; its stacks "
-                             f"have {', '.join(f'{n} ({stack})' for stack, n in depth.items()) or 'none'}")
+        if any(not -deepest <= i < deepest for i in layers or ()) or max(first or 0, last or 0) > deepest:
+            there = ", ".join(f"{stack} 0 to {n - 1}" for stack, n in depth.items())
+            raise ValueError(f"{_said(layers=layers, first=first, last=last)}: the model has no such block; it has "
+                             f"{there or 'none'}")
         chosen = {name: slot for name, slot in chosen.items() if (at := layer(name)) and _asked(
             at[1], depth[at[0]], layers or (), first or 0, last or 0)}
     if not chosen:
-        raise ValueError(f"component {components}, type {types}, layers {layers}, first {first}, last {last}: no "
-                         f"parameter of the model meets all of these")
+        said = _said(component=components, type=types, layers=layers, first=first, last=last)
+        raise ValueError(f"{said}: no parameter of the model meets {'all of these' if ', ' in said else 'this'}")
     return chosen
+
+
+def _said(**conditions: Any) -> str:
+    """component 'norm', layers 0 or -1: the conditions that were asked for."""
+    listed = {name: " or ".join(map(repr, asked)) or "none" if isinstance(asked, Sequence) else asked
+              for name, asked in conditions.items() if asked is not None}
+    return ", ".join(f"{name} {asked}" for name, asked in listed.items())
 
 
 def _all_there(what: str, asked: Sequence[str], there: Iterable[str]) -> None:

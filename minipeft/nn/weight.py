@@ -99,11 +99,6 @@ def arrays_of(piece: Any) -> dict[str, Parameter | Constant]:
             if isinstance(value, (Parameter, Constant)) and name != "base"}
 
 
-def parameters_of(piece: Any) -> dict[str, Parameter]:
-    """Those of its own arrays that are trained."""
-    return {name: value for name, value in arrays_of(piece).items() if isinstance(value, Parameter)}
-
-
 class Slot(Place):
     """A place for a weight. Kinds: "linear" and "embedding" [d_out, d_in], "bias" and "norm" [d], "position" tables.
 

@@ -5,7 +5,7 @@ import pytest
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
-from minipeft.nn.weight import Parameter, parameters_of
+from minipeft.nn.weight import Constant, Parameter, arrays_of
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 
@@ -108,11 +108,15 @@ def test_moving_to_numpy_is_the_identity_and_returns_the_module():
     assert all(a is b for a, b in zip(model.state().values(), arrays))
 
 
-def test_the_own_parameters_of_a_piece_are_its_attributes_but_the_base():
+def test_the_own_arrays_of_a_piece_are_its_parameters_and_constants_but_the_base():
+    """Not plain arrays beside them, which are made anew from the method's fields."""
     class Piece:
         def __init__(self):
             self.base, self.u, self.v, self.s = (Parameter(numpy.zeros(1)), Parameter(numpy.ones(1)),
                                                  Parameter(numpy.ones(2)), 5)
+            self.indices, self.table = Constant(numpy.arange(3)), numpy.arange(4)
     piece = Piece()
-    assert parameters_of(piece) == {"u": piece.u, "v": piece.v}
-    assert parameters_of(lambda x: x) == {}
+    assert arrays_of(piece) == {"u": piece.u, "v": piece.v, "indices": piece.indices}
+    piece.base = Constant(numpy.zeros(1))
+    assert arrays_of(piece) == {"u": piece.u, "v": piece.v, "indices": piece.indices}
+    assert arrays_of(lambda x: x) == {}

@@ -6,7 +6,7 @@ import pytest
 
 import minipeft
 from minipeft import ops
-from minipeft.nn.weight import Parameter, parameters_of
+from minipeft.nn.weight import Parameter, arrays_of
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float64", 0)
@@ -250,7 +250,7 @@ def test_moving_reaches_bases_merged_constants_and_all_attachments_once():
     lower.merge()
     model.to(Namespace)
     pieces = [piece for _, place in model.named_places() for piece in place.attached.values()]
-    held = [*model.base_parameters.values(), *(p for piece in pieces for p in parameters_of(piece).values()),
+    held = [*model.base_parameters.values(), *(p for piece in pieces for p in arrays_of(piece).values()),
             *(e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None)]
     assert len(held) == len(model.slots) + 3 * 2 * 10 + 10 and {type(p.data) for p in held} == {Moved}
 

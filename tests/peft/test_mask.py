@@ -1,5 +1,6 @@
 """Scores of elements, what is largest among them, and the indices that a mask or rows mean."""
 import math
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft import ops
 from minipeft.nn.weight import Parameter
-from minipeft.peft.mask import indices_of_mask, indices_of_rows
+from minipeft.peft.mask import check_rows, indices_of_mask
 from tests.bounds import close_gradients
 from tests.models_under_test import Case, bits
 
@@ -90,7 +91,8 @@ def test_magnitude_is_the_absolute_value_and_a_copy():
 
 @given(st.integers(0, 999), st.floats(0, 1, exclude_min=True), st.booleans())
 def test_top_is_what_sorting_all_numbers_together_gives(seed, share, few):
-    """few: scores 0, 1, 2, so that most are equal; of equal ones the first, in the order of names and of elements."""
+    """few: scores 0, 1, 2, so that most are equal; of equal ones the first, in the order of names and of elements.
+    What exceeds a whole number by less than half a millionth is taken for rounding."""
     rng = numpy.random.default_rng(seed)
     shapes = {"c": (2, 3), "a": (4,), "b": (1, 3, 2)}
     scores = {name: rng.integers(0, 3, shape) * 1.0 if few else rng.standard_normal(shape)
@@ -99,7 +101,7 @@ def test_top_is_what_sorting_all_numbers_together_gives(seed, share, few):
     n = sum(s.size for s in scores.values())
     ranked = sorted(((-value, order, i) for order, s in enumerate(scores.values())
                      for i, value in enumerate(s.reshape(-1))))
-    chosen = ranked[:math.ceil(share * n)]
+    chosen = ranked[:max(1, math.ceil(Fraction(share) * n - Fraction(1, 2_000_000)))]
     assert sum(mask.sum() for mask in found.values()) == len(chosen) >= 1
     for order, name in enumerate(shapes):
         wanted = sorted(i for _, o, i in chosen if o == order)
@@ -107,6 +109,18 @@ def test_top_is_what_sorting_all_numbers_together_gives(seed, share, few):
         if wanted:
             assert found[name].dtype == bool and found[name].shape == shapes[name]
             assert numpy.flatnonzero(found[name]).tolist() == wanted
+
+
+@given(st.integers(1, 400), st.data())
+def test_a_share_that_is_a_fraction_of_n_is_exactly_so_many(n, data):
+    """0.07 * 100 is 7.000000000000001 in binary, and not the eighth of anything."""
+    p = data.draw(st.integers(1, n))
+    assert minipeft.top({"a": numpy.arange(n)}, p / n)["a"].sum() == p
+    assert minipeft.top({"a": numpy.arange(n)}, (p - 0.5) / n)["a"].sum() == p, "what is between is rounded up"
+
+
+def test_seven_percent_of_a_hundred_are_seven():
+    assert 0.07 * 100 > 7 and minipeft.top({"a": numpy.arange(100)}, 0.07)["a"].sum() == 7
 
 
 def test_top_of_the_whole_is_everything_and_of_almost_nothing_the_one_largest():
@@ -159,14 +173,16 @@ def test_the_elements_of_largest_fisher_information_are_trained_and_lower_the_lo
 # ---- indices
 
 
-@pytest.mark.parametrize("rows, wanted", [((0,), [0, 1, 2]), ((2, 0), [0, 1, 2, 6, 7, 8]), ((3,), [9, 10, 11])])
-def test_rows_are_runs_of_indices_ascending(rows, wanted):
-    assert indices_of_rows("table", (4, 3), rows).tolist() == wanted
+@pytest.mark.parametrize("rows, wanted", [((0,), [0]), ((2, 0), [0, 2]), ((3,), [3])])
+def test_rows_come_ascending(rows, wanted):
+    assert check_rows("table", (4, 3), rows) == wanted
 
 
 def test_a_row_that_the_table_lacks_is_refused_with_those_that_it_has():
     with pytest.raises(ValueError, match=r"rows holds 4; table \[4, 3\] has rows 0 to 3"):
-        indices_of_rows("table", (4, 3), (4, 1))
+        check_rows("table", (4, 3), (4, 1))
+    with pytest.raises(ValueError, match="rows holds 9223372036854775808; table"):
+        check_rows("table", (4, 3), (1, 2 ** 63))
 
 
 @pytest.mark.parametrize("mask, wanted", [
@@ -174,7 +190,7 @@ def test_a_row_that_the_table_lacks_is_refused_with_those_that_it_has():
     (numpy.array([5, 0, 3]), [0, 3, 5]), ([2], [2]), (numpy.array([4, 1], "uint8"), [1, 4])])
 def test_booleans_of_the_shape_and_distinct_flat_indices_mean_indices_ascending(mask, wanted):
     found = indices_of_mask("w", (2, 3), mask)
-    assert found.tolist() == wanted and found.dtype == numpy.int64
+    assert found.tolist() == wanted and found.dtype == numpy.int32
 
 
 def test_the_indices_of_a_mask_do_not_change_when_the_mask_does():
@@ -184,11 +200,25 @@ def test_the_indices_of_a_mask_do_not_change_when_the_mask_does():
     assert found.tolist() == [1, 4]
 
 
+def test_a_mask_that_is_false_everywhere_says_what_to_do():
+    with pytest.raises(ValueError) as error:
+        indices_of_mask("w", (2, 3), numpy.zeros((2, 3), bool))
+    assert str(error.value) == "the mask of w is False everywhere: it chooses nothing; leave the name out"
+
+
+@pytest.mark.parametrize("size, dtype", [(2 ** 31 - 1, "int32"), (2 ** 31, "int64")])
+def test_indices_take_four_bytes_where_four_are_enough(size, dtype):
+    found = indices_of_mask("w", (size,), [size - 1, 0])
+    assert found.tolist() == [0, size - 1] and found.dtype == dtype
+
+
 @pytest.mark.parametrize("mask", [
-    numpy.zeros((2, 3), bool), numpy.ones((3, 2), bool), numpy.ones(6, bool), numpy.ones((1, 2, 3), bool),
+    numpy.zeros((3, 2), bool), numpy.ones((3, 2), bool), numpy.ones(6, bool), numpy.ones((1, 2, 3), bool),
     numpy.ones((2, 3), int), numpy.ones((2, 3)), numpy.array([0.0, 1.0]), [0, 0], [1, 2, 1], [-1], [6], [0, 2 ** 40],
     numpy.array([2 ** 63], "uint64"), [], numpy.zeros(0, int), [[0, 1]], 3, True, None, "w"])
 def test_every_other_mask_is_refused_with_what_it_is(mask):
-    with pytest.raises(ValueError, match=r"the mask of w is .*; expected booleans \[2, 3\], not all of them False, or "
-                                         "distinct flat indices from 0 to 5"):
+    array = numpy.asarray(mask)
+    with pytest.raises(ValueError) as error:
         indices_of_mask("w", (2, 3), mask)
+    assert str(error.value) == (f"the mask of w is {array.dtype} {list(array.shape)}; expected booleans [2, 3] (of 0 "
+                                f"and 1: mask.astype(bool)), or distinct flat indices from 0 to 5")
