@@ -92,8 +92,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_flan_base_by_component():
     r = report(T5(config_of("v1.1 base"), None))
-    assert r.components == {"attention": 84_934_656, "feed-forward": 113_246_208, "embedding": 49_348_608,
-                            "norm": 62 * 768, "position": 2 * 32 * 12, "bias": 0}
+    assert r.components == {"attention": 84_934_656, "feed-forward": 113_246_208, "embedding": 24_674_304,
+                            "head": 24_674_304, "norm": 62 * 768, "position": 2 * 32 * 12, "bias": 0}
     assert 62 * 768 + 2 * 32 * 12 == 48_384 and sum(r.components.values()) == r.all == r.trainable
     assert r.weight_bytes == 4 * r.all and r.percent == 100
 

@@ -56,6 +56,27 @@ def test_an_unknown_start_is_refused(start):
         minipeft.LoRA(start=start)
 
 
+@pytest.mark.parametrize("rank, alpha", [(1, 1e300), (8, 1e300), (1, -3.5e38), (2, 10 ** 39)])
+def test_an_alpha_whose_scale_is_not_finite_in_the_weights_dtype_is_refused_before_anything_is_drawn(rank, alpha):
+    """3.5e38 is above the largest float32, 3.4028...e38; in float64 all of these are numbers like any other."""
+    case, rng = Case(("t5 v1.0", "q and v"), rank, alpha, "float32", 0), numpy.random.default_rng(0)
+    model, state = case.model(), rng.bit_generator.state
+    with pytest.raises(ValueError) as error:
+        minipeft.attach(model, case.method, rng)
+    assert str(error.value) == f"LoRA: alpha is {alpha!r}; expected a finite alpha / r in float32"
+    assert rng.bit_generator.state == state and not model.attachments
+    wide = dataclasses.replace(case, dtype="float64")
+    model = wide.model()
+    before = logits(model, wide.batch())
+    minipeft.attach(model, case.method, rng)
+    assert numpy.array_equal(logits(model, wide.batch()), before)
+
+
+def test_it_is_alpha_over_r_that_must_be_finite_and_not_alpha():
+    model = Case(("t5 v1.0", "q and v"), 1, 1, "float32", 0).model()
+    assert minipeft.attach(model, minipeft.LoRA(8, 2e39), numpy.random.default_rng(0)).state == "plugged"
+
+
 def test_an_unknown_field_is_refused():
     with pytest.raises(TypeError, match="lora_alpha"):
         minipeft.LoRA(rank=8, lora_alpha=16)

@@ -1,5 +1,6 @@
 """The vocabulary's nearest tokens to a soft prompt, and how tight a cluster they form."""
 import math
+import warnings
 
 import numpy
 import pytest
@@ -45,7 +46,7 @@ def distance(a, b):
     return math.sqrt(math.fsum((a - b) ** 2))
 
 
-@given(st.sampled_from(list(FAMILIES)), st.integers(0, 999), st.integers(2, VOCAB), st.integers(1, 4),
+@given(st.sampled_from(list(FAMILIES)), st.integers(0, 999), st.integers(1, VOCAB), st.integers(1, 4),
        st.sampled_from(["float64", "float32"]))
 def test_neighbors_are_those_of_one_comparison_after_the_other(family, seed, k, p, dtype):
     """In float64 whatever the model computes in. Random numbers leave no ties, so the order is the same; values within
@@ -62,7 +63,8 @@ def test_neighbors_are_those_of_one_comparison_after_the_other(family, seed, k, 
         wanted = numpy.array([distance(v, rows[t]) for t in by_distance])
         assert (abs(found.l2[i] - wanted) <= 40 * U * wanted).all()
         pairs = [cosine(rows[a], rows[b]) for n, a in enumerate(by_cosine) for b in by_cosine[:n]]
-        assert abs(found.tightness[i] - math.fsum(pairs) / len(pairs)) < 80 * U
+        if k > 1:
+            assert abs(found.tightness[i] - math.fsum(pairs) / len(pairs)) < 80 * U
     assert numpy.array_equal(found.nearest_distance, found.l2[:, 0])
     assert found.cosine.shape == found.l2.shape == found.cosine_ids.shape == found.l2_ids.shape == (p, k)
     assert found.tightness.shape == found.random_tightness.shape == found.nearest_distance.shape == (p,)
@@ -144,10 +146,24 @@ def test_a_prompt_that_is_off_has_neighbors_too_and_nothing_is_changed_by_asking
     assert p.data.tobytes() == before and all(isinstance(a, numpy.ndarray) for a in vars(off).values())
 
 
-@pytest.mark.parametrize("k", [1, 0, -1, 14, 2.0, True, None, "3"])
+def test_one_neighbor_has_no_pair_and_so_no_tightness():
+    """NaN, and no warning (which would be an error here)."""
+    model = model_of("t5 v1.0")
+    attachment = prompted(model, RNG(1).standard_normal((3, 12)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = minipeft.nearest_tokens(attachment, 1)
+    two = minipeft.nearest_tokens(attachment, 2)
+    assert one.tightness.shape == one.random_tightness.shape == (3,)
+    assert numpy.isnan(one.tightness).all() and numpy.isnan(one.random_tightness).all()
+    assert one.cosine_ids.tolist() == two.cosine_ids[:, :1].tolist() and one.l2.tolist() == two.l2[:, :1].tolist()
+    assert one.nearest_distance.tolist() == two.nearest_distance.tolist()
+
+
+@pytest.mark.parametrize("k", [0, -1, 14, 2.0, True, None, "3"])
 def test_a_k_out_of_range_is_refused_with_the_range(k):
     attachment = prompted(model_of("t5 v1.0"), numpy.ones((1, 12)))
-    with pytest.raises(ValueError, match="nearest_tokens: k is .*; expected 2 to 13, the size of the vocabulary"):
+    with pytest.raises(ValueError, match="nearest_tokens: k is .*; expected 1 to 13, the size of the vocabulary"):
         minipeft.nearest_tokens(attachment, k, RNG(0))
 
 
@@ -162,8 +178,22 @@ def test_other_methods_and_prompts_that_were_removed_are_refused():
         minipeft.nearest_tokens(prompt, 3, RNG(0))
 
 
-@pytest.mark.parametrize("rng", [None, 0, "seed"])
-def test_without_a_generator_it_says_what_to_pass(rng):
+@pytest.mark.parametrize("other, shown", [(None, "None"), ("prompt", "'prompt'"), (3, "3"),
+                                          (minipeft.PromptTuning(2), r"PromptTuning\(length=2, .*\)")])
+def test_what_is_no_attachment_is_refused_with_what_is_expected(other, shown):
+    with pytest.raises(TypeError, match=f"^nearest_tokens: {shown} is not a soft prompt on a model; expected a Prompt"):
+        minipeft.nearest_tokens(other, 3)
+
+
+def test_without_a_generator_it_is_that_of_seed_0_every_time():
+    attachment = prompted(model_of("t5 v1.0"), RNG(1).standard_normal((3, 12)))
+    first, again, seeded, other = (minipeft.nearest_tokens(attachment, 4, *rng).random_tightness.tolist()
+                                   for rng in ((), (None,), (RNG(0),), (RNG(1),)))
+    assert first == again == seeded != other
+
+
+@pytest.mark.parametrize("rng", [0, "seed", numpy.random.RandomState(0)])
+def test_what_is_no_generator_is_refused_with_what_to_pass(rng):
     model = FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float64")
     attachment = minipeft.attach(model, minipeft.PromptTuning(2), numpy.random.default_rng(0))
     with pytest.raises(TypeError, match="expected a numpy.random.Generator"):

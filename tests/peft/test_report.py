@@ -75,10 +75,48 @@ def test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not():
     assert sizes[1] == 2 * (13 + 12)
     assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sum(sizes), base + sum(sizes))
     first.unplug()
-    second.merge()
-    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (base, base)
+    second.merge()  # the head, of 13 * 12 numbers, cannot be trained now
+    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (base - 13 * 12, base)
     second.unmerge()
     assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sizes[1], base + sizes[1])
+
+
+def test_weight_bytes_are_all_arrays_that_are_held_each_once():
+    """Base 4 bytes a number; d of a mask and its indices 4 each; a LoRA that is off; the constant that a merge made,
+    beside the base that it keeps. What is selected and held already is not counted again."""
+    case = Case(("t5 v1.1", "q and v"), 2, 3, "float32", 0)
+    model = case.model()
+    base = 4 * sum(p.data.size for p in model.base_parameters.values())
+    assert minipeft.report(model).weight_bytes == base
+    mask = minipeft.attach(model, minipeft.Selective(mask={"head.weight": [5, 7, 100]}), RNG(0), "mask")
+    assert minipeft.report(model).weight_bytes == base + 3 * (4 + 4)
+    mask.unplug()
+    lora = case.attach(model, "off", 3, where="^embedding")
+    assert minipeft.report(model).weight_bytes == base + 24 + 4 * 2 * (13 + 12)
+    lora.unplug()
+    assert minipeft.report(model).weight_bytes == base + 24 + 200
+    assert (minipeft.report(model).all, minipeft.report(model).trainable) == (base // 4, base // 4)
+    lora.plug()
+    lora.merge()
+    report = minipeft.report(model)
+    assert report.weight_bytes == base + 24 + 200 + 4 * 13 * 12
+    assert report.trainable == base // 4 - 13 * 12 and report.training_bytes == 12 * report.trainable
+    assert minipeft.report(model, mask.parameters).weight_bytes == report.weight_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_merged_and_what_can_be_selected_agree(family):
+    """With nothing plugged, full fine-tuning trains what `select` would give: not the bases under a merge."""
+    case = Case((family, "q and v"), 2, 3, "float32", 0)
+    model = case.model()
+    names = set(model.base_parameters)
+    attachment = case.attach(model)
+    attachment.merge()
+    free = names - set(attachment.places)
+    params = minipeft.select(model, lambda name: name in free)
+    assert minipeft.report(model).trainable == sum(p.data.size for p in params.values()) > 0
+    with pytest.raises(ValueError, match="unmerge"):
+        minipeft.select(model, next(iter(attachment.places)))
 
 
 def test_a_selection_can_be_counted_and_a_tied_table_counts_once():
