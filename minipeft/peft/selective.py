@@ -52,10 +52,11 @@ class Selective:
             expect(self, name, _all(getattr(self, name), lambda part: one_of(part, known)),
                    f"some of {', '.join(known)}")
         for name in ("first", "last"):
-            expect(self, name, getattr(self, name) is None or integer(getattr(self, name)), "a number of blocks")
-        expect(self, "layers", _all(self.layers, lambda i: type(i) is int), "a tuple of indices of blocks")
+            expect(self, name, getattr(self, name) is None or integer(getattr(self, name)),
+                   "a number of blocks, at least 1, or None")
+        expect(self, "layers", _all(self.layers, lambda i: type(i) is int), "indices of blocks, at least one")
         expect(self, "rows", _all(self.rows, lambda i: integer(i, 0)) and len(set(self.rows or ())) == len(
-            self.rows or ()), "a tuple of distinct ids")
+            self.rows or ()), "distinct ids, at least one")
         expect(self, "mask", self.mask is None or isinstance(self.mask, Mapping) and self.mask and self.rows is None,
                "{slot name: array}, and no rows beside it")
 

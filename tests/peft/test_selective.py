@@ -50,14 +50,16 @@ def train(model, params, batch, steps, optimizer):
 
 @pytest.mark.parametrize("fields, message", [
     ({"component": "heads"}, "component is .*; expected some of attention, feed-forward, embedding, norm, position, h"),
-    ({"component": ("norm", 3)}, "component"), ({"component": 5}, "component is 5"), ({"component": None}, "component"),
+    ({"component": ("norm", 3)}, "component"), ({"component": 5}, r"component is \(5,\)"),
+    *(({name: ()}, rf"{name} is \(\); expected some of ") for name in ("component", "type")),
+    ({"component": ({},)}, r"component is \({},\)"), ({"type": ["bias", ["matrix"]]}, "type is"),
     ({"type": "biases"}, "type is .*; expected some of bias, norm scale, matrix"), ({"type": {"bias"}}, "type is"),
-    *(({end: value}, f"{end} is {value!r}; expected a number of blocks")
-      for end in ("first", "last") for value in (-1, 1.0, True, "1", None)),
-    *(({"layers": value}, "layers is .*; expected a tuple of indices of blocks")
-      for value in (3, "0", (0.0,), (True,), (None,), {0})),
-    *(({"rows": value}, "rows is .*; expected a tuple of distinct ids")
-      for value in (3, (-1,), (1, 1), (1.0,), (True,), "1", {1})),
+    *(({end: value}, f"{end} is {value!r}; expected a number of blocks, at least 1, or None")
+      for end in ("first", "last") for value in (-1, 0, 1.0, True, "1")),
+    *(({"layers": value}, "layers is .*; expected indices of blocks, at least one")
+      for value in ((), [], True, "0", (0.0,), (True,), (None,), {0})),
+    *(({"rows": value}, "rows is .*; expected distinct ids, at least one")
+      for value in ((), [], range(0), 3, (-1,), (1, 1), (1.0,), (True,), "1", {1})),
     *(({"mask": value}, "mask is .*; expected {slot name: array}, and no rows beside it")
       for value in ({}, [1], numpy.ones(3, bool), "w")),
     ({"mask": {QUERY: [0]}, "rows": (1,)}, "mask is .* no rows beside it")])
@@ -68,8 +70,14 @@ def test_a_field_out_of_range_is_refused_by_name(fields, message):
 
 def test_what_means_the_same_is_the_same_method():
     assert minipeft.Selective("norm", type="bias") == minipeft.Selective(("norm",), type=["bias"])
+    assert minipeft.Selective(layers=-1) == minipeft.Selective(layers=[numpy.int64(-1)]) != minipeft.Selective(layers=0)
     assert minipeft.Selective(rows=range(3)) == minipeft.Selective(rows=numpy.arange(3)) == minipeft.Selective(
         rows=[numpy.int64(0), 1, 2])
+
+
+def test_nothing_is_asked_by_default():
+    method = minipeft.Selective()
+    assert {name: value for name, value in vars(method).items() if value is not None} == {"where": ""}
 
 
 # ---- which slots
@@ -97,7 +105,7 @@ def test_it_chooses_by_component_type_layer_and_name_in_model_order(family):
 @pytest.mark.parametrize("family, blocks", [("t5 v1.0", "encoder.0 decoder.1"), ("t5 v1.1", "encoder.1 decoder.0"),
                                             ("post-LN", "encoder.1 decoder.0"), ("pre-LN", "encoder.0 decoder.1")])
 def test_the_last_layer_is_each_stacks_own(family, blocks):
-    for fields in ({"layers": (-1,)}, {"last": 1}):
+    for fields in ({"layers": (-1,)}, {"layers": -1}, {"last": 1}):
         assert {n[:9] for n in chosen(family, **fields)} == set(blocks.split())
     deeper = "encoder.1" if "encoder.1" in blocks else "decoder.1"
     assert {n[:9] for n in chosen(family, layers=(1,))} == {deeper}, "the other stack has no layer 1"
@@ -112,17 +120,30 @@ def test_conditions_that_are_given_together_must_all_hold(family):
 
 
 @pytest.mark.parametrize("family, fields, message", [
-    ("t5 v1.0", {"type": "bias"}, r"type .*bias.* chooses none of 39 parameters: embedding.weight"),
-    ("t5 v1.0", {"component": "head"}, "component .*head.* chooses none of 39"),
-    ("post-LN", {"component": "position"}, "component .*position.* chooses none of 59"),
-    ("pre-LN", {"layers": (2,)}, r"layers \(2,\), first 0, last 0 chooses none of "),
-    ("pre-LN", {"component": "position", "last": 2}, r"layers \(\), first 0, last 2 chooses none of 2 parameters"),
+    ("t5 v1.0", {"type": "bias"}, "^type 'bias': the model has none; it has matrix, norm scale$"),
+    ("t5 v1.0", {"type": ("matrix", "bias")}, "^type 'bias': the model has none; it has matrix, norm scale$"),
+    ("t5 v1.0", {"component": "head"}, "^component 'head': the model has none; its head is tied to the embedding; it "
+     "has embedding, position, attention, norm, feed-forward$"),
+    ("t5 v1.0", {"component": ("norm", "head")}, "^component 'head': the model has none; its head is tied to the emb"),
+    ("post-LN", {"component": "position"}, "^component 'position': the model has none; it has embedding, attention, "),
+    ("pre-LN", {"layers": (2,)}, "^layers 2: the model has no such block; it has encoder 0 to 0, decoder 0 to 1$"),
+    ("pre-LN", {"layers": (0, -3)}, "^layers 0 or -3: the model has no such block; it has encoder 0 to 0, decoder 0 "),
+    ("pre-LN", {"first": 3}, "^first 3: the model has no such block"),
+    ("pre-LN", {"last": 3, "first": 1}, "^first 1, last 3: the model has no such block"),
+    ("pre-LN", {"component": "position", "last": 2},
+     "^component 'position', last 2: no parameter of the model meets all of these$"),
+    ("pre-LN", {"component": "embedding", "layers": 0}, "^component 'embedding', layers 0: no parameter of the model "),
     ("t5 v1.1", {"component": "norm", "where": "attn.q"}, "where='attn.q' matches none of the 9 parameter names"),
     ("t5 v1.1", {"component": "norm", "rows": (1,)}, "Selective: rows chooses nothing: the other conditions leave no"),
     ("t5 v1.1", {"rows": (1, 13)}, r"rows holds 13; embedding.weight \[13, 12\] has rows 0 to 12"),
     ("t5 v1.1", {"mask": {"nonesuch": [0]}}, "mask names 'nonesuch', which the model lacks, or a condition leaves out"),
     ("t5 v1.1", {"mask": {QUERY: [0]}, "component": "norm"}, f"mask names '{QUERY}', which the model lacks, or a cond"),
-    ("t5 v1.1", {"mask": {QUERY: [180]}}, rf"the mask of {QUERY} is int64 \[1\]; expected booleans \[15, 12\], not")])
+    ("t5 v1.1", {"mask": {QUERY: [180]}}, rf"the mask of {QUERY} is int64 \[1\]; expected booleans \[15, 12\] \(of "
+     r"0 and 1: mask.astype\(bool\)\), or distinct flat indices from 0 to 179$"),
+    ("t5 v1.1", {"mask": {QUERY: numpy.zeros((15, 12), bool)}}, f"^the mask of {QUERY} is False everywhere: it chooses "
+     "nothing; leave the name out$"),
+    ("t5 v1.1", {"mask": {QUERY: numpy.ones((15, 12), int)}}, rf"^the mask of {QUERY} is int64 \[15, 12\]; expected boo"
+     r"leans \[15, 12\] \(of 0 and 1: mask.astype\(bool\)\)")])
 def test_what_chooses_nothing_or_does_not_fit_raises_and_names_the_condition(family, fields, message):
     """Before a number is drawn, and nothing is attached."""
     model, rng = model_of(family), RNG(0)
@@ -150,8 +171,12 @@ def test_bitfit_trains_the_biases_of_a_transformer_alone():
 def test_rows_are_those_of_the_embedding_table_and_not_of_a_head_of_its_own():
     model = model_of("t5 v1.1")
     attachment = minipeft.attach(model, minipeft.Selective(rows=(5, 2)), RNG(0), "a")
-    assert {name: p.shape for name, p in attachment.parameters.items()} == {f"{TABLE}@a.d": (24,)}
-    assert attachment.tensors[f"{TABLE}.indices"].tolist() == [*range(24, 36), *range(60, 72)]
+    assert {name: p.data.shape for name, p in attachment.arrays.items()} == {f"{TABLE}@a.d": (2, 12)}
+    d = attachment.parameters[f"{TABLE}@a.d"]
+    d.data = numpy.stack([numpy.full(12, 1.0), numpy.full(12, 8.0)])
+    different = dense(model, TABLE) - model.state()[TABLE]
+    assert numpy.flatnonzero(different.any(axis=1)).tolist() == [2, 5] and abs(different[5] - 8).max() < 1e-14
+    assert "head.weight" not in attachment.places
 
 
 @pytest.mark.parametrize("family", TIED)
@@ -271,7 +296,7 @@ def test_moments_gradient_and_file_are_of_the_size_of_d(tmp_path):
     attachment.save(tmp_path / "a")
     tensors = read_tensors(tmp_path / "a")[0]
     assert {n: (t.shape, str(t.dtype)) for n, t in tensors.items()} == {
-        f"{QUERY}.d": ((2,), "float32"), f"{QUERY}.indices": ((2,), "int64")}
+        f"{QUERY}.d": ((2,), "float32"), f"{QUERY}.indices": ((2,), "int32")}
 
 
 def test_a_lookup_adds_up_the_rows_that_it_looks_up_and_no_whole_table():
@@ -369,17 +394,17 @@ def refused(path, message):
     assert bits(model.state()) == before and logits(model, case_of("post-LN").batch()).tobytes() == output.tobytes()
 
 
-I_Q, I_B, I_T = f"{QUERY}.indices", f"{BIAS}.indices", f"{TABLE}.indices"
-MASK_RULE = "expected booleans .* or distinct flat indices"
+I_Q, I_B, I_T, D_T = f"{QUERY}.indices", f"{BIAS}.indices", f"{TABLE}.indices", f"{TABLE}.d"
+MASK_RULE = "expected booleans .*, or distinct flat indices"
 
 
 @pytest.mark.parametrize("which, change, message", [
     ("mask", lambda t: t.update({I_Q: t[I_Q][::-1].copy()}), f"{I_Q} is not what the method's fields say it is"),
-    ("mask", lambda t: t.update({I_Q: t[I_Q][[0, 0, 1]]}), f"the mask of {QUERY} is int64 .*{MASK_RULE}"),
+    ("mask", lambda t: t.update({I_Q: t[I_Q][[0, 0, 1]]}), f"the mask of {QUERY} is int32 .*{MASK_RULE}"),
     ("mask", lambda t: t[I_Q].__setitem__(2, 144), f"the mask of {QUERY} .*{MASK_RULE} from 0 to 143"),
     ("mask", lambda t: t[I_Q].__setitem__(0, -1), MASK_RULE), ("mask", lambda t: t[I_B].__setitem__(0, 2), MASK_RULE),
     ("mask", lambda t: t.update({I_Q: t[I_Q].astype("float32")}), f"the mask of {QUERY} is float32 .*{MASK_RULE}"),
-    ("mask", lambda t: t.update({I_Q: t[I_Q].astype("uint8")}), f"{I_Q} has dtype uint8; expected int64"),
+    ("mask", lambda t: t.update({I_Q: t[I_Q].astype("uint8")}), f"{I_Q} has dtype uint8; expected int32"),
     ("mask", lambda t: t.update({I_Q: t[I_Q][:, None]}), MASK_RULE),
     ("mask", lambda t: t.update({I_Q: t[I_Q][:0]}), MASK_RULE),
     ("mask", lambda t: t.update({I_Q: t[I_Q][:2]}), rf"{QUERY}.d has shape \[3\]; expected \[2\]"),
@@ -390,11 +415,13 @@ MASK_RULE = "expected booleans .* or distinct flat indices"
     ("mask", lambda t: t.update({I_T: t[I_Q]}), f"'{I_T}' is not expected"),
     ("mask", lambda t: t.pop(f"{QUERY}.d"), f"'{QUERY}.d' is missing"),
     ("mask", lambda t: t.update({f"{QUERY}.d": t[f"{QUERY}.d"].astype("int64")}), "expected floating point"),
-    ("rows", lambda t: t[I_T].__setitem__(0, 0), f"{I_T} is not what the method's fields say it is"),
-    ("rows", lambda t: t.update({I_T: t[I_T] + 12}), f"{I_T} is not what the method's fields say it is"),
-    ("rows", lambda t: t.update({I_T: t[I_T][:12]}), rf"{I_T} has shape \[12\]; expected \[24\]"),
-    ("rows", lambda t: t.update({I_T: t[I_T].astype("float64")}), f"{I_T} has dtype float64; expected int64"),
-    ("rows", lambda t: t.pop(I_T), f"'{I_T}' is missing"),
+    ("rows", lambda t: t.update({I_T: numpy.arange(24)}), "slot name: array}, and no rows beside it$"),
+    ("rows", lambda t: t.update({D_T: t[D_T][:1]}), rf"{D_T} has shape \[1, 12\]; expected \[2, 12\]"),
+    ("rows", lambda t: t.update({D_T: t[D_T].reshape(-1)}), rf"{D_T} has shape \[24\]; expected \[2, 12\]"),
+    ("rows", lambda t: t.update({D_T: t[D_T].T}), rf"{D_T} has shape \[12, 2\]; expected \[2, 12\]"),
+    ("rows", lambda t: t.update({D_T: t[D_T].astype("int32")}), f"{D_T} has dtype int32; expected floating point"),
+    ("rows", lambda t: t[D_T].__setitem__((1, 3), numpy.inf), f"{D_T} holds numbers that are not finite in float32"),
+    ("rows", lambda t: t.update({f"{TABLE}.e": t.pop(D_T)}), f"'{D_T}' is missing"),
     ("whole", lambda t: t.update({"decoder.0.ff_norm.weight.indices": numpy.arange(12)}), "matches none of the 1 "),
     ("whole", lambda t: t[next(iter(t))].__setitem__(0, numpy.nan), "not finite")])
 def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_path, which, change, message):
@@ -405,12 +432,14 @@ def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_pat
 
 
 @pytest.mark.parametrize("which, changes, message", [
-    ("rows", {"rows": [6, 3]}, "is not what the method's fields say it is"), ("rows", {"rows": [2]}, "has shape"),
+    ("rows", {"rows": [2]}, rf"{D_T} has shape \[2, 12\]; expected \[1, 12\]"),
+    ("rows", {"rows": []}, r"rows is \(\)"),
+    ("rows", {"rows": [6, 2, 3]}, "has shape"), ("rows", {"rows": None}, r"has shape \[2, 12\]; expected \[13, 12\]"),
     ("rows", {"rows": [6, 13]}, "rows holds 13"), ("rows", {"rows": [2, 2]}, "rows is"),
     ("rows", {"rows": 2}, "rows is"),
     ("rows", {"component": "norm"}, "leave no embedding table"), ("mask", {"mask": {}}, "mask"),
     ("mask", {"type": ["matrix"]}, f"mask names '{BIAS}'"), ("mask", {"rows": [1]}, "does not fit this model"),
-    ("whole", {"type": ["matrix"]}, "matches none"), ("whole", {"layers": [9]}, "chooses none"),
+    ("whole", {"type": ["matrix"]}, "matches none"), ("whole", {"layers": [9]}, "layers 9: the model has no such block"),
     ("whole", {"last": True}, "last is True"), ("whole", {"share": 0.5}, "unexpected keyword argument 'share'")])
 def test_tampered_fields_are_refused(saved, tmp_path, which, changes, message):
     _, tensors, metadata, _ = saved[which]
@@ -419,7 +448,7 @@ def test_tampered_fields_are_refused(saved, tmp_path, which, changes, message):
     refused(tmp_path / "a", message)
 
 
-@pytest.mark.parametrize("which, message", [("mask", "from 0 to 35"), ("rows", r"shape \[24\]; expected \[12\]"),
+@pytest.mark.parametrize("which, message", [("mask", "from 0 to 35"), ("rows", r"shape \[2, 12\]; expected \[2, 6\]"),
                                             ("whole", r"shape \[12\]; expected \[6\]")])
 def test_a_narrower_model_with_all_the_places_is_refused_even_by_force(saved, which, message):
     model = minipeft.Transformer(minipeft.TransformerConfig(13, 6, 3, 17, 2, 1), RNG(0))
