@@ -19,7 +19,7 @@ The check at the end is of none of this, but of what an adapter has and full fin
 all, it leaves every answer as the base's, id for id. (And that each method learned something at all.)
 
     python examples/forgetting.py                     four methods at their usual rates: under three minutes
-    python examples/forgetting.py --all               the grid of 21 runs: half an hour on one core
+    python examples/forgetting.py --all               the grid of 21 runs: under half an hour on one core
     python examples/forgetting.py --all --go-on       the same, going on where an interrupted one stopped
 """
 from __future__ import annotations

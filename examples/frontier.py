@@ -69,13 +69,12 @@ def names_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.name for row in rows))
 
 
-def spread(values: Sequence[float], words: int) -> tuple[float, float]:
-    """(chi squared, its degrees of freedom n - 1) of n shares against their mean, in binomial standard errors.
+def spread(values: Sequence[float], error: float) -> tuple[float, int]:
+    """(chi squared, its degrees of freedom n - 1) of n shares against their mean, in standard errors.
 
-    Near n - 1 if all are the same share of other words. Runs that are asked the same words differ by less, seeds and
-    the interpolation by a little more: far above n - 1 is a difference of methods, below it none is shown."""
-    mean = float(numpy.mean(values))
-    return sum((v - mean) ** 2 for v in values) / standard_error((mean,), words) ** 2, len(values) - 1
+    Near n - 1 if all are the same share, of other words each. Runs that are asked the same words differ by less, seeds
+    and the interpolation add a little: far above n - 1 the runs do differ, below it no difference is shown."""
+    return sum((v - float(numpy.mean(values))) ** 2 for v in values) / error ** 2, len(values) - 1
 
 
 def findings(rows: Sequence[Row], words: int) -> list[str]:
@@ -89,13 +88,18 @@ def findings(rows: Sequence[Row], words: int) -> list[str]:
             if len(kept) < 2:
                 continue
             (least, worst), (most, best) = (end(kept, key=lambda pair: pair[0]) for end in (min, max))
-            chi, df = spread([k for k, _ in kept], words)
+            by_method = {name: [k for k, row in kept if row.name == name] for name in names_of([r for _, r in kept])}
+            error = standard_error((float(numpy.mean([k for k, _ in kept])),), words)
+            chi, df = spread([k for k, _ in kept], error)
+            within = [spread(values, error) for values in by_method.values()]
             verdict = "not one curve" if chi > df + 3 * math.sqrt(2 * df) else "one curve, as far as these words tell"
-            found.append(f"{task}, where British is {level:g} %: from {least:.1f} ({worst.method}) to {most:.1f} "
-                         f"({best.method}), of the base's {rows[0].curve[0][what]:.1f}; chi squared {chi:.0f} on {df} "
-                         f"degrees of freedom: {verdict}")
-            means = ((name, [k for k, row in kept if row.name == name]) for name in names_of([row for _, row in kept]))
-            found.append("    means: " + ", ".join(f"{name} {numpy.mean(values):.1f}" for name, values in means))
+            found += [
+                f"{task}, where British is {level:g} %: from {least:.1f} ({worst.method}) to {most:.1f} "
+                f"({best.method}), of the base's {rows[0].curve[0][what]:.1f}",
+                f"    chi squared {chi:.0f} on {df} degrees of freedom: {verdict}; of it "
+                f"{sum(c for c, _ in within):.0f} on {sum(d for _, d in within)} among the runs of one method, that is "
+                f"from rates and seeds",
+                "    means: " + ", ".join(f"{name} {numpy.mean(v):.1f}" for name, v in by_method.items())]
     return found
 
 

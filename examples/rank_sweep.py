@@ -13,7 +13,7 @@ it comes without standard errors. Two things are to be compared with it: from wh
 whether that rank is a larger one with more data.
 
     python examples/rank_sweep.py                      r = 1, 8, 64 on 1,000 words, one seed: under three minutes
-    python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, several seeds: an hour
+    python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, several seeds: under an hour
     python examples/rank_sweep.py --all --go-on        the same, going on where an interrupted one stopped
 
 It ends with a table per data size, a picture and results.json in examples/out/rank_sweep, and with checks that fail if

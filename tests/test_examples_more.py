@@ -235,3 +235,15 @@ def test_the_usual_rates_are_those_of_the_comparison_of_methods(example):
     assert all((methods[name].method, methods[name].lr) in known for name in same)
     sweep = example("rank_sweep")
     assert (minipeft.LoRA(rank=8, alpha=8 * sweep.ALPHA_PER_RANK, where=sweep.EVERY_LINEAR), sweep.LR) in known
+
+
+def test_the_recorded_frontier_bears_out_its_claims(example):
+    forgetting, frontier = example("forgetting"), example("frontier")
+    recorded = json.loads((EXAMPLES / "forgetting.json").read_text("utf-8"))
+    rows = [frontier.Row(**{name: value for name, value in row.items() if name != "method"})
+            for row in recorded["rows"]]
+    assert [(row.name, row.factor) for row in rows if row.seed == 0] == [
+        (name, factor) for name in forgetting.METHODS for factor in forgetting.FACTORS]
+    assert [point[0] for point in rows[0].curve] == [0, *forgetting.points(recorded["steps"])]
+    claims = frontier.claims_about(rows, recorded["words"])
+    assert len(claims) == len(forgetting.METHODS) + 1 and all(holds for _, holds in claims)
