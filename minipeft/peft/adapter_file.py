@@ -18,6 +18,7 @@ from minipeft.backend import Array
 from minipeft.files import read_tensors, write_tensors
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.module import Module
+from minipeft.peft.fields import shown
 
 _FORMAT, _VERSION = "minipeft-adapter", "1"
 
@@ -50,16 +51,16 @@ def read(path: str | os.PathLike) -> AdapterFile:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
         raise ValueError(f"{path}: not an adapter file of minipeft, version {_VERSION} (its metadata says format "
-                         f"{metadata.get('format')!r}, version {metadata.get('version')!r})")
+                         f"{shown(metadata.get('format'))}, version {shown(metadata.get('version'))})")
     try:
         method, places = json.loads(metadata["method"]), json.loads(metadata["places"])
-        name, base, below = metadata["name"], metadata["base"], dict(json.loads(metadata["below"]))
+        name, base, below = metadata["name"], metadata["base"], json.loads(metadata["below"])
         kind = str(method.pop("kind"))
     except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({error!r})") from None
+        raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({shown(error)})") from None
     if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places) \
             or len(set(places)) < len(places):
         raise ValueError(f"{path}: places is not a list of distinct names")
-    if not all(isinstance(v, str) for v in below.values()):
+    if not isinstance(below, dict) or not all(isinstance(v, str) for v in below.values()):
         raise ValueError(f"{path}: below is not a map of names to fingerprints")
     return AdapterFile(name, kind, method, places, base, below, tensors)

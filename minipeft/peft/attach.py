@@ -24,7 +24,7 @@ from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.place import Place, Plugged
 from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
 from minipeft.peft import adapter_file
-
+from minipeft.peft.fields import shown
 
 _clock, _OFF = itertools.count(), math.inf
 
@@ -189,7 +189,7 @@ def check_name(model: Module, name: str) -> None:
     """Raises ValueError unless `name` is well-formed and free on the model, TypeError for a part of a model."""
     attachments = attachments_of(model)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(f"name is {name!r}; expected letters, digits, '_' and '-'")
+        raise ValueError(f"name is {shown(name)}; expected letters, digits, '_' and '-'")
     if name in attachments:
         raise ValueError(f"an attachment named {name!r} is already on this model ({attachments[name].state}); "
                          f"pass another name, or remove it")

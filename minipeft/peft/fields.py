@@ -29,11 +29,15 @@ def _plain(value: Any) -> Any:
 
 
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:
-    """Raises ValueError unless `holds`. A value that would fill the screen is shown in part."""
+    """Raises ValueError unless `holds`."""
     if not holds:
-        shown = repr(getattr(method, name))
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise ValueError(f"{type(method).__name__}: {name} is {shown}; expected {expected}")
+        raise ValueError(f"{type(method).__name__}: {name} is {shown(getattr(method, name))}; expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """Its repr; of one that would fill the screen, the beginning."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def one_of(value: Any, names: Iterable[str]) -> bool:

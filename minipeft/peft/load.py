@@ -15,6 +15,7 @@ from minipeft.peft import adapter_file
 from minipeft.peft.adapter_file import AdapterFile
 from minipeft.peft.attach import Attachment, check_name, put
 from minipeft.peft.bottleneck import Bottleneck
+from minipeft.peft.fields import shown
 from minipeft.peft.lora import LoRA
 from minipeft.peft.prompt import PromptTuning
 from minipeft.peft.selective import Selective
@@ -34,7 +35,7 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     name = file.name if name is None else name
     check_name(model, name)
     if file.kind not in METHODS:
-        raise ValueError(f"{path}: method {file.kind!r} is not known; known are {', '.join(METHODS)}")
+        raise ValueError(f"{path}: method {shown(file.kind)} is not known; known are {', '.join(METHODS)}")
     try:
         method = _method(model, file)
         places = method.places(model)
@@ -44,7 +45,7 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
         raise ValueError(f"{path}: does not fit this model: {error}") from error
     if set(shapes) != set(file.tensors):
         odd = sorted(set(shapes) ^ set(file.tensors))
-        raise ValueError(f"{path}: {odd[0]!r} is {'missing' if odd[0] in shapes else 'not expected'} "
+        raise ValueError(f"{path}: {shown(odd[0])} is {'missing' if odd[0] in shapes else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
     for key, shape in shapes.items():  # before anything of these sizes is made
         if file.tensors[key].shape != shape:
@@ -60,8 +61,8 @@ def load(model: Module, path: str | os.PathLike, force: bool = False, name: str 
     for under, wanted in file.below.items():
         other = attachments_of(model).get(under)
         if not force and (other is None or other.state == "off" or fingerprint(other.tensors) != wanted):
-            raise ValueError(f"{path}: was trained on top of attachment {under!r}, which is not plugged here with the "
-                             f"same tensors; load and plug it first, or pass force=True")
+            raise ValueError(f"{path}: was trained on top of attachment {shown(under)}, which is not plugged here "
+                             f"with the same tensors; load and plug it first, or pass force=True")
     return put(model, name, method, dict(places), pieces)
 
 
@@ -70,7 +71,7 @@ def _method(model: Module, file: AdapterFile) -> Any:
     known = {name for name, _ in model.named_places()}
     unknown = [place for place in file.places if place not in known]
     if unknown:
-        raise ValueError(f"it has no place {unknown[0]!r} ({len(unknown)} of {len(file.places)} are missing)")
+        raise ValueError(f"it has no place {shown(unknown[0])} ({len(unknown)} of {len(file.places)} are missing)")
     where = tuple(f"^{re.escape(place)}$" for place in file.places)
     kind = METHODS[file.kind]
     if kind is Selective:

@@ -30,6 +30,9 @@ class Steering:
     def places(self, model):
         return {name: site for name, site in model.sites.items() if name.endswith("ff.out")}
 
+    def shapes(self, name, site, model):
+        return {"v": (12,)}
+
     def build(self, model, places, rng):
         return {name: Added(12) for name in places}
 

@@ -119,7 +119,8 @@ def test_a_model_with_other_places_is_refused(saved):
     with pytest.raises(ValueError, match="has shape"):
         minipeft.load(model, saved[0], force=True)
     model = minipeft.T5(minipeft.T5Config(13, 12, 5, 3, 17, 1, 1, 8, 20), numpy.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"does not fit this model: where=.*decoder.*1.*matches none"):
+    with pytest.raises(ValueError, match=r"does not fit this model: it has no place 'decoder.1.attn.q.weight' \(4 of "
+                                         r"10 are missing\)$"):
         minipeft.load(model, saved[0], force=True)
     assert not model.attachments
 
@@ -206,11 +207,12 @@ def method(**changes):
     (method(alpha=0), "alpha is 0"), (method(alpha=10 ** 400), "alpha is 1000"), (method(alpha="3"), "alpha is '3'"),
     (method(dropout=1), "dropout is 1"), (method(start="zeros"), "start is 'zeros'"), (method(start=[]), "start is .."),
     (method(lora_alpha=16), "unexpected keyword argument 'lora_alpha'"), (method(where="."), "where"),
-    (lambda m: m.update(places="{}"), "places is not a list of names"),
-    (lambda m: m.update(places="[]"), "places is not a list of names"),
-    (lambda m: m.update(places="[1]"), "places is not a list of names"),
-    (lambda m: m.update(places='["nonesuch"]'), "matches none of the"),
-    (lambda m: m.update(places='["encoder.0.attn.q.bias"]'), "matches none of the"),
+    *((lambda m, p=places: m.update(places=p), "places is not a list of distinct names$")
+      for places in ("{}", "[]", "[1]", '"encoder"', "null", '["a", "a"]', '["a", ["a"]]')),
+    (lambda m: m.update(places='["nonesuch"]'), r"it has no place 'nonesuch' \(1 of 1 are missing\)$"),
+    (lambda m: m.update(places=json.dumps(json.loads(m["places"]) + ["nonesuch"])), r"'nonesuch' \(1 of 11 are mis"),
+    (lambda m: m.update(places='["encoder.0.attn.q.bias"]'), "it has no place 'encoder.0.attn.q.bias'"),
+    (lambda m: m.update(places='["encoder.0.ff_norm.weight"]'), r"where=.* matches none of the \d+ matrix names"),
     (lambda m: m.update(places='["encoder.0.attn.q.weight"]'), "is not expected"),
     (lambda m: m.update(places=json.dumps(json.loads(m["places"]) + ["embedding.weight"])), "is missing"),
     (lambda m: m.update(name="a b"), "expected letters"), (lambda m: m.update(name=""), "expected letters"),
@@ -282,3 +284,81 @@ def test_what_was_trained_on_top_of_another_needs_that_one_below_it(tmp_path):
     with pytest.raises(ValueError, match="with the same tensors"):
         minipeft.load(bare, tmp_path / "upper")
     assert minipeft.load(bare, tmp_path / "upper", force=True).state == "plugged"
+
+
+# ---- what was plugged before it, anywhere in the model
+
+
+def lower_and_prompt(folder):
+    """Files of a LoRA and of a prompt that was trained on top of it: they share no place."""
+    model = CASE.model()
+    CASE.attach(model, "lower").save(folder / "lower")
+    minipeft.attach(model, minipeft.PromptTuning(2), numpy.random.default_rng(0), "prompt").save(folder / "prompt")
+    return model
+
+
+def below(path):
+    """The names that a file records."""
+    return list(json.loads(read_tensors(path)[1]["below"]))
+
+
+def test_a_prompt_that_was_trained_on_top_of_a_lora_needs_it_plugged(tmp_path):
+    model = lower_and_prompt(tmp_path)
+    output = logits(model, CASE.batch())
+    assert (below(tmp_path / "lower"), below(tmp_path / "prompt")) == ([], ["lower"])
+    message = "was trained on top of attachment 'lower', which is not plugged here with the same tensors; load and plug"
+    refused(tmp_path / "prompt", message)
+    bare = CASE.model()
+    lower = minipeft.load(bare, tmp_path / "lower")
+    lower.unplug()
+    refused(tmp_path / "prompt", message, bare)
+    lower.plug()
+    minipeft.load(bare, tmp_path / "prompt")
+    assert logits(bare, CASE.batch()).tobytes() == output.tobytes()
+    bare.attachments["prompt"].remove()
+    lower.merge()
+    assert minipeft.load(bare, tmp_path / "prompt").state == "plugged", "merged is plugged, for good"
+    assert minipeft.load(CASE.model(), tmp_path / "prompt", force=True).state == "plugged"
+
+
+def test_a_name_that_is_taken_by_another_is_not_the_one_below(tmp_path):
+    lower_and_prompt(tmp_path)
+    model = CASE.model()
+    CASE.attach(model, "lower", at=5)
+    refused(tmp_path / "prompt", "'lower', which is not plugged here with the same tensors", model)
+
+
+def test_what_was_plugged_later_is_not_recorded_wherever_it_lies(tmp_path):
+    model = lower_and_prompt(tmp_path)
+    first = model.attachments["lower"]
+    CASE.attach(model, "later", 5)                      # on top of it at the same slots
+    CASE.attach(model, "beside", 6, where="^embedding")
+    first.save(tmp_path / "a")
+    model.attachments["prompt"].save(tmp_path / "b")
+    model.attachments["beside"].save(tmp_path / "c")
+    assert below(tmp_path / "a") == [] and below(tmp_path / "b") == ["lower"]
+    assert below(tmp_path / "c") == ["lower", "prompt", "later"]
+    assert minipeft.load(CASE.model(), tmp_path / "a").state == "plugged"
+
+
+def test_it_is_when_they_were_plugged_that_counts_and_not_when_they_were_attached(tmp_path):
+    model = lower_and_prompt(tmp_path)
+    first, prompt = model.attachments["lower"], model.attachments["prompt"]
+    first.unplug()
+    prompt.save(tmp_path / "alone")
+    first.plug()
+    prompt.save(tmp_path / "first")
+    first.save(tmp_path / "second")
+    assert [below(tmp_path / name) for name in ("alone", "first", "second")] == [[], [], ["prompt"]]
+    first.merge()
+    model.clone().attachments["lower"].save(tmp_path / "merged in a copy")
+    assert below(tmp_path / "merged in a copy") == ["prompt"]
+
+
+def test_what_is_off_records_nothing_and_is_recorded_by_nothing(tmp_path):
+    model = lower_and_prompt(tmp_path)
+    model.attachments["prompt"].unplug()
+    model.attachments["prompt"].save(tmp_path / "off")
+    CASE.attach(model, "upper", 5).save(tmp_path / "upper")
+    assert below(tmp_path / "off") == [] and below(tmp_path / "upper") == ["lower"]
+    assert minipeft.load(CASE.model(), tmp_path / "off").state == "plugged"

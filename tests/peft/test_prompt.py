@@ -163,6 +163,16 @@ def test_what_is_drawn_depends_on_the_generator_alone_and_has_the_models_dtype(f
     assert first.dtype == dtype and first.tobytes() == again.tobytes() != other.tobytes()
 
 
+@pytest.mark.parametrize("fields", [{}, {"start": "tokens", "tokens": (4, (6, 7, 9), 1, (2,))}])
+def test_all_tokens_are_embedded_in_one_call(monkeypatch, fields):
+    """What it starts as, tokens of several ids included, is one lookup of [1, ids]."""
+    model, calls = model_of("post-LN"), []
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda ids, *more: calls.append(ids.shape) or embed(ids, *more), raising=False)
+    start(model=model, length=7, **fields)
+    assert calls == [(1, 7 if not fields else 6 + 3)]
+
+
 def test_it_starts_as_a_copy_training_which_leaves_the_table_alone():
     model, p = start("t5 v1.0", length=3)
     before = bits(model.state())
@@ -306,6 +316,28 @@ def test_a_prompt_that_goes_beyond_learned_positions_is_refused_with_where_they_
     with pytest.raises(ValueError, match=message):
         logits(model, batch, adapter=["fits", "long", None, "fits"])
     assert logits(model, batch, adapter=["fits", None, None, "fits"]).shape == (4, 7, VOCAB)
+
+
+@pytest.mark.parametrize("length", [12, 13, 10 ** 9])
+def test_a_prompt_that_learned_positions_leave_no_room_for_is_refused_when_it_is_attached(length):
+    """Before anything is drawn. One vector fewer leaves one position, for a row of one token."""
+    model, rng = model_of("pre-LN"), RNG(0)
+    state = rng.bit_generator.state
+    for start in ("vocabulary", "random"):
+        with pytest.raises(ValueError) as error:
+            minipeft.attach(model, minipeft.PromptTuning(length, start), rng)
+        assert str(error.value) == (f"PromptTuning: length is {length}; expected fewer than the 12 positions that the "
+                                    f"encoder has learned (config.max_length)")
+    assert rng.bit_generator.state == state and not model.attachments
+    minipeft.attach(model, minipeft.PromptTuning(11), rng)
+    assert model([[3]], [[0, 4]]).shape == (1, 2, VOCAB)
+
+
+@pytest.mark.parametrize("family", ["t5 v1.0", "t5 v1.1", "post-LN"])
+def test_relative_and_sinusoidal_positions_have_room_for_any_prompt(family):
+    model = model_of(family)
+    minipeft.attach(model, minipeft.PromptTuning(300), RNG(0))
+    assert model([[3]], [[0, 4]]).shape == (1, 2, VOCAB)
 
 
 # ---- decoding, and rows that see different prompts

@@ -439,7 +439,8 @@ def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_pat
     ("rows", {"rows": 2}, "rows is"),
     ("rows", {"component": "norm"}, "leave no embedding table"), ("mask", {"mask": {}}, "mask"),
     ("mask", {"type": ["matrix"]}, f"mask names '{BIAS}'"), ("mask", {"rows": [1]}, "does not fit this model"),
-    ("whole", {"type": ["matrix"]}, "matches none"), ("whole", {"layers": [9]}, "layers 9: the model has no such block"),
+    ("whole", {"type": ["matrix"]}, "matches none"),
+    ("whole", {"layers": [9]}, "layers 9: the model has no such block"),
     ("whole", {"last": True}, "last is True"), ("whole", {"share": 0.5}, "unexpected keyword argument 'share'")])
 def test_tampered_fields_are_refused(saved, tmp_path, which, changes, message):
     _, tensors, metadata, _ = saved[which]
