@@ -19,6 +19,7 @@ BATCH = 64
 CURVE_WORDS = 200                 # asked after every fifth of the steps
 TIMED_WORDS = 250                 # one batch, generated several times
 SEARCH_PAIRS = 64                 # training pairs that a hard prompt is scored on
+BASE, COPYING = "base", "copy American"                 # rows of nothing trained
 Rows = list[numpy.ndarray]
 
 
@@ -68,39 +69,40 @@ class Experiment:
 
     def base_row(self) -> Row:
         """The base model, asked for British, which it has never seen."""
-        return self._row("base", None, self.base, self.base_american[:self.side],
+        return self._row(BASE, None, self.base, self.base_american[:self.side],
                          american_off=self._base_score, off_is_base=True)
 
     def copying_row(self) -> Row:
         """What the base says to "american:", taken for British."""
         score = judge(self.base_american, self.british, CODEC)
         return dataclasses.replace(
-            self.base_row(), method="copy American", british=score.exact, british_interval=score.exact_interval,
+            self.base_row(), method=COPYING, british=score.exact, british_interval=score.exact_interval,
             error=score.error, error_interval=score.error_interval)
 
     def trained_row(self, name: str, seed: int) -> Row:
         """Train one of VARIANTS and measure it."""
         variant: Variant = VARIANTS[name]
         model = from_scratch(self.base.config, seed) if variant.fresh else self.base.clone()
-        shown = self.british[:CURVE_WORDS]
-        trained = train(model, variant.method, ids_of(self.pairs), lr=variant.lr, steps=self.steps, batch_size=BATCH,
+        pairs, asked = (bare(self.pairs), bare(self.british)) if variant.bare else (self.pairs, self.british)
+        shown = asked[:CURVE_WORDS]
+        trained = train(model, variant.method, ids_of(pairs), lr=variant.lr, steps=self.steps, batch_size=BATCH,
                         seed=seed, evaluate=lambda m: exact_match(ask(m, shown), shown, CODEC),
                         label=f"{name}, seed {seed}")
         counts = minipeft.report(model, trained.params)
-        row = self._row(name, seed, model, ask(model, self.american[:self.side]), trainable=counts.trainable,
-                        percent=counts.percent, train_seconds=trained.cpu_seconds, curve=trained.curve,
-                        peak_bytes=step_peak(model, trained.params, trained.batches))
+        row = self._row(name, seed, model, ask(model, self.american[:self.side]), british=asked,
+                        trainable=counts.trainable, percent=counts.percent, train_seconds=trained.cpu_seconds,
+                        curve=trained.curve, peak_bytes=step_peak(model, trained.params, trained.batches))
         return dataclasses.replace(row, **self._apart(trained, self.out / name.replace(" ", "_").replace(",", "")))
 
     def hard_prompt_row(self, seed: int) -> Row:
         """The best text to ask the base with. `seed` chooses the training pairs that it is scored on."""
         begun = time.process_time()
         drawn = numpy.random.default_rng(seed).permutation(len(self.pairs))[:SEARCH_PAIRS]
-        pairs = [(self.pairs[i][0].removeprefix(prompt_of(NEW_TASK, "")), self.pairs[i][1]) for i in drawn]
+        pairs = bare([self.pairs[i] for i in drawn])
         starts = [prompt_of(task, "") for task in (NEW_TASK, *OLD_TASKS)]
         text, _ = search(self.base, pairs, CODEC, starts)
         seconds = time.process_time() - begun
-        asked = [(text + prompt.removeprefix(prompt_of(NEW_TASK, "")), answer) for prompt, answer in self.british]
+        asked = [(text + word, answer) for word, answer in bare(self.british)]
         return self._row(HARD_PROMPT, seed, self.base, self.base_american[:self.side], british=asked, text=text,
                          american_off=self._base_score, off_is_base=True, file_bytes=len(text.encode()),
                          train_seconds=seconds)
@@ -149,6 +151,11 @@ class Experiment:
 def ask(model: Any, pairs: list) -> Rows:
     """The model's answers to the prompts of `pairs`."""
     return answers(model, [prompt for prompt, _ in pairs], CODEC)
+
+
+def bare(pairs: list) -> list:
+    """The same, asked without the task's name."""
+    return [(prompt.removeprefix(prompt_of(NEW_TASK, "")), answer) for prompt, answer in pairs]
 
 
 def can_merge(attachment: minipeft.Attachment) -> bool:

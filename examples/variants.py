@@ -20,12 +20,14 @@ EVERY_LINEAR = r"\.(attn|cross|ff)\."       # q, k, v, o of self- and cross-atte
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """method: what is attached, None to train all parameters. lr: the largest rate of the schedule. always: in the
-    default run. fresh: from random weights, not from the pretrained ones."""
+    default run. fresh: from random weights, not from the pretrained ones. bare: the word is asked without "british: "
+    in front of it."""
 
     method: Any
     lr: float
     always: bool = False
     fresh: bool = False
+    bare: bool = False
 
 
 def _lora(where: str, rank: int = 8, always: bool = False) -> Variant:
@@ -55,7 +57,11 @@ VARIANTS = {
     "norms": Variant(minipeft.Selective(component="norm"), 1e-2),
     "last layers": Variant(minipeft.Selective(last=1), 1e-3),                 # the last block of each stack
     "embedding": Variant(minipeft.Selective(component="embedding"), 3e-3),
-    "soft prompt": Variant(minipeft.PromptTuning(length=20), 3e-2),          # prompt tuning
+    # Prompt tuning. A prompt takes positions, and the base has met words behind "american: " alone: moved on by 20, a
+    # word is unreadable to it, whatever the prompt says. Ten vectors in place of the ten characters of "american: "
+    # leave it where it was.
+    "soft prompt": Variant(minipeft.PromptTuning(length=20), 3e-2),
+    "soft prompt, bare": Variant(minipeft.PromptTuning(length=10), 3e-2, bare=True),
     "scratch": Variant(None, 2e-3, fresh=True),
 }
 HARD_PROMPT = "hard prompt"                 # no method of minipeft: a text, found by `hard_prompt.search`
