@@ -221,7 +221,7 @@ BUGS = [
         '{"bias": "bias", "norm": "norm scale"}', '{"norm": "bias", "bias": "norm scale"}',
         "peft/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
     Bug("a loaded mask is forgotten", SELECTIVE, "mask=masks or None)", "mask=None)", ROUND_TRIP),
-    Bug("what an attachment was trained on top of is not recorded", ATTACH, "if time < times[self.name] < _OFF}",
+    Bug("what an attachment was trained on top of is not recorded", ATTACH, "if time < times.get(self.name, 0)}",
         "if False}", "peft/test_load.py::test_what_was_trained_on_top_of_another_needs_that_one_below_it"),
     Bug("the indices of a mask stay behind when the model moves", "nn/module.py",
         "else arrays_of(piece).values() if piece",

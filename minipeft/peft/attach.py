@@ -10,7 +10,6 @@ merged above. Nothing is ever subtracted. Every illegal move raises before anyth
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
 from minipeft.peft import adapter_file
 from minipeft.peft.fields import shown
 
-_clock, _OFF = itertools.count(), math.inf
+_clock = itertools.count()  # when something was plugged, for all models together
 
 
 class Method(Protocol):
@@ -126,9 +125,10 @@ class Attachment:
         those of the attachments that were plugged before it, wherever in the model: what it learned means something on
         top of these alone. (While it is off, none are recorded.)"""
         self._require("save", "off", "plugged", "merged")
-        times = {name: a._plugged_at() for name, a in attachments_of(self.model).items()}
-        below = {name: fingerprint(attachments_of(self.model)[name].tensors) for name, time in times.items()
-                 if time < times[self.name] < _OFF}
+        attachments = attachments_of(self.model)
+        times = {name: entry.time for name, a in attachments.items() if (entry := a._entry()) is not None}
+        below = {name: fingerprint(attachments[name].tensors) for name, time in times.items()
+                 if time < times.get(self.name, 0)}
         adapter_file.write(file, self.name, self.method, list(self.places), self.tensors, below, self.model)
 
     def __repr__(self) -> str:
@@ -137,10 +137,6 @@ class Attachment:
     def _entry(self) -> Plugged | None:
         """Its entry at the first of its places; at the others it is in the same state."""
         return next((e for e in next(iter(self.places.values())).plugged if e.name == self.name), None)
-
-    def _plugged_at(self) -> float:
-        entry = self._entry()
-        return _OFF if entry is None else entry.time
 
     def _require(self, move: str, *states: str) -> None:
         if not self.places:
