@@ -145,6 +145,10 @@ def test_the_claims_of_the_rank_sweep_hold_for_a_plateau_and_fail_without_it(exa
     assert any("exactly" in claim for claim in failing(changed(64, trainable=9216 * 64 + 1)))
     assert any("r=128 is within" in claim for claim in failing(changed(128, exact=20.0)))
     assert any("r=128 learns" in claim for claim in failing(changed(128, exact=5.0)))
+    many, equal = ([rank_lines.dataclasses.replace(row, pairs=8000) for row in found]
+                   for found in (rows, changed(1, exact=35.0)))
+    assert failing(many) == [] == failing(changed(1, exact=35.0))
+    assert [claim.split(":")[1] for claim in failing(equal)] == [" a larger rank (64) beats r=1"]
 
 
 @pytest.mark.parametrize("least, verdict", [(20.0, "20.0 %, less by"), (36.0, "36.0 %, not less by")])
@@ -235,6 +239,17 @@ def test_the_usual_rates_are_those_of_the_comparison_of_methods(example):
     assert all((methods[name].method, methods[name].lr) in known for name in same)
     sweep = example("rank_sweep")
     assert (minipeft.LoRA(rank=8, alpha=8 * sweep.ALPHA_PER_RANK, where=sweep.EVERY_LINEAR), sweep.LR) in known
+
+
+def test_the_recorded_rank_sweep_bears_out_its_claims(example):
+    rank_sweep, rank_lines = example("rank_sweep"), example("rank_lines")
+    recorded = json.loads((EXAMPLES / "rank_sweep.json").read_text("utf-8"))
+    rows = [rank_lines.Row(**row) for row in recorded["rows"]]
+    assert sorted((r.pairs, r.steps, r.seed, r.rank) for r in rows) == sorted(
+        (size.pairs, size.steps, seed, rank) for size in rank_sweep.ALL for seed in range(size.seeds)
+        for rank in rank_sweep.RANKS)
+    claims = rank_lines.claims_about(rows, recorded["words"], recorded["base"], recorded["numbers_per_rank"])
+    assert len(claims) == 1 + 2 * 8 + 2 * 4 + 1 and all(holds for _, holds in claims)
 
 
 def test_the_recorded_frontier_bears_out_its_claims(example):
