@@ -5,8 +5,8 @@ mending and copying in both versions (see bible.py). American Standard into King
 of the validation and test parts is in any. The results, config.json, model.safetensors (float16), vocab.json and
 log.jsonl, are what `examples/checkpoints/bible_small` and `bible_large` hold.
 
-    python examples/pretrain_bible.py --size small         d_model 64: about 15 minutes on one core
-    python examples/pretrain_bible.py --size large         d_model 128: about half an hour
+    python examples/pretrain_bible.py --size small         d_model 64: about 7 minutes on a free core
+    python examples/pretrain_bible.py --size large         d_model 128: about a quarter of an hour
     python examples/pretrain_bible.py --stop-after 50      the first 50 steps only, nothing is saved
 
 Why T5: its positions are distances between tokens, so a prompt in front of a clause moves no token of it; with absolute

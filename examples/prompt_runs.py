@@ -20,7 +20,8 @@ from bible import KING, OLD_TASKS, PAD, RENDER, Bible, Pair, load_bible, new_pai
 from word_scoring import answers, clause_nats, mean_loss, new_word_f1, word_error_rate
 
 EVERY_LINEAR = r"\.(attn|cross|ff)\."
-RATES = {"prompt": 0.3, "LoRA r=4": 5e-3, "full": 1e-3}           # chosen on the validation part
+# the prompt's: the better of 0.1 and 0.3 on the validation part (P = 20, small base); the others as in past_tense.py
+RATES = {"prompt": 0.3, "LoRA r=4": 5e-3, "full": 1e-3}
 BATCH, NEIGHBORS, LABEL_WORDS = 64, 5, 20
 INSTRUCTION = f"{RENDER} {KING} write these words as they were written in the days of the king of old"
 Nats = tuple[numpy.ndarray, numpy.ndarray]

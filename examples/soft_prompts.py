@@ -80,21 +80,23 @@ def perplexity(row: Row) -> float | None:
 
 
 SCORES = [
+    Column("start", lambda r: r.start_loss, "{:.3f}"), Column("loss", lambda r: r.loss, "{:.3f}"),
+    Column("range", lambda r: r.loss, "{:.3f}", numpy.ptp), Column("perpl.", perplexity, "{:.2f}"),
+    Column("on hard", lambda r: r.hard_gain, "{:+.3f}"), Column("WER", lambda r: r.wer),
+    Column("F1 new", lambda r: r.new_words)]
+COST = [
     Column("trained", lambda r: r.trainable, "{:,.0f}"), Column("%", lambda r: r.percent, "{:.2f}"),
-    Column("context", lambda r: r.context, "+{:.0f}"), Column("start", lambda r: r.start_loss, "{:.3f}"),
-    Column("loss", lambda r: r.loss, "{:.3f}"), Column("range", lambda r: r.loss, "{:.3f}", numpy.ptp),
-    Column("perplexity", perplexity, "{:.2f}"), Column("gain on hard", lambda r: r.hard_gain, "{:+.3f}"),
-    Column("WER", lambda r: r.wer), Column("new words", lambda r: r.new_words),
-    Column("CPU", lambda r: r.seconds, "{:.0f} s", numpy.median)]
+    Column("context", lambda r: r.context, "+{:.0f}"), Column("CPU", lambda r: r.seconds, "{:.0f} s", numpy.median)]
 VECTORS = [
-    Column("nearest token at", lambda r: r.nearest, "{:.2f}"), Column("moved on, %", lambda r: 100 * r.moved),
-    Column("tightness", lambda r: r.tightness, "{:.3f}"), Column("of random", lambda r: r.random_tightness, "{:.3f}"),
-    Column("purity, %", lambda r: 100 * r.purity), Column("of vocabulary", lambda r: 100 * r.vocabulary_purity)]
+    Column("nearest", lambda r: r.nearest, "{:.2f}"), Column("moved", lambda r: 100 * r.moved, "{:.0f} %"),
+    Column("tightness", lambda r: r.tightness, "{:.3f}"), Column("random", lambda r: r.random_tightness, "{:.3f}"),
+    Column("purity", lambda r: 100 * r.purity, "{:.1f} %"),
+    Column("of all", lambda r: 100 * r.vocabulary_purity, "{:.1f} %")]
 
 
 def hard_table(tried: Iterable[dict[str, Any]]) -> Table:
     """What discrete prefixes do, the best first."""
-    table = Table(title="hard prompts: nats per token on the validation part; the best is compared with")
+    table = Table(title="hard prompts: nats per token on the validation part")
     for heading in ("base", "prefix", "context", "loss"):
         table.add_column(heading, justify="left" if heading in ("base", "prefix") else "right")
     for entry in tried:
@@ -121,7 +123,7 @@ def picture(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes = {row.size: f"{row.size} (d = {row.d_model})" for row in rows if row.size}
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.9), layout="constrained")
     for color, size in zip(("tab:blue", "tab:red"), sizes):
         mine = [row for row in rows if row.size == size]
         swept = sorted((row for row in mine if row.start == "vocabulary"), key=lambda row: row.length)
@@ -148,8 +150,8 @@ def picture(rows: list[Row], path: Path) -> None:
         axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
         axis.minorticks_off()
     axes[2].set_ylim(0, 1.25 * axes[2].get_ylim()[1])
-    for axis in (axes[0], axes[2]):
-        axis.legend(fontsize=7, frameon=False)
+    axes[2].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -180,8 +182,11 @@ def report(rows: list[Row], tried: list[dict[str, Any]]) -> dict[str, dict[str, 
     """Print the tables; return the distances to full fine-tuning by base."""
     prompts = [r for r in rows if r.kind == "prompt"]
     console.print(hard_table(tried))
-    console.print(on_terminal("American Standard -> King James, clauses of unseen verses", rows, SCORES))
-    console.print(on_terminal(f"where the vectors lie ({NEIGHBORS} nearest tokens by cosine)", prompts, VECTORS))
+    console.print(on_terminal("American Standard -> King James, clauses of unseen verses: loss before and after\n"
+                              "training, gain on the best hard prompt, word error rate, F1 of new words", rows, SCORES))
+    console.print(on_terminal("what it costs: numbers trained, longer inputs, time", rows, COST))
+    console.print(on_terminal(f"where the vectors lie: distance to the nearest token, {NEIGHBORS} nearest by cosine",
+                              prompts, VECTORS))
     for row in prompts:
         if row.seed == 0 and row.length == MIDDLE:
             console.print(f"{row.method}: " + " | ".join(" ".join(line) for line in row.neighbors[:5]), markup=False)

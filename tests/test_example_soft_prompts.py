@@ -210,6 +210,26 @@ def test_distances_to_full_fine_tuning_are_of_means_and_of_the_best_prompt(examp
                      "loss, no prompt": 2.5, "wer, no prompt": 25.0, "new_words, no prompt": 12.5}
 
 
+def test_the_recorded_run_is_the_whole_grid_and_bears_its_claims_out(example):
+    soft, runs = example("soft_prompts"), example("prompt_runs")
+    recorded = json.loads((EXAMPLES / "soft_prompts.json").read_text())
+    rows = [runs.Row(**row) for row in recorded["rows"]]
+    jobs = [job for size in SIZES for job in soft.jobs_of(size, Path(), True, recorded["seeds"], soft.STEPS, ())]
+    assert recorded["steps"] == soft.STEPS
+    assert [(row.method, row.seed) for row in rows if row.seed is not None] == [(job.method, job.seed) for job in jobs]
+    assert soft.check(rows) == []
+
+
+def test_a_prompt_that_did_not_learn_and_a_base_that_moved_fail_the_checks(example):
+    soft, runs = example("soft_prompts"), example("prompt_runs")
+    recorded = json.loads((EXAMPLES / "soft_prompts.json").read_text())["rows"]
+    good = next(row for row in recorded if row["kind"] == "prompt")
+    for change in ({"gain": 0.01, "gain_error": 0.01}, {"own_gain": -1.0}, {"base_kept": False}, {"nearest": 0.0},
+                   {"off_is_base": False}, {"trainable": good["trainable"] + 1}):
+        assert len(soft.check([runs.Row(**{**good, **change})])) == 1
+    assert soft.check([runs.Row(**good)]) == []
+
+
 def test_the_checks_fail_when_nothing_was_learned(tmp_path):
     done = subprocess.run([sys.executable, str(EXAMPLES / "soft_prompts.py"), "--steps", "1", "--out", str(tmp_path)],
                           capture_output=True, text=True, timeout=300)
