@@ -1,6 +1,6 @@
 """How large must a LoRA's rank be? A sweep r = 1, 2, 4, ..., 128 at two data sizes, beside the published one.
 
-    W = W0 + (alpha / r) B A      B [d_out, r], A [r, d_in]: r (d_in + d_out) trained numbers per matrix: linear in r
+    W = W0 + (alpha / r) B A      B [d_out, r], A [r, d_in]: r (d_in + d_out) trained numbers, linear in r
 
 A LoRA sits on every linear layer of the small American pronunciation model and learns British: "british: sweaty" ->
 "swˈɛti". alpha = 2 r, so alpha / r = 2 is the same for all ranks, and so are the learning rate (5e-3, that of
@@ -10,10 +10,12 @@ larger r is. What the sweep says of a rank is what that rank does with the setti
 
 The published sweep is Table 18 of Hu et al., 2021, arXiv:2106.09685: GPT-2 Medium on the E2E challenge, 26,000 steps;
 it comes without standard errors. Two things are to be compared with it: from which rank on nothing is gained, and
-whether that rank is a larger one with more data.
+whether that rank is a larger one with more data. What is claimed of it: with 8,000 words rank 1 is too small; and from
+r = 8 to 64 a plateau, within three standard errors and 2 points. r = 128 is reported, not claimed: there A and B have
+twice the numbers of the 128 x 128 matrices that they are added to.
 
     python examples/rank_sweep.py                      r = 1, 8, 64 on 1,000 words, one seed: under three minutes
-    python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, several seeds: under an hour
+    python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, three seeds: about an hour
     python examples/rank_sweep.py --all --go-on        the same, going on where an interrupted one stopped
 
 It ends with a table per data size, a picture and results.json in examples/out/rank_sweep, and with checks that fail if
@@ -63,7 +65,7 @@ class Size(NamedTuple):
     seeds: int
 
 
-SHORT, ALL = [Size(1000, 300, 1)], [Size(1000, 300, 3), Size(8000, 600, 2)]
+SHORT, ALL = [Size(1000, 300, 1)], [Size(1000, 300, 3), Size(8000, 600, 3)]
 
 
 @dataclasses.dataclass
@@ -132,7 +134,7 @@ def picture(sizes: dict[Size, list[Line]], base: float, path: Path) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     for axis in (right, loss):
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc=(0.02, 0.12))
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -147,7 +149,7 @@ def size_of(text: str) -> Size:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="every rank, two data sizes, several seeds")
+    parser.add_argument("--all", action="store_true", help="every rank, two data sizes, three seeds")
     parser.add_argument("--ranks", type=int, nargs="+", choices=RANKS, metavar="R",
                         help=f"of {RANKS} (default: {FEW_RANKS})")
     parser.add_argument("--sizes", type=size_of, nargs="+", metavar="PAIRS:STEPS:SEEDS",
