@@ -93,12 +93,12 @@ def findings(rows: Sequence[Row], words: int) -> list[str]:
             chi, df = spread([k for k, _ in kept], error)
             within = [spread(values, error) for values in by_method.values()]
             verdict = "not one curve" if chi > df + 3 * math.sqrt(2 * df) else "one curve, as far as these words tell"
+            rates = (f"; of it {sum(c for c, _ in within):.0f} on {df - len(by_method) + 1} among the runs of one "
+                     f"method, that is from rates and seeds") if len(by_method) <= df else ""
             found += [
                 f"{task}, where British is {level:g} %: from {least:.1f} ({worst.method}) to {most:.1f} "
                 f"({best.method}), of the base's {rows[0].curve[0][what]:.1f}",
-                f"    chi squared {chi:.0f} on {df} degrees of freedom: {verdict}; of it "
-                f"{sum(c for c, _ in within):.0f} on {sum(d for _, d in within)} among the runs of one method, that is "
-                f"from rates and seeds",
+                f"    chi squared {chi:.0f} on {df} degrees of freedom: {verdict}{rates}",
                 "    means: " + ", ".join(f"{name} {numpy.mean(v):.1f}" for name, v in by_method.items())]
     return found
 

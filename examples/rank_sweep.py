@@ -17,6 +17,7 @@ twice the numbers of the 128 x 128 matrices that they are added to.
     python examples/rank_sweep.py                      r = 1, 8, 64 on 1,000 words, one seed: under three minutes
     python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, three seeds: about an hour
     python examples/rank_sweep.py --all --go-on        the same, going on where an interrupted one stopped
+    python examples/rank_sweep.py --ranks 128 --sizes 8000:600:1 --lr 1.25e-3      is it the rank, or its rate?
 
 It ends with a table per data size, a picture and results.json in examples/out/rank_sweep, and with checks that fail if
 the claims do not hold.
@@ -75,12 +76,13 @@ class Sweep:
     base: minipeft.Transformer
     train: list
     test: list
+    lr: float = LR
 
     def row(self, pairs: int, steps: int, rank: int, seed: int) -> Row:
         """Train a LoRA of this rank on the first `pairs` pairs and ask it the test words."""
         model, shown = self.base.clone(), self.test[:CURVE_WORDS]
         lora = minipeft.LoRA(rank=rank, alpha=ALPHA_PER_RANK * rank, where=EVERY_LINEAR)
-        trained = train(model, lora, ids_of(self.train[:pairs]), lr=LR, steps=steps, batch_size=BATCH, seed=seed,
+        trained = train(model, lora, ids_of(self.train[:pairs]), lr=self.lr, steps=steps, batch_size=BATCH, seed=seed,
                         evaluate=lambda m: exact_match(self.ask(m, shown), shown, CODEC),
                         label=f"r={rank}, {pairs:,} pairs, seed {seed}")
         score = judge(self.ask(model, self.test), self.test, CODEC)
@@ -155,6 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", type=size_of, nargs="+", metavar="PAIRS:STEPS:SEEDS",
                         help=f"1000:300:3 is a thousand pairs, 300 optimizer steps of {BATCH}, seeds 0, 1 and 2; at "
                         f"least {BATCH} pairs (default: {':'.join(map(str, SHORT[0]))})")
+    parser.add_argument("--lr", type=float, default=LR, help="one learning rate for all ranks (default: %(default)s)")
     parser.add_argument("--words", type=int, default=2000, help="test words to be asked (default: %(default)s)")
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "out" / "rank_sweep", help="where the results go")
@@ -162,8 +165,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.ranks = args.ranks or (RANKS if args.all else FEW_RANKS)
     args.sizes = args.sizes or (ALL if args.all else SHORT)
-    if args.words < 1:
-        parser.error("expected --words >= 1")
+    if args.words < 1 or not args.lr > 0:
+        parser.error("expected --words >= 1 and --lr > 0")
     return args
 
 
@@ -176,10 +179,10 @@ def main() -> int:
         raise SystemExit(f"there are {len(train[NEW_TASK]):,} pairs to learn from and {len(test[NEW_TASK]):,} test "
                          f"words, fewer than asked for")
     base = minipeft.Transformer.from_pretrained(args.base)
-    sweep = Sweep(base, train[NEW_TASK], test[NEW_TASK][:args.words])
+    sweep = Sweep(base, train[NEW_TASK], test[NEW_TASK][:args.words], args.lr)
     known = exact_match(sweep.ask(base, sweep.test), sweep.test, CODEC)
     log = RowLog(args.out / "rows.jsonl", Row, ("pairs", "steps", "rank", "seed"),
-                 {"words": args.words, "lr": LR, "base": fingerprint(base.state())}, args.go_on)
+                 {"words": args.words, "lr": args.lr, "base": fingerprint(base.state())}, args.go_on)
     console.print(f"base: {minipeft.report(base).all:,} parameters, {known:.1f} % right in British; {args.words:,} "
                   f"words to be asked, none of them seen in any task")
     rows: list[Row] = []
@@ -202,7 +205,7 @@ def main() -> int:
             console.print(f"  {found}")
     picture(sizes, known, args.out / "rank_sweep.png")
     (args.out / "results.json").write_text(json.dumps(
-        {"words": args.words, "lr": LR, "alpha_per_rank": ALPHA_PER_RANK, "base": known,
+        {"words": args.words, "lr": args.lr, "alpha_per_rank": ALPHA_PER_RANK, "base": known,
          "numbers_per_rank": numbers_per_rank(base), "rows": [dataclasses.asdict(row) for row in rows],
          "published": PUBLISHED}, indent=1))
     console.print(f"picture and figures: {args.out}/rank_sweep.png, {args.out}/results.json")

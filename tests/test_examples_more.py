@@ -38,12 +38,13 @@ def run(program, base, out, *arguments):
 
 
 def test_the_checks_of_the_rank_sweep_fail_when_nothing_was_learned(untrained, tmp_path):
-    out, arguments = tmp_path / "out", ["--ranks", "1", "8", "--sizes", "64:1:2", "128:1:1", "--words", "20"]
+    out, arguments = tmp_path / "out", ["--ranks", "1", "8", "--sizes", "64:1:2", "128:1:1", "--words", "20",
+                                        "--lr", "1e-3"]
     done, results = run("rank_sweep.py", untrained, out, *arguments)
     assert done.returncode == 1, done.stderr
     assert "FAILS 64 pairs: r=1 learns British" in done.stdout and "FAILS 128 pairs: r=8" in done.stdout
     assert "holds a LoRA trains r x 9,216 numbers, exactly, at every rank" in done.stdout
-    assert (out / "rank_sweep.png").stat().st_size > 0
+    assert (out / "rank_sweep.png").stat().st_size > 0 and results["lr"] == 1e-3
     assert [(r["pairs"], r["seed"], r["rank"], r["trainable"]) for r in results["rows"]] == [
         (64, 0, 1, 9216), (64, 0, 8, 73728), (64, 1, 1, 9216), (64, 1, 8, 73728), (128, 0, 1, 9216),
         (128, 0, 8, 73728)]
