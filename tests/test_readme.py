@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+
+import minipeft
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -18,6 +21,20 @@ def test_the_sample_runs_and_has_fifteen_lines(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "percentage of trainable model parameters" in done.stdout and (tmp_path / "reverse.safetensors").is_file()
+
+
+def test_the_lines_about_one_base_and_many_tasks_run(tmp_path, monkeypatch, capsys):
+    code = re.search(r"## One base, many tasks\n\n```python\n(.*?)```", README, re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), rng)
+    lora = minipeft.attach(model, minipeft.LoRA(rank=2), rng, "british")
+    lora.save("british.safetensors")
+    lora.remove()
+    ids = rng.integers(2, 32, (3, 4))
+    exec(code, {"minipeft": minipeft, "model": model, "rng": rng, "ids": ids, "decoder_ids": ids,
+                "batch": {"input_ids": ids, "labels": ids}})
+    assert "low_rank_linear" in capsys.readouterr().out and list(model.attachments) == ["british", "prompt"]
 
 
 def test_the_reading_path_is_eight_files_and_1200_lines_ending_in_lora():
