@@ -39,10 +39,11 @@ from variants import HARD_PROMPT, NAMES, VARIANTS
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "checkpoints" / "g2p"
 PAIRS, STEPS = 1000, 300
-# {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4 and with one seed
-YARDSTICK_WORDS = 500
-YARDSTICK = {(1000, 300): {"full": 37.8, "LoRA r=8": 36.4, "scratch": 13.6},
-             (8000, 1200): {"full": 55.6, "LoRA r=8": 56.4, "scratch": 41.0}}
+# {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4 and with one seed. The
+# mean of three seeds is to come within 4 points of it; of one seed no more can be asked than three standard errors.
+YARDSTICK_WORDS, BAR, SEEDS = 500, 4.0, 3
+YARDSTICK = {(1000, 300): {"base": 4.0, "full": 37.8, "LoRA r=8": 36.4, "scratch": 13.6},
+             (8000, 1200): {"base": 4.0, "full": 55.6, "LoRA r=8": 56.4, "scratch": 41.0}}
 PLUS_MINUS = "{:.1f}±{:.1f}"
 console = Console()
 
@@ -92,6 +93,8 @@ def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int)
     for name, there in YARDSTICK.get((pairs, steps), {}).items():
         if name in names:
             margin = 3 * math.hypot(standard_error([there], YARDSTICK_WORDS), standard_error([of(name)], words))
+            if sum(row.method == name for row in rows) >= SEEDS:
+                margin = BAR
             checks.append((f"{name} does as well as in the prototype: {of(name):.1f} >= {there} - {margin:.1f}",
                            of(name) >= there - margin))
     for name in ("full", "LoRA r=8", "Houlsby adapters"):

@@ -140,12 +140,15 @@ def test_edit_distance_and_error_rate_are_those_worked_out_by_hand(example):
     assert score.exact_interval == (0, 100) and score.error_interval == (0, 50)
 
 
-@pytest.mark.parametrize("file, steps, pairs", [("accents.json", 300, 1000), ("accents_8000.json", 1200, 8000)])
-def test_the_recorded_runs_of_the_accents_example_bear_out_its_claims(tmp_path, file, steps, pairs):
+@pytest.mark.parametrize("file, steps, pairs, missed", [
+    ("accents.json", 300, 1000, []), ("accents_8000.json", 1200, 8000, ["LoRA r=8"])])
+def test_the_recorded_runs_of_the_accents_example_bear_out_its_claims(tmp_path, file, steps, pairs, missed):
+    """But for the bar that the README says is missed: of that one claim, and of no other, the program says FAILS."""
     recorded = json.loads((EXAMPLES / file).read_text("utf-8"))
     assert (recorded["steps"], recorded["pairs"], recorded["words"]) == (steps, pairs, 2000)
     assert {row["seed"] for row in recorded["rows"]} == {None, 0, 1, 2}
     done = subprocess.run([sys.executable, str(EXAMPLES / "accents.py"), "--show", str(EXAMPLES / file), "--out",
                            str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == bool(missed), done.stdout + done.stderr
+    assert [line.split()[1:3] for line in done.stdout.splitlines() if "FAILS" in line] == [m.split() for m in missed]
     assert json.loads((tmp_path / "results.json").read_text("utf-8")) == recorded

@@ -79,17 +79,20 @@ def test_the_long_run_of_the_readme_is_the_recorded_one(monkeypatch):
 
 
 @pytest.mark.parametrize("name, pairs, steps, missed", [
-    ("accents", 1000, 300, {}), ("accents_8000", 8000, 1200, {"LoRA r=8": 0.6})])
+    ("accents", 1000, 300, []), ("accents_8000", 8000, 1200, ["LoRA r=8"])])
 def test_the_recorded_runs_reach_the_prototype_within_4_points_as_the_mean_of_three_seeds(monkeypatch, name, pairs,
                                                                                           steps, missed):
-    """missed: by how many points more than 4 a row falls short; the prototype was one seed asked 500 words, whose
-    standard error is 2.2 points."""
+    """All but LoRA r=8 at 8,000 pairs, which misses it by half a point, as the README says."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     accents = importlib.import_module("accents")
-    for method, least in accents.YARDSTICK[pairs, steps].items():
+    short = {}
+    for method, there in accents.YARDSTICK[pairs, steps].items():
         found = [row["british"] for row in recorded(name)["rows"] if row["method"] == method]
         assert len(found) == (1 if method == "base" else 3)
-        assert sum(found) / len(found) >= least - 4 - missed.get(method, 0), method
+        if (by := there - 4 - sum(found) / len(found)) > 0:
+            short[method] = by
+    assert list(short) == missed and all("misses its bar by half a point" in README and by <= 0.5 + 0.05
+                                         for by in short.values())
 
 
 def test_the_past_tense_table_is_that_of_its_recorded_run(monkeypatch):
