@@ -175,6 +175,8 @@ BUGS = [
         "add(linear(self.reads(x, n, F), self.D), self.b_D)", "linear(self.reads(x, n, F), self.D)", ADAPTER),
     Bug("the adapter's scale is forgotten", ADAPTERS, "scalar(self.scale, self.U)", "scalar(Fraction(1), self.U)",
         ADAPTER),
+    Bug("the up projection is transposed where it is square", ADAPTERS, "linear(h, self.U)",
+        "linear(h, self.U if len(set(self.U.shape)) > 1 else self.U.data.T)", ADAPTER),
     Bug("the adapter has no nonlinearity", ADAPTERS, "h = self.f(add(", "h = (lambda y: y)(add(", ADAPTER),
     Bug("a parallel adapter's scale is 1", ADAPTERS, "lambda x, n, F: x, 4)", "lambda x, n, F: x, 1)",
         "peft/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),

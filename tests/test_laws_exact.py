@@ -95,8 +95,8 @@ def some(seed: int, *shape: int) -> numpy.ndarray:
 
 
 OTHERS: dict[str, Callable[["Exact"], Any]] = {
-    **{placement: lambda case, placement=placement: minipeft.Bottleneck(placement, size=case.rank, scale=case.alpha / 2,
-                                                                        where="^out$")
+    **{placement: lambda case, placement=placement: minipeft.Bottleneck(
+        placement, size=D if case.seed % 3 == 0 else case.rank, scale=case.alpha / 2, where="^out$")  # and square
        for placement in ("houlsby", "pfeiffer", "parallel")},
     "Selective": lambda case: minipeft.Selective(where=case.where),
     "mask": lambda case: minipeft.Selective(mask={"embedding.weight": some(case.seed, VOCAB, D),
@@ -215,7 +215,7 @@ def test_law_1_a_delta_is_added_to_the_base_number_for_number(kind, data):
 @each("houlsby", "pfeiffer", "parallel")
 @given(st.data())
 def test_law_1_an_adapter_is_its_equation_number_for_number(kind, data):
-    """F + s (U relu(D h + b_D) + b_U), written out for every token."""
+    """F + s (U relu(D h + b_D) + b_U), written out for every token; where D and U are square too."""
     case = data.draw(exacts((kind,)))
     model, rng = case.model(), numpy.random.default_rng(case.seed)
     piece = case.attach(model).places["out"].attached["lora"]
@@ -224,7 +224,7 @@ def test_law_1_an_adapter_is_its_equation_number_for_number(kind, data):
     out = model.out(x, n, f)
     for at in numpy.ndindex(2, 3):
         h = {"houlsby": f[at], "pfeiffer": x[at] + f[at], "parallel": x[at]}[kind]
-        hidden = [max(Fraction(0), sum(down[i] * h) + b_down[i]) for i in range(case.rank)]
+        hidden = [max(Fraction(0), sum(down[i] * h) + b_down[i]) for i in range(len(b_down))]
         wanted = [f[at][o] + Fraction(case.alpha, 2) * (sum(up[o] * hidden) + b_up[o]) for o in range(D)]
         assert equal(out.data[at], wanted)
 
