@@ -1,0 +1,50 @@
+"""What machine a run was made on, in words: figures without it mean little."""
+from __future__ import annotations
+
+import os
+import platform
+import textwrap
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Of the host; what each library is built on, its process tells."""
+    return {"cpu": _cpu(), "cores": cores(), "memory_bytes": _memory(), "system": platform.platform(),
+            "python": f"{platform.python_implementation()} {platform.python_version()}"}
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def described(run: dict[str, Any]) -> str:
+    """A few lines: the machine, the libraries and what is under them, the setting."""
+    host, settings = run["machine"], run["settings"]
+    memory = "memory unknown" if host["memory_bytes"] is None else f"{host['memory_bytes'] / 2 ** 30:.1f} GiB"
+    kept = settings["sides"]["ours"][1]
+    rows = [f"{host['cpu']}, {host['cores']} cores, {memory}; {host['system']}; {host['python']}"]
+    for side, about in run["about"].items():
+        rows.append(f"{side}: " + ", ".join(f"{name} {value}" for name, value in about.items()))
+    rows.append(f"setting: {settings['backend']}, {settings['threads']} threads, float32, dropout "
+                f"{settings['dropout']:g}; ours with {'a heap that is kept' if kept else 'the allocator as it is'}; "
+                f"{settings['rounds']} rounds after {settings['warmup']} to warm up; {run['date']}")
+    return "\n".join(textwrap.fill(row, 110, subsequent_indent="    ") for row in rows)

@@ -1,0 +1,82 @@
+"""What the benchmark runs on: three T5 shapes, their weights in a folder that both libraries read, and a batch.
+
+The weights are random and the ids too: a matrix product takes the same time whatever is in it. Greedy decoding does
+not, for it may end early. So the row of the end token in the table, which is also the head, is 0: its logit is always
+0, the largest of the others is positive, and every decoding makes all its steps, in both libraries and by the weights
+alone.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+import minipeft
+
+RANK, ALPHA, TARGETS = 8, 16, ("q", "v")
+RATE = 1e-5             # learning rate: small, so that hundreds of timed steps leave the weights what they are
+NEW_TOKENS = 32
+MATRIX, LINKS = 2048, 2000     # the matrix product [2048, 2048]^2, and the chain of additions
+FIRST_ID = 2            # 0 is padding and the start, 1 the end
+KINDS = ("lora", "full")              # of training steps
+MODELS = (*KINDS, "base")             # what a process loads: a model for each, and one that stays as it was read
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A model's shape, and the batch that it is measured on; `layers` in each of its two stacks."""
+
+    name: str
+    d_model: int
+    d_kv: int
+    num_heads: int
+    d_ff: int
+    layers: int
+    vocab_size: int
+    batch: int
+    source: int
+    target: int
+
+    def config(self, dropout: float) -> minipeft.T5Config:
+        return minipeft.T5Config(
+            vocab_size=self.vocab_size, d_model=self.d_model, d_kv=self.d_kv, num_heads=self.num_heads, d_ff=self.d_ff,
+            num_layers=self.layers, num_decoder_layers=self.layers, dropout_rate=dropout)
+
+    def ids(self) -> dict[str, numpy.ndarray]:
+        """input_ids [batch, source] and labels [batch, target], the same in every process; no padding."""
+        rng = numpy.random.default_rng(1)
+        return {name: rng.integers(FIRST_ID, self.vocab_size, (self.batch, length))
+                for name, length in (("input_ids", self.source), ("labels", self.target))}
+
+    def write_model(self, folder: Path, dropout: float) -> None:
+        """A T5 of this shape as a Hugging Face folder."""
+        model = minipeft.T5(self.config(dropout), numpy.random.default_rng(0))
+        model.embedding.weight.base.data[model.config.eos_token_id] = 0
+        model.save_pretrained(folder)
+
+    def __str__(self) -> str:
+        return (f"{self.name}: {self.layers}+{self.layers} layers of {self.d_model}, vocabulary {self.vocab_size:,}, "
+                f"batch {self.batch}, {self.source}/{self.target} tokens")
+
+
+SIZES = {size.name: size for size in (
+    Size("d64", 64, 16, 4, 256, 2, 128, 32, 32, 32),
+    Size("d256", 256, 64, 4, 1024, 4, 2048, 16, 64, 64),
+    Size("t5-small", 512, 64, 8, 2048, 6, 32128, 8, 128, 64))}
+
+# How step time grows: {what is varied: (the field or fields, the values, the shape that they are varied from)}.
+_MIDDLE = SIZES["d256"]
+GROWTH: dict[str, tuple[tuple[str, ...], tuple[int, ...], Size]] = {
+    "batch": (("batch",), (4, 8, 16, 32), _MIDDLE),
+    "length": (("source", "target"), (16, 32, 64, 128, 256), dataclasses.replace(_MIDDLE, batch=4)),
+    "depth": (("layers",), (1, 2, 4, 8), _MIDDLE)}
+
+
+def grown(what: str) -> list[tuple[int, Size]]:
+    """(value, shape) of each point of one of GROWTH."""
+    fields, values, start = GROWTH[what]
+    changes: list[dict[str, Any]] = [dict.fromkeys(fields, value) for value in values]
+    return [(value, dataclasses.replace(start, name=f"{what} {value}", **change))
+            for value, change in zip(values, changes)]
