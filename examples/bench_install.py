@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,15 +57,24 @@ def measured(say: Callable[[str], None]) -> tuple[dict[str, Any], list[dict[str,
     """({how, sides: {name: seconds, bytes, ...}}, failures)."""
     sides: dict[str, Any] = {}
     failures = []
-    for name, wanted, program in (("ours", [str(ROOT)], OURS), ("torch + peft", [pinned(n) for n in PEERS], TORCH)):
+    for name, program in (("ours", OURS), ("torch + peft", TORCH)):
         say(f"{name}: pip install, and a first step")
         with tempfile.TemporaryDirectory(prefix="minipeft-install-") as folder:
+            wanted = [pinned(n) for n in PEERS] if program is TORCH else [str(sources(Path(folder) / "minipeft"))]
             try:
                 sides[name] = _first_step(Path(folder) / "venv", wanted, program)
             except subprocess.CalledProcessError as error:
                 failures.append({"side": name, "doing": "installation", "what": f"exit status {error.returncode}",
                                  "stderr": (error.stderr or "").splitlines()[-12:]})
     return {"how": "pip --no-cache-dir, in fresh virtual environments", "sides": sides}, failures
+
+
+def sources(folder: Path) -> Path:
+    """A copy of what is installed from: building a package leaves files beside its sources."""
+    shutil.copytree(ROOT / "minipeft", folder / "minipeft", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def _first_step(folder: Path, wanted: list[str], program: str) -> dict[str, Any]:
@@ -83,8 +93,7 @@ def _first_step(folder: Path, wanted: list[str], program: str) -> dict[str, Any]
     again = run("-c", program)
     listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True,
                             check=True, env=environment).stdout.split()
-    return {"wanted": ["the folder of this project" if item == str(ROOT) else item for item in wanted],
-            "install_seconds": install, "step_seconds": step, "step_again_seconds": again,
+    return {"install_seconds": install, "step_seconds": step, "step_again_seconds": again,
             "seconds": install + step, "bytes": size_of(folder) - empty, "packages": listed}
 
 
