@@ -66,7 +66,7 @@ def measured(say: Callable[[str], None]) -> tuple[dict[str, Any], list[dict[str,
             except subprocess.CalledProcessError as error:
                 failures.append({"side": name, "doing": "installation", "what": f"exit status {error.returncode}",
                                  "stderr": (error.stderr or "").splitlines()[-12:]})
-    return {"how": "pip --no-cache-dir, in fresh virtual environments", "sides": sides}, failures
+    return {"how": "pip --no-cache-dir, from the indexes that pip has here", "sides": sides}, failures
 
 
 def sources(folder: Path) -> Path:

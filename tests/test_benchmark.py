@@ -3,6 +3,7 @@
 No test asserts on a time. Where torch is there, both libraries are held to the same losses; the runs from end to end
 see none, by a module of that name on the path.
 """
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -10,11 +11,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 
 import minipeft
+from tests.strict_namespace import strict
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDS_TORCH = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in
@@ -471,3 +474,51 @@ def test_both_libraries_read_the_same_model_and_compute_the_same(example, tmp_pa
     assert answers["torch"]["losses"] == pytest.approx(answers["ours"]["losses"], rel=1e-5)
     assert numpy.mean(numpy.array(answers["torch"]["ids"]) == answers["ours"]["ids"]) > 0.9
     assert answers["torch"]["losses"][2] < answers["torch"]["losses"][0], "the optimizer did not step"
+
+
+class FakeCuPy:
+    """The strict namespace, with the few names of CuPy that concern a device. It counts how often it was waited for."""
+
+    def __init__(self):
+        self.waits, self.held = 0, 0
+        runtime = SimpleNamespace(getDeviceCount=lambda: 1, getDeviceProperties=lambda device: {"name": b"a GPU"})
+        self.cuda = SimpleNamespace(runtime=runtime, get_current_stream=lambda: SimpleNamespace(synchronize=self.wait))
+        self.__version__ = "14"
+
+    def wait(self):
+        self.waits += 1
+
+    def get_default_memory_pool(self):
+        """Of a pool that has grown by a hundred bytes whenever it is asked."""
+        self.held += 100
+        return SimpleNamespace(total_bytes=lambda: self.held, free_all_blocks=lambda: None)
+
+    def __getattr__(self, name):
+        return getattr(strict, name)
+
+
+def test_on_a_gpu_our_side_stays_on_the_device_and_waits_for_it_at_each_reading_of_the_clock(
+        example, monkeypatch, tmp_path):
+    cupy, sizes, worker = FakeCuPy(), example("bench_sizes"), example("bench_worker")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(worker, "bare_additions", lambda: None)
+    monkeypatch.setattr(worker, "MATRIX", 8)
+    size = dataclasses.replace(sizes.SIZES["d64"], batch=2, source=4, target=3)
+    size.write_model(tmp_path, 0.0)
+    answers = {}
+    for backend in ("cupy", "numpy"):
+        side = worker.made("ours", backend)
+        served = worker.Worker(side, 0.0)
+        with side.running():
+            served.load(str(tmp_path), vars(size), list(sizes.MODELS))
+            before = cupy.waits
+            answers[backend] = [served.step("full")["losses"], served.step("lora")["losses"],
+                                served.generate(5)["ids"]]
+            assert cupy.waits - before == (10 if backend == "cupy" else 0)    # around five parts of turns
+            assert served.gemm()["rate"][0] > 0 and served.chain()["seconds"][0] > 0
+            about, memory = served.about(), served.memory("lora")
+        assert (about.get("GPU"), "CuPy" in about) == (("a GPU", True) if backend == "cupy" else (None, False))
+        if backend == "cupy":
+            assert memory["counted"] == "the device's pool" and memory["peak"] > memory["base"]
+            assert all(isinstance(p.data, strict.ndarray) for p in side.params["lora"].values())
+    assert answers["cupy"] == answers["numpy"]
