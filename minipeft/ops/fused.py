@@ -75,48 +75,68 @@ def softmax(x, *, axis=-1):
 
 
 @op
+def key_first(bias):
+    """The same bias [batch, heads, query, key], lying in memory as `attention` keeps its scores;   dbias = g."""
+    laid = xp.ascontiguousarray(bias.transpose(0, 3, 1, 2))               # [batch, key, heads, query]
+    return laid.transpose(0, 2, 3, 1), (lambda g: g,)
+
+
+@op
 def attention(q, k, v, bias=None, keep=None, *, heads, scale):
     """concat_h softmax(scale Q_h K_h^T + bias_h) V_h; shapes as in `definitions.attention`.
 
     With P the probabilities, R = P * keep, and O = R V per head:
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
         dbias = dS.
-    Scores are kept as [batch, heads, key, query]: NumPy reduces over the last axis but one three times as fast as
-    over a short last one."""
-    batch, queries, _ = q.shape
-    qh = q.reshape(batch, queries, heads, -1).transpose(0, 2, 1, 3)       # [batch, heads, query, d_k]
-    kh = k.reshape(batch, k.shape[1], heads, -1).transpose(0, 2, 1, 3)    # [batch, heads, key, d_k]
-    vh = v.reshape(batch, k.shape[1], heads, -1).transpose(0, 2, 1, 3)    # [batch, heads, key, d_v]
-    p = kh @ qh.swapaxes(-1, -2)                                          # [batch, heads, key, query]
-    p *= scale
+    Scores lie in memory as [batch, key, heads, query], and a sum over keys is one of long rows: NumPy reduces over a
+    short last axis a few times as slowly. `split` and `product` are what makes that free of copies: a head is a view
+    of the projections, and every product is written where its consumer reads it."""
+    batch, queries, width = q.shape
+
+    def split(x):  # [batch, time, heads * d] -> [batch, heads, time, d]
+        return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+    def joined(x):  # [batch, time, heads, d] -> [batch, time, heads * d]
+        return x.reshape(*x.shape[:2], -1)
+
+    def product(a, b):  # per head: [batch, heads, m, d], [batch, heads, d, n] -> [batch, m, heads, n]
+        out = xp.empty((len(a), a.shape[2], heads, b.shape[3]), dtype=xp.result_type(a, b))
+        xp.matmul(a, b, out=out.swapaxes(1, 2))
+        return out
+
+    def key_first(x):  # what broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
+        return x.reshape((1,) * (4 - x.ndim) + x.shape).transpose(0, 3, 1, 2)
+
+    qh, kh, vh = split(q if scale == 1 else q * scale), split(k), split(v)
+    p = product(kh, qh.swapaxes(-1, -2))                                  # [batch, key, heads, query]
     if bias is not None:
-        p += bias.swapaxes(-1, -2)
-    p -= p.max(axis=-2, keepdims=True)
+        p += key_first(bias)
+    p -= p.max(axis=1, keepdims=True)
     xp.exp(p, out=p)
-    p /= p.sum(axis=-2, keepdims=True)
-    kept = None if keep is None else keep.swapaxes(-1, -2)
-    r = p if kept is None else p * kept
-
-    def joined(x):  # [batch, heads, time, d] -> [batch, time, heads * d]
-        return x.transpose(0, 2, 1, 3).reshape(batch, x.shape[2], -1)
-
-    def split(g):
-        return g.reshape(batch, queries, heads, -1).transpose(0, 2, 1, 3)
+    p /= p.sum(axis=1, keepdims=True)
+    kept = None if keep is None else key_first(keep)
+    r = (p if kept is None else p * kept).swapaxes(1, 2)                  # [batch, heads, key, query]
 
     @once
-    def d_scores(g):  # [batch, heads, key, query]
-        dp = vh @ split(g).swapaxes(-1, -2)
+    def d_scores(g):  # [batch, key, heads, query]
+        dp = product(vh, split(g).swapaxes(-1, -2))
         if kept is not None:
             dp *= kept
         dp *= p
-        dp -= p * dp.sum(axis=-2, keepdims=True)
+        dp -= p * dp.sum(axis=1, keepdims=True)
         return dp
 
-    return joined(r.swapaxes(-1, -2) @ vh), (
-        lambda g: joined(d_scores(g).swapaxes(-1, -2) @ kh) * scale,
-        lambda g: joined(d_scores(g) @ qh) * scale,
-        lambda g: joined(r @ split(g)),
-        lambda g: d_scores(g).swapaxes(-1, -2),
+    def dq(g):
+        d = product(d_scores(g).transpose(0, 2, 3, 1), kh)
+        if scale != 1:
+            d *= scale
+        return joined(d)
+
+    return joined(product(r.swapaxes(-1, -2), vh)), (
+        dq,
+        lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh)),
+        lambda g: joined(product(r, split(g))),
+        lambda g: d_scores(g).transpose(0, 2, 3, 1),
         None)
 
 
