@@ -33,7 +33,7 @@ class Bar:
     parts: tuple[str, ...]
     peer: bool = True
     at_least: bool = False
-    form: str = "{:.2f}"
+    form: str = "{:.3f}"
 
     def verdict(self, value: Value) -> str:
         if value is None:

@@ -1,10 +1,12 @@
 """What a recorded run says: medians, ratios, shares; None where something was not measured.
 
 Everything printed, drawn or held to a bar is computed here from the raw times of the JSON, so that a recorded run shows
-what it showed when it was made.
+what it showed when it was made. A ratio of times is that of each round, what was measured side by side, and then the
+median: a machine that is slow for some rounds is slow in both parts of these.
 """
 from __future__ import annotations
 
+import statistics
 from typing import Any, Callable
 
 from bench_rounds import OURS, median
@@ -17,6 +19,15 @@ def ratio(a: Value, b: Value) -> Value:
     return None if a is None or not b else a / b
 
 
+def middle(values: list[float]) -> Value:
+    return statistics.median(values) if values else None
+
+
+def of_rounds(a: list[float], b: list[float]) -> list[float]:
+    """a / b, round by round. A process that failed has the first rounds alone."""
+    return [x / y for x, y in zip(a, b)]
+
+
 class Figures:
     """Of one run's JSON. A measure is "lora", "full" (a step) or "generate" (a token of a whole batch)."""
 
@@ -25,15 +36,22 @@ class Figures:
         self.peers = [side for side in run["settings"]["sides"] if side != OURS]
 
     def seconds(self, size: str, side: str, measure: str) -> Value:
-        turns = self._size(size).get("times", {}).get(side, {}).get(measure)
-        if not turns:
-            return None
-        return median([turn["seconds"] for turn in turns]) / NEW_TOKENS if measure == "generate" else step(turns)
+        return middle(self.rounds(size, side, measure))
+
+    def rounds(self, size: str, side: str, measure: str) -> list[float]:
+        """The seconds of each round, in order; fewer than there were where a process failed."""
+        turns = self._size(size).get("times", {}).get(side, {}).get(measure, [])
+        if measure == "generate":
+            return [median([turn["seconds"]]) / NEW_TOKENS for turn in turns]
+        return [step([turn]) for turn in turns]
 
     def rate(self, size: str, side: str) -> Value:
         """FLOPs per second of the library's own matrix product."""
-        turns = self._size(size).get("times", {}).get(side, {}).get("gemm")
-        return median([turn["rate"] for turn in turns]) if turns else None
+        return middle(self.rates(size, side))
+
+    def rates(self, size: str, side: str) -> list[float]:
+        """Of each round."""
+        return [median([turn["rate"]]) for turn in self._size(size).get("times", {}).get(side, {}).get("gemm", [])]
 
     def memory(self, size: str, side: str, kind: str) -> Value:
         """Bytes of a step above the loaded model."""
@@ -44,15 +62,29 @@ class Figures:
         """The least of the peer's settings: its best."""
         return min((value for side in self.peers if (value := figure(side)) is not None), default=None)
 
+    def time_ratios(self, size: str, measure: str) -> list[float]:
+        """Of each round: ours over the peer's, in that setting of the peer in which it does best."""
+        ours = self.rounds(size, OURS, measure)
+        found = [of_rounds(ours, self.rounds(size, side, measure)) for side in self.peers]
+        return max((ratios for ratios in found if ratios), key=statistics.median, default=[])
+
     def time_ratio(self, size: str, measure: str) -> Value:
-        return ratio(self.seconds(size, OURS, measure), self.best(lambda side: self.seconds(size, side, measure)))
+        return middle(self.time_ratios(size, measure))
+
+    def quartiles(self, size: str, measure: str) -> tuple[float, float] | None:
+        """Between which the middle half of these ratios lies; None of a single round."""
+        ratios = self.time_ratios(size, measure)
+        if len(ratios) < 2:
+            return None
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, high
 
     def memory_ratio(self, size: str, kind: str) -> Value:
         return ratio(self.memory(size, OURS, kind), self.best(lambda side: self.memory(size, side, kind)))
 
     def lora_of_full(self, size: str, side: str) -> tuple[Value, Value]:
         """A LoRA step's time and memory, as a share of the same library's full step."""
-        return (ratio(self.seconds(size, side, "lora"), self.seconds(size, side, "full")),
+        return (middle(of_rounds(self.rounds(size, side, "lora"), self.rounds(size, side, "full"))),
                 ratio(self.memory(size, side, "lora"), self.memory(size, side, "full")))
 
     def flops(self, size: str, kind: str) -> Value:
@@ -60,7 +92,9 @@ class Figures:
 
     def gemm_share(self, size: str, kind: str) -> Value:
         """FLOPs of our step per second, the optimizer's time included, over the rate of a matrix product."""
-        return ratio(ratio(self.flops(size, kind), self.seconds(size, OURS, kind)), self.rate(size, OURS))
+        flops = self.flops(size, kind)
+        seconds_of_gemm = [flops / rate for rate in self.rates(size, OURS)] if flops else []
+        return middle(of_rounds(seconds_of_gemm, self.rounds(size, OURS, kind)))
 
     def loss_gap(self, size: str) -> Value:
         """The largest relative difference of a first loss of ours and the peer's."""
@@ -77,10 +111,15 @@ class Figures:
         whole, bare = (median([turn[key] for turn in turns]) / LINKS for key in ("seconds", "bare"))
         return whole, whole - bare
 
-    def growth(self, what: str) -> list[tuple[int, dict[str, float]]]:
-        """(value, {side: seconds of a LoRA step}) of each point."""
-        return [(point["value"], {side: step(turns) for side, turns in point["times"].items()})
-                for point in self.run["growth"].get(what, [])]
+    def growth(self, what: str) -> list[tuple[int, dict[str, float], Value]]:
+        """(value, {side: seconds of a LoRA step}, ratio of ours to the peer's) of each point."""
+        points = []
+        for point in self.run["growth"].get(what, []):
+            rounds = {side: [step([turn]) for turn in turns] for side, turns in point["times"].items()}
+            ratios = [of_rounds(rounds.get(OURS, []), theirs) for side, theirs in rounds.items() if side != OURS]
+            points.append((point["value"], {side: statistics.median(r) for side, r in rounds.items()},
+                           middle(sum(ratios, []))))
+        return points
 
     def _size(self, size: str) -> dict[str, Any]:
         return self.run["sizes"].get(size, {})

@@ -11,6 +11,7 @@ from typing import Any
 def machine() -> dict[str, Any]:
     """Of the host; what each library is built on, its process tells."""
     return {"cpu": _cpu(), "cores": cores(), "memory_bytes": _memory(), "system": platform.platform(),
+            "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "python": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
@@ -41,7 +42,9 @@ def described(run: dict[str, Any]) -> str:
     host, settings = run["machine"], run["settings"]
     memory = "memory unknown" if host["memory_bytes"] is None else f"{host['memory_bytes'] / 2 ** 30:.1f} GiB"
     kept = settings["sides"]["ours"][1]
-    rows = [f"{host['cpu']}, {host['cores']} cores, {memory}; {host['system']}; {host['python']}"]
+    busy = host.get("load_before")
+    rows = [f"{host['cpu']}, {host['cores']} cores, {memory}; {host['system']}; {host['python']}"
+            + ("" if busy is None else f"; load average before the run {busy:.2f}")]
     for side, about in run["about"].items():
         rows.append(f"{side}: " + ", ".join(f"{name} {value}" for name, value in about.items()))
     rows.append(f"setting: {settings['backend']}, {settings['threads']} threads, float32, dropout "

@@ -75,8 +75,8 @@ def _growth(axis: Any, figures: Figures) -> None:
     """Time of a LoRA step over what it grows with, both relative to the first point, both logarithmic."""
     for i, what in enumerate(GROWTH):
         points = figures.growth(what)
-        for side in dict.fromkeys(side for _, times in points for side in times):
-            xy = [(value / points[0][0], times[side]) for value, times in points if side in times]
+        for side in dict.fromkeys(side for _, times, _ in points for side in times):
+            xy = [(value / points[0][0], times[side]) for value, times, _ in points if side in times]
             axis.plot([x for x, _ in xy], [1e3 * y for _, y in xy], marker="o", ms=3, color=COLORS[(0, 2, 3)[i]],
                       linestyle="-" if side == OURS else "--", label=f"{what}, {side}")
     axis.set_title("milliseconds of a LoRA step that grows (dotted: proportional)", fontsize=9)

@@ -5,7 +5,7 @@ from typing import Any, Sequence
 
 from bench_bars import judged
 from bench_bars import lines as bar_lines
-from bench_figures import Figures, Value, ratio
+from bench_figures import Figures, Value
 from bench_machine import described
 from bench_rounds import OURS
 from bench_sizes import GROWTH, KINDS, LINKS, NEW_TOKENS, SIZES
@@ -13,7 +13,9 @@ from bench_sizes import GROWTH, KINDS, LINKS, NEW_TOKENS, SIZES
 NAMES = {"lora": "LoRA step", "full": "full step", "generate": "token"}
 LEGEND = """\
 ratio: ours / torch + peft. Below 1 we are faster, or take less. Where torch runs in two settings of the allocator, the
-ratio is to the better one, figure by figure. Times are medians of {rounds} rounds, all libraries in turn in each."""
+ratio is to the better one, figure by figure. Times are medians of {rounds} rounds, all libraries in turn in each; a
+ratio of times is the median of those of the rounds, and half of these lie within the range at the right: where that is
+wide, others used the machine, and the figures say little."""
 
 
 def report(run: dict[str, Any]) -> str:
@@ -48,11 +50,16 @@ def written(value: Value, factor: float = 1.0, digits: int | None = None) -> str
 def _times(figures: Figures, sizes: list[str]) -> str:
     sides = [OURS, *figures.peers]
     rows = [[size, NAMES[measure], *(written(figures.seconds(size, side, measure), 1e3) for side in sides),
-             written(figures.time_ratio(size, measure))] for size in sizes for measure in NAMES]
+             written(figures.time_ratio(size, measure)), _spread(figures.quartiles(size, measure))]
+            for size in sizes for measure in NAMES]
     if all(cell == "-" for row in rows for cell in row[2:]):
         return ""
     return aligned(f"milliseconds: a training step; a token of {NEW_TOKENS} of greedy decoding, of the whole batch",
-                   [["size", "", *sides, "ratio"], *rows], left=2)
+                   [["size", "", *sides, "ratio", "half of the rounds"], *rows], left=2)
+
+
+def _spread(ends: tuple[float, float] | None) -> str:
+    return "-" if ends is None else f"{ends[0]:.2f} .. {ends[1]:.2f}"
 
 
 def _memory(figures: Figures, sizes: list[str]) -> str:
@@ -104,20 +111,20 @@ def _engine(figures: Figures) -> str:
 
 def _growth(figures: Figures, what: str) -> str:
     points = figures.growth(what)
-    if not any(times for _, times in points):
+    if not any(times for _, times, _ in points):
         return ""
-    peer = next((side for side in figures.peers if any(side in times for _, times in points)), None)
+    peer = next((side for side in figures.peers if any(side in times for _, times, _ in points)), None)
     sides = [OURS, *([peer] if peer else [])]
-    first = {side: next(((value, times[side]) for value, times in points if side in times), None) for side in sides}
+    first = {side: next(((value, times[side]) for value, times, _ in points if side in times), None) for side in sides}
     rows = []
-    for value, times in points:
+    for value, times, found in points:
         relative = []
         for side in sides:
             start = first[side]
             relative.append(None if side not in times or start is None
                             else times[side] / start[1] / (value / start[0]))
         rows.append([str(value), *(written(times.get(side), 1e3) for side in sides), *map(written, relative),
-                     *([written(ratio(times.get(OURS), times.get(peer)))] if peer else [])])
+                     *([written(found)] if peer else [])])
     origin = GROWTH[what][2]
     shape = f"length {origin.source}" if what == "batch" else f"batch {origin.batch}"
     heads = [what, *(f"{side}, ms" for side in sides), *(f"{side}, / proportional" for side in sides),
