@@ -101,8 +101,9 @@ class EncoderDecoder(Module):
         input_ids are taken as padding, unless pad is also eos; the same rule as in transformers. (A call and `loss`
         do not infer a mask.)"""
         input_ids = host_ids(input_ids, "input_ids")
-        if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id:
-            attention_mask = input_ids != self.config.pad_token_id
+        pads = input_ids == self.config.pad_token_id
+        if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():
+            attention_mask = ~pads
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         with routed(adapter, len(ids), self.attachments):
             return greedy(self, ids, mask, max_new_tokens, use_cache)

@@ -15,7 +15,7 @@ from minipeft.nn.layers import Linear
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
 from minipeft.ops import attention
-from minipeft.ops.primitives import dropout_mask
+from minipeft.ops.drop import dropout_mask
 
 
 class KeyValues:

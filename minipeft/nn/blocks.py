@@ -19,7 +19,7 @@ from minipeft.nn.layers import FeedForward, LayerNorm, RMSNorm
 from minipeft.nn.module import Module
 from minipeft.nn.positions import Learned, RelativeBuckets, Sinusoidal
 from minipeft.nn.site import Site
-from minipeft.ops import add, dropout
+from minipeft.ops import add, dropout, key_first
 
 Norm = LayerNorm | RMSNorm
 
@@ -84,6 +84,7 @@ class Stack(Module):
             before = causal(time, start + time)
             seen = before if seen is None else seen & before
         bias = _sum(self.position.bias(time, start + time, start), additive(seen, dtype))
+        bias = None if bias is None else key_first(bias)  # once for all blocks
         memory_bias = additive(None if memory_mask is None else memory_mask[:, None, None, :], dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, bias, memory, memory_bias, rng, cache[i] if cache else None)

@@ -5,8 +5,9 @@ them, composed of primitives. `fused.py`: the same names as one node each, equal
 are what the models call, and what this package exports.
 """
 from minipeft.ops import operators as _operators  # noqa: F401  (gives Tensor its +, *, @, ...)
+from minipeft.ops.drop import dropout  # noqa: F401
 from minipeft.ops.fused import (attention, cross_entropy, embedding, gelu, gelu_tanh, key_first,  # noqa: F401
                                 layer_norm, linear, low_rank_linear, rms_norm, silu, softmax)
-from minipeft.ops.primitives import (add, concat, div, dropout, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
+from minipeft.ops.primitives import (add, concat, div, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
                                      neg, power, relu, reshape, scatter, sub, sum, swap, tanh, transpose,
                                      where)

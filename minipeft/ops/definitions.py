@@ -58,6 +58,11 @@ def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, *, hea
     return reshape(mixed, shape=(mixed.shape[0], mixed.shape[1], -1))
 
 
+def key_first(bias: Any) -> Any:
+    """bias. In which order an array lies in memory is no part of what it means."""
+    return bias
+
+
 def layer_norm(x: Any, w: Any, b: Any, *, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * w + b over the last axis; the variance is the biased one (1/n).
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 
 from minipeft.autograd.tensor import Tensor, array_of, op
-from minipeft.backend import Array, scalar, to_device, to_host, xp
+from minipeft.backend import Array, scalar, to_host, xp
 from minipeft.ops.erf import erf_of
 
 
@@ -180,18 +180,3 @@ def concat(*parts, axis=0):
 
     return xp.concatenate(parts, axis=axis), tuple(
         vjp_of(int(end) - part.shape[axis], int(end)) for part, end in zip(parts, ends))
-
-
-def dropout(x: Any, p: float, rng: numpy.random.Generator | None) -> Any:
-    """x * m / (1 - p), m_i ~ Bernoulli(1 - p) ("inverted" dropout); x itself when `rng` is None or p is 0.
-
-    The mask is drawn on the host, so that a CPU and a GPU run start from the same bits."""
-    if rng is None or p == 0:
-        return x
-    return mul(x, dropout_mask(array_of(x).shape, p, rng, array_of(x).dtype))
-
-
-def dropout_mask(shape: tuple, p: float, rng: numpy.random.Generator, dtype: Any) -> Array:
-    """m / (1 - p) of `shape`: 0 with probability p, else 1 / (1 - p)."""
-    kept = rng.random(shape, dtype=numpy.float32) >= p
-    return to_device(kept.astype(dtype) / (1 - p))

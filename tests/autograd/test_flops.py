@@ -61,7 +61,7 @@ CASES: dict[str, tuple] = {
     "transpose": (X, {"axes": (1, 0)}), "reshape": (X, {"shape": (-1,)}), "index": (X, {"key": slice(1, 3)}),
     "scatter": (VECTOR, numpy.arange(COLUMNS), {"shape": (2 * COLUMNS,)}),
     "layer_norm": (X, VECTOR, VECTOR, {"eps": 1e-6}), "rms_norm": (X, VECTOR, {"eps": 1e-6}),
-    "cross_entropy": (X, numpy.arange(ROWS))}
+    "cross_entropy": (X, numpy.arange(ROWS)), "key_first": (X.reshape(1, 1, ROWS, COLUMNS),)}
 
 
 @pytest.mark.parametrize("name", sorted(PER_ELEMENT))

@@ -449,17 +449,18 @@ def test_sums_and_shapes_keep_no_array():
     assert survivors(step, {"p": p, "q": q}) == set()
 
 
-def test_attention_with_frozen_queries_and_keys_keeps_the_probabilities_alone():
-    """With only v watched, dV = R^T g needs R: no q, k or v."""
+@pytest.mark.parametrize("scale, of_queries", [(1.0, {"q"}), (0.5, set())])
+def test_attention_with_frozen_queries_and_keys_keeps_the_probabilities_alone(scale, of_queries):
+    """With only v watched, dV = R^T g needs R: no q, k or v. Where there is a scale, dK needs scale Q, not Q."""
     names = ("q", "k", "v")
     params = {name: Leaf(draw_array(i, (2, 3, 4))) for i, name in enumerate(names)}
 
     def step(note: Callable) -> Tensor:
-        return ops.sum(ops.attention(*(note(n, ops.mul(params[n], 0.5)) for n in names), heads=2, scale=0.5))
+        return ops.sum(ops.attention(*(note(n, ops.mul(params[n], 0.5)) for n in names), heads=2, scale=scale))
 
     assert survivors(step, {"v": params["v"]}) == set()
     assert survivors(step, {"q": params["q"]}) == {"k", "v"}
-    assert survivors(step, {"k": params["k"]}) == {"q", "v"}
+    assert survivors(step, {"k": params["k"]}) == {"v"} | of_queries
 
 
 def kept_arrays(node: Node | None) -> dict[int, numpy.ndarray]:

@@ -14,7 +14,7 @@ from minipeft import (LoRA, T5, T5Config, Transformer, TransformerConfig, attach
 from minipeft.autograd import tensor
 from minipeft.models import t5, transformer
 from minipeft.nn import attention
-from minipeft.ops import primitives
+from minipeft.ops import drop
 
 VOCAB = 23
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, d_model=12, num_heads=3, d_ff=20, num_layers=2, num_decoder_layers=3)
@@ -448,14 +448,14 @@ def test_dropout_acts_at_the_listed_places_and_nowhere_else(build, monkeypatch):
     """After the embedding, on probabilities, after the attention's output, inside the feed-forward, after it; in T5
     also after each stack's last norm."""
     shapes: list[tuple] = []
-    real = primitives.dropout_mask
+    real = drop.dropout_mask
 
     def spy(shape, p, rng, dtype):
         assert p == 0.25
         shapes.append(tuple(shape))
         return real(shape, p, rng, dtype)
 
-    monkeypatch.setattr(primitives, "dropout_mask", spy)
+    monkeypatch.setattr(drop, "dropout_mask", spy)
     monkeypatch.setattr(attention, "dropout_mask", spy)
     model, (ids, mask, labels) = build(dropout_rate=0.25), batch()
     model(ids, labels.clip(0), mask, rng=np.random.default_rng(0))
@@ -468,7 +468,7 @@ def test_dropout_acts_at_the_listed_places_and_nowhere_else(build, monkeypatch):
 
 
 def test_a_dropout_mask_keeps_the_expected_share_scaled_to_keep_the_mean():
-    keep = primitives.dropout_mask((400, 500), 0.3, np.random.default_rng(0), np.dtype("float32"))
+    keep = drop.dropout_mask((400, 500), 0.3, np.random.default_rng(0), np.dtype("float32"))
     assert keep.dtype == np.float32 and set(np.unique(keep)) == {np.float32(0), np.float32(1 / 0.7)}
     # 200,000 draws: the share kept is within 5 standard deviations, sqrt(0.21 / 200000) each, of 0.7
     assert abs((keep > 0).mean() - 0.7) < 5 * math.sqrt(0.3 * 0.7 / keep.size)

@@ -12,7 +12,7 @@ import minipeft
 from minipeft import ops
 from minipeft.autograd.tensor import _observer
 from minipeft.nn.weight import Parameter, Slot
-from minipeft.ops.primitives import dropout_mask
+from minipeft.ops.drop import dropout_mask
 from tests.bounds import tau, wide, within
 from tests.models_under_test import Case, bits, logits
 
