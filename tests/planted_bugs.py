@@ -31,6 +31,8 @@ EQUATION = OF_LORA + "1_the_dense_weight_is_the_equation_of_the_paper"
 PROJECT = OF_LORA + "1_project_is_multiplication_by_the_dense_weight_in_value_and_gradient"
 MERGED_SLOT = OF_LORA + "3_the_merged_weight_and_its_product_are_within_the_bound_at_every_slot"
 MERGED_MODEL = LAWS + "3_a_merged_model_computes_what_the_unmerged_one_does"
+LAW_9 = "ops/test_fused.py::test_a_fused_op_equals_its_definition_in_value_and_all_gradients"
+FEW = "ops/test_fused.py::test_few_rows_and_many_are_multiplied_alike_by_a_matrix_of_any_number_of_blocks"
 FUSED = LAWS + "9_a_whole_model_of_fused_ops_is_the_model_of_definitions"
 ROW_ALONE = ROUTING + "each_row_of_a_mixed_batch_is_that_row_alone"
 SUBSET = MASKING + "gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones"
@@ -107,7 +109,7 @@ BUGS = [
     Bug("dropout is kept in evaluation", LORA, "dropout(x, self.p, rng)",
         "dropout(x, self.p, rng or numpy.random.default_rng(0))",
         "peft/test_lora.py::test_evaluation_knows_no_dropout"),
-    Bug("dropout without 1 / (1 - p)", "ops/primitives.py", "to_device(kept.astype(dtype) / (1 - p))",
+    Bug("dropout without 1 / (1 - p)", "ops/drop.py", "to_device(kept.astype(dtype) / (1 - p))",
         "to_device(kept.astype(dtype))",
         "peft/test_lora.py::test_dropout_keeps_the_expected_value_and_drops_a_share_p"),
     Bug("the base path is dropped too", LORA, "low_rank_linear(self.base.project(x, rng), dropout(x, self.p, rng)",
@@ -156,16 +158,23 @@ BUGS = [
     # ---- the model
     Bug("attention is scaled by d_model, not d_k", "models/transformer.py", "(d // c.num_heads) ** -0.5", "d ** -0.5",
         GOLDEN),
-    Bug("the scale is missing in dQ", FUSED_OPS, "joined(d_scores(g).swapaxes(-1, -2) @ kh) * scale",
-        "joined(d_scores(g).swapaxes(-1, -2) @ kh)", FUSED),
+    Bug("the scale is missing in dQ", FUSED_OPS, "            d *= scale", "            pass", FUSED),
+    Bug("the scale is twice in dK", FUSED_OPS, "lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh))",
+        "lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh)) * scale", FUSED),
+    Bug("one query takes the scores of other heads", FUSED_OPS, "return xp.matmul(a, b).swapaxes(1, 2)",
+        "return xp.matmul(a, b).reshape(len(a), a.shape[2], heads, 1)", LAW_9 + "[attention]"),
+    Bug("the rows of a large matrix beyond the first block are left out", FUSED_OPS,
+        "for start in range(0, len(w), BLOCK)", "for start in range(0, min(len(w), BLOCK), BLOCK)", FEW),
+    Bug("a bias is laid out with queries and keys exchanged", FUSED_OPS, "laid.transpose(0, 2, 3, 1), (lambda",
+        "laid.transpose(0, 2, 1, 3), (lambda", LAW_9 + "[key_first]"),
     Bug("a query sees the next token", "nn/attention.py", "xp.tri(queries, keys, keys - queries",
         "xp.tri(queries, keys, keys - queries + 1", MODELS + "a_later_token_never_changes_earlier_logits"),
     Bug("masked tokens leak", "nn/attention.py", "float(xp.finfo(dtype).min)", "-10.0",
         MODELS + "what_is_masked_is_never_seen"),
     Bug("post-LN does not normalize after the residual", "nn/blocks.py", "return y if self.pre_norm else norm(y)",
         "return y", GOLDEN),
-    Bug("layer norm divides by n - 1", FUSED_OPS, "(z * z).mean(axis=-1, keepdims=True)",
-        "(z * z).sum(axis=-1, keepdims=True) / (z.shape[-1] - 1)", FUSED),
+    Bug("layer norm divides by n - 1", FUSED_OPS, "mean_product(z, z) + eps",
+        "mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1)) + eps", FUSED),
     # ---- bottleneck adapters
     Bug("the adapter's residual is missing", ADAPTERS, "return add(F, mul(add(linear(h, self.U), self.b_U),",
         "return (lambda x: x)(mul(add(linear(h, self.U), self.b_U),", TRANSPARENT),

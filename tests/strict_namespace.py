@@ -220,10 +220,10 @@ StrictArray.__module__, StrictArray.__qualname__ = "strict", "ndarray"
 _UFUNCS = """abs add arctan copysign cos cosh divide equal exp exp2 expm1 floor floor_divide greater greater_equal
 invert isfinite isinf isnan less less_equal log log1p log2 logical_and logical_not logical_or maximum minimum multiply
 negative not_equal power remainder rint sign sin sinh sqrt square subtract tan tanh true_divide""".split()
-_FUNCTIONS = """all any arange argmax argmin argsort ascontiguousarray atleast_2d broadcast_to clip concatenate count_nonzero cumsum diag einsum
-empty_like expand_dims eye flip full full_like linspace matmul max mean min moveaxis nonzero ones ones_like outer pad
-prod repeat reshape roll searchsorted sort split squeeze stack sum swapaxes take_along_axis tile transpose tri tril triu
-unique var where zeros zeros_like""".split()
+_FUNCTIONS = """all any arange argmax argmin argsort ascontiguousarray atleast_2d broadcast_to clip concatenate
+count_nonzero cumsum diag einsum empty_like expand_dims eye flip full full_like linspace matmul max mean min moveaxis
+nonzero ones ones_like outer pad prod repeat reshape roll searchsorted sort split squeeze stack sum swapaxes
+take_along_axis tile transpose tri tril triu unique var where zeros zeros_like""".split()
 _CONSTANTS = """bool_ dtype finfo float16 float32 float64 floating iinfo inf int16 int32 int64 int8 integer issubdtype
 nan newaxis pi result_type uint16 uint32 uint64 uint8""".split()
 

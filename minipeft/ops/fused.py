@@ -32,11 +32,12 @@ def linear(x, w):
 
 def _by_few_rows(x, w):
     """x W^T as (W x^T)^T, a block of W at a time. BLAS copies W into an order of its own before it multiplies, which
-    for a few rows of x is most of the work: this copy is up to 1.7 times as fast, and faster where it fits a cache."""
+    for a few rows of x is most of the work: this copy is up to 1.7 times as fast, and faster where it fits a cache. The
+    result lies in rows, as it always does: later sums over a row would otherwise be made in another order."""
     out = xp.empty((len(w), len(x)), dtype=xp.result_type(x.dtype, w.dtype))
     for start in range(0, len(w), BLOCK):
         xp.matmul(w[start:start + BLOCK], x.T, out=out[start:start + BLOCK])
-    return out.T
+    return xp.ascontiguousarray(out.T)
 
 
 @op
@@ -103,9 +104,8 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
         dbias = dS.
     Scores lie in memory as [batch, key, heads, query], and a sum over keys is one of long rows: NumPy reduces over a
-    short last axis a few times as slowly. `split` and `product` are what makes that free of copies: a head is a view
-    of the projections, and every product is written where its consumer reads it."""
-    batch, queries, width = q.shape
+    short last axis a few times as slowly. Nothing is copied for it: a head is a view of the projections, and a product
+    is written where the next one reads it."""
 
     def split(x):  # [batch, time, heads * d] -> [batch, heads, time, d]
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
@@ -120,17 +120,17 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         xp.matmul(a, b, out=out.swapaxes(1, 2))
         return out
 
-    def key_first(x):  # what broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
+    def by_key(x):  # what broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
         return x.reshape((1,) * (4 - x.ndim) + x.shape).transpose(0, 3, 1, 2)
 
     qh, kh, vh = split(q if scale == 1 else q * scale), split(k), split(v)
     p = product(kh, qh.swapaxes(-1, -2))                                  # [batch, key, heads, query]
     if bias is not None:
-        p += key_first(bias)
+        p += by_key(bias)
     p -= p.max(axis=1, keepdims=True)
     xp.exp(p, out=p)
     p /= p.sum(axis=1, keepdims=True)
-    kept = None if keep is None else key_first(keep)
+    kept = None if keep is None else by_key(keep)
     r = (p if kept is None else p * kept).swapaxes(1, 2)                  # [batch, heads, key, query]
 
     @once

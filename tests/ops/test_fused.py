@@ -414,6 +414,18 @@ def test_empty_batches_give_empty_values_and_zero_gradients(name):
             assert g.shape == leaves[leaf].shape and g.dtype == numpy.float32 and (g == 0).all()
 
 
+@given(st.data(), dtypes(), seeds())
+def test_few_rows_and_many_are_multiplied_alike_by_a_matrix_of_any_number_of_blocks(data, dtype, seed):
+    rows, d_in = data.draw(st.integers(1, 2 * fused.FEW_ROWS)), data.draw(st.integers(1, 5))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fused, "BLOCK", data.draw(st.integers(1, 4)))
+        x, w = draw_array(seed, (rows, d_in), dtype), draw_array(seed + 1, (data.draw(st.integers(1, 9)), d_in), dtype)
+        found = fused.linear(x, w).data
+    wanted = definitions.linear(x, w).data
+    assert found.dtype == dtype and found.shape == wanted.shape
+    assert within(found, wanted, d_in * (abs(x) @ abs(w).T).astype("float64"), dtype)
+
+
 # ---- numerics, for the definition and the fused op alike
 
 both = pytest.mark.parametrize("module", [fused, definitions])
