@@ -99,7 +99,8 @@ class Bench:
             if turn < self.plan.warmup:
                 return
             if what == "chain":
-                self.result["engine"].setdefault(side, []).append(answer)
+                medians = {key: [statistics.median(seconds)] for key, seconds in answer.items()}  # of hundreds
+                self.result["engine"].setdefault(side, []).append(medians)
             else:
                 out["times"].setdefault(side, {}).setdefault(what, []).append(answer)
 

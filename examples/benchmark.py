@@ -130,6 +130,15 @@ def recorded(file: Path) -> dict[str, Any]:
     return run
 
 
+def rounded(value: Any) -> Any:
+    """Six digits of every number: a file of a few dozen kilobytes, in which no figure changes."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     try:
@@ -148,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     progress.end()
     run["bars"] = judged(run)
     print(report(run))
-    write_atomic(args.out / "benchmark.json", (json.dumps(run, indent=1) + "\n").encode())
+    write_atomic(args.out / "benchmark.json", (json.dumps(rounded(run), separators=(",", ":")) + "\n").encode())
     try:
         draw(run, args.out / "benchmark.png")
         print(f"\nfigures and picture: {args.out}/benchmark.json, {args.out}/benchmark.png")

@@ -68,6 +68,23 @@ def test_the_results_tables_are_those_of_the_recorded_run(monkeypatch):
         assert tables.as_markdown(rows, columns) in README
 
 
+def test_the_benchmarks_tables_and_figures_are_those_of_the_recorded_run(monkeypatch):
+    """And every bar that the README does not own up to holds."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    bars, tables = importlib.import_module("bench_bars"), importlib.import_module("bench_tables")
+    run = recorded("benchmark")
+    shown = re.search(r"<!-- benchmark -->\n```text\n(.*?)\n```", README, re.DOTALL).group(1)
+    assert len(shown.splitlines()) == 20 and shown in tables.report(run)
+    figures = {row["what"]: row["figure"] for row in bars.judged(run)}
+    for what, form in (("LoRA step's FLOPs / GEMM rate, t5-small", "{:.0%}"),
+                       ("LoRA step / our full step, t5-small", "{:.2f}"),
+                       ("LoRA's peak memory / our full step's, t5-small", "{:.2f}")):
+        assert form.format(figures[what]).replace("%", " %") in README
+    assert [row["what"] for row in bars.missed(bars.judged(run))] == ["generation / torch, d256",
+                                                                      "generation / torch, t5-small"]
+    assert run["settings"]["rounds"] >= 7 and run["settings"]["dropout"] == 0 and not run["failures"]
+
+
 def test_the_long_run_of_the_readme_is_the_recorded_one(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     accents, comparison, tables = map(importlib.import_module, ("accents", "comparison", "tables"))
