@@ -16,7 +16,7 @@ from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array, to_device
 from minipeft.nn.module import Module
 from minipeft.nn.weight import Slot
-from minipeft.ops import key_first, reshape, transpose
+from minipeft.ops import reshape, transpose
 
 
 class Sinusoidal(Module):
@@ -74,10 +74,10 @@ class RelativeBuckets(Module):
         """[1, heads, query, key], or [batch, heads, query, key] when rows see different entries."""
         distance = numpy.arange(keys)[None, :] - numpy.arange(start, start + queries)[:, None]
         buckets = bucket(distance, self.weight.base.shape[0], self.max_distance, self.bidirectional)
-        b = self.weight.table(to_device(buckets.T))                     # [key, query, heads] or [batch, ...]
+        b = self.weight.table(to_device(buckets))                       # [query, key, heads] or [batch, ...]
         if b.ndim == 3:
             b = reshape(b, shape=(1, *b.shape))
-        return key_first(transpose(b, axes=(0, 3, 2, 1)))
+        return transpose(b, axes=(0, 3, 1, 2))
 
 
 def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirectional: bool) -> numpy.ndarray:
