@@ -6,9 +6,11 @@ median: a machine that is slow for some rounds is slow in both parts of these.
 """
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any, Callable
 
+from bench_memory import COUNTED
 from bench_rounds import OURS, median
 from bench_sizes import LINKS, NEW_TOKENS
 
@@ -54,9 +56,9 @@ class Figures:
         return [median([turn["rate"]]) for turn in self._size(size).get("times", {}).get(side, {}).get("gemm", [])]
 
     def memory(self, size: str, side: str, kind: str) -> Value:
-        """Bytes of a step above the loaded model."""
+        """Bytes of a step above the loaded model; None where the system tells no peak that began after loading."""
         found = self._size(size).get("memory", {}).get(side, {}).get(kind)
-        return found["peak"] - found["base"] if found else None
+        return found["peak"] - found["base"] if found and found["counted"] in COUNTED else None
 
     def best(self, figure: Callable[[str], Value]) -> Value:
         """The least of the peer's settings: its best."""
@@ -101,7 +103,11 @@ class Figures:
         losses = self._size(size).get("first_losses", {})
         gaps = [abs(theirs[kind] / losses[OURS][kind] - 1) for side, theirs in losses.items() if side != OURS
                 for kind in theirs if kind in losses.get(OURS, {})]
-        return max(gaps, default=None)
+        return next((gap for gap in gaps if math.isnan(gap)), max(gaps, default=None))
+
+    def ids_equal(self, size: str) -> Value:
+        """The least share of decoded ids that a setting of the peer has in common with us."""
+        return min(self._size(size).get("ids_equal", {}).values(), default=None)
 
     def per_node(self, side: str) -> tuple[Value, Value]:
         """Seconds per node of the chain, and what is left of that without a bare NumPy addition."""

@@ -2,9 +2,10 @@
 
     peak of resident memory over two steps of forward, backward and AdamW - resident memory before
 
-In a fresh process, after a tiny step, so that neither reading the model nor what a library sets up at first use counts;
-the second step runs with the optimizer's state in place, so that counts. Freed memory is given back first: a heap that
-keeps what reading the model left free would hide as much of the step. On a GPU the pool's own figures are taken.
+In a fresh process, after a tiny forward and backward, so that neither reading the model counts nor what a library sets
+up at the first one; the second step runs with the optimizer's state in place, so that counts. Freed memory is given
+back first: a heap that keeps what reading the model left free would hide as much of the step. On a GPU the pool's own
+figures are taken.
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import gc
 from pathlib import Path
 from typing import Any
 
+RESIDENT, POOL = COUNTED = "resident memory", "the device's pool"   # of these the peak is that of the steps
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -23,7 +25,7 @@ def of_two_steps(library: Any, kind: str) -> dict[str, Any]:
     on_device = library.device_bytes() is not None
     if on_device:
         library.reset_device_peak()
-        base, counted = library.device_bytes(), "the device's pool"
+        base, counted = library.device_bytes(), POOL
     else:
         base, counted = resident("VmRSS"), reset_peak()
     losses = []
@@ -49,7 +51,7 @@ def reset_peak() -> str:
         REFERENCES.write_text("5")
     except OSError:
         return "the process's own peak since it began, which may lie before the steps"
-    return "resident memory"
+    return RESIDENT
 
 
 def resident(field: str) -> int:

@@ -48,6 +48,13 @@ class Plan:
         library, kept = self.sides[side]
         return Process(side, command(library, self.backend, kept, self.turn), environment(self.threads), self.timeout)
 
+    @property
+    def growing(self) -> list[str]:
+        """Whose growth is measured: ours, and the peer in the setting of the allocator that is ours, if it has it."""
+        peers = [side for side in self.sides if side != OURS]
+        alike = [side for side in peers if self.sides[side][1] == self.sides[OURS][1]]
+        return [OURS, *(alike or peers)]
+
 
 def in_order(items: Iterable[Any], turn: int) -> list[Any]:
     """Forth in even rounds, back in odd ones."""
@@ -136,10 +143,8 @@ class Bench:
                     out.setdefault(side, {})[kind] = found
 
     def _growth(self, folder: Path) -> None:
-        """LoRA steps. The peer in the one setting that is ours."""
-        kept = self.plan.sides[OURS][1]
-        sides = [s for s, (library, keeps) in self.plan.sides.items() if library == "ours" or keeps == kept]
-        with _Started(self, sides) as processes:
+        """LoRA steps."""
+        with _Started(self, self.plan.growing) as processes:
             for what in GROWTH:
                 points = self.result["growth"][what] = []
                 for value, size in grown(what):

@@ -24,7 +24,7 @@ def report(run: dict[str, Any]) -> str:
     sizes = [name for name in SIZES if name in run["sizes"]]
     blocks = [described(run), LEGEND.format(rounds=run["settings"]["rounds"]),
               *(table(figures, sizes) for table in (_times, _memory, _shares, _gemm)), _engine(figures),
-              *(_growth(figures, what) for what in GROWTH), _install(run), _failures(run),
+              _same(figures, sizes), *(_growth(figures, what) for what in GROWTH), _install(run), _failures(run),
               "\n".join(["what it is held to", *bar_lines(judged(run))])]
     return "\n\n".join(block for block in blocks if block)
 
@@ -107,6 +107,15 @@ def _engine(figures: Figures) -> str:
         return ""
     return aligned(f"microseconds per node of a chain of {LINKS:,} additions of one number, forward and backward",
                    [["", "in all", "above a bare NumPy addition"], *rows])
+
+
+def _same(figures: Figures, sizes: list[str]) -> str:
+    rows = [[size, "-" if gap is None else f"{gap:.0e}", written(equal, 100, 1)] for size in sizes
+            for gap, equal in [(figures.loss_gap(size), figures.ids_equal(size))]]
+    if all(cell == "-" for row in rows for cell in row[1:]):
+        return ""
+    return aligned("whether both do the same: first losses, relatively, and decoded ids",
+                   [["size", "losses differ by", "ids equal, %"], *rows])
 
 
 def _growth(figures: Figures, what: str) -> str:

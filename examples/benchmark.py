@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,7 @@ from minipeft.files import write_atomic
 
 HERE = Path(__file__).parent
 ROUNDS, LEAST, QUICK = 9, 7, 3
+BUSY = 0.5              # load average above which a machine is not left alone
 KEPT, SYSTEM = "kept", "system"
 
 
@@ -131,9 +133,9 @@ def recorded(file: Path) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Six digits of every number: a file of a few dozen kilobytes, in which no figure changes."""
+    """Nine digits of every number, which is all of a float32 loss: no figure that is printed changes."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.9g}")
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -147,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(str(error)) from None
     if args.threads > cores() and not args.show:
         print(f"{args.threads} threads on {cores()} cores: the figures will say more of the waiting than of the work",
+              file=sys.stderr)
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    if busy > BUSY and not args.show:
+        print(f"the load average is {busy:.2f}: other programs use this machine, and the figures will say so",
               file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
     progress = Progress()

@@ -139,7 +139,7 @@ def segment_sum(rows: Array, starts: Any) -> Array:
 def keep_heap() -> bool:
     """Ask glibc to keep freed memory: no mmap for large arrays, no trimming. True if it was done (glibc only).
 
-    Training frees and takes the same large arrays at every step, and mapping fresh pages costs up to a fifth of it.
+    Training frees and takes the same large arrays at every step, and mapping fresh pages costs up to a quarter of it.
     The setting is process-wide: programs call this, an import never does."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

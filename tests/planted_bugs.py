@@ -158,9 +158,9 @@ BUGS = [
     # ---- the model
     Bug("attention is scaled by d_model, not d_k", "models/transformer.py", "(d // c.num_heads) ** -0.5", "d ** -0.5",
         GOLDEN),
-    Bug("the scale is missing in dQ", FUSED_OPS, "            d *= scale", "            pass", FUSED),
+    Bug("the scale is missing in dQ", FUSED_OPS, "            d *= s", "            pass", FUSED),
     Bug("the scale is twice in dK", FUSED_OPS, "lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh))",
-        "lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh)) * scale", FUSED),
+        "lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh)) * s", FUSED),
     Bug("one query takes the scores of other heads", FUSED_OPS, "return xp.matmul(a, b).swapaxes(1, 2)",
         "return xp.matmul(a, b).reshape(len(a), a.shape[2], heads, 1)", LAW_9 + "[attention]"),
     Bug("the rows of a large matrix beyond the first block are left out", FUSED_OPS,
@@ -173,8 +173,8 @@ BUGS = [
         MODELS + "what_is_masked_is_never_seen"),
     Bug("post-LN does not normalize after the residual", "nn/blocks.py", "return y if self.pre_norm else norm(y)",
         "return y", GOLDEN),
-    Bug("layer norm divides by n - 1", FUSED_OPS, "mean_product(z, z) + eps",
-        "mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1)) + eps", FUSED),
+    Bug("layer norm divides by n - 1", FUSED_OPS, "_mean_product(z, z) + eps",
+        "_mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1)) + eps", FUSED),
     # ---- bottleneck adapters
     Bug("the adapter's residual is missing", ADAPTERS, "return add(F, mul(add(linear(h, self.U), self.b_U),",
         "return (lambda x: x)(mul(add(linear(h, self.U), self.b_U),", TRANSPARENT),

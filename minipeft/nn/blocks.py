@@ -84,7 +84,7 @@ class Stack(Module):
             before = causal(time, start + time)
             seen = before if seen is None else seen & before
         bias = _sum(self.position.bias(time, start + time, start), additive(seen, dtype))
-        bias = None if bias is None else key_first(bias)  # once for all blocks
+        bias = None if bias is None else key_first(bias)  # once for all: attention would do it in each block
         memory_bias = additive(None if memory_mask is None else memory_mask[:, None, None, :], dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, bias, memory, memory_bias, rng, cache[i] if cache else None)

@@ -15,8 +15,8 @@ from minipeft.backend import scalar, segment_sum, to_device, to_host, xp
 from minipeft.ops.erf import erf_of
 
 
-FEW_ROWS = 32  # of x: what is below it goes through BLAS the other way round
-BLOCK = 2048   # rows of w at a time
+FEW_ROWS, LARGE = 32, 2 ** 16  # rows of x below which, and numbers of w from which on, BLAS does better turned round
+BLOCK = 2048                   # rows of w at a time
 
 
 @op
@@ -25,15 +25,15 @@ def linear(x, w):
     d_out, d_in = w.shape
     lead = x.shape[:-1]
     rows = x.reshape(-1, d_in)
-    out = (_by_few_rows(rows, w) if len(rows) < FEW_ROWS else rows @ w.T).reshape(*lead, d_out)
+    out = (_by_few_rows(rows, w) if 1 < len(rows) < FEW_ROWS and w.size >= LARGE else rows @ w.T).reshape(*lead, d_out)
     return out, (lambda g: (g.reshape(-1, d_out) @ w).reshape(*lead, d_in),
                  lambda g: g.reshape(-1, d_out).T @ x.reshape(-1, d_in))
 
 
 def _by_few_rows(x, w):
-    """x W^T as (W x^T)^T, a block of W at a time. BLAS copies W into an order of its own before it multiplies, which
-    for a few rows of x is most of the work: this copy is up to 1.7 times as fast, and faster where it fits a cache. The
-    result lies in rows, as it always does: later sums over a row would otherwise be made in another order."""
+    """x W^T as (W x^T)^T, a block of W at a time. A CPU's BLAS copies W into an order of its own before it multiplies,
+    which for a few rows of x is most of the work: turned round, the copying is faster, and faster again in blocks that
+    a cache holds. The result is C-contiguous, as always: later sums over a row go in the same order."""
     out = xp.empty((len(w), len(x)), dtype=xp.result_type(x.dtype, w.dtype))
     for start in range(0, len(w), BLOCK):
         xp.matmul(w[start:start + BLOCK], x.T, out=out[start:start + BLOCK])
@@ -104,8 +104,8 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
         dbias = dS.
     Scores lie in memory as [batch, key, heads, query], and a sum over keys is one of long rows: NumPy reduces over a
-    short last axis a few times as slowly. Nothing is copied for it: a head is a view of the projections, and a product
-    is written where the next one reads it."""
+    short last axis a few times as slowly. NumPy copies nothing for it: a head is a view of the projections, and a
+    product is written where the next one reads it."""
 
     def split(x):  # [batch, time, heads * d] -> [batch, heads, time, d]
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
@@ -114,16 +114,17 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         return x.reshape(*x.shape[:2], -1)
 
     def product(a, b):  # per head: [batch, heads, m, d], [batch, heads, d, n] -> [batch, m, heads, n]
-        if b.shape[3] == 1:  # one query, in decoding: its scores lie together, one head after the other
+        if b.shape[3] == 1:  # in decoding, one query: its scores lie together, one head after the other
             return xp.matmul(a, b).swapaxes(1, 2)
-        out = xp.empty((len(a), a.shape[2], heads, b.shape[3]), dtype=xp.result_type(a.dtype, b.dtype))
+        out = xp.empty((max(len(a), len(b)), a.shape[2], heads, b.shape[3]), dtype=xp.result_type(a.dtype, b.dtype))
         xp.matmul(a, b, out=out.swapaxes(1, 2))
         return out
 
     def by_key(x):  # what broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
         return x.reshape((1,) * (4 - x.ndim) + x.shape).transpose(0, 3, 1, 2)
 
-    qh, kh, vh = split(q if scale == 1 else q * scale), split(k), split(v)
+    s = scalar(scale, q)
+    qh, kh, vh = split(q if s == 1 else q * s), split(k), split(v)
     p = product(kh, qh.swapaxes(-1, -2))                                  # [batch, key, heads, query]
     if bias is not None:
         p += by_key(bias)
@@ -144,8 +145,8 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
 
     def dq(g):
         d = product(d_scores(g).transpose(0, 2, 3, 1), kh)
-        if scale != 1:
-            d *= scale
+        if s != 1:
+            d *= s
         return joined(d)
 
     return joined(product(r.swapaxes(-1, -2), vh)), (
@@ -156,8 +157,9 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         None)
 
 
-def mean_product(a, b):
-    """mean(a b) over the last axis, which stays as 1, in one pass and without an array of products."""
+def _mean_product(a, b):
+    """mean(a b) over the last axis, which stays as 1: one pass, no array of products, and added up in order, not in
+    pairs as `mean` does."""
     return xp.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
 
 
@@ -167,14 +169,14 @@ def layer_norm(x, w, b, *, eps):
 
     dw = g z,   db = g,   and with h = g w:   dx = (h - mean(h) - z mean(h z)) / sqrt(variance + eps)."""
     z = x - x.mean(axis=-1, keepdims=True)
-    r = 1 / xp.sqrt(mean_product(z, z) + eps)
+    r = 1 / xp.sqrt(_mean_product(z, z) + eps)
     z *= r
     out = z * w
     out += b
 
     def dx(g):
         h = g * w
-        h -= h.mean(axis=-1, keepdims=True) + z * mean_product(h, z)
+        h -= h.mean(axis=-1, keepdims=True) + z * _mean_product(h, z)
         h *= r
         return h
 
@@ -186,12 +188,12 @@ def rms_norm(x, w, *, eps):
     """z w with z = x / sqrt(mean(x^2) + eps) over the last axis.
 
     dw = g z,   and with h = g w:   dx = (h - z mean(h z)) / sqrt(mean(x^2) + eps)."""
-    r = 1 / xp.sqrt(mean_product(x, x) + eps)
+    r = 1 / xp.sqrt(_mean_product(x, x) + eps)
     z = x * r
 
     def dx(g):
         h = g * w
-        h -= z * mean_product(h, z)
+        h -= z * _mean_product(h, z)
         h *= r
         return h
 
