@@ -29,27 +29,27 @@ class Worker:
     """The commands, one method each, over a library (see bench_ours.py)."""
 
     def __init__(self, library: Any, turn: float):
-        self.library, self.turn = library, turn
+        self.measured, self.turn = library, turn
         self.made: dict[str, Callable[[], Any]] = {}
 
     def about(self) -> dict[str, Any]:
-        return self.library.about()
+        return self.measured.about()
 
     def load(self, folder: str, size: dict, kinds: list[str]) -> dict[str, Any]:
         gc.collect()
-        self.library.load(Path(folder), Size(**size), tuple(kinds))
+        self.measured.load(Path(folder), Size(**size), tuple(kinds))
         return {}
 
     def step(self, kind: str) -> dict[str, Any]:
         """A turn of training steps: {"forward_backward": seconds of each, "optimizer": ..., "losses": ...}."""
         losses: list[float] = []
-        parts = self._turn([lambda: losses.append(self.library.forward_backward(kind)),
-                            lambda: self.library.update(kind)])
+        parts = self._turn([lambda: losses.append(self.measured.forward_backward(kind)),
+                            lambda: self.measured.update(kind)])
         return {"forward_backward": parts[0], "optimizer": parts[1], "losses": losses}
 
     def generate(self, new: int) -> dict[str, Any]:
         answers: list[Any] = []
-        seconds = self._turn([lambda: answers.append(self.library.generate(new))])[0]
+        seconds = self._turn([lambda: answers.append(self.measured.generate(new))])[0]
         made = {len(row) for row in answers[-1]}
         if made != {new}:
             raise RuntimeError(f"decoding made rows of {sorted(made)} tokens; expected {new} in each")
@@ -57,19 +57,19 @@ class Worker:
 
     def gemm(self) -> dict[str, Any]:
         """FLOPs per second of a product of two matrices [2048, 2048]."""
-        product = self._once("gemm", lambda: self.library.matmul(MATRIX))
+        product = self._once("gemm", lambda: self.measured.matmul(MATRIX))
         return {"rate": [2 * MATRIX ** 3 / seconds for seconds in self._turn([product])[0]]}
 
     def chain(self) -> dict[str, Any]:
         """Seconds of a chain of 2,000 additions with its gradient, and of the same additions of bare NumPy arrays."""
-        run = self._once("chain", lambda: self.library.chain(LINKS))
+        run = self._once("chain", lambda: self.measured.chain(LINKS))
         return {"seconds": self._turn([run])[0], "bare": self._turn([bare_additions])[0]}
 
     def flops(self, kind: str) -> dict[str, Any]:
-        return {"flops": self.library.flops(kind)}
+        return {"flops": self.measured.flops(kind)}
 
     def memory(self, kind: str) -> dict[str, Any]:
-        return bench_memory.of_two_steps(self.library, kind)
+        return bench_memory.of_two_steps(self.measured, kind)
 
     def _once(self, name: str, make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
         """What `make` gave at the first call under this name."""
@@ -84,10 +84,10 @@ class Worker:
         begun = time.perf_counter()
         while True:
             for part, seconds in zip(parts, times):
-                self.library.synchronize()
+                self.measured.synchronize()
                 before = time.perf_counter()
                 part()
-                self.library.synchronize()
+                self.measured.synchronize()
                 seconds.append(time.perf_counter() - before)
             if time.perf_counter() - begun >= self.turn:
                 return [seconds[1:] or seconds for seconds in times]
