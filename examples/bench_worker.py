@@ -123,7 +123,7 @@ def serve(worker: Worker, answer: Any) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library", choices=("ours", "torch"))
+    parser.add_argument("which", choices=("ours", "torch"))
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--kept", action="store_true", help="ask the allocator to keep freed memory")
     parser.add_argument("--turn", type=float, default=0.3, help="seconds for which a short measurement is repeated")
@@ -131,7 +131,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        library = made(args.library, args.backend)
+        library = made(args.which, args.backend)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in PEERS:
             raise
