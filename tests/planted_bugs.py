@@ -165,6 +165,7 @@ BUGS = [
         "return xp.matmul(a, b).reshape(len(a), a.shape[2], heads, 1)", LAW_9 + "[attention]"),
     Bug("the rows of a large matrix beyond the first block are left out", FUSED_OPS,
         "for start in range(0, len(w), BLOCK)", "for start in range(0, min(len(w), BLOCK), BLOCK)", FEW),
+    Bug("what few rows give lies in columns", FUSED_OPS, "return xp.ascontiguousarray(out.T)", "return out.T", FEW),
     Bug("a bias is laid out with queries and keys exchanged", FUSED_OPS, "laid.transpose(0, 2, 3, 1), (lambda",
         "laid.transpose(0, 2, 1, 3), (lambda", LAW_9 + "[key_first]"),
     Bug("a query sees the next token", "nn/attention.py", "xp.tri(queries, keys, keys - queries",
