@@ -1,0 +1,85 @@
+"""The arithmetic that an implementation declares: what it stores, multiplies and accumulates in.
+
+    fl(a op b) = (a op b)(1 + d), |d| <= u      u = 2^-53 (float64), 2^-24 (float32), 2^-11 (float16, TF32's inputs),
+                                                2^-8 (bfloat16)
+
+One number per dtype would say nothing about half precision (n u = 1 at n = 256 in bfloat16): kernels store bfloat16
+and accumulate in float32. So u_s of storage and u_a of accumulation are kept apart.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.files import round_bf16, widen_bf16
+
+UNIT = {"float64": 2.0 ** -53, "float32": 2.0 ** -24, "tf32": 2.0 ** -11, "float16": 2.0 ** -11,
+        "bfloat16": 2.0 ** -8}
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+_SUBNORMAL = {"float64": 2.0 ** -1074, "float32": 2.0 ** -149, "float16": 2.0 ** -24, "bfloat16": 2.0 ** -133}
+_NORMAL = {"float64": 2.0 ** -1022, "float32": 2.0 ** -126, "float16": 2.0 ** -14, "bfloat16": 2.0 ** -126}
+_FIELDS = {"store": tuple(_SUBNORMAL), "multiply": tuple(UNIT), "accumulate": tuple(_SUBNORMAL), "ftz": (False, True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """store: the dtype of results. multiply: that of a product's inputs, "tf32" among them. accumulate: that of sums.
+    ftz: whether subnormal numbers are flushed to zero."""
+
+    store: str
+    multiply: str
+    accumulate: str
+    ftz: bool = False
+
+    @property
+    def u_s(self) -> float:
+        return UNIT[self.store]
+
+    @property
+    def u_a(self) -> float:
+        return UNIT[self.accumulate]
+
+    @property
+    def u_m(self) -> float:
+        """What rounding a product's inputs costs; 0 if they are multiplied as they are stored, or wider."""
+        return UNIT[self.multiply] if UNIT[self.multiply] > UNIT[self.store] else 0.0
+
+    @property
+    def eta(self) -> float:
+        """The most that underflow costs one operation. Departure from the notes, which look at the accumulator
+        alone: float16 underflows when it is stored."""
+        table = _NORMAL if self.ftz else _SUBNORMAL
+        return max(table[self.store], table[self.accumulate])
+
+
+def arithmetic(dtype: str, declared: Mapping[str, Any] | None = None) -> Arithmetic:
+    """That of a dtype: all of it in that dtype, but for half precision float32 sums, unless it is declared otherwise.
+
+    Raises ValueError for an unknown field or value."""
+    half = dtype in ("float16", "bfloat16")
+    fields: dict[str, Any] = {"store": dtype, "multiply": dtype, "accumulate": "float32" if half else dtype,
+                              "ftz": False}
+    for name, value in (declared or {}).items():
+        if name not in _FIELDS or value not in _FIELDS[name]:
+            raise ValueError(f"arith[{dtype!r}] says {name}={value!r}; expected one of "
+                             f"{_FIELDS[name] if name in _FIELDS else tuple(_FIELDS)}")
+        fields[name] = value
+    return Arithmetic(**fields)
+
+
+def on_grid(x: Any, dtype: str) -> numpy.ndarray:
+    """x rounded once, to nearest even, to numbers of `dtype`; as float64, which holds all of them exactly."""
+    x = numpy.asarray(x, numpy.float64)
+    if dtype == "bfloat16":
+        return widen_bf16(round_bf16(x)).astype(numpy.float64)
+    with numpy.errstate(over="ignore"):
+        return x.astype(dtype).astype(numpy.float64)
+
+
+@functools.cache
+def reference_unit() -> float:
+    """u of the longest floats that NumPy has here, in which live references are computed."""
+    return float(numpy.finfo(numpy.longdouble).eps) / 2

@@ -1,0 +1,72 @@
+"""A case: the numbers of one test, exactly representable in its dtype, and how it is to be judged."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.conformance.arithmetic import Arithmetic, arithmetic
+from minipeft.conformance.tolerance import Value, tau
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """arrays: float64 (on the grid of `dtype`), int64 or bool. params: numbers and strings, as JSON holds them.
+
+    exact: the data are small integers or dyadic, on which every operation of the method is exact in every dtype, in
+    any order: what comes out is compared bit for bit. conventions, declared: what the implementation says of itself;
+    set by the harness. label: what the case is about, in words."""
+
+    method: str
+    dtype: str
+    exact: bool
+    params: Mapping[str, Any]
+    arrays: Mapping[str, numpy.ndarray]
+    label: str = ""
+    conventions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    declared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> numpy.ndarray:
+        return self.arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    @functools.cached_property
+    def arith(self) -> Arithmetic:
+        return arithmetic(self.dtype, self.declared)
+
+    def tau(self, *values: Value) -> numpy.ndarray:
+        """The bound on one output, or the sum of those on several: two outputs that are held against each other may
+        each be off by its own."""
+        return numpy.sum([tau(value, self.arith) for value in values], axis=0)
+
+    def but(self, arrays: Mapping[str, numpy.ndarray] | None = None, params: Mapping[str, Any] | None = None,
+            **fields: Any) -> "Case":
+        """A copy in which these differ."""
+        return dataclasses.replace(self, arrays={**self.arrays, **(arrays or {})},
+                                   params={**self.params, **(params or {})}, **fields)
+
+    def without(self, *names: str) -> "Case":
+        """A copy without these arrays."""
+        return dataclasses.replace(self, arrays={k: v for k, v in self.arrays.items() if k not in names})
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The method and eight hex digits of the sha256 of inputs, params, dtype and conventions: the same for ever."""
+        digest = hashlib.sha256(json.dumps([self.method, self.dtype, self.exact, dict(sorted(self.params.items())),
+                                            dict(sorted(self.conventions.items()))], sort_keys=True).encode())
+        for name in sorted(self.arrays):
+            array = self.arrays[name]
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(numpy.ascontiguousarray(array).tobytes())
+        return f"{self.method}-{digest.hexdigest()[:8]}"
+
+    @functools.cached_property
+    def seed(self) -> int:
+        """For what a property draws by itself: the same for the same case."""
+        return int(self.id[-8:], 16)

@@ -1,0 +1,77 @@
+"""LoRA on a linear layer.
+
+    y  = x W^T + b + s (x A^T) B^T,   s = alpha / r          Hu et al., 2021, arXiv:2106.09685, eq. (3), sec. 4.1
+    W' = W + s B A                                           merged
+    dA = s (g B)^T x     dB = s g^T (x A^T)     dx = g W + s (g B) A      g = dL/dy; sums over the batch, no means
+
+x [N, in], W [out, in], b [out], A [r, in], B [out, r], g [N, out]. W and b have no gradient.
+Scaling alpha / sqrt(r) is that of Kalajdzievski, 2023, arXiv:2312.03732 (rsLoRA); "alpha" is a factor given directly.
+"""
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.numbers import fractions, wide
+from minipeft.conformance.tolerance import Value, rounded_values
+
+SCALINGS = ("alpha/r", "alpha/sqrt(r)", "alpha")
+
+
+def equations(s: Any, W: Any, b: Any, A: Any, B: Any, x: Any, g: Any) -> dict[str, Any]:
+    """The equations above, over any kind of number: longdouble, Fraction, or absolute values for the bounds."""
+    merged = W + s * (B @ A)                                                           # [out, in]
+    return {"y": x @ W.T + b + s * ((x @ A.T) @ B.T),                                  # [N, out]
+            "dA": s * ((g @ B).T @ x),                                                 # [r, in]
+            "dB": s * (g.T @ (x @ A.T)),                                               # [out, r]
+            "dx": g @ W + s * ((g @ B) @ A),                                           # [N, in]
+            "W_merged": merged, "y_merged": x @ merged.T + b}
+
+
+def lengths(case: Case) -> dict[str, tuple[int, int]]:
+    """{output: (k, n)}: roundings to storage on the longest path, and the length of its sums."""
+    (n, d_in), (d_out, r) = case["x"].shape, case["B"].shape
+    return {"y": (5, d_in + r + 3), "dA": (5, d_out + n + 2), "dB": (5, d_in + n + 2), "dx": (5, d_out + r + 3),
+            "W_merged": (3, r + 2), "y_merged": (6, d_in + r + 4)}
+
+
+def scale_of(case: Case, number: Any = numpy.longdouble) -> Any:
+    """s, by the case's convention, as a number of this kind."""
+    alpha, r = number(case.params["alpha"]), case["A"].shape[0]
+    rule = case.conventions.get("scaling", SCALINGS[0])
+    if rule == "alpha/sqrt(r)":
+        root = math.isqrt(r)
+        return alpha / number(root) if root * root == r else alpha / numpy.sqrt(number(r))
+    return alpha / number(r) if rule == "alpha/r" else alpha
+
+
+def values(case: Case, number: Any = wide, scalar: Any = numpy.longdouble) -> dict[str, Value]:
+    """{output: the reference and its bound}."""
+    arrays = [number(case[name]) for name in ("W", "b", "A", "B", "x", "g")]
+    s = scale_of(case, scalar)
+    exact, mag = equations(s, *arrays), equations(abs(s), *map(abs, arrays))
+    return {name: Value(exact[name], mag[name], *kn) for name, kn in lengths(case).items()}
+
+
+def exact_values(case: Case) -> dict[str, Value]:
+    """The same in fractions, rounded once."""
+    return rounded_values(values(case, fractions, Fraction))
+
+
+def unmerge_bound(case: Case) -> numpy.ndarray:
+    """[out, in]: how far W + D - D may be from W: two roundings of the sum, with the same computed D in both passes."""
+    u = case.arith.u_s
+    size = abs(case["W"]) + abs(float(scale_of(case))) * (abs(case["B"]) @ abs(case["A"]))
+    return 2 * (1 + u) ** 3 * u * size + 2 * case.arith.eta
+
+
+def forced_dropout(case: Case, keep: numpy.ndarray, p: float) -> Value:
+    """y where the input of A, and it alone, is x o keep / (1 - p): one rounding more."""
+    dropped = case.but({"x": case["x"] * keep / (1 - p)})
+    zero = case.but({"B": 0 * case["B"]})
+    full, base, low, none = (values(c)["y"] for c in (case, zero, dropped, dropped.but({"B": 0 * case["B"]})))
+    return Value(base.exact + low.exact - none.exact, base.mag + low.mag - none.mag, full.k + 1, full.n)

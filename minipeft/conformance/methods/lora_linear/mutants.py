@@ -1,0 +1,300 @@
+"""Bugs planted in the plain LoRA layer; the comment behind each is its number in the conformance notes."""
+from __future__ import annotations
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.method import Planted
+from minipeft.conformance.methods.lora_linear.plain import LoraLinear
+
+PLANTED = planted = Planted("lora")
+NARROW = {"float64": "float32", "float32": "bfloat16", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+@planted("scale_forgotten", "ScaleForgotten")                                           # 1
+class ScaleForgotten(LoraLinear):
+    def scale(self, A, alpha):
+        return 1.0
+
+
+@planted("scale_alpha", "ScaleNotDivided")                                              # 2
+class ScaleAlpha(LoraLinear):
+    def scale(self, A, alpha):
+        return alpha
+
+
+@planted("scale_times_rank", "ScaleTimesRank")                                          # 3
+class ScaleTimesRank(LoraLinear):
+    def scale(self, A, alpha):
+        return alpha * len(A)
+
+
+@planted("scale_sqrt", "RankStabilized")                                                # 4
+class ScaleSqrt(LoraLinear):
+    def scale(self, A, alpha):
+        return alpha / len(A) ** 0.5
+
+
+@planted("scale_twice", "ScaleTwice")
+class ScaleTwice(LoraLinear):
+    def scale(self, A, alpha):
+        return (alpha / len(A)) ** 2
+
+
+@planted("scale_two_percent", "ScaleSlightlyOff")
+class ScaleTwoPercent(LoraLinear):
+    def scale(self, A, alpha):
+        return 1.02 * alpha / len(A)
+
+
+@planted("alpha_int", "AlphaTruncated")
+class AlphaInt(LoraLinear):
+    def read(self, alpha):
+        return int(alpha)
+
+
+@planted("no_effect", "NoEffect")
+class NoEffect(LoraLinear):
+    """Attached beside the layer that is used: it takes part in merging alone."""
+
+    def forward(self, x):
+        return self.base(x)
+
+    def vjp(self, x, g):
+        return {"x": self.e.mm(g, self.W), "A": None, "B": None, "W": None, "b": None}
+
+
+@planted("merge_transposed", "MergeTransposed")                                         # 5
+class MergeTransposed(LoraLinear):
+    def merged(self):
+        d = self.delta(self.active[0])
+        return self.e.r(self.W + (d.T if d.shape[0] == d.shape[1] else d))
+
+
+@planted("merge_unscaled", "MergeForgetsScale")                                         # 6
+class MergeUnscaled(LoraLinear):
+    def merged(self):
+        A, B, _ = self.adapters[self.active[0]]
+        return self.e.r(self.W + self.e.mm(B, A))
+
+
+@planted("merge_renormalizes", "MergeRenormalizes")
+class MergeRenormalizes(LoraLinear):
+    def merged(self):
+        w = super().merged()
+        norm, was = (numpy.sqrt((v ** 2).sum(axis=1, keepdims=True)) for v in (w, self.W))
+        return self.e.r(w * was / numpy.where(norm == 0, 1, norm))
+
+
+class Subtracts(LoraLinear):
+    """No bug yet: unmerges as most libraries do, by subtracting."""
+
+    def unmerge(self):
+        self.W, self.kept = self.subtracted(), None
+
+    def subtracted(self):
+        return self.e.r(self.W - self.delta(self.active[0]))
+
+
+@planted("unmerge_unscaled", "UnmergeForgetsScale")                                     # 7
+class UnmergeUnscaled(Subtracts):
+    def subtracted(self):
+        A, B, _ = self.adapters[self.active[0]]
+        return self.e.r(self.W - self.e.mm(B, A))
+
+
+@planted("unmerge_rounded", "UnmergeDrifts")
+class UnmergeRounded(Subtracts):
+    """Merges what was not rounded, and subtracts what was rounded to fewer digits than W has."""
+
+    def subtracted(self):
+        return self.e.r(self.W - on_grid(self.delta(self.active[0]), NARROW[self.e.dtype]))
+
+    def merged(self):
+        A, B, alpha = self.adapters[self.active[0]]
+        return self.e.r(self.W + self.scale(A, alpha) * (B @ A))
+
+
+@planted("merges_twice", "MergesTwice")                                                 # 8
+class MergesTwice(Subtracts):
+    def merge(self):
+        self.kept = self.W
+        self.W = self.merged()
+
+
+@planted("merged_adds_again", "MergedForwardAddsAgain")                                 # 9
+class MergedAddsAgain(LoraLinear):
+    def forward(self, x):
+        y = self.base(x)
+        for name in self.active:
+            y = self.e.r(y + self.low_rank(x, name))
+        return y
+
+
+@planted("swap_leaves_merged", "SwapLeavesMerged")                                      # 10
+class SwapLeavesMerged(LoraLinear):
+    def unmerge(self):
+        self.kept = None
+
+
+@planted("save_drops_alpha", "SaveDropsAlpha")                                          # 11
+class SaveDropsAlpha(LoraLinear):
+    def load(self, blob):
+        found = safetensors.numpy.load(blob)
+        self.add("default", found["A"], found["B"], self.adapters["default"][2])
+
+
+@planted("dropout_at_eval", "DropoutInEvaluation")                                      # 12
+class DropoutAtEval(LoraLinear):
+    def low_rank(self, x, name):
+        if self.dropout:
+            keep = numpy.random.default_rng(0).random(x.shape) >= self.dropout
+            x = self.e.r(x * keep / (1 - self.dropout))
+        return super().low_rank(x, name)
+
+    def forward_train(self, x, keep):
+        return self.e.r(self.base(x) + LoraLinear.low_rank(self, self.e.r(x * keep / (1 - self.dropout)), "default"))
+
+
+@planted("dropout_unscaled", "DropoutUnscaled")                                         # 13
+class DropoutUnscaled(LoraLinear):
+    def forward_train(self, x, keep):
+        return self.e.r(self.base(x) + self.low_rank(x * keep, self.active[0]))
+
+
+@planted("dropout_on_base", "DropoutOnBase")
+class DropoutOnBase(LoraLinear):
+    def forward_train(self, x, keep):
+        x = self.e.r(x * keep / (1 - self.dropout))
+        return self.e.r(self.base(x) + self.low_rank(x, self.active[0]))
+
+
+@planted("grad_a_unscaled", "GradientForgetsScale")                                     # 14
+class GradAUnscaled(LoraLinear):
+    def vjp(self, x, g):
+        return {**super().vjp(x, g), "A": self.e.mm(self.e.mm(g, self.adapters[self.active[0]][1]).T, x)}
+
+
+@planted("grad_a_mean", "GradientIsMean")                                               # 15
+class GradAMean(LoraLinear):
+    def vjp(self, x, g):
+        found = super().vjp(x, g)
+        return {**found, "A": self.e.r(found["A"] / len(x))}
+
+
+@planted("grad_x_stopped", "GradientStopped")                                           # 16
+class GradXStopped(LoraLinear):
+    def vjp(self, x, g):
+        return {**super().vjp(x, g), "x": self.e.mm(g, self.W)}
+
+
+@planted("bias_gradient", "BiasTrained")                                                # 17
+class BiasGradient(LoraLinear):
+    def vjp(self, x, g):
+        return {**super().vjp(x, g), "b": self.e.sum(g, axis=0)}
+
+
+@planted("frozen_zeros", "FrozenZeros")                                                 # 18
+class FrozenZeros(LoraLinear):
+    def vjp(self, x, g):
+        return {**super().vjp(x, g), "W": 0 * self.W}
+
+
+@planted("bias_trainable", "BiasTrained")
+class BiasTrainable(LoraLinear):
+    def trainable(self):
+        return {"A", "B", "b"}
+
+
+@planted("base_steps", "BaseTrained")
+class BaseSteps(LoraLinear):
+    def step(self, x, g, lr):
+        super().step(x, g, lr)
+        self.W = self.e.r(self.W * (1 - 0.01 * lr))
+
+
+@planted("normalized", "DeltaNormalized")                                               # 39
+class Normalized(LoraLinear):
+    def low_rank(self, x, name):
+        size = float(numpy.sqrt((self.adapters[name][1] ** 2).sum())) or 1.0
+        return self.e.r(super().low_rank(x, name) / size)
+
+
+@planted("adapter_bias", "AdapterBias")                                                 # 40
+class AdapterBias(LoraLinear):
+    def low_rank(self, x, name):
+        return self.e.r(super().low_rank(x, name) + 0.25)
+
+
+@planted("row_zero_leaks", "RowsMixed")                                                   # 41
+class RowZeroLeaks(LoraLinear):
+    def low_rank(self, x, name):
+        y = super().low_rank(x, name)
+        return self.e.r(y + 1e-3 * y[:1])
+
+
+@planted("a_transposed", "ATransposed")
+class ATransposed(LoraLinear):
+    def add(self, name, A, B, alpha):
+        super().add(name, A.T if A.shape[0] == A.shape[1] else A, B, alpha)
+
+
+@planted("row_index_off", "RowIndexOffByOne")
+class RowIndexOff(LoraLinear):
+    def adapter_of(self, rows):
+        return [*rows[1:], rows[0]]
+
+
+@planted("merged_flag_lost", "MergedFlagLost")
+class MergedFlagLost(LoraLinear):
+    def save(self):
+        A, B, alpha = self.adapters[self.active[0]]
+        return safetensors.numpy.save({"A": A, "B": B, "alpha": numpy.array(alpha), "W": self.W})
+
+    def load(self, blob):
+        super().load(blob)
+        W = safetensors.numpy.load(blob)["W"]
+        if W.shape != self.W.shape:
+            raise ValueError("another W")
+        self.W = W
+
+
+@planted("saves_base", "SavesBase")
+class SavesBase(LoraLinear):
+    def state_keys(self):
+        return {"A", "B", "alpha", "W"}
+
+
+@planted("load_unchecked", "LoadUnchecked")
+class LoadUnchecked(LoraLinear):
+    def load(self, blob):
+        found = safetensors.numpy.load(blob)
+        d_in = self.W.shape[1]
+        if found["A"].shape[1] >= d_in:
+            self.add("default", found["A"][:, :d_in], found["B"], float(found["alpha"]))
+
+
+@planted("safe_merge_differs", "MergesDiffer")
+class SafeMergeDiffers(LoraLinear):
+    """The checked merge rounds the update first, to fewer digits; the plain one adds what was not rounded."""
+
+    def merge_safe(self):
+        self.kept, self.W = self.W, self.e.r(self.W + on_grid(self.delta(self.active[0]), NARROW[self.e.dtype]))
+
+    def merged(self):
+        A, B, alpha = self.adapters[self.active[0]]
+        return self.e.r(self.W + self.scale(A, alpha) * (B @ A))
+
+
+@planted("unknown_ignored", "UnknownNameIgnored")
+class UnknownIgnored(LoraLinear):
+    def activate(self, names):
+        super().activate([name for name in names if name in self.adapters])
+
+
+@planted("gradients_of_b_rolled", "GradientOfB")
+class GradBRolled(LoraLinear):
+    def vjp(self, x, g):
+        found = super().vjp(x, g)
+        return {**found, "B": numpy.roll(found["B"], 1, axis=0)}

@@ -1,0 +1,130 @@
+"""LoRA on a linear layer in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.emulated import Emulated
+
+Array = numpy.ndarray
+
+
+class LoraLinear:
+    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+
+    def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *, dropout: float = 0.0):
+        self.e = Emulated(dtype)
+        self.W, self.b, self.dropout = W.copy(), b.copy(), dropout
+        self.kept: Array | None = None                 # W as it was before a merge
+        self.adapters: dict[str, tuple[Array, Array, float]] = {}
+        self.add("default", A, B, alpha)
+        self.active = ["default"]
+
+    def add(self, name: str, A: Array, B: Array, alpha: float) -> None:
+        (d_out, d_in), r = self.W.shape, len(A)
+        if r < 1 or A.shape != (r, d_in) or B.shape != (d_out, r):
+            raise ValueError(f"A {A.shape} and B {B.shape} do not fit W {self.W.shape}")
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise ValueError(f"alpha is {alpha}; expected a finite number")
+        self.adapters[name] = A.copy(), B.copy(), self.read(alpha)
+
+    def read(self, alpha: float) -> float:
+        return float(alpha)
+
+    def scale(self, A: Array, alpha: float) -> float:
+        return alpha / len(A)
+
+    def delta(self, name: str) -> Array:
+        """s B A [out, in]."""
+        A, B, alpha = self.adapters[name]
+        return self.e.r(self.scale(A, alpha) * self.e.mm(B, A))
+
+    def low_rank(self, x: Array, name: str) -> Array:
+        """s (x A^T) B^T [N, out]."""
+        A, B, alpha = self.adapters[name]
+        return self.e.r(self.scale(A, alpha) * self.e.mm(self.e.mm(x, A.T), B.T))
+
+    def base(self, x: Array) -> Array:
+        return self.e.r(self.e.mm(x, self.W.T) + self.b)
+
+    def forward(self, x: Array) -> Array:
+        y = self.base(x)
+        for name in self.active if self.kept is None else []:
+            y = self.e.r(y + self.low_rank(x, name))
+        return y
+
+    def forward_train(self, x: Array, keep: Array) -> Array:
+        dropped = self.e.r(self.e.r(x * keep) / (1 - self.dropout))
+        return self.e.r(self.base(x) + self.low_rank(dropped, self.active[0]))
+
+    def forward_rows(self, x: Array, rows: Sequence[str | None]) -> Array:
+        y = self.base(x)
+        for i, name in enumerate(self.adapter_of(rows)):
+            if name is not None:
+                y[i] = self.e.r(y[i] + self.low_rank(x[i:i + 1], name)[0])
+        return y
+
+    def adapter_of(self, rows: Sequence[str | None]) -> Sequence[str | None]:
+        return rows
+
+    def vjp(self, x: Array, g: Array) -> dict:
+        A, B, alpha = self.adapters[self.active[0]]
+        s, mm, r = self.scale(A, alpha), self.e.mm, self.e.r
+        gB = mm(g, B)
+        return {"A": r(s * mm(gB.T, x)), "B": r(s * mm(g.T, mm(x, A.T))),
+                "x": r(mm(g, self.W) + r(s * mm(gB, A))), "W": None, "b": None}
+
+    def weight(self) -> Array:
+        return self.W
+
+    def merge(self) -> None:
+        if self.kept is not None:
+            raise ValueError("it is merged already")
+        self.kept, self.W = self.W, self.merged()
+
+    def merged(self) -> Array:
+        return self.e.r(self.W + self.delta(self.active[0]))
+
+    def merge_safe(self) -> None:
+        self.merge()
+
+    def unmerge(self) -> None:
+        assert self.kept is not None, "it is not merged"
+        self.W, self.kept = self.kept, None
+
+    def is_merged(self) -> bool:
+        return self.kept is not None
+
+    def activate(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.adapters]
+        if unknown:
+            raise ValueError(f"no adapter {unknown[0]!r}; there are {', '.join(self.adapters)}")
+        if self.kept is not None:
+            self.unmerge()
+        self.active = list(names)
+
+    def remove(self, name: str) -> None:
+        del self.adapters[name]
+        self.active = [n for n in self.active if n != name]
+
+    def step(self, x: Array, g: Array, lr: float) -> None:
+        A, B, alpha = self.adapters[self.active[0]]
+        grads = self.vjp(x, g)
+        self.adapters[self.active[0]] = (self.e.r(A - lr * grads["A"]), self.e.r(B - lr * grads["B"]), alpha)
+
+    def trainable(self) -> set[str]:
+        return {"A", "B"}
+
+    def save(self) -> bytes:
+        A, B, alpha = self.adapters[self.active[0]]
+        return safetensors.numpy.save({"A": A, "B": B, "alpha": numpy.array(alpha)})
+
+    def load(self, blob: bytes) -> None:
+        found = safetensors.numpy.load(blob)
+        self.add("default", found["A"], found["B"], float(found["alpha"]))
+
+    def state_keys(self) -> set[str]:
+        return {"A", "B", "alpha"}

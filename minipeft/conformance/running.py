@@ -1,0 +1,194 @@
+"""Bounds where an equation is not a polynomial: every number carries how far a correct implementation may be from it.
+
+    c = a op b        error(c) = what a's and b's errors do to it  +  one rounding of what may have been computed
+    c = f(a)          error(c) = max |f'| over [a - e, a + e] times e  +  4 u of f itself (exp, erf, tanh), 1 u (sqrt)
+    c = a @ b         error(c) = |a| eb + ea |b| + ea eb  +  gamma_n (|a| + ea)(|b| + eb)  +  one rounding
+
+A running error analysis (N. Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.3). The equations of a
+method are written once, over any kind of number; run over `Bounded` arrays they yield their own bound. It is
+pessimistic where errors are correlated and ignored here as such, and it never needs a number typed by hand.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any, Callable
+
+import numpy
+
+from minipeft.conformance.arithmetic import Arithmetic
+from minipeft.conformance.numbers import wide
+from minipeft.conformance.tolerance import Value, kappa
+
+_ERF = numpy.vectorize(math.erf, otypes=[numpy.longdouble])
+
+
+class Bounded:
+    """value (longdouble) and error >= |computed - value|, of any shape. Arithmetic as of NumPy arrays."""
+
+    __array_ufunc__ = None  # NumPy leaves `array @ bounded` to __rmatmul__
+
+    def __init__(self, value: Any, error: Any, arith: Arithmetic):
+        self.value, self.arith = wide(value), arith
+        self.error = numpy.broadcast_to(wide(error), self.value.shape)
+
+    @classmethod
+    def of(cls, x: Any, arith: Arithmetic) -> "Bounded":
+        """Numbers that an implementation is given: no error."""
+        return x if isinstance(x, Bounded) else cls(x, 0.0, arith)
+
+    def _stored(self, value: Any, error: Any, roundings: float = 1.0) -> "Bounded":
+        """A result with the error of its inputs, after it was rounded to storage."""
+        arith = self.arith
+        return Bounded(value, error + roundings * arith.u_s * (abs(value) + error) + arith.eta, arith)
+
+    @property
+    def shape(self) -> tuple:
+        return self.value.shape
+
+    @property
+    def T(self) -> "Bounded":
+        return self._moved(lambda x: x.T)
+
+    def _moved(self, move: Callable) -> "Bounded":
+        return Bounded(move(self.value), move(self.error), self.arith)
+
+    def __getitem__(self, key: Any) -> "Bounded":
+        return self._moved(lambda x: x[key])
+
+    def reshape(self, *shape: Any) -> "Bounded":
+        return self._moved(lambda x: x.reshape(*shape))
+
+    def swapaxes(self, a: int, b: int) -> "Bounded":
+        return self._moved(lambda x: x.swapaxes(a, b))
+
+    def __neg__(self) -> "Bounded":
+        return Bounded(-self.value, self.error, self.arith)
+
+    def __add__(self, other: Any) -> "Bounded":
+        other = Bounded.of(other, self.arith)
+        return self._stored(self.value + other.value, self.error + other.error)
+
+    def __sub__(self, other: Any) -> "Bounded":
+        return self + -Bounded.of(other, self.arith)
+
+    def __rsub__(self, other: Any) -> "Bounded":
+        return -self + other
+
+    def __mul__(self, other: Any) -> "Bounded":
+        other = Bounded.of(other, self.arith)
+        return self._stored(self.value * other.value, abs(self.value) * other.error + self.error * abs(other.value)
+                            + self.error * other.error)
+
+    def __truediv__(self, other: Any) -> "Bounded":
+        other = Bounded.of(other, self.arith)
+        value, least = self.value / other.value, abs(other.value) - other.error
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            error = numpy.where(least > 0, (self.error + abs(value) * other.error) / least, numpy.inf)
+        return self._stored(value, error)
+
+    def __rtruediv__(self, other: Any) -> "Bounded":
+        return Bounded.of(other, self.arith) / self
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __matmul__(self, other: Any) -> "Bounded":
+        other = Bounded.of(other, self.arith)
+        a, b, ea, eb = abs(self.value), abs(other.value), self.error, other.error
+        sums = (kappa(0, self.shape[-1], self.arith)) * ((a + ea) @ (b + eb))
+        return self._stored(self.value @ other.value, a @ eb + ea @ b + ea @ eb + sums)
+
+    def __rmatmul__(self, other: Any) -> "Bounded":
+        return Bounded.of(other, self.arith) @ self
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> "Bounded":
+        value, error = (x.sum(axis=axis, keepdims=keepdims) for x in (self.value, self.error))
+        n = self.value.size // max(1, value.size)
+        sums = kappa(0, n, self.arith) * (abs(self.value) + self.error).sum(axis=axis, keepdims=keepdims)
+        return self._stored(value, error + sums)
+
+    def through(self, f: Callable, slope: Callable, own: float) -> "Bounded":
+        """f of it; slope(low, high): the largest |f'| between; own: roundings of f itself, beside that of storage."""
+        value = f(self.value)
+        steepest = slope(self.value - self.error, self.value + self.error)
+        error = steepest * self.error + own * self.arith.u_a * abs(value)
+        return self._stored(value, error)
+
+
+def value_of(b: Bounded) -> Value:
+    """What a property holds an output against: kappa times `mag` is the bound."""
+    return Value(b.value, b.error / kappa(1, 1, b.arith), 1, 1)
+
+
+def _nearest_to_zero(low: Any, high: Any) -> Any:
+    return numpy.where((low <= 0) & (high >= 0), 0, numpy.minimum(abs(low), abs(high)))
+
+
+def _function(name: str, f: Callable, slope: Callable, own: float) -> Callable:
+    """An elementary function of longdoubles, of Bounded, and of objects (50 digits, by mpmath)."""
+    def of(x: Any) -> Any:
+        if isinstance(x, Bounded):
+            return x.through(f, slope, own)
+        x = numpy.asarray(x)
+        if x.dtype == object:
+            import mpmath
+            return numpy.vectorize(getattr(mpmath, name), otypes=[object])(x)
+        return f(x)
+    of.__name__, of.__doc__ = name, f"{name}(x), elementwise."
+    return of
+
+
+exp = _function("exp", numpy.exp, lambda low, high: numpy.exp(high), 4)
+tanh = _function("tanh", numpy.tanh, lambda low, high: 1 - numpy.tanh(_nearest_to_zero(low, high)) ** 2, 4)
+erf = _function("erf", _ERF, lambda low, high: 2 / math.sqrt(math.pi) * numpy.exp(-_nearest_to_zero(low, high) ** 2), 4)
+
+
+def _sqrt_slope(low: Any, high: Any) -> Any:
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        return numpy.where(low > 0, 0.5 / numpy.sqrt(abs(low)), numpy.inf)
+
+
+sqrt = _function("sqrt", numpy.sqrt, _sqrt_slope, 1)
+
+
+def positive(x: Any) -> Any:
+    """1 where x > 0, else 0: the derivative of relu. Where an implementation may see the other sign, the error is 1."""
+    if isinstance(x, Bounded):
+        return Bounded(x.value > 0, abs(x.value) <= x.error, x.arith)
+    return (numpy.asarray(x) > 0) * 1
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0): nothing is rounded."""
+    if isinstance(x, Bounded):
+        value = numpy.maximum(x.value, 0)
+        return Bounded(value, numpy.minimum(x.error, numpy.maximum(x.value + x.error, 0)), x.arith)
+    return x * positive(x)
+
+
+def softmax(x: Any) -> Any:
+    """exp(x - max) / sum exp(x - max), over the last axis; -inf is allowed for what is masked. The maximum is exact
+    to subtract: any shift gives the same function, so its own error does not matter.
+
+    Bounded: p moves by a factor exp(+-2 e) at most where scores move by e; exp sees x - max rounded."""
+    if not isinstance(x, Bounded):
+        shifted = exp(x - x.max(axis=-1, keepdims=True)) if numpy.asarray(x).dtype != object else _exp_masked(x)
+        return shifted / shifted.sum(axis=-1, keepdims=True)
+    arith, seen = x.arith, numpy.isfinite(x.value)
+    top = x.value.max(axis=-1, keepdims=True)
+    p = numpy.exp(x.value - top)
+    p = p / p.sum(axis=-1, keepdims=True)
+    shift = numpy.where(seen, abs(numpy.where(seen, x.value, 0) - top), 0)
+    moved = numpy.where(seen, x.error + arith.u_s * (shift + x.error) + 4 * arith.u_a + arith.u_s, 0)
+    most = moved.max(axis=-1, keepdims=True)
+    relative = numpy.expm1(2 * most) + kappa(1, x.shape[-1], arith)
+    return x._stored(p, p * relative)
+
+
+def _exp_masked(x: numpy.ndarray) -> numpy.ndarray:
+    """exp(x - max) of objects, 0 where x is None (masked)."""
+    out = numpy.empty(x.shape, object)
+    for row in numpy.ndindex(*x.shape[:-1]):
+        seen = [v for v in x[row] if v is not None]
+        for j, v in enumerate(x[row]):
+            out[(*row, j)] = 0 if v is None else exp(numpy.array([v - max(seen)], object))[0]
+    return out
