@@ -159,8 +159,8 @@ def guarded(plugin: Plugin, where: str, function: Callable, args: Any, kwargs: A
         raise
     except BaseException as error:
         if isinstance(error, ValueError) and "read-only" in str(error):
-            raise Fault("writes into its inputs", f"{where}: {_last_lines(error)}") from None
-        raise Fault("raises", f"{where}: {_last_lines(error)}") from None
+            raise Fault("writes into its inputs", f"{where}: {last_lines(error)}") from None
+        raise Fault("raises", f"{where}: {last_lines(error)}") from None
     if not _equal(given, copies):
         raise Fault("writes into its inputs", f"{where} changed an array that it was given")
     return result
@@ -187,7 +187,8 @@ def _equal(a: Any, b: Any) -> bool:
     return True
 
 
-def _last_lines(error: BaseException) -> str:
+def last_lines(error: BaseException) -> str:
+    """The error in one line, with where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if len(frames) > 1 else ""
     return f"{type(error).__name__}: {error}{where}"

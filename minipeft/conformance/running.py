@@ -166,8 +166,8 @@ def relu(x: Any) -> Any:
 
 
 def softmax(x: Any) -> Any:
-    """exp(x - max) / sum exp(x - max), over the last axis; -inf is allowed for what is masked. The maximum is exact
-    to subtract: any shift gives the same function, so its own error does not matter.
+    """exp(x - max) / sum exp(x - max), over the last axis; -inf is allowed for what is masked, which gets 0 without an
+    error. The maximum is exact to subtract: any shift gives the same function, so its own error does not matter.
 
     Bounded: p moves by a factor exp(+-2 e) at most where scores move by e; exp sees x - max rounded."""
     if not isinstance(x, Bounded):
@@ -177,11 +177,13 @@ def softmax(x: Any) -> Any:
     top = x.value.max(axis=-1, keepdims=True)
     p = numpy.exp(x.value - top)
     p = p / p.sum(axis=-1, keepdims=True)
-    shift = numpy.where(seen, abs(numpy.where(seen, x.value, 0) - top), 0)
-    moved = numpy.where(seen, x.error + arith.u_s * (shift + x.error) + 4 * arith.u_a + arith.u_s, 0)
+    shift, off = (numpy.where(seen, v, 0) for v in (abs(numpy.where(seen, x.value, 0) - top), x.error))
+    off_by_most = off.max(axis=-1, keepdims=True)                            # so much the maximum itself may be off
+    moved = numpy.where(seen, off + arith.u_s * (shift + off + off_by_most) + 4 * arith.u_a + arith.u_s, 0)
     most = moved.max(axis=-1, keepdims=True)
-    relative = numpy.expm1(2 * most) + kappa(1, x.shape[-1], arith)
-    return x._stored(p, p * relative)
+    relative = numpy.expm1(2 * most + numpy.log1p(kappa(1, x.shape[-1], arith)))
+    stored = x._stored(p, p * relative)
+    return Bounded(stored.value, numpy.where(seen, stored.error, 0), arith)
 
 
 def _exp_masked(x: numpy.ndarray) -> numpy.ndarray:

@@ -1,1 +1,15 @@
 """The methods that the kit knows, in the order in which they are reported."""
+from __future__ import annotations
+
+import functools
+import importlib
+
+from minipeft.conformance.method import Method
+
+NAMES = ("lora_linear",)
+
+
+@functools.cache
+def all_methods() -> dict[str, Method]:
+    """{name: Method}. Raises nothing: a method is a folder of this package."""
+    return {name: importlib.import_module(f"{__name__}.{name}").METHOD for name in NAMES}

@@ -10,6 +10,7 @@ from minipeft.conformance.methods.lora_linear.equations import SCALINGS, exact_v
 from minipeft.conformance.methods.lora_linear.laws import LAWS
 from minipeft.conformance.methods.lora_linear.laws_of_moves import LAWS as LAWS_OF_MOVES
 from minipeft.conformance.methods.lora_linear.mutants import PLANTED
+from minipeft.conformance.methods.lora_linear.mutants_of_moves import PLANTED as OF_MOVES
 from minipeft.conformance.methods.lora_linear.notes import NOTES
 from minipeft.conformance.methods.lora_linear.plain import LoraLinear
 from minipeft.conformance.numbers import float_of
@@ -47,6 +48,6 @@ METHOD = Method(
     axes={"W": ("out", "in"), "b": ("out",), "A": ("r", "in"), "B": ("out", "r"), "x": ("N", "in"), "g": ("N", "out")},
     sizes={"N": (1, 7), "in": (1, 48), "out": (1, 33), "r": (1, 5)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_MOVES.all), plain=LoraLinear, mutants=tuple(PLANTED.all),
+    properties=(*LAWS.all, *LAWS_OF_MOVES.all), plain=LoraLinear, mutants=(*PLANTED.all, *OF_MOVES.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("W", "b"),
     exact_when=lambda case: case.conventions["scaling"] != "alpha/sqrt(r)" or case["A"].shape[0] in (1, 4, 16))

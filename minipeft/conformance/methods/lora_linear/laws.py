@@ -151,7 +151,7 @@ def factor_moved(case: Case, make: Make) -> Seen:
     yield between(case, "y", out(make(twin), case), out(make(case), case), ref, ref)
 
 
-@law("L11b", "M: A and B padded with zeros to a larger rank, alpha with it, are the same function", "forward")
+@law("L11b", "M: padded with zeros to a larger rank, alpha with it, it is the same", "forward")
 def padded(case: Case, make: Make) -> Seen:
     rule, r = case.conventions.get("scaling", SCALINGS[0]), case["A"].shape[0]
     times = 4 if rule == "alpha/sqrt(r)" else 2                # sqrt(4 r) = 2 sqrt(r), which no rounding spoils
@@ -207,7 +207,7 @@ def no_dropout(case: Case, make: Make) -> Seen:
     yield same("y, once more", out(layer, case), y)
 
 
-@law("L12f", "V: with a given mask, dropout acts on the input of A alone, times 1 / (1 - p)", "forward_train")
+@law("L12f", "V: dropout acts on the input of A alone, times 1 / (1 - p)", "forward_train")
 def with_mask(case: Case, make: Make) -> Seen:
     rng = numpy.random.default_rng(case.seed)
     keep = (rng.random(case["x"].shape) < 0.5).astype(numpy.float64)

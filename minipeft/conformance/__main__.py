@@ -1,0 +1,104 @@
+"""`python -m minipeft.conformance`: hold an implementation against the reference.
+
+  --impl mypkg.adapter            run it: a table of rho, and every failure in words
+  --self-test                     the kit holds itself: the reference passes, every planted bug is found
+  vectors generate [--check]      make the published vectors again; with --check compare the bytes
+  compare MINE REF                two traces of a whole model: the first tensor that is off
+
+A plug-in is a module with one function per method that it has, over NumPy arrays:
+
+  capabilities = dict(name="mine", version="1", dtypes=["float64"])
+  class Layer:
+      def __init__(self, W, b, A, B, s): self.W, self.b, self.A, self.B, self.s = W, b, A, B, s
+      def forward(self, x): return x @ self.W.T + self.b + self.s * (x @ self.A.T) @ self.B.T
+  def lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):
+      return Layer(W, b, A, B, alpha / len(A))
+
+Every further method of the object that it knows (vjp, merge, unmerge, weight, save, load, ...) is one more property
+that can be held; what is missing is skipped, and counted.
+
+Exit status: 0 conforms, 1 failures, 2 wrong usage or the plug-in cannot be imported, 3 nothing ran.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+
+from minipeft.conformance.hold import check
+from minipeft.conformance.methods import all_methods
+from minipeft.conformance.progress import Progress
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["vectors"]:
+        from minipeft.conformance.vectors.generate import main as vectors
+        return vectors(argv[1:])
+    if argv[:1] == ["compare"]:
+        from minipeft.conformance.compare import main as compare
+        return compare(argv[1:])
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        if args.self_test:
+            from minipeft.conformance.selftest import self_test
+            return self_test(args.method, args.dtype)
+        if args.list:
+            return _list()
+        if args.impl is None:
+            parser.error("what is to be run? --impl MODULE, --self-test, --list, vectors, or compare")
+        if args.replay:
+            from minipeft.conformance.again import again
+            return again(args.impl, args.replay, args.time_limit)
+        with Progress(not args.quiet and sys.stderr.isatty()) as progress:
+            report = check(args.impl, args.method, args.dtype, vectors=not args.live_only, live=not args.vectors_only,
+                           cases=args.cases, seed=args.seed, limit=args.time_limit, folder=args.save_failures,
+                           watch=progress.take)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    if args.skips:
+        print("skipped:", *report.skips(), sep="\n")
+    if args.json:
+        report.write_json(args.json)
+    return report.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m minipeft.conformance", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--impl", metavar="MODULE", help="dotted name of the plug-in, importable from here")
+    add("--method", action="append", metavar="NAME", help="only this method (may be repeated; see --list)")
+    add("--dtype", action="append", metavar="DTYPE", help="only this dtype (may be repeated)")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--vectors-only", action="store_true", help="the published vectors alone: seconds, no hypothesis")
+    only.add_argument("--live-only", action="store_true", help="the drawn cases alone")
+    add("--cases", type=int, default=50, help="drawn cases per method, dtype and kind (default 50)")
+    add("--seed", type=int, default=0, help="of the drawn cases (default 0)")
+    add("--time-limit", type=float, default=10.0, metavar="S", help="seconds for one call of the plug-in (default 10)")
+    add("--json", metavar="FILE", help="write the report as JSON")
+    add("--skips", action="store_true", help="list what was skipped, and why")
+    add("--save-failures", metavar="DIR", default="conformance-failures",
+        help="where a failure's smallest case and script go (default conformance-failures)")
+    add("--replay", metavar="FILE", help="run one saved failure again")
+    add("--list", action="store_true", help="list methods, conventions and properties")
+    add("--self-test", action="store_true", help="hold the kit against itself")
+    add("--quiet", action="store_true", help="no progress line")
+    return parser
+
+
+def _list() -> int:
+    for name, method in all_methods().items():
+        print(f"{name}: {method.title}. {method.source['paper']}, {method.source['where']}")
+        for line in method.equation:
+            print(f"    {line}")
+        for convention, choices in method.conventions.items():
+            print(f"    declared convention {convention}: {', '.join(choices)} (the first is the default)")
+        for prop in method.properties:
+            print(f"  {prop.id:<6} {prop.title} [needs {', '.join(prop.needs) or 'nothing'}]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

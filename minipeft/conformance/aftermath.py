@@ -1,0 +1,96 @@
+"""After a failure: the smallest case that still fails, what it looks like, and files to look at it again.
+
+Used by the run once all properties of a stage are through: a bug that explains all failures is the better guess.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy
+
+from minipeft.conformance import diagnose, replay
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.look import fails, look
+from minipeft.conformance.method import Method, Property
+from minipeft.conformance.observe import Observation
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.result import Result
+from minipeft.conformance.shrink import shrink
+
+_SHOWN = 6  # arrays of up to so many rows and columns are shown whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A property that failed on a case; what was seen, and the (case, handle) pairs that were made on the way."""
+
+    prop: Property
+    case: Case
+    seen: list[Observation | Fault]
+    made: list[Any]
+
+    @property
+    def worst(self) -> Observation | Fault:
+        """The first thing that is wrong."""
+        return next(o for o in self.seen if isinstance(o, Fault) or not o.holds)
+
+    @property
+    def words(self) -> str:
+        """What was seen, in a line."""
+        o = self.worst
+        if isinstance(o, Fault):
+            return str(o)
+        why = f" ({o.why})" if o.why else ""
+        if o.level == "S":
+            return f"{o.name}: got {o.got}, expected {o.want}{why}"
+        got, want = numpy.asarray(o.got), numpy.asarray(o.want)
+        if got.shape != want.shape:
+            return f"{o.name}: got shape {list(got.shape)}, expected {list(want.shape)}{why}"
+        error = abs(got - want) / (o.tau if o.level == "B" else 1)
+        at = numpy.unravel_index(int(numpy.argmax(error)), error.shape)
+        size = f"rho {o.rho:.3g}" if o.level == "B" else "to be equal bit for bit"
+        return f"{o.name}{list(map(int, at))}: got {float(got[at]):.10g}, expected {float(want[at]):.10g}, {size}{why}"
+
+
+def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Failed]],
+              folder: str | None) -> Iterator[Result]:
+    """The results of failures with what could be found out. folder: where files go; None writes none."""
+    if not failures:
+        return
+    make = plugin.make(method)
+    suspects = diagnose.explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
+    for result, failed in failures:
+        if any(isinstance(o, Fault) and o.kind == "does not return" for o in failed.seen):
+            yield result  # every try would cost the time limit again
+            continue
+
+        def still_fails(case: Case, prop: Property = failed.prop) -> bool:
+            return fails(look(prop, case, plugin, make)[0])
+
+        case = shrink(failed.case, method, still_fails) if failed.prop.id != "X1" else failed.case
+        small = Failed(failed.prop, case, *look(failed.prop, case, plugin, make))
+        if not fails(small.seen):
+            small = failed  # it does not fail every time
+        result.minimal = f"{shown(small.case)}: {small.words}"
+        own = {m.id for m in diagnose.suspects(method, failed.prop, failed.case, failed.seen)}
+        mine = [m for m in suspects if m.id in own]
+        result.diagnosis = diagnose.words(method, mine, [(failed.prop, failed.case, failed.seen)])
+        result.links = sorted({link for m in mine if m.flag in method.notes for link in method.notes[m.flag].links})
+        if folder is not None:
+            calls = small.made
+            file, script = replay.write(Path(folder), plugin, method, small.prop.id, small.case, small.seen, calls)
+            result.replay, result.script = str(file), str(script)
+        yield result
+
+
+def shown(case: Case) -> str:
+    """A case in a line: params, then arrays; of large ones the shape."""
+    parts = [f"{name}={value}" for name, value in case.params.items()]
+    for name, array in case.arrays.items():
+        small = array.ndim <= 2 and all(n <= _SHOWN for n in array.shape)
+        text = "".join(numpy.array2string(array, separator=",", floatmode="unique").split()) if small else ""
+        parts.append(f"{name}={text}" if text else f"{name} {list(array.shape)}")
+    return f"{case.dtype}, {', '.join(parts)}"

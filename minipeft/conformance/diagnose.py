@@ -1,0 +1,205 @@
+"""Which known bug a failure looks like: the planted bugs of the method are put in the implementation's place.
+
+    suspect        the property, run on the same case with the mutant as implementation, fails too, and everything that
+                   the failing run saw, the mutant's run sees as well: the same facts, the same numbers
+    explanation    of many failures: the mutants that explain most of them
+
+Numbers are the same if both could be roundings of one result: two bounds apart, each times how much larger than
+expected the numbers are (what is r times too large is also rounded r times as coarsely). On exact cases: bit for bit.
+A shrunk case is poor evidence (with alpha = 1, "s = alpha" and "s = 1" are one): diagnose the case that was found.
+"""
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.hints import hints
+from minipeft.conformance.method import Make, Method, Mutant, Property
+from minipeft.conformance.observe import Observation, near
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.tolerance import Value
+
+Seen = Observation | Fault
+Failure = tuple[Property, Case, Sequence[Seen]]
+VECTOR = "vector"               # the id of the property that published outputs make
+BY_DEFAULT = "default_conventions"
+
+
+def witness(prop: Property, case: Case, make: Make, until_failure: bool = False) -> list[Seen]:
+    """Everything that a property sees on a case, and last the Fault that ended it, if one did. until_failure: no
+    further than the first observation that does not hold, so that the calls made so far are those that led to it."""
+    seen: list[Seen] = []
+    try:
+        for observation in prop.run(case, make):
+            seen.append(observation)
+            if until_failure and failed(observation):
+                break
+    except Fault as fault:
+        seen.append(fault)
+    return seen
+
+
+def failed(seen: Seen) -> bool:
+    return isinstance(seen, Fault) or not seen.holds
+
+
+def vector_property(method: Method, vector: Mapping[str, Value]) -> Property:
+    """Published outputs, {name: Value}, as a property: each is observed under its name, in this order. Give only
+    those whose needs (`method.outputs[name][0]`) the implementation offers."""
+    def run(case: Case, make: Make) -> Any:
+        for name, value in vector.items():
+            yield near(case, name, method.outputs[name][1](make, case), value)
+    return Property(VECTOR, "V: the outputs are the published ones", (), run)
+
+
+def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen]) -> list[Mutant]:
+    """The mutants that fail `prop` on `case` as the implementation did. seen: what its failing run saw, a final Fault
+    included; it may end at the first failure."""
+    return [mutant for mutant in planted(method, case)
+            if _alike(method, case, seen, _of_mutant(method, mutant, prop, case), must_fail=True)]
+
+
+def planted(method: Method, case: Case) -> list[Mutant]:
+    """The mutants, and where other conventions than the default ones are declared: the plain implementation, which
+    knows only these."""
+    declared = {**method.default(), **case.conventions}
+    plain = Mutant(f"{method.name}.{BY_DEFAULT}", BY_DEFAULT, method.plain)
+    return [*method.mutants, *([plain] if declared != method.default() else [])]
+
+
+def explain(method: Method, failures: Sequence[Failure], make: Make | None = None) -> list[Mutant]:
+    """The mutants that explain most of the failures, and none that explains fewer. make: of the implementation; with
+    it, those that are left are also held against what else it does, on more cases, whether that fails or not."""
+    counts: dict[str, int] = {}
+    known: dict[str, Mutant] = {}
+    for prop, case, seen in failures:
+        for mutant in suspects(method, prop, case, seen):
+            known[mutant.id] = mutant
+            counts[mutant.id] = counts.get(mutant.id, 0) + 1
+    best = [known[id] for id, n in counts.items() if n == max(counts.values())]
+    return best if make is None or len(best) < 2 else _narrowed(method, best, failures, make)
+
+
+def _narrowed(method: Method, mutants: list[Mutant], failures: Sequence[Failure], make: Make) -> list[Mutant]:
+    """Those of them that behave most often as the implementation does."""
+    agreements = dict.fromkeys((mutant.id for mutant in mutants), 0)
+    for case in _more_cases(method, [case for _, case, _ in failures]):
+        for prop in method.properties:
+            if not prop.applies(case) or not _offered(make, case, prop):
+                continue
+            seen = _attempt(prop, case, make)
+            for mutant in mutants:
+                theirs = _of_mutant(method, mutant, prop, case)
+                agreements[mutant.id] += _alike(method, case, seen, theirs, must_fail=False)
+    return [mutant for mutant in mutants if agreements[mutant.id] == max(agreements.values())]
+
+
+def _more_cases(method: Method, found: Iterable[Case]) -> list[Case]:
+    """At most three that failed, and four drawn anew: at the largest sizes and with all of them equal, bounded and
+    exact."""
+    cases = {case.id: case for case in found}
+    first = next(iter(cases.values()))
+    some, drawn = list(cases.values())[:3], []
+    least, most = (pick(size[i] for size in method.sizes.values()) for i, pick in ((0, max), (1, min)))
+    square = max(least, most)
+    for sizes in ({axis: size[1] for axis, size in method.sizes.items()}, dict.fromkeys(method.sizes, square)):
+        for exact in (False, True):
+            case = method.draw(numpy.random.default_rng([len(drawn), 23]), first.dtype, exact, sizes)
+            case = dataclasses.replace(case, conventions=first.conventions, declared=first.declared)
+            drawn.append(dataclasses.replace(case, exact=case.exact and method.exact_when(case)))
+    return some + drawn
+
+
+def _offered(make: Make, case: Case, prop: Property) -> bool:
+    try:
+        return make(case).offers(*prop.needs)
+    except Fault:
+        return False
+
+
+def _of_mutant(method: Method, mutant: Mutant, prop: Property, case: Case) -> list[Seen]:
+    capabilities = {"name": mutant.id, "dtypes": (case.dtype,)}
+    plugin = Plugin(types.SimpleNamespace(capabilities=capabilities, **{method.name: mutant.build}))
+    return _attempt(prop, case, plugin.make(method))
+
+
+def _attempt(prop: Property, case: Case, make: Make) -> list[Seen]:
+    """What it sees; nothing where what a bug returns is beyond what the law itself can compute with."""
+    with numpy.errstate(all="ignore"):
+        try:
+            return witness(prop, case, make)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            return []
+
+
+def _alike(method: Method, case: Case, seen: Sequence[Seen], theirs: Sequence[Seen], must_fail: bool) -> bool:
+    """Whether everything in `seen` is in `theirs`, in this order. Theirs may have more: the plain implementation
+    offers methods that others lack, and a run may have been left at its first failure."""
+    rest, failing = iter(theirs), False
+    for mine in seen:
+        other = next((o for o in rest if _place(o) == _place(mine)), None)
+        if other is None or not _same(method, case, mine, other):
+            return False
+        failing |= failed(mine) and failed(other)
+    ended_well = bool(seen) and not failed(seen[-1])
+    broke = any(isinstance(o, Fault) for o in rest)
+    return (failing or not must_fail) and not (ended_well and broke)
+
+
+def _place(seen: Seen) -> str:
+    return "" if isinstance(seen, Fault) else seen.name
+
+
+def _same(method: Method, case: Case, mine: Seen, other: Seen) -> bool:
+    if isinstance(mine, Fault) or isinstance(other, Fault):
+        return isinstance(mine, Fault) and isinstance(other, Fault) and mine.kind == other.kind
+    if mine.level == "S":
+        return mine.like(other.got)
+    pairs = [(mine.got, other.got), (mine.want, other.want)]
+    if any(numpy.shape(a) != numpy.shape(b) for a, b in pairs):
+        return False
+    bound = _bound(method, case, mine)
+    if bound is None:
+        return all(numpy.array_equal(a, b) for a, b in pairs)
+    growth = max([1.0, *(_size(a) / _size(mine.want) for a, _ in pairs if _size(mine.want))])
+    return all(Observation(mine.name, "B", a, b, 2 * growth * bound).holds for a, b in pairs)
+
+
+def _bound(method: Method, case: Case, mine: Observation) -> numpy.ndarray | None:
+    """That of the observation. Where an implementation must repeat itself bit for bit, somebody else's numbers may
+    still be rounded otherwise: there, the widest bound on an output of this shape. None: bit for bit."""
+    if mine.level == "B" or case.exact:
+        return mine.tau
+    bounds = [case.tau(value) for value in method.reference(case).values()
+              if value.exact.shape == numpy.shape(mine.got)]
+    return numpy.maximum.reduce(bounds) if bounds else None
+
+
+def _size(x: Any) -> float:
+    return float(numpy.max(abs(numpy.asarray(x, numpy.float64)), initial=0.0))
+
+
+def words(method: Method, mutants: Sequence[Mutant], failures: Sequence[Failure] = ()) -> str:
+    """The diagnosis as a sentence. failures: what is looked at where no mutant explains them."""
+    if mutants:
+        return "looks like " + "; or ".join(dict.fromkeys(_described(method, mutant) for mutant in mutants))
+    found = dict.fromkeys(hint for _, case, seen in failures for o in [next(filter(failed, seen), None)]
+                          if isinstance(o, Observation) for hint in hints(method, case, o))
+    return "; ".join(["no planted bug of ours gives this output", *list(found)[:4]])
+
+
+def _described(method: Method, mutant: Mutant) -> str:
+    if mutant.flag == BY_DEFAULT:
+        return "the default conventions, not the declared ones: " + ", ".join(
+            f"{name} {value}" for name, value in method.default().items())
+    note = method.notes.get(mutant.flag)
+    if note is None:
+        return f"the planted bug {mutant.id}"
+    reported = f"reported in {', '.join(note.links)}" if note.links else ""
+    more = "; ".join(part for part in (note.effect, reported) if part)
+    return f"{note.words} ({more})" if more else note.words

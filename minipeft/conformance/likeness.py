@@ -1,0 +1,99 @@
+"""What a wrong tensor looks like, beside the right one: the mistakes that leave a trace of their own.
+
+    MINE = REF with its axes in another order        a weight stored [d_in, d_out], heads not moved back
+    MINE = c REF                                     a scale forgotten, applied twice, or of another size
+    MINE = REF with rows in another order            a permuted batch, heads interleaved otherwise
+    MINE = REF + v, one vector v for all rows        a bias or a position too many or too few
+    MINE = 0
+
+Each is tried within the bound that REF itself has, scaled where MINE is; nothing is guessed beyond it.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Mapping
+
+import numpy
+
+
+def likeness(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
+    """In words, or "". mine of any shape, ref and tau of one; sizes: what a factor may be named after."""
+    if mine.size == 0 or not numpy.isfinite(mine).all():
+        return ""
+    mine, ref = mine.astype(numpy.float64), ref.astype(numpy.float64)
+    found = _axes(mine, ref, tau)
+    if not found and mine.shape == ref.shape:
+        found = _multiple(mine, ref, tau, sizes) or _order(mine, ref, tau) or _shift(mine, ref, tau)
+    elif not found and mine.size == ref.size:
+        flat = mine.reshape(ref.shape)
+        found = "REF in another shape, the numbers in the same order" if _within(flat, ref, tau) else ""
+    return found
+
+
+def _within(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> bool:
+    return mine.shape == ref.shape and bool((abs(mine - ref) <= tau).all())
+
+
+def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
+    if not 2 <= ref.ndim <= 4 or mine.ndim != ref.ndim:
+        return ""
+    for axes in itertools.permutations(range(ref.ndim)):
+        if _within(mine, ref.transpose(axes), tau.transpose(axes)):
+            return "the transpose of REF" if ref.ndim == 2 else f"REF with its axes in the order {list(axes)}"
+    return ""
+
+
+def _multiple(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
+    """The c that fits best in least squares. Its own error is at most sum(|REF| tau) / sum(REF^2)."""
+    square = float((ref * ref).sum())
+    if not mine.any() and bool((abs(ref) > tau).any()):
+        return "zero everywhere"
+    if square == 0:
+        return ""
+    c = float((mine * ref).sum()) / square
+    slack = max(1.0, abs(c)) * tau
+    if not _within(mine, c * ref, slack + abs(ref) * float((abs(ref) * slack).sum()) / square):
+        return ""
+    name = _name_of(c, float((abs(ref) * slack).sum()) / square, sizes)
+    if ref.size == 1 and not name:
+        return ""  # one number is a multiple of any other
+    return f"MINE = {c:.4g} x REF" + (f", and that is {name}" if name else "")
+
+
+def _name_of(c: float, error: float, sizes: Mapping[str, int]) -> str:
+    """c as a power of a size, if it is one within its error and no other."""
+    known = {"-1": -1.0}
+    for name, size in {"2": 2, **sizes}.items():
+        known.update({name: float(size), f"1/{name}": 1 / size, f"sqrt({name})": math.sqrt(size),
+                      f"1/sqrt({name})": 1 / math.sqrt(size)})
+    names = [name for name, value in known.items() if abs(c - value) <= error]
+    return " or ".join(names[:3])
+
+
+def _order(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
+    """Rows along one axis in another order: matched by their products with one random vector, then held in full."""
+    rng = numpy.random.default_rng(0)
+    for axis in range(ref.ndim):
+        n = ref.shape[axis]
+        a, b = (numpy.moveaxis(x, axis, 0).reshape(n, -1) for x in (mine, ref))
+        if n < 2:
+            continue
+        direction = rng.standard_normal(a.shape[1])
+        order = numpy.empty(n, numpy.int64)
+        order[numpy.argsort(a @ direction, kind="stable")] = numpy.argsort(b @ direction, kind="stable")
+        if _within(mine, numpy.take(ref, order, axis), numpy.take(tau, order, axis)):
+            shown = ", ".join(str(i) for i in order[:8])
+            return f"REF in another order along axis {axis}: MINE's are REF's [{shown}{', ...' if n > 8 else ''}]"
+    return ""
+
+
+def _shift(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
+    """The same vector in every row: all differences are those of the first row."""
+    if ref.ndim < 2 or ref.size == ref.shape[-1]:
+        return ""
+    difference = (mine - ref).reshape(-1, ref.shape[-1])
+    slack = tau.reshape(difference.shape)
+    if (abs(difference - difference[:1]) <= slack + slack[:1]).all():
+        return "REF with one and the same vector added to every row (a bias, or something else that no row has its own of)"
+    return ""

@@ -1,0 +1,29 @@
+"""One property on one case."""
+from __future__ import annotations
+
+from typing import Callable
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.method import Property
+from minipeft.conformance.observe import Observation
+from minipeft.conformance.plugin import Plugin, last_lines
+
+
+def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[list[Observation | Fault], list]:
+    """What a property sees on a case, up to a Fault; and the handles that were made."""
+    seen: list[Observation | Fault] = []
+    plugin.made.clear()
+    try:
+        for observation in prop.run(case, make):
+            seen.append(observation)
+    except Fault as fault:
+        seen.append(fault)
+    except Exception as error:  # an answer that the property cannot use, such as trainable() = None
+        seen.append(Fault("an answer of no use", last_lines(error)))
+    return seen, list(plugin.made)
+
+
+def fails(seen: list[Observation | Fault]) -> bool:
+    """Whether anything that was seen is wrong."""
+    return any(isinstance(o, Fault) or not o.holds for o in seen)

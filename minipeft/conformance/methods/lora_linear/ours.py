@@ -1,0 +1,172 @@
+"""minipeft itself behind the plug-in protocol: one Linear layer, its engine, and what `attach(LoRA(...))` gives.
+
+A plug-in as anybody would write one, so it is also the longest example of the protocol. There is no `merge_safe`:
+minipeft has one way of merging.
+"""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import numpy
+
+from minipeft.autograd.tensor import array_of, value_and_grad
+from minipeft.nn.layers import Linear
+from minipeft.nn.module import Module
+from minipeft.nn.place import routed
+from minipeft.nn.weight import Parameter
+from minipeft.ops import mul
+from minipeft.ops import sum as total
+from minipeft.peft.attach import Attachment, attach, put
+from minipeft.peft.load import load
+from minipeft.peft.lora import LoRA, LowRank
+from minipeft.train.optim import AdamW
+
+Array = numpy.ndarray
+capabilities = {"name": "minipeft", "version": "0.1.0", "dtypes": ["float64", "float32"]}
+PLACE = "layer.weight"
+
+
+class OneLinear(Module):
+    """A whole model: x [N, in] -> [N, out]."""
+
+    def __init__(self, W: Array, b: Array):
+        self.layer, self.attachments = Linear(W, b), dict[str, Attachment]()
+
+    def __call__(self, x: Any, rng: Any = None, adapter: Any = None) -> Any:
+        with routed(adapter, len(array_of(x)), self.attachments):
+            return self.layer(x, rng)
+
+
+class Forced:
+    """Stands in for the random numbers of dropout: what is to be kept is kept."""
+
+    def __init__(self, keep: Array):
+        self.keep = keep
+
+    def random(self, shape: tuple, dtype: Any) -> Array:
+        assert self.keep.shape == shape
+        return self.keep.astype(dtype)  # >= p where it is 1, below it where it is 0
+
+
+class Layer:
+    """The handle: every call is one of minipeft's."""
+
+    def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, dropout: float):
+        self.dtype, self.dropout = dtype, dropout
+        self.model = OneLinear(W.astype(dtype), b.astype(dtype))
+        self.named = {"default": self._attach("default", A, B, alpha)}
+
+    def _attach(self, name: str, A: Array, B: Array, alpha: float) -> Attachment:
+        slot, r = self.model.layer.weight, len(A)
+        if A.shape != (r, slot.base.shape[1]) or B.shape != (slot.base.shape[0], r):
+            raise ValueError(f"A {A.shape} and B {B.shape} do not fit W {slot.base.shape}")
+        method = LoRA(rank=r, alpha=alpha, dropout=self.dropout, where=f"^{PLACE}$")
+        a, b = A.astype(self.dtype), B.astype(self.dtype)
+        if r > min(slot.base.shape):  # LoRA refuses what cannot pay; the equation is held there too
+            return put(self.model, name, method, {PLACE: slot},
+                       {PLACE: LowRank(slot.base, a, b, method._scale, method.dropout)})
+        attachment = attach(self.model, method, numpy.random.default_rng(0), name)
+        for leaf, array in (("A", a), ("B", b)):
+            attachment.parameters[f"{PLACE}@{name}.{leaf}"].data = array
+        return attachment
+
+    def _run(self, x: Array, rng: Any = None) -> Array:
+        return array_of(self.model(x.astype(self.dtype), rng)).astype(numpy.float64)
+
+    def _first(self) -> Attachment:
+        """The active adapter, or the only one."""
+        return next((a for a in self.named.values() if a.state != "off"), next(iter(self.named.values())))
+
+    def forward(self, x: Array) -> Array:
+        return self._run(x)
+
+    def forward_train(self, x: Array, keep: Array) -> Array:
+        return self._run(x, Forced(keep))
+
+    def forward_rows(self, x: Array, rows: Sequence[str | None]) -> Array:
+        names = [None if row is None else self.named[row].name for row in rows]
+        y = array_of(self.model(x[:, None].astype(self.dtype), adapter=names))
+        return y[:, 0].astype(numpy.float64)
+
+    def _gradients(self, x: Array, g: Array) -> dict[str, Array]:
+        """Of what attaching trains, and of x: the gradients of sum(y g)."""
+        given = Parameter(x.astype(self.dtype))
+        params = {"x": given, **self._first().parameters}
+        return value_and_grad(lambda: total(mul(self.model(given), g.astype(self.dtype))), params)[1]
+
+    def vjp(self, x: Array, g: Array) -> dict[str, Array]:
+        return {name.rsplit(".", 1)[-1]: found.astype(numpy.float64) for name, found in self._gradients(x, g).items()}
+
+    def step(self, x: Array, g: Array, lr: float) -> None:
+        grads = self._gradients(x, g)
+        del grads["x"]
+        AdamW(lr=lr).step(self._first().parameters, grads)
+
+    def trainable(self) -> set[str]:
+        return {name.rsplit(".", 1)[-1] for name in self._first().parameters}
+
+    def weight(self) -> Array:
+        """Of the layer, merged or not; what is merely plugged is not in it."""
+        slot = self.model.layer.weight
+        held = slot.fold().dense() if self.is_merged() else slot.base.dense()
+        return array_of(held).astype(numpy.float64)
+
+    def merge(self) -> None:
+        self._first().merge()
+
+    def unmerge(self) -> None:
+        self._first().unmerge()
+
+    def is_merged(self) -> bool:
+        return self._first().state == "merged"
+
+    def add(self, name: str, A: Array, B: Array, alpha: float) -> None:
+        if name in self.named:
+            raise ValueError(f"{name!r} is taken")
+        self.named[name] = self._attach(name, A, B, alpha)
+        self.named[name].unplug()
+
+    def activate(self, names: Sequence[str]) -> None:
+        wanted = [self.named[name] for name in names]
+        for attachment in self.named.values():
+            if attachment.state == "merged":
+                attachment.unmerge()
+            if attachment.state == "plugged":
+                attachment.unplug()
+        for attachment in wanted:
+            attachment.plug()
+
+    def remove(self, name: str) -> None:
+        attachment = self.named.pop(name)
+        if attachment.state == "merged":
+            attachment.unmerge()
+        attachment.remove()
+
+    def save(self) -> bytes:
+        with _file() as path:
+            self._first().save(path)
+            return path.read_bytes()
+
+    def load(self, blob: bytes) -> None:
+        """In the place of the first adapter, which stays if the file does not fit."""
+        with _file() as path:
+            path.write_bytes(blob)
+            loaded = load(self.model, path, name=f"loaded-{len(self.model.attachments)}")
+        self.remove("default")
+        self.named = {"default": loaded, **self.named}
+
+    def state_keys(self) -> set[str]:
+        return set(self._first().tensors)
+
+
+@contextlib.contextmanager
+def _file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "adapter.safetensors"
+
+
+def lora_linear(W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *, dropout: float = 0.0) -> Layer:
+    return Layer(W, b, A, B, alpha, dtype, dropout)

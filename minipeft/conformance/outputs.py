@@ -1,0 +1,45 @@
+"""Properties that every method has: each output against its value, published or computed, and what must be refused."""
+from __future__ import annotations
+
+from typing import Iterator
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.method import Make, Method, Property
+from minipeft.conformance.observe import Observation, near, raised
+from minipeft.conformance.tolerance import Value
+
+
+def output_property(method: Method, name: str, stored: Case | None = None, value: Value | None = None) -> Property:
+    """"V y": the output `y`. On the case `stored` it is held against the published `value`, on others, smaller ones
+    that a failure was cut to, against the reference."""
+    needs, compute = method.outputs[name]
+
+    def run(case: Case, make: Make) -> Iterator[Observation]:
+        published = value is not None and stored is not None and case.arrays is stored.arrays
+        yield near(case, name, compute(make, case), value if value is not None and published
+                   else method.reference(case)[name])
+
+    return Property(f"V {name}", f"V: {name} of the vectors", needs, run)
+
+
+def refusal_property(method: Method) -> Property:
+    """"X1": a case that must raise, when the layer is made or when it computes its first output."""
+    first = next(iter(method.outputs.values()))[1]
+
+    def run(case: Case, make: Make) -> Iterator[Observation]:
+        yield raised(case.label, lambda: first(make, case))
+
+    return Property("X1", "S: what makes no sense is refused", (), run)
+
+
+def property_named(method: Method, id: str) -> Property:
+    """The property of this id. Raises ValueError if there is none."""
+    for prop in method.properties:
+        if prop.id == id:
+            return prop
+    if id.startswith("V ") and id[2:] in method.outputs:
+        return output_property(method, id[2:])
+    if id == "X1":
+        return refusal_property(method)
+    known = [*(prop.id for prop in method.properties), *(f"V {name}" for name in method.outputs), "X1"]
+    raise ValueError(f"{method.name} has no property {id!r}; it has {', '.join(known)}")

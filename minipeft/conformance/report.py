@@ -1,0 +1,185 @@
+"""What a run found, for people and for programs: a table of rho per property and dtype, the failures in words, JSON.
+
+"Conforms" is said of what ran and of nothing else: spec, vectors, methods, levels and dtypes are named with it.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any, Iterable
+
+import numpy
+
+from minipeft.conformance.methods import all_methods
+from minipeft.conformance.result import Result
+from minipeft.conformance.survival import RATIOS
+from minipeft.files import write_atomic
+
+SPEC = 1
+LEGEND = ("rho = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where nothing may "
+          "move.\nS: a fact.  -: not offered, or nothing to run it on: skipped, see --skips.")
+
+
+class Report:
+    """The results of one run, {(method, dtype, stage, property): Result}, and what ran."""
+
+    def __init__(self, messages: Iterable[dict[str, Any]] = ()):
+        self.about: dict[str, Any] = {}
+        self.found: dict[tuple, Result] = {}
+        self.survival: list[dict[str, Any]] = []
+        for message in messages:
+            self.take(message)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """Note one message of the run."""
+        if "about" in message:
+            self.about = self.about or message["about"]
+        elif "result" in message:
+            result = Result.from_json(message["result"])
+            self.found[result.key] = result
+
+        elif "survival" in message and message["survival"] not in self.survival:
+            self.survival.append(message["survival"])
+
+    @property
+    def results(self) -> list[Result]:
+        order = {(m.name, p.id): (i, j) for i, m in enumerate(all_methods().values())
+                 for j, p in enumerate(m.properties)}
+        return sorted(self.found.values(), key=lambda r: (
+            list(all_methods()).index(r.method), r.stage != "vectors", order.get((r.method, r.id), (0, 999)), r.id))
+
+    @property
+    def failures(self) -> list[Result]:
+        return [r for r in self.results if r.status == "fail"]
+
+    @property
+    def exit_code(self) -> int:
+        """0 conforms, 1 failures, 3 nothing ran."""
+        if self.failures:
+            return 1
+        return 0 if any(r.status == "pass" for r in self.results) else 3
+
+    def raise_for_failures(self) -> None:
+        """AssertionError with the report if something failed, or if nothing ran."""
+        if self.exit_code:
+            raise AssertionError(f"\n{self}")
+
+    def as_json(self) -> dict[str, Any]:
+        from minipeft.conformance.vectors.read import PACK
+
+        counts = {status: sum(r.status == status for r in self.results) for status in ("pass", "fail", "skip")}
+        return {"pack": PACK, "spec": SPEC, "impl": self.about, "summary": counts,
+                "env": {"python": platform.python_version(), "numpy": numpy.__version__,
+                        "machine": platform.machine()},
+                "merge_survival": self.survival,
+                "results": [r.as_json() for r in self.results]}
+
+    def write_json(self, path: str | os.PathLike) -> None:
+        """The report as JSON, atomically."""
+        write_atomic(Path(path), (json.dumps(self.as_json(), indent=1) + "\n").encode())
+
+    def __str__(self) -> str:
+        return "\n".join([*self._head(), *self._tables(), LEGEND, "", *self._survival(), *self._failures(), self.verdict])
+
+    def _head(self) -> list[str]:
+        from minipeft.conformance.vectors.read import PACK
+
+        about = self.about
+        lines = [f"minipeft conformance: spec {SPEC}, vectors {PACK}",
+                 f"implementation: {about.get('name')} {about.get('version')} ({about.get('impl')})"]
+        for method, conventions in about.get("conventions", {}).items():
+            if conventions:
+                lines.append(f"  {method}: " + ", ".join(f"{k} {v}" for k, v in conventions.items()))
+        return [*lines, ""]
+
+    def _tables(self) -> list[str]:
+        lines = []
+        dtypes = list(self.about.get("dtypes", []))
+        for name, method in all_methods().items():
+            mine = [r for r in self.results if r.method == name]
+            if not any(r.status != "skip" for r in mine):
+                continue
+            lines.append(f"{name}: {method.title} ({method.source['paper']}, {method.source['where']})")
+            lines.append(" " * 82 + "".join(f"{dtype:>12}" for dtype in dtypes))
+            rows: dict[str, dict[str, Result]] = {}
+            for r in mine:
+                rows.setdefault(r.id, {})[r.dtype] = r
+            for id, by in rows.items():
+                title = next((r.title for r in by.values() if r.title), "")
+                lines.append(f"  {id:<10}{title[:69]:<70}" + "".join(f"{cell(by.get(d)):>12}" for d in dtypes))
+            lines.append("")
+        return lines
+
+    def _survival(self) -> list[str]:
+        """What a half-precision merge keeps of a small update, beside what one correct rounding keeps."""
+        if not self.survival:
+            return []
+        lines = ["of an update D, a merge keeps (in brackets: one correct rounding)",
+                 "  |D| / |W|   " + "".join(f"{ratio:>14g}" for ratio in RATIOS)]
+        for dtype in dict.fromkeys(line["dtype"] for line in self.survival):
+            mine = [line for line in self.survival if line["dtype"] == dtype]
+            lines.append(f"  {dtype:<12}" + "".join(f"{line['share']:>8.0%} ({line['best']:.0%})".rjust(14)
+                                                    for line in mine))
+        return [*lines, ""]
+
+    def _failures(self) -> list[str]:
+        """What is wrong, first; then the properties that saw it, the first of them in full."""
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for r in self.failures:
+            groups.setdefault((r.method, r.diagnosis), []).append(r)
+        lines = []
+        for (method, diagnosis), group in groups.items():
+            found_by: dict[str, list[str]] = {}
+            for r in group:
+                found_by.setdefault(r.id, []).append(r.dtype)
+            first = group[0]
+            lines += [f"FAILED  {method}: {diagnosis or first.failure}",
+                      "  found by   " + "; ".join(f"{id} ({', '.join(dict.fromkeys(dtypes))})"
+                                                  for id, dtypes in found_by.items()),
+                      f"  {first.id + ',':<10} {self._title(first)}; {first.dtype}"]
+            lines += [f"  {name:<10} {text}" for name, text in (
+                ("seen", first.failure), ("smallest", first.minimal), ("script", first.script),
+                ("replay", first.replay)) if text]
+            lines.append("")
+        return lines
+
+    def _title(self, result: Result) -> str:
+        return result.title or next((p.title for p in all_methods()[result.method].properties if p.id == result.id), "")
+
+    def skips(self) -> list[str]:
+        """Every skip with its reason, those of all dtypes in one line."""
+        reasons: dict[tuple[str, str, str], list[str]] = {}
+        for r in self.results:
+            if r.status == "skip":
+                reasons.setdefault((r.method, r.id, r.reason), []).append(r.dtype)
+        return [f"  {method} {id}: {reason} ({', '.join(dtypes)})" for (method, id, reason), dtypes in reasons.items()]
+
+    @property
+    def verdict(self) -> str:
+        """A sentence that claims what ran, and no more."""
+        results = self.results
+        counts = {status: sum(r.status == status for r in results) for status in ("pass", "fail", "skip")}
+        numbers = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped"
+        if self.exit_code == 3:
+            return f"Nothing ran: {numbers}. {' '.join(sorted({r.reason for r in results if r.reason}))}"
+        ran = [r for r in results if r.status == "pass"]
+        what = ", ".join(dict.fromkeys(r.method for r in ran)) if not self.failures else \
+            ", ".join(dict.fromkeys(r.method for r in self.failures))
+        if self.failures:
+            return f"Does not conform in {what}: {numbers}."
+        levels = "+".join(level for level in "BES" if any(level in r.level for r in ran))
+        dtypes = ", ".join(dict.fromkeys(r.dtype for r in ran))
+        return f"Conforms to {what}, levels {levels}, {dtypes}: {numbers}."
+
+
+def cell(result: Result | None) -> str:
+    """One entry of the table."""
+    if result is None or result.status == "skip":
+        return "-"
+    if result.status == "fail":
+        return "FAIL" if result.rho is None or result.rho <= 1 else f"FAIL {result.rho:.1g}"
+    rho = "" if result.rho is None else f"{result.rho:.3f}" if result.rho >= 0.0005 else "0"
+    letters = "".join(letter for letter, seen in (("E", result.exact), ("S", result.facts)) if seen)
+    return f"{rho} {letters}".strip()

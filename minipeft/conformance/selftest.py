@@ -1,0 +1,161 @@
+"""The kit held against itself: what is right passes, and every bug that was planted is found.
+
+    clean    the plain NumPy implementation (float64, float32, bfloat16) and minipeft itself (float64, float32) fail
+             nothing, in vectors and drawn cases; without this a kill would mean nothing
+    killed   every mutant fails, for every one of 5 seeds, some property, or it fails on the vectors; in bfloat16 it
+             may be below the resolution, if it says why, and then it must really survive
+    useful   every property kills at least one mutant
+"""
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import time
+import types
+from typing import Any, Iterator, Sequence
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.hold import check
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.look import fails, look
+from minipeft.conformance.method import Method, Mutant, Property
+from minipeft.conformance.methods import all_methods
+from minipeft.conformance.outputs import output_property, refusal_property
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.vectors.read import read
+
+DTYPES = ("float64", "float32", "bfloat16")
+SEEDS, CASES = 5, 6
+
+
+@dataclasses.dataclass
+class Verdict:
+    """Of one method in one dtype. wrong: sentences, empty if all is well. killers: {mutant: properties}."""
+
+    method: str
+    dtype: str
+    killers: dict[str, list[str]]
+    wrong: list[str]
+    seconds: float
+
+
+def self_test(methods: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> int:
+    """Prints a line per method and dtype, and what is wrong. 0 if nothing is, 1 otherwise. Raises ValueError for a
+    method or dtype that does not exist."""
+    chosen = [name for name in all_methods() if methods is None or name in methods]
+    wanted = [dtype for dtype in DTYPES if dtypes is None or dtype in dtypes]
+    if not chosen or not wanted:
+        raise ValueError(f"--method {methods} --dtype {dtypes}: expected some of {', '.join(all_methods())} and of "
+                         f"{', '.join(DTYPES)}")
+    begun, verdicts = time.monotonic(), []
+    for verdict in _held([(name, dtype) for name in chosen for dtype in wanted]):
+        verdicts.append(verdict)
+        most = sum("V" in by for by in verdict.killers.values()), sum(by != ["V"] for by in verdict.killers.values())
+        print(f"{verdict.method:<20}{verdict.dtype:<10}{sum(map(bool, verdict.killers.values())):>3} of "
+              f"{len(verdict.killers):>3} mutants found ({most[0]} by vectors, {most[1]} by properties), "
+              f"{len(verdict.wrong)} wrong, {verdict.seconds:.0f} s", flush=True)
+    wrong = [f"{v.method} {v.dtype}: {sentence}" for v in verdicts for sentence in v.wrong]
+    wrong += [sentence for name in chosen for sentence in _useless(name, [v for v in verdicts if v.method == name])]
+    print(*(f"WRONG  {sentence}" for sentence in wrong), sep="\n", end="\n" if wrong else "")
+    print(f"{'self-test failed' if wrong else 'all is well'}, {time.monotonic() - begun:.0f} s")
+    return bool(wrong)
+
+
+def _held(pairs: list[tuple[str, str]]) -> Iterator[Verdict]:
+    """`held` for every pair, on all cores."""
+    workers = min(len(pairs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if workers < 2:
+        yield from (held(*pair) for pair in pairs)
+        return
+    with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(held, *zip(*pairs))
+
+
+def held(name: str, dtype: str) -> Verdict:
+    """One method in one dtype."""
+    begun, method = time.monotonic(), all_methods()[name]
+    wrong = [f"the plain implementation fails {sentence}" for sentence in _unclean(method, method.plain, dtype)]
+    if dtype in ("float64", "float32"):
+        ours = importlib.import_module(f"minipeft.conformance.methods.{name}.ours")
+        wrong += [f"minipeft itself fails {s}" for s in _unclean(method, getattr(ours, name), dtype,
+                                                                 getattr(ours, "CONVENTIONS", {}))]
+    killers = {mutant.id: killers_of(method, mutant, dtype) for mutant in method.mutants}
+    for mutant in method.mutants:
+        if not killers[mutant.id] and dtype not in mutant.below:
+            wrong.append(f"{mutant.id} is not found")
+        if killers[mutant.id] and dtype in mutant.below:
+            wrong.append(f"{mutant.id} is said to be below the resolution ({mutant.below[dtype]}), and is found")
+    return Verdict(name, dtype, killers, wrong, time.monotonic() - begun)
+
+
+def plugin_of(method: Method, build: Any, dtype: str, conventions: Any = None) -> Plugin:
+    """A factory as a plug-in."""
+    declared = {"name": getattr(build, "__name__", "plug-in"), "dtypes": [dtype],
+                "conventions": {method.name: conventions or {}}}
+    return Plugin(types.SimpleNamespace(**{"capabilities": declared, method.name: build}))
+
+
+def _unclean(method: Method, build: Any, dtype: str, conventions: Any = None) -> Iterator[str]:
+    plugin = plugin_of(method, build, dtype, conventions)
+    report = check(plugin.module, [method.name], cases=12, folder=None)
+    for result in report.failures:
+        yield f"{result.id}: {result.failure} ({result.minimal})"
+    if report.exit_code == 3:
+        yield "everything: nothing ran"
+
+
+def killers_of(method: Method, mutant: Mutant, dtype: str) -> list[str]:
+    """The properties that fail for every seed; "V" first if the vectors find it."""
+    plugin = plugin_of(method, mutant.build, dtype)
+    make = plugin.make(method)
+    found: list[Property] = list(method.properties)
+    for seed in range(SEEDS):
+        cases = [plugin.settle(case, method) for case in drawn(method, dtype, seed)]
+        found = [prop for prop in found if any(
+            _offered(plugin, method, prop, case) and fails(look(prop, case, plugin, make)[0])
+            for case in [c for c in cases if prop.applies(c)][:prop.examples])]
+    by_vectors = any(fails(look(prop, case, plugin, make)[0]) for prop, case in published(method, dtype))
+    return [*(["V"] if by_vectors else []), *(prop.id for prop in found)]
+
+
+def _offered(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
+    try:
+        return plugin.make(method)(case).offers(*prop.needs)
+    except Fault:
+        return True
+
+
+def drawn(method: Method, dtype: str, seed: int) -> list[Case]:
+    """A few cases of one seed: bounded and exact in turn, every third with all sizes equal."""
+    cases = []
+    for i in range(CASES):
+        rng = numpy.random.default_rng([seed, i])
+        sizes = {axis: int(rng.integers(low, high + 1)) for axis, (low, high) in method.sizes.items()}
+        if i % 3 == 0:
+            low, high = max(a for a, _ in method.sizes.values()), min(b for _, b in method.sizes.values())
+            sizes = dict.fromkeys(sizes, int(rng.integers(low, max(low, high) + 1)))
+        cases.append(method.draw(rng, dtype, bool(i % 2), sizes))
+    return cases
+
+
+def published(method: Method, dtype: str) -> Iterator[tuple[Property, Case]]:
+    """The properties of the vectors of the default conventions, and their cases."""
+    for vector in read(method.name):
+        if vector.case.dtype == dtype and {**method.default(), **vector.case.conventions} == method.default():
+            if vector.result == "must_raise":
+                yield refusal_property(method), vector.case
+            for name, value in vector.outputs.items():
+                yield output_property(method, name, vector.case, value), vector.case
+
+
+def _useless(name: str, verdicts: list[Verdict]) -> Iterator[str]:
+    """Properties that kill no mutant in any dtype that was run."""
+    useful = {id for v in verdicts for by in v.killers.values() for id in by}
+    for prop in all_methods()[name].properties:
+        if prop.id not in useful:
+            yield f"{name}: {prop.id} ({prop.title}) finds no mutant"

@@ -1,0 +1,171 @@
+"""The run itself: for every method and dtype the vectors, then the live properties. Says what it finds out:
+
+    {"about": ...}    the implementation, once             {"now": [method, dtype, stage, property]}   what is being run
+    {"result": ...}   of one property; a later one, with what was found out about a failure, replaces it
+    {"survival": ...} how much of a small update a half-precision merge keeps
+    {"done": [method, dtype, stage]}                       all of a stage
+
+Messages are JSON, so that the run can sit in a process of its own: see `worker.py`.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable
+
+from minipeft.conformance import live
+from minipeft.conformance.aftermath import Failed, explained
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.look import fails, look
+from minipeft.conformance.method import Method, Property
+from minipeft.conformance.methods import all_methods
+from minipeft.conformance.observe import Observation
+from minipeft.conformance.outputs import output_property, refusal_property
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.result import Job, Result
+from minipeft.conformance.survival import survival
+from minipeft.conformance.vectors.read import read
+
+Message = dict[str, Any]
+Say = Callable[[Message], None]
+
+
+def conduct(plugin: Plugin, job: Job, say: Say) -> None:
+    """Everything that `job` asks for. Raises ValueError for conventions that do not exist."""
+    methods = [m for name, m in all_methods().items() if name in job.methods]
+    dtypes = [d for d in plugin.dtypes if job.dtypes is None or d in job.dtypes]
+    say({"about": {"name": plugin.name, "version": plugin.version, "impl": job.impl, "dtypes": dtypes,
+                   "arith": plugin.arith, "conventions": {m.name: plugin.conventions(m) for m in methods
+                                                          if plugin.offers(m)}}})
+    for method in methods:
+        if not plugin.offers(method):
+            say({"result": Result(method.name, "-", method.title, "-", "-", "skip",
+                                  reason=f"no function {method.name}()").as_json()})
+            continue
+        for dtype in dtypes:
+            for stage in job.stages:
+                if (method.name, dtype, stage) not in job.done:
+                    Stage(plugin, method, dtype, stage, job, say).run()
+                    say({"done": [method.name, dtype, stage]})
+
+
+class Tally:
+    """The result of one property while cases come in, and the first case on which it failed."""
+
+    def __init__(self, method: Method, prop: Property, dtype: str, stage: str):
+        self.prop = prop
+        self.result = Result(method.name, prop.id, prop.title, dtype, stage)
+        self.failed: Failed | None = None
+
+    def add(self, case: Case, seen: list[Observation | Fault], made: list) -> float:
+        """Counts what was seen; returns the worst rho of level B."""
+        result, worst = self.result, 0.0
+        result.cases += 1
+        for o in seen:
+            if isinstance(o, Fault):
+                continue
+            result.exact += o.level == "E"
+            result.facts += o.level == "S"
+            if o.level == "B":
+                worst = max(worst, o.rho)
+                result.rho = max(result.rho or 0.0, o.rho)
+        if fails(seen) and self.failed is None:
+            result.status = "fail"
+            self.failed = Failed(self.prop, case, seen, made)
+            result.failure = self.failed.words
+        return worst
+
+
+class Stage:
+    """One method, one dtype, vectors or live."""
+
+    def __init__(self, plugin: Plugin, method: Method, dtype: str, stage: str, job: Job, say: Say):
+        self.plugin, self.method, self.dtype, self.stage, self.job, self.say = plugin, method, dtype, stage, job, say
+        self.make = plugin.make(method)
+        self.tallies: dict[str, Tally] = {}
+        self.reasons: dict[str, str] = {}
+        self.handle: Any = None
+
+    def run(self) -> None:
+        if self.stage == "vectors":
+            self._vectors()
+        elif live.available():
+            self._live()
+        else:
+            self.skip(Property("live", "properties on drawn cases", (), lambda *_: iter(())), live.MISSING)
+        results = [tally.result for tally in self.tallies.values()]
+        for tally in self.tallies.values():
+            if tally.result.cases == 0:
+                tally.result.status = "skip"
+                tally.result.reason = self.reasons.get(tally.prop.id, "no case of this method has what it is about")
+        for result in results:
+            self.say({"result": result.as_json()})
+        failures = [(tally.result, tally.failed) for tally in self.tallies.values() if tally.failed]
+        if self.stage == "live" and self.method.name == "lora_linear" and self.dtype in ("float16", "bfloat16"):
+            for line in survival(self.plugin, self.method, self.dtype):
+                self.say({"survival": {"dtype": self.dtype, **line}})
+        for result in explained(self.plugin, self.method, failures, self.job.folder):
+            self.say({"result": result.as_json()})
+
+    def tally(self, prop: Property) -> "Tally":
+        return self.tallies.setdefault(prop.id, Tally(self.method, prop, self.dtype, self.stage))
+
+    def skip(self, prop: Property, reason: str) -> None:
+        self.tally(prop)
+        self.reasons[prop.id] = reason
+
+    def judge(self, prop: Property, case: Case) -> float:
+        """Run a property on a case, unless it failed before or the process died in it."""
+        if (self.method.name, self.dtype, self.stage, prop.id) in self.job.dead:
+            return 0.0
+        tally = self.tally(prop)
+        if tally.failed or tally.result.cases >= prop.examples or not prop.applies(case):
+            return 0.0
+        if not self._offers(prop, case):
+            self.skip(prop, f"not offered: {', '.join(n for n in prop.needs if not self._has(n))}")
+            return 0.0
+        self.say({"now": [self.method.name, self.dtype, self.stage, prop.id]})
+        return tally.add(case, *look(prop, case, self.plugin, self.make))
+
+    def _has(self, name: str) -> bool:
+        return self.handle is None or self.handle.offers(name)
+
+    def _offers(self, prop: Property, case: Case) -> bool:
+        """Whether the object that the factory returns has what the property calls; if it returns none, the property
+        will see that."""
+        if self.handle is None and prop.needs:
+            try:
+                self.handle = self.make(case)
+            except Fault:
+                return True
+        return all(map(self._has, prop.needs))
+
+    def _vectors(self) -> None:
+        declared = self.plugin.conventions(self.method)
+        for vector in read(self.method.name):
+            case = dataclasses.replace(vector.case, declared=self.plugin.arith.get(self.dtype, {}))
+            if case.dtype != self.dtype:
+                continue
+            if vector.result == "must_raise":
+                props = [refusal_property(self.method)]
+            else:
+                props = [output_property(self.method, name, vector.case, value)
+                         for name, value in vector.outputs.items()]
+            for prop in props:
+                if {**self.method.default(), **vector.case.conventions} == declared:
+                    self.judge(prop, case)
+                elif not self.tally(prop).result.cases:
+                    self.reasons[prop.id] = "no vector has the declared conventions"
+
+    def _live(self) -> None:
+        def check(case: Case) -> dict[str, float]:
+            case = self.plugin.settle(case, self.method)
+            return {prop.id: self.judge(prop, case) for prop in self.method.properties}
+
+        for prop in self.method.properties:
+            self.tally(prop)
+        for exact in (False, True):
+            live.search(self.method, self.dtype, exact, self.job.cases, self.job.seed, check)
+        for refusal in self.method.refusals(self.dtype):
+            case = self.plugin.settle(refusal.case, self.method)
+            self.judge(refusal_property(self.method), dataclasses.replace(case, label=refusal.what))

@@ -1,0 +1,53 @@
+"""What survives a merge in half precision: not a question of right and wrong, but of digits.
+
+    W' = fl(W + D)        share = 1 - |(W' - W) - D| / |D|,  Frobenius norms; D = s B A
+
+Rounding W' costs up to u |W| per entry, which is u |W| / |D| of the update: 0.4 % of W in bfloat16. An update that is
+small beside W is mostly gone after a correct merge. So this is reported, beside what one correct rounding keeps.
+"""
+from __future__ import annotations
+
+from typing import Iterator
+
+import numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.method import Method
+from minipeft.conformance.plugin import Plugin
+
+RATIOS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+_SIZE, _RANK = 64, 4
+
+
+def survival(plugin: Plugin, method: Method, dtype: str) -> Iterator[dict[str, float]]:
+    """For each |D| / |W|: the share that the implementation's merge keeps, and what one rounding keeps."""
+    make = plugin.make(method)
+    for ratio in RATIOS:
+        case = plugin.settle(_case(dtype, ratio), method)
+        try:
+            layer = make(case)
+            if not layer.offers("merge", "weight"):
+                return
+            layer.merge()
+            merged = layer.array("weight", case["W"].shape)
+        except Fault:
+            return  # a property has said so
+        update = numpy.asarray(method.reference(case)["W_merged"].exact, numpy.float64) - case["W"]
+        best = on_grid(case["W"] + update, dtype)
+        yield {"ratio": ratio, "share": kept(merged - case["W"], update), "best": kept(best - case["W"], update)}
+
+
+def kept(moved: numpy.ndarray, update: numpy.ndarray) -> float:
+    """The share of `update` that is in what moved."""
+    return max(0.0, 1 - float(numpy.linalg.norm(moved - update) / numpy.linalg.norm(update)))
+
+
+def _case(dtype: str, ratio: float) -> Case:
+    rng = numpy.random.default_rng(11)
+    w, a, b = (rng.standard_normal(shape) for shape in ((_SIZE, _SIZE), (_RANK, _SIZE), (_SIZE, _RANK)))
+    b *= ratio * numpy.linalg.norm(w) / numpy.linalg.norm(b @ a)
+    arrays = {"W": w, "b": 0 * w[0], "A": a, "B": b, "x": w[:2], "g": w[:2]}
+    return Case("lora_linear", dtype, False, {"alpha": float(_RANK)},
+                {name: on_grid(array, dtype) for name, array in arrays.items()})

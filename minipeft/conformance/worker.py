@@ -1,0 +1,119 @@
+"""The run in a process of its own, so that a plug-in that crashes or hangs takes nothing with it.
+
+The child reads one job as JSON from its standard input and writes messages, one JSON object per line; what the plug-in
+prints goes to standard error. If it dies, or says nothing for too long, the property that it was in is recorded as
+failed, and a new child goes on without it. Nothing is pickled.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any, Iterator
+
+from minipeft.conformance.result import Job, Result
+
+_PATIENCE = 30  # seconds beyond the time limit of one call that a child may be silent
+
+
+def supervised(job: Job) -> Iterator[dict[str, Any]]:
+    """The messages of a run of `job`, whatever the plug-in does. Raises ValueError if it cannot be imported."""
+    while True:
+        now: tuple[str, ...] | None = None
+        last: dict[str, Any] = {}
+        process, lines = _started(job)
+        try:
+            for message in _messages(process, lines, job.limit + _PATIENCE):
+                if "now" in message:
+                    now = tuple(message["now"])
+                elif "done" in message:
+                    job, now = dataclasses.replace(job, done=(*job.done, tuple(message["done"]))), None
+                last = message
+                yield message
+        finally:
+            process.kill()
+            process.wait()
+        if "end" in last:
+            return
+        if "error" in last:
+            raise ValueError(last["error"])
+        why = f"ended by signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+        if last.get("silent"):
+            why = f"it said nothing for {job.limit + _PATIENCE:g} s and was ended"
+        if now is None:
+            raise ValueError(f"--impl {job.impl}: its process died outside of any property ({why})")
+        method, dtype, stage, id = now
+        yield {"result": Result(method, id, "", dtype, stage, "fail",
+                                failure=f"the process of the implementation died: {why}").as_json()}
+        job = dataclasses.replace(job, dead=(*job.dead, now))
+
+
+def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
+    """A child with its job, and the lines that it will write; None at the end."""
+    path = os.pathsep.join([os.getcwd(), *(p for p in sys.path if p)])
+    process = subprocess.Popen([sys.executable, "-m", "minipeft.conformance.worker"], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(dataclasses.asdict(job)))
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it died at once; its status will say so
+    lines: queue.Queue[str | None] = queue.Queue()
+    out = process.stdout
+
+    def read() -> None:
+        for line in out:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return process, lines
+
+
+def _messages(process: subprocess.Popen, lines: "queue.Queue[str | None]", patience: float) -> Iterator[dict]:
+    while True:
+        try:
+            line = lines.get(timeout=patience)
+        except queue.Empty:
+            yield {"silent": True}
+            return
+        if line is None:
+            process.wait()
+            return
+        yield json.loads(line)
+
+
+def main() -> None:
+    """The child."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the plug-in prints is not a message
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    fields = json.load(sys.stdin)
+
+    def say(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message) + "\n")
+
+    from minipeft.conformance.plugin import load
+    from minipeft.conformance.stages import conduct
+
+    job = Job(**{name: _tuples(value) for name, value in fields.items()})
+    try:
+        conduct(load(job.impl, job.limit), job, say)
+    except ValueError as error:
+        say({"error": str(error)})
+        return
+    say({"end": True})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The run: a table and an exit status for what conforms, and whatever a plug-in does wrong is its own failure."""
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from minipeft.conformance import check
+from minipeft.conformance.methods import all_methods
+from tests.conformance.plugins import module
+
+FEW = {"cases": 6, "methods": ["lora_linear"]}
+
+
+def run(name, folder, *options):
+    return subprocess.run([sys.executable, "-m", "minipeft.conformance", "--impl", name, "--cases", "5", *options],
+                          cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def failed(report, id):
+    return next(r for r in report.failures if r.id == id)
+
+
+def test_what_conforms_has_exit_status_0_a_table_and_counted_skips(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "right")
+    report = check(name, folder=None, cases=10)
+    assert report.exit_code == 0, str(report)
+    report.raise_for_failures()
+    text = str(report)
+    assert "Conforms to lora_linear, levels B+E+S, float64" in text and "L1 " in text
+    by = {r.id: r for r in report.results if r.method == "lora_linear"}
+    assert by["L1"].status == "pass" and 0 < by["L1"].rho < 1 and by["L1"].exact > 0
+    assert by["L9r"].status == "skip" and "forward_rows" in by["L9r"].reason
+    assert {r.method for r in report.results if r.id == "-"} == set(all_methods()) - {"lora_linear"}
+    assert not (tmp_path / "conformance-failures").exists()
+
+
+def test_a_wrong_scale_is_named_in_words_with_the_smallest_layer_and_a_script_that_runs(tmp_path, monkeypatch):
+    change = "factory = lora_linear\ndef lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):\n" \
+             "    layer = factory(W, b, A, B, alpha, dtype)\n    layer.s = alpha\n    return layer\n"
+    name = module(tmp_path, monkeypatch, "scaled", change)
+    report = check(name, folder=str(tmp_path / "found"), cases=10)
+    assert report.exit_code == 1
+    with pytest.raises(AssertionError, match="alpha, not alpha / r"):
+        report.raise_for_failures()
+    first = failed(report, "L1")
+    assert "s = alpha, not alpha / r" in first.diagnosis and "Blaizzy/mlx-vlm #845" in first.links
+    assert first.rho > 10 and "W=[[" in first.minimal
+    done = subprocess.run([sys.executable, first.script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "expected" in done.stdout, done.stderr
+    again = run(name, tmp_path, "--replay", first.replay)
+    assert again.returncode == 1 and "expected" in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize("what, change, kind", [
+    ("raises", "def forward(self, x):\n    raise RuntimeError('broken on purpose')\n", "broken on purpose"),
+    ("shape", "def forward(self, x):\n    return (x @ self.W.T).T.copy()[None]\n", "wrong shape"),
+    ("nan", "def forward(self, x):\n    return x @ self.W.T * np.nan\n", "not finite"),
+    ("narrow", "def forward(self, x):\n    return (x @ self.W.T).astype(np.float32)\n", "wrong type"),
+    ("writes", "def forward(self, x):\n    x += 1\n    return x @ self.W.T\n", "writes into its inputs"),
+    ("exits", "def forward(self, x):\n    raise SystemExit(0)\n", "SystemExit"),
+    ("nothing", "def forward(self, x):\n    return None\n", "wrong type")])
+def test_what_a_plug_in_does_wrong_is_its_failure_and_the_run_goes_on(what, change, kind, tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, f"bad_{what}", change + "Layer.forward = forward\n")
+    report = check(name, folder=None, **FEW)
+    assert kind in failed(report, "L1").failure
+    assert next(r for r in report.results if r.id == "L2").status == "pass"  # gradients are right
+
+
+def test_a_plug_in_that_writes_behind_the_read_only_flag_is_seen(tmp_path, monkeypatch):
+    change = """
+        def forward(self, x):
+            y = x @ self.W.T
+            x.flags.writeable = True
+            x[...] = 0
+            return y
+        Layer.forward = forward
+    """
+    name = module(tmp_path, monkeypatch, "sly", change)
+    assert "writes into its inputs" in failed(check(name, folder=None, **FEW), "L1").failure
+
+
+@pytest.mark.parametrize("how", ["while True: pass", "time.sleep(1000)"])
+def test_a_plug_in_that_hangs_is_interrupted_and_the_run_goes_on(how, tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "slow", f"def merge(self):\n    {how}\nLayer.merge = merge\n")
+    report = check(name, folder=None, limit=0.5, **FEW)
+    assert "does not return" in failed(report, "L3").failure
+    assert next(r for r in report.results if r.id == "L1").status == "pass"
+
+
+def test_a_plug_in_that_kills_its_process_is_recorded_and_the_run_goes_on_in_another(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "crash", "def merge(self):\n    os.abort()\nLayer.merge = merge\n")
+    report = check(name, folder=None, **FEW)
+    assert "died" in failed(report, "L3").failure and "signal" in failed(report, "L3").failure
+    by = {(r.stage, r.id): r.status for r in report.results}
+    assert by["live", "L1"] == by["live", "L2"] == "pass" and by["live", "L4"] == "fail"
+
+
+def test_what_it_prints_does_not_disturb_the_report(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "loud", "print('{\"end\": true}')\nos.write(1, b'noise')\n")
+    assert check(name, folder=None, **FEW).exit_code == 0
+
+
+def test_nothing_that_runs_is_exit_status_3(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "empty", "del lora_linear\n")
+    done = run(name, tmp_path)
+    assert done.returncode == 3 and "Nothing ran" in done.stdout and "no function lora_linear()" in done.stdout
+
+
+@pytest.mark.parametrize("change, words", [
+    ("capabilities = dict(dtypes=['float8'])\n", "float8"),
+    ("capabilities = dict(speed=3)\n", "'speed'"),
+    ("capabilities['conventions'] = {'lora_linear': {'scaling': 'alpha*r'}}\n", "alpha*r"),
+    ("capabilities['arith'] = {'float64': {'store': 'int4'}}\n", "int4"),
+    ("import no_such_thing\n", "no_such_thing")])
+def test_wrong_declarations_are_exit_status_2_and_say_what_is_expected(change, words, tmp_path, monkeypatch):
+    done = run(module(tmp_path, monkeypatch, "declares", change), tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--impl", "no.such.module"], "no.such.module"), ([], "what is to be run"),
+    (["--impl", "math", "--method", "dora"], "lora_linear"), (["--impl", "math", "--cases", "0"], "at least 1"),
+    (["--self-test", "--dtype", "int8"], "float64")])
+def test_wrong_usage_is_exit_status_2_in_one_line(options, words):
+    done = subprocess.run([sys.executable, "-m", "minipeft.conformance", *options], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_json_report_has_every_result_and_no_infinity(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "bad_json", "def forward(self, x):\n    return x @ self.W.T * 1e300\n"
+                                                     "Layer.forward = forward\n")
+    done = run(name, tmp_path, "--json", "out.json", "--method", "lora_linear", "--skips")
+    assert done.returncode == 1 and "skipped:" in done.stdout
+    found = json.loads((tmp_path / "out.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+    assert found["summary"]["fail"] == sum(r["status"] == "fail" for r in found["results"]) > 0
+    assert {"pack", "spec", "impl", "env"} <= set(found) and found["impl"]["name"] == "bad"
+
+
+def test_a_run_is_the_same_for_the_same_seed(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "again")
+    first, second = (check(name, folder=None, seed=3, **FEW).as_json() for _ in range(2))
+    assert first == second
+
+
+def test_an_object_is_run_in_this_process(tmp_path):
+    plain = all_methods()["lora_linear"].plain
+    plugin = SimpleNamespace(capabilities={"dtypes": ["bfloat16"]}, lora_linear=plain)
+    report = check(plugin, folder=None, **FEW)
+    assert report.exit_code == 0, str(report)
+    assert "of an update D, a merge keeps" in str(report)
+    shares = [line["share"] for line in report.survival]
+    assert shares[0] > 0.98 and shares[-1] < 0.3 and shares == sorted(shares, reverse=True)
+
+
+def test_a_convention_is_declared_and_a_wrong_declaration_fails():
+    mutants = {m.id: m.build for m in all_methods()["lora_linear"].mutants}
+    for id, scaling in (("lora.scale_sqrt", "alpha/sqrt(r)"), ("lora.scale_alpha", "alpha")):
+        for declared in ("alpha/r", "alpha/sqrt(r)", "alpha"):
+            plugin = SimpleNamespace(capabilities={"conventions": {"lora_linear": {"scaling": declared}}},
+                                     lora_linear=mutants[id])
+            report = check(plugin, folder=None, **FEW)
+            assert report.exit_code == (declared != scaling), f"{id} declared {declared}\n{report}"
