@@ -55,6 +55,15 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
         return metadata
 
 
+def read_dtypes(path: str | os.PathLike) -> dict[str, str]:
+    """{name: the dtype it is stored in, "bfloat16" among them} of a safetensors file; checked, its tensors not read."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header, start = _header(file, size, path)
+        metadata = header.pop("__metadata__", {})
+        return {name: stored for name, (_, _, stored, _) in _checked(header, metadata, size - start, path).items()}
+
+
 def _header(file: Any, size: int, path: Any) -> tuple[dict[str, Any], int]:
     """The parsed JSON header, and where the data starts."""
     if size < 8:

@@ -200,7 +200,8 @@ def _held(name: str, got: numpy.ndarray, want: numpy.ndarray, tau: numpy.ndarray
         return Held(name, "shape", float("inf"), f"has shape {list(got.shape)}; expected {list(want.shape)}")
     if not numpy.isfinite(got).all():
         at = _index(numpy.argmin(numpy.isfinite(got)), got)
-        return Held(name, "not finite", float("inf"), f"holds {got[at]} at {list(at)}, where REF has {want[at]:.6g}", at)
+        words = f"holds {got[at]} at {list(at)}, where REF has {want[at]:.6g}"
+        return Held(name, "not finite", float("inf"), words, at)
     if want.size == 0:
         return Held(name, "within", 0.0)
     error = abs(got.astype(numpy.float64) - want.astype(numpy.float64))

@@ -95,5 +95,5 @@ def _shift(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
     difference = (mine - ref).reshape(-1, ref.shape[-1])
     slack = tau.reshape(difference.shape)
     if (abs(difference - difference[:1]) <= slack + slack[:1]).all():
-        return "REF with one and the same vector added to every row (a bias, or something else that no row has its own of)"
+        return "REF with one vector added to every row (a bias, or something else that all rows share)"
     return ""

@@ -41,8 +41,8 @@ of sinusoids) times 1 + u xi with u = 2^-24 and xi uniform in [-1, 1], each held
     noise = max over samples and over a row of |float32 - float64| / u
 
 so that the rounding of every weight and of every operation, forward and backward, is really there. This is
-Monte-Carlo arithmetic: D. S. Parker, 1997, UCLA CSD-970002. What is ill-conditioned (a difference of large terms, a relu
-at 0) moves far and is allowed to. `compare.py` makes the bound of it.
+Monte-Carlo arithmetic: D. S. Parker, 1997, UCLA CSD-970002. What is ill-conditioned (a difference of large terms, a
+relu at 0) moves far and is allowed to. `compare.py` makes the bound of it.
 """
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def trace(model: Module, batch: Mapping[str, Any], path: str | os.PathLike, *,
     if samples:
         exact = run if _dtype(model) == "float64" else _run(model, batch, params, "float64")
         tensors.update(_noise(model, batch, params, samples, exact))
-    inputs = {key: to_host(value) for key, value in batch.items() if key not in ("adapter", "rng") and value is not None}
+    inputs = {key: to_host(value) for key, value in batch.items()
+              if key not in ("adapter", "rng") and value is not None}
     said = {"format": FORMAT, "order": [*inputs, *run.values], "dtype": _dtype(model), "samples": samples,
             "model": type(model).__name__, "config": _plain(model), "adapter": batch.get("adapter"),
             "attachments": {name: attachment.state for name, attachment in attachments.items()}}
