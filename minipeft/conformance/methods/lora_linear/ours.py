@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -25,7 +26,7 @@ from minipeft.peft.lora import LoRA, LowRank
 from minipeft.train.optim import AdamW
 
 Array = numpy.ndarray
-capabilities = {"name": "minipeft", "version": "0.1.0", "dtypes": ["float64", "float32"]}
+capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"]}
 PLACE = "layer.weight"
 
 
@@ -67,7 +68,7 @@ class Layer:
         a, b = A.astype(self.dtype), B.astype(self.dtype)
         if r > min(slot.base.shape):  # LoRA refuses what cannot pay; the equation is held there too
             return put(self.model, name, method, {PLACE: slot},
-                       {PLACE: LowRank(slot.base, a, b, method._scale, method.dropout)})
+                       {PLACE: LowRank(slot.base, a, b, Fraction(alpha) / r, self.dropout)})
         attachment = attach(self.model, method, numpy.random.default_rng(0), name)
         for leaf, array in (("A", a), ("B", b)):
             attachment.parameters[f"{PLACE}@{name}.{leaf}"].data = array
