@@ -1,0 +1,104 @@
+"""`vectors generate [--check]`: makes the published files again, from the methods alone, and compares the bytes.
+
+Guards: every vector passes `publish.py`, everything is made twice and must be the same, the files are read back by the
+strict reader before they are written, and one method has one type of group. No commit, clock, machine or installed
+library is in the files, so they come out the same anywhere (with another stream of `numpy.random`, other numbers would
+be drawn).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Iterable
+
+from minipeft.conformance.method import Method
+from minipeft.conformance.vectors.publish import lint, vectors_of
+from minipeft.conformance.vectors.read import read
+from minipeft.conformance.vectors.schema import FOLDER
+from minipeft.conformance.vectors.write import files
+from minipeft.files import write_atomic
+
+_ROOM = 1_500_000  # bytes of package data
+
+
+def main(argv: list[str]) -> int:
+    """The command line, "generate" first."""
+    from minipeft.conformance.methods import all_methods
+    parser = argparse.ArgumentParser(prog="python -m minipeft.conformance vectors")
+    parser.add_argument("command", choices=["generate"])
+    parser.add_argument("--check", action="store_true", help="compare with the files that are there, write nothing")
+    parser.add_argument("--method", action="append", metavar="NAME", help="only this one (may be repeated)")
+    args = parser.parse_args(argv)
+    known = all_methods()
+    if unknown := [name for name in args.method or () if name not in known]:
+        parser.error(f"--method {unknown[0]}: expected one of {', '.join(known)}")
+    return generate([known[name] for name in args.method or known], args.check)
+
+
+def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLDER) -> int:
+    """Writes the files of these methods, or compares them with what is there. 0 if all is well; 1 with a line that says
+    what is not, and then nothing was written."""
+    made: dict[str, bytes] = {}
+    try:
+        for method in methods:
+            made.update(_made(method, twice=not check))
+    except ValueError as error:
+        print(f"not published: {error}", file=sys.stderr)
+        return 1
+    if check:
+        odd = next((line for name, data in made.items() if (line := difference(folder / name, data))), "")
+        print(odd or f"{len(made)} files are what the methods give", file=sys.stderr if odd else sys.stdout)
+        return int(bool(odd))
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.name not in made) + sum(map(len, made.values()))
+    if size > _ROOM:
+        print(f"not published: {size} bytes in all; at most {_ROOM} are package data", file=sys.stderr)
+        return 1
+    for name, data in made.items():
+        write_atomic(folder / name, data)
+        print(f"{name}: {len(data)} bytes")
+    return 0
+
+
+def _made(method: Method, twice: bool) -> dict[str, bytes]:
+    """The files of one method. Raises ValueError for what may not be published."""
+    vectors = vectors_of(method)
+    for sentence in lint(method, vectors):
+        raise ValueError(sentence)
+    made = files(method, vectors)
+    if twice and files(method, vectors_of(method)) != made:
+        raise ValueError(f"{method.name}: made twice, the files differ: something is drawn without a seed")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in made.items():
+            (Path(folder) / name).write_bytes(data)
+        if len(read(method.name, folder)) != len(vectors):
+            raise ValueError(f"{method.name}: read back, there are not as many vectors")
+    return made
+
+
+def difference(path: Path, wanted: bytes) -> str:
+    """How the file at `path` differs from what it should be; "" if it does not."""
+    if not path.is_file():
+        return f"{path.name}: is missing"
+    found = path.read_bytes()
+    if found == wanted:
+        return ""
+    if path.suffix == ".json":
+        mine, theirs = (_tests(data) for data in (wanted, found))
+        for id in [*mine, *theirs]:
+            if mine.get(id) != theirs.get(id):
+                state = "is new" if id not in theirs else "is not made any more" if id not in mine else "differs"
+                return f"{path.name}: test {id} {state}"
+    at = next((i for i, (a, b) in enumerate(zip(found, wanted)) if a != b), min(len(found), len(wanted)))
+    return f"{path.name}: differs from byte {at} on ({len(found)} bytes, {len(wanted)} expected)"
+
+
+def _tests(data: bytes) -> dict[str, Any]:
+    """{id: test} of a document, as far as it is one."""
+    try:
+        return {test["id"]: (test, group["conventions"]) for group in json.loads(data)["groups"]
+                for test in group["tests"]}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}

@@ -1,0 +1,151 @@
+"""What may be published. A test is, if
+
+    (a) minipeft's own engine, in float64, agrees with the exact result within the bound of float64,
+    (b) that result comes from the exact evaluator: fractions, or 50 digits; rounded once,
+    (c) the method in plain NumPy agrees in the dtype of the test, and
+    (d) it finds a planted bug, with room to spare, where it is not about what must be refused.
+
+(d) is measured twice: the implementation with the bug fails the test in the test's dtype, and computed in float64 the
+bug alone, without what half precision adds, moves an output by at least 10 bounds (2 in half precision). The second is
+what is published, as floor(log2): a number that does not depend on how a machine's BLAS sums. A library from elsewhere
+is no part of the rule, or the files would depend on what is installed: tests hold those that are against the files.
+"""
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import types
+from typing import Any, Iterable, Iterator
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.method import Method, Mutant
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.tolerance import Value
+from minipeft.conformance.vectors.read import Vector
+from minipeft.conformance.vectors.run import Seen, case_in, observed
+
+MARGIN = {"float64": 10, "float32": 10, "bfloat16": 2, "float16": 2}
+_BITS = 24  # of a published bound
+
+
+def vectors_of(method: Method) -> list[Vector]:
+    """Those of a method that may be published. Raises ValueError, naming the case, for the first that may not."""
+    vectors = [_valid(method, case) for case in method.vectors()]
+    dtypes = dict.fromkeys(vector.case.dtype for vector in vectors)
+    vectors += [_refused(method, dataclasses.replace(refusal.case, label=refusal.what))
+                for dtype in dtypes for refusal in method.refusals(dtype)]
+    return [_with_kills(method, _agreed(method, vector)) for vector in vectors]
+
+
+def _settled(method: Method, case: Case) -> Case:
+    """Under all conventions by name, so that the id says them."""
+    case = dataclasses.replace(case, conventions={**method.default(), **case.conventions}, declared={})
+    return dataclasses.replace(case, exact=case.exact and method.exact_when(case))
+
+
+def _valid(method: Method, case: Case) -> Vector:
+    case = _settled(method, case)
+    outputs = {name: Value(value.exact, _rounded_up(value.mag), int(value.k), int(value.n))
+               for name, value in method.exact(case).items() if name in method.outputs}
+    if missing := [name for name in method.outputs if name not in outputs]:
+        raise ValueError(f"{_named(case)}: exact() has no {missing[0]}")
+    return Vector(case, outputs, "valid", method.absent)
+
+
+def _refused(method: Method, case: Case) -> Vector:
+    return Vector(dataclasses.replace(_settled(method, case), exact=True), {}, "must_raise", ())
+
+
+def _rounded_up(mag: numpy.ndarray) -> numpy.ndarray:
+    """With fewer digits, never smaller: the last ones of a running error analysis may differ between machines."""
+    digits, exponent = numpy.frexp(numpy.asarray(mag, numpy.float64))
+    return numpy.ldexp(numpy.ceil(numpy.ldexp(digits, _BITS)), exponent - _BITS)
+
+
+def _named(case: Case) -> str:
+    return f"{case.id} ({case.dtype}, {case.label!r})"
+
+
+def _plugin(method: Method, build: Any, case: Case) -> Plugin:
+    declared = {"dtypes": ["float64", case.dtype], "conventions": {method.name: dict(case.conventions)}}
+    return Plugin(types.SimpleNamespace(**{"capabilities": declared, method.name: build}))
+
+
+def _agreed(method: Method, vector: Vector) -> Vector:
+    """The vector itself, after (a) and (c)."""
+    case = vector.case
+    ours = getattr(importlib.import_module(f"minipeft.conformance.methods.{method.name}.ours"), method.name)
+    for what, build, twin in (("minipeft, float64,", ours, _in_float64(method, vector)),
+                              (f"plain NumPy, {case.dtype},", method.plain, vector)):
+        for seen in observed(method, twin, _plugin(method, build, case).make(method)):
+            if isinstance(seen.what, str) and build is method.plain:
+                raise ValueError(f"{_named(case)}: {what} cannot be held: {seen.output}: {seen.what}")
+            if _wrong(seen):
+                why = seen.what if isinstance(seen.what, Fault) else f"rho {getattr(seen.what, 'rho', 0):.3g}"
+                raise ValueError(f"{_named(case)}: {what} does not agree on {seen.output}: {why}")
+    return vector
+
+
+def _in_float64(method: Method, vector: Vector) -> Vector:
+    """The same numbers and results, with the bounds of float64."""
+    case = case_in(vector.case, "float64")
+    bounds = {} if case.exact else method.reference(case)
+    return dataclasses.replace(vector, case=case, outputs={
+        name: Value(value.exact, bounds[name].mag, bounds[name].k, bounds[name].n) if bounds else value
+        for name, value in vector.outputs.items()})
+
+
+def _wrong(seen: Seen) -> bool:
+    return isinstance(seen.what, Fault) or not isinstance(seen.what, str) and not seen.what.holds
+
+
+def _with_kills(method: Method, vector: Vector) -> Vector:
+    """The vector, with the planted bugs that it finds."""
+    kills = {mutant.id: found for mutant in method.mutants if (found := _kill(method, mutant, vector)) is not None}
+    if not kills and vector.result != "must_raise":
+        raise ValueError(f"{_named(vector.case)}: finds no planted bug by a margin of {MARGIN[vector.case.dtype]}")
+    flags = sorted({mutant.flag for mutant in method.mutants if mutant.id in kills})
+    for flag in flags:
+        if flag not in method.notes:
+            raise ValueError(f"{_named(vector.case)}: the flag {flag} has no note")
+    return dataclasses.replace(vector, kills=kills, flags=tuple(flags))
+
+
+def _kill(method: Method, mutant: Mutant, vector: Vector) -> int | str | None:
+    """How well the vector finds this bug; None if it does not by the margin."""
+    make = _plugin(method, mutant.build, vector.case).make(method)
+    if not any(map(_wrong, observed(method, vector, make))):
+        return None
+    return _margin(observed(method, vector, lambda case: make(case_in(case, "float64"))), MARGIN[vector.case.dtype])
+
+
+def _margin(seen: Iterable[Seen], least: float) -> int | str | None:
+    found: list[Any] = [s.what for s in seen if _wrong(s)]
+    rho = max((o.rho for o in found if not isinstance(o, Fault) and o.level == "B"), default=0.0)
+    if any(not isinstance(o, Fault) and o.level == "E" for o in found) or rho == math.inf:
+        return "E"
+    if rho >= least:
+        return math.floor(math.log2(rho))
+    return "S" if any(isinstance(o, Fault) or o.level == "S" for o in found) else None
+
+
+def lint(method: Method, vectors: list[Vector]) -> Iterator[str]:
+    """What is wrong with the vectors of one method as a whole."""
+    ids = [vector.id for vector in vectors]
+    for i, vector in enumerate(vectors):
+        if vector.id in ids[:i]:
+            yield f"{_named(vector.case)}: is there twice"
+        if not vector.label:
+            yield f"{_named(vector.case)}: has no label"
+        for name, array in vector.case.arrays.items():
+            if array.dtype.name not in ("float64", "int64", "bool"):
+                yield f"{_named(vector.case)}: {name} is an array of {array.dtype}; expected float64, int64 or bool"
+            elif not numpy.isfinite(array).all():
+                yield f"{_named(vector.case)}: {name} holds NaN or infinity"
+        for name, value in vector.outputs.items():
+            if not (numpy.isfinite(value.exact).all() and numpy.isfinite(value.mag).all()):
+                yield f"{_named(vector.case)}: the value of {name}, or its bound, is not finite"

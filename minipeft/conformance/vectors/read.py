@@ -1,0 +1,179 @@
+"""Reading the vectors of a method, from files that are not trusted: everything that they say is checked against the
+schema, the two files against each other, the numbers against the dtype, and each test against its own id.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.case import Case
+from minipeft.conformance.tolerance import Value
+from minipeft.conformance.vectors.schema import FOLDER, Mismatch, match, the_schema
+from minipeft.files import read_json, read_tensors
+
+PACK = "2026.11.0"  # of the files that come with this package
+_LIMIT = 16 * 2 ** 20  # bytes of one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Vector:
+    """One test. case: its inputs, under the conventions that it is meant for. outputs: {name: its value}, empty where
+    result is "must_raise". absent: gradients that must not exist. kills: {planted bug: floor(log2(error / bound)), "E"
+    or "S"}, see `publish.py`. flags: of the notes on these bugs."""
+
+    case: Case
+    outputs: Mapping[str, Value]
+    result: str
+    absent: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    kills: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.case.id
+
+    @property
+    def label(self) -> str:
+        """What the case is about, in words."""
+        return self.case.label
+
+    @property
+    def level(self) -> str:
+        """E: bit for bit. B: within a bound. S: an error is wanted."""
+        return "S" if self.result == "must_raise" else "E" if self.case.exact else "B"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """The vectors of one method. name: of the pack, such as "2026.11.0"."""
+
+    method: str
+    name: str
+    header: tuple[str, ...]
+    notes: Mapping[str, Any]
+    vectors: tuple[Vector, ...]
+
+    def __iter__(self) -> Iterator[Vector]:
+        return iter(self.vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def read(method: str, folder: str | os.PathLike | None = None) -> Pack:
+    """The vectors of `method`, those that come with this package or those in `folder`.
+
+    Raises ValueError that names the file, the test and the field for anything that is not as it should be, and if there
+    are none."""
+    base = FOLDER if folder is None else Path(folder)
+    path, tensors = base / f"{method}.json", base / f"{method}.safetensors"
+    for file in (path, tensors):
+        if not file.is_file():
+            raise ValueError(f"{file}: there is no such file; vectors of {method!r} are a .json and a .safetensors")
+        if file.stat().st_size > _LIMIT:
+            raise ValueError(f"{file}: {file.stat().st_size} bytes; at most {_LIMIT} are read")
+    document = read_json(path)
+    try:
+        match(document, schema := the_schema(), schema)
+    except Mismatch as mismatch:
+        raise ValueError(f"{path}: {_place(document, mismatch.where)}: {mismatch.what}") from None
+    return _pack(document, _Arrays(tensors, read_tensors(tensors)[0]), path, method)
+
+
+def _place(document: Any, where: tuple) -> str:
+    """A way to a field, the test's id put in where it leads through one."""
+    name = ".".join(map(str, where)) or "the document"
+    if len(where) > 3 and where[0] == "groups" and where[2] == "tests":
+        test = document["groups"][where[1]]["tests"][where[3]]
+        if isinstance(test, dict) and isinstance(test.get("id"), str):
+            return f"test {test['id'][:80]}: {'.'.join(map(str, where[4:])) or name}"
+    return name
+
+
+def _pack(document: dict, arrays: "_Arrays", path: Path, method: str) -> Pack:
+    if document["method"] != method:
+        raise ValueError(f"{path}: method: is {document['method']!r}; expected {method!r}, as the file is called")
+    vectors = [_vector(document, group, test, arrays, path) for group in document["groups"] for test in group["tests"]]
+    if document["numberOfTests"] != len(vectors):
+        raise ValueError(f"{path}: numberOfTests: is {document['numberOfTests']}; there are {len(vectors)} tests")
+    ids = [vector.id for vector in vectors]
+    for i, id in enumerate(ids):
+        if id in ids[:i] or id in document["withdrawn"]:
+            raise ValueError(f"{path}: test {id}: id: is used twice, or was withdrawn")
+    arrays.none_left()
+    return Pack(method, document["pack"], tuple(document["header"]), document["notes"], tuple(vectors))
+
+
+def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Path) -> Vector:
+    dtype, exact, raises = group["dtype"], group["level"] != "B", test["result"] == "must_raise"
+
+    def wrong(field: str, what: str) -> ValueError:
+        return ValueError(f"{path}: test {test['id']}: {field}: {what}")
+
+    if (group["level"] == "S") != raises:
+        raise wrong("result", f"is {test['result']!r} in a group of level {group['level']}")
+    if raises == bool(test["outputs"]):
+        raise wrong("outputs", "a test that must raise has none, every other has some")
+    for flag in test["flags"]:
+        if flag not in document["notes"]:
+            raise wrong("flags", f"{flag!r} has no note")
+    known = {mutant for note in document["notes"].values() for mutant in note["mutants"]}
+    for mutant in test["kills"]:
+        if mutant not in known:
+            raise wrong("kills", f"{mutant!r} is in no note")
+    case = Case(document["method"], dtype, exact, test["params"],
+                {name: arrays.input(test["id"], name, dtype) for name in test["inputs"]}, test["comment"],
+                group["conventions"])
+    if case.id != test["id"]:
+        raise wrong("id", f"its inputs, params and conventions have the id {case.id}")
+    outputs = {name: arrays.value(test["id"], name, bound, dtype if exact else "float64")
+               for name, bound in test["outputs"].items()}
+    return Vector(case, outputs, test["result"], tuple(test["absent_grads"]), tuple(test["flags"]), test["kills"])
+
+
+class _Arrays:
+    """The tensors of a file; each may be taken once, and all must be."""
+
+    def __init__(self, path: Path, tensors: dict[str, numpy.ndarray]):
+        self.path, self.left = path, dict(tensors)
+
+    def _take(self, id: str, kind: str, name: str, dtypes: tuple[str, ...]) -> numpy.ndarray:
+        array = self.left.pop(f"{id}/{kind}/{name}", None)
+        if array is None:
+            raise self._wrong(id, kind, name, "is missing")
+        if array.dtype.name not in dtypes:
+            raise self._wrong(id, kind, name, f"has dtype {array.dtype}; expected {' or '.join(dtypes)}")
+        if array.dtype == numpy.float64 and not numpy.isfinite(array).all():
+            raise self._wrong(id, kind, name, "holds NaN or infinity")
+        array.flags.writeable = False
+        return array
+
+    def _wrong(self, id: str, kind: str, name: str, what: str) -> ValueError:
+        return ValueError(f"{self.path}: test {id}: {kind}/{name}: {what}")
+
+    def _on_grid(self, id: str, kind: str, name: str, array: numpy.ndarray, dtype: str) -> numpy.ndarray:
+        if array.dtype == numpy.float64 and not numpy.array_equal(on_grid(array, dtype), array):
+            raise self._wrong(id, kind, name, f"holds a number that is none of {dtype}")
+        return array
+
+    def input(self, id: str, name: str, dtype: str) -> numpy.ndarray:
+        return self._on_grid(id, "in", name, self._take(id, "in", name, ("float64", "int64", "bool")), dtype)
+
+    def value(self, id: str, name: str, bound: dict, grid: str) -> Value:
+        """grid: of which the exact result has to be; any float64 where it is within a bound."""
+        exact, mag = (self._take(id, kind, name, ("float64",)) for kind in ("out", "mag"))
+        for kind, array in (("out", exact), ("mag", mag)):
+            if list(array.shape) != bound["shape"]:
+                raise self._wrong(id, kind, name, f"has shape {list(array.shape)}; expected {bound['shape']}")
+        if (mag < 0).any():
+            raise self._wrong(id, "mag", name, "is negative somewhere")
+        return Value(self._on_grid(id, "out", name, exact, grid), mag, bound["k"], bound["n"])
+
+    def none_left(self) -> None:
+        if self.left:
+            raise ValueError(f"{self.path}: {next(iter(self.left))}: belongs to no test")

@@ -1,0 +1,123 @@
+"""Vectors held against a plug-in, one output at a time; what cannot be held is said, with the reason."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Iterable, Iterator, Mapping
+
+from minipeft.conformance.arithmetic import arithmetic
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.method import Make, Method
+from minipeft.conformance.observe import Observation, fact, near, raised
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.tolerance import Value
+from minipeft.conformance.vectors.read import Vector
+
+RAISES, ABSENT = "must raise", "absent gradients"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """output: its name, RAISES or ABSENT; "" for all of the vector. what: was observed, went wrong, or the reason (a
+    string) why it was skipped."""
+
+    vector: Vector
+    output: str
+    what: Observation | Fault | str
+
+
+def run(method: Method, vectors: Iterable[Vector], plugin: Plugin) -> Iterator[Seen]:
+    """Every vector in turn. The plug-in offers `method`."""
+    declared, make = plugin.conventions(method), plugin.make(method)
+    for vector in vectors:
+        reason = skipped(method, vector, plugin.dtypes, declared)
+        if reason:
+            yield Seen(vector, "", reason)
+        else:
+            yield from observed(method, judged(method, vector, plugin.arith.get(vector.case.dtype, {})), make)
+
+
+def skipped(method: Method, vector: Vector, dtypes: Iterable[str], declared: Mapping[str, str]) -> str:
+    """Why a vector is not for an implementation of these dtypes and conventions; "" if it is."""
+    case = vector.case
+    if case.dtype not in dtypes:
+        return f"{case.dtype} is not declared"
+    wanted = {**method.default(), **case.conventions}
+    odd = [f"{name} is {declared.get(name)!r}, not {value!r}" for name, value in wanted.items()
+           if declared.get(name) != value]
+    return f"other conventions: {', '.join(odd)}" if odd else ""
+
+
+def judged(method: Method, vector: Vector, declared: Mapping[str, Any]) -> Vector:
+    """The vector as an implementation is judged on it that declares this arithmetic for the dtype. Published bounds are
+    for the usual one; for another they are made again, since those of a running error analysis are no formula in k
+    and n."""
+    case = dataclasses.replace(vector.case, declared=declared)
+    if case.exact or case.arith == arithmetic(case.dtype):
+        return dataclasses.replace(vector, case=case)
+    bounds = method.reference(case)
+    return dataclasses.replace(vector, case=case, outputs={
+        name: Value(value.exact, bounds[name].mag, bounds[name].k, bounds[name].n)
+        for name, value in vector.outputs.items()})
+
+
+def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
+    """What an implementation gives for one vector; make: case -> a handle of it."""
+    case = vector.case
+    if vector.result == "must_raise":
+        compute = next(iter(method.outputs.values()))[1]
+        yield Seen(vector, RAISES, raised(vector.label, lambda: compute(make, case)))
+        return
+    try:
+        offers = make(case).offers
+    except Fault as fault:
+        yield Seen(vector, next(iter(vector.outputs)), fault)
+        return
+    gradients: dict[str, Any] | None = None
+    for name, value in vector.outputs.items():
+        needs, compute = method.outputs[name]
+        missing = [need for need in needs if not offers(need)]
+        if missing:
+            yield Seen(vector, name, f"not offered: {', '.join(missing)}")
+            continue
+        spies: list[_Spy] = []
+        try:
+            yield Seen(vector, name, near(case, name, compute(_spying(make, spies), case), value))
+        except Fault as fault:
+            yield Seen(vector, name, fault)
+        gradients = gradients or next((spy.gradients for spy in spies if spy.gradients is not None), None)
+    if vector.absent and gradients is not None:
+        there = sorted(name for name in vector.absent if gradients.get(name) is not None)
+        yield Seen(vector, ABSENT, fact("gradients that must not exist", there, []))
+    elif vector.absent:
+        yield Seen(vector, ABSENT, "not offered: vjp")
+
+
+class _Spy:
+    """A handle that remembers the gradients which it was asked for: `vjp` takes other arguments in every method."""
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+        self.gradients: dict[str, Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def arrays(self, name: str, shapes: Mapping[str, tuple], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = self._handle.arrays(name, shapes, *args, **kwargs)
+        if name == "vjp":
+            self.gradients = found
+        return found
+
+
+def _spying(make: Make, spies: list[_Spy]) -> Make:
+    """The same, every handle put into `spies`."""
+    def build(case: Case) -> _Spy:
+        spies.append(_Spy(make(case)))
+        return spies[-1]
+    return build
+
+
+def case_in(case: Case, dtype: str) -> Case:
+    """The same numbers, for an implementation that computes in another dtype; they must be numbers of that."""
+    return dataclasses.replace(case, dtype=dtype)
