@@ -9,3 +9,8 @@ class Fault(Exception):
     def __init__(self, kind: str, detail: str):
         super().__init__(f"{kind}: {detail}")
         self.kind, self.detail = kind, detail
+
+
+class Skip(Exception):
+    """A property cannot be put to this implementation, and why: what it needs is refused. Counted and shown like a
+    method that is not offered, never a pass."""

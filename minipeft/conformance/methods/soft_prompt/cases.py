@@ -1,0 +1,107 @@
+"""Cases of a soft prompt: drawn, published, and to be refused.
+
+q and k are small, so that no softmax is saturated: where one key has all the weight, a wrong mask moves nothing. Rows
+are padded on the left, on the right, not at all, and have a hole; ids repeat; a table of positions is never used up.
+
+Exact cases: q = 0, so every seen key has the same weight, one over their number, a power of two; v and o have two
+entries +-1 in every row and column, so that sums stay below 2^8.
+"""
+from __future__ import annotations
+
+from typing import Mapping
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.method import Refusal
+from minipeft.conformance.numbers import drawn, floats
+
+DTYPES = ("float64", "float32", "bfloat16")
+SIDES = ("left", "right", "none", "hole")
+
+
+def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    first, relative = int(rng.integers(len(SIDES))), bool(rng.random() < (0.2 if exact else 0.6))
+    sides = [SIDES[(first + row) % len(SIDES)] for row in range(sizes["b"])]
+    return made(rng, dtype, exact, sizes, sides, relative)
+
+
+def made(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int], sides: list[str],
+         relative: bool, label: str = "") -> Case:
+    b, t, p, d, V = (sizes[axis] for axis in ("b", "t", "p", "d", "V"))
+    if exact:  # a power of two lies between p + 1 and p + t
+        p = min(p, t)
+    arrays = {"P": drawn(rng, (p, d), dtype, exact), "E": drawn(rng, (V, d), dtype, exact)}
+    if exact:
+        arrays |= {"q": numpy.zeros((d, d)), "k": drawn(rng, (d, d), dtype, True),
+                   "v": two_a_row(rng, d), "o": two_a_row(rng, d)}
+    else:
+        arrays |= {name: floats(rng, (d, d), dtype, 0.25 if name in "qk" else d ** -0.5) for name in "qkvo"}
+    arrays["ids"] = rng.integers(0, V, (b, t))
+    arrays["mask"] = numpy.array([_mask(rng, side, t, p, exact) for side in sides])
+    arrays["g"] = drawn(rng, (b, t, d), dtype, exact) * arrays["mask"][..., None]
+    if relative:
+        arrays["relative"] = numpy.full(5, 2.0) if exact else floats(rng, (2 * int(rng.integers(1, 5)) + 1,), dtype)
+    else:
+        arrays["position"] = drawn(rng, (p + t + int(rng.integers(3)), d), dtype, exact)
+    return Case("soft_prompt", dtype, exact, {}, arrays, label)
+
+
+def two_a_row(rng: numpy.random.Generator, d: int) -> numpy.ndarray:
+    """[d, d], entries +-1 in two places of every row and column (one, where d = 1)."""
+    places = numpy.eye(d) + (numpy.roll(numpy.eye(d), 1, axis=1) if d > 1 else 0)
+    signs = rng.choice([-1.0, 1.0], (d, d))
+    return places[rng.permutation(d)] * signs if d > 2 else places * signs
+
+
+def _mask(rng: numpy.random.Generator, side: str, t: int, p: int, exact: bool) -> numpy.ndarray:
+    """[t]: at least one token is seen."""
+    if exact:  # so many that p + seen is a power of two
+        seen = int(rng.choice([m - p for m in (2, 4, 8, 16) if p < m <= p + t]))
+    else:
+        seen = t if side == "none" else int(rng.integers(1, max(2, t)))
+    mask = numpy.arange(t) < seen
+    if side == "left":
+        return mask[::-1]
+    return rng.permutation(mask) if side == "hole" else mask
+
+
+def refusals(dtype: str) -> list[Refusal]:
+    """What must be refused, when the layer is made or at its first forward."""
+    rng = numpy.random.default_rng(5)
+    sizes = {"b": 2, "t": 3, "p": 2, "d": 4, "V": 5}
+    good = made(rng, dtype, True, sizes, ["left", "right"], False)
+    wrong, negative = good["ids"].copy(), good["ids"].copy()
+    wrong[1, 2], negative[0, 1] = 5, -1
+    return [Refusal("an id that the vocabulary has not", good.but({"ids": wrong})),
+            Refusal("a negative id", good.but({"ids": negative})),
+            Refusal("a mask of another length", good.but({"mask": good["mask"][:, 1:]})),
+            Refusal("a mask for one row of two", good.but({"mask": good["mask"][:1]})),
+            Refusal("a mask that is longer by the prompt",
+                    good.but({"mask": numpy.concatenate([numpy.ones((2, 2), bool), good["mask"]], axis=1)})),
+            Refusal("a prompt of another width", good.but({"P": good["P"][:, :3]})),
+            Refusal("a prompt of width 1", good.but({"P": good["P"][:, :1]})),
+            Refusal("a prompt for which the table of positions has no room", good.but({"position": good["position"][:4]}))]
+
+
+def vectors() -> list[Case]:
+    """Both kinds of positions, each side of padding, a prompt longer and shorter than the text."""
+    cases = []
+    for seed, (b, t, p, d, sides, relative, label) in enumerate([
+            (3, 5, 2, 4, ["left", "right", "none"], False, "a table of positions, every side of padding"),
+            (3, 5, 2, 4, ["left", "right", "none"], True, "relative positions, every side of padding"),
+            (1, 2, 4, 6, ["none"], False, "a prompt longer than the text, one row, nothing masked"),
+            (2, 6, 1, 3, ["left", "hole"], True, "a prompt of one vector; a row with a hole"),
+            (4, 4, 4, 4, ["right", "left", "hole", "none"], False, "batch, text, prompt and width the same: a wrong "
+                                                                   "axis is silent")]):
+        for dtype in DTYPES:
+            sizes = {"b": b, "t": t, "p": p, "d": d, "V": 7}
+            cases.append(made(numpy.random.default_rng([1, seed]), dtype, False, sizes, sides, relative, label))
+    for seed, (b, t, p, d, sides, label) in enumerate([
+            (3, 5, 2, 4, ["left", "right", "none"], "all weights equal and dyadic: bit for bit"),
+            (2, 4, 4, 3, ["left", "hole"], "dyadic; a prompt as long as the text")]):
+        for dtype in DTYPES:
+            sizes = {"b": b, "t": t, "p": p, "d": d, "V": 6}
+            case = made(numpy.random.default_rng([2, seed]), "bfloat16", True, sizes, sides, False, label)
+            cases.append(case.but(dtype=dtype))
+    return cases

@@ -1,0 +1,161 @@
+"""A soft prompt in front of one self-attention layer.
+
+    X  = [P; E[ids]]           mask' = [1_p; mask]           Lester, Al-Rfou & Constant, 2021, arXiv:2104.08691, sec. 2
+    X' = X + position[positions]                             where the case has a table of positions
+    Y  = softmax(X' q^T (X' k^T)^T / sqrt(d) + bias) X' v^T o^T          softmax over the keys that mask' shows
+    bias[i, j] = relative[clip(j - i, -R, R) + R]            where the case has relative positions; else 0
+    y  = Y at the t tokens
+    dP = sum over the batch of dX at the p prompt slots      g = dL/dy; nothing else has a gradient
+
+P [p, d], ids and mask [b, t], E [V, d], q, k, v, o [d, d], position [L, d], relative [2 R + 1], y and g [b, t, d].
+y at masked tokens means nothing: it is taken as 0 here, and g is 0 there.
+
+positions: "shifted", columns of X are numbered from 0, so that the prompt behaves as tokens and token i stands at p + i;
+or "restart", prompt and tokens are numbered from 0 each.
+left_padding: of a row whose first l tokens are masked, the prompt stands "next to the text", between these and the
+first token that is seen; or "outside the padding", left of the whole row. Without padding on the left both are the same.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.numbers import rounded
+from minipeft.conformance.running import Bounded, softmax, sqrt, value_of
+from minipeft.conformance.tolerance import Value
+
+POSITIONS = ("shifted", "restart")
+LEFT_PADDING = ("next to the text", "outside the padding")
+BASE = ("E", "q", "k", "v", "o", "position", "relative")
+_known: dict[tuple, dict[str, Value]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where things stand in the rows of X. prompt [b, p] and token [b, t]: their columns. order [b, p + t]: what stands
+    in a column, as an index into [P; tokens]. positions, mask [b, p + t]: those of the columns."""
+
+    prompt: numpy.ndarray
+    token: numpy.ndarray
+    order: numpy.ndarray
+    positions: numpy.ndarray
+    mask: numpy.ndarray
+
+    @property
+    def rows(self) -> numpy.ndarray:
+        """[b, 1], beside prompt, token or order in an index."""
+        return numpy.arange(len(self.order))[:, None]
+
+
+def layout(case: Case) -> Layout:
+    """By the case's conventions."""
+    p, (b, t) = len(case["P"]), case["mask"].shape
+    order = numpy.tile(numpy.arange(p + t), (b, 1))
+    if case.conventions.get("left_padding", LEFT_PADDING[0]) == LEFT_PADDING[0]:
+        for row, pads in enumerate(masked_first(case["mask"])):
+            order[row, :pads + p] = [*range(p, p + pads), *range(p)]
+    place = numpy.argsort(order, axis=1)                                     # the column of each of [P; tokens]
+    restart = case.conventions.get("positions", POSITIONS[0]) == "restart"
+    numbers = numpy.concatenate([numpy.arange(p), numpy.arange(t)])
+    positions = numbers[order] if restart else numpy.tile(numpy.arange(p + t), (b, 1))
+    seen = numpy.concatenate([numpy.ones((b, p), bool), case["mask"]], axis=1)
+    return Layout(place[:, :p], place[:, p:], order, positions, numpy.take_along_axis(seen, order, axis=1))
+
+
+def masked_first(mask: numpy.ndarray) -> numpy.ndarray:
+    """[b]: how many tokens are masked on the left of each row."""
+    return numpy.logical_and.accumulate(~mask, axis=1).sum(axis=1)
+
+
+def embeddings(case: Case, at: Layout) -> numpy.ndarray:
+    """X [b, p + t, d]: nothing is rounded."""
+    prompts = numpy.tile(case["P"], (len(case["ids"]), 1, 1))
+    return numpy.concatenate([prompts, case["E"][case["ids"]]], axis=1)[at.rows, at.order]
+
+
+def equations(case: Case, number: Callable) -> dict[str, Any]:
+    """{"y": [b, t, d], "dP": [p, d]}, over the numbers that `number` makes of arrays: longdouble, Bounded, objects."""
+    at, d = layout(case), case["E"].shape[1]
+    q, k, v, o = (number(case[name]) for name in "qkvo")
+    x = number(embeddings(case, at))
+    if "position" in case:
+        x = x + number(case["position"][at.positions])
+    s = 1 / sqrt(number(d))
+    Q, K, V = x @ q.T, x @ k.T, x @ v.T                                      # [b, p + t, d]
+    scores = (Q * s) @ K.swapaxes(1, 2)                                      # [b, query, key]
+    if "relative" in case:
+        scores = scores + number(relative_bias(case["relative"], at.order.shape[1]))
+    A = softmax(_hidden(scores, at.mask[:, None, :]))
+    Y = A @ V @ o.T
+
+    spread = numpy.zeros(at.order.shape + (d,))
+    spread[at.rows, at.token] = case["g"]
+    dH = number(spread) @ o
+    dA = dH @ V.swapaxes(1, 2)
+    dS = A * (dA - (dA * A).sum(axis=-1, keepdims=True)) * s
+    dX = dS @ K @ q + dS.swapaxes(1, 2) @ Q @ k + A.swapaxes(1, 2) @ dH @ v
+    return {"y": Y[at.rows, at.token], "dP": dX[at.rows, at.prompt].sum(axis=0)}
+
+
+def relative_bias(table: numpy.ndarray, n: int) -> numpy.ndarray:
+    """[n, n]: of query i and key j, the entry of the distance j - i."""
+    R = len(table) // 2
+    column = numpy.arange(n)
+    return table[numpy.clip(column[None, :] - column[:, None], -R, R) + R]
+
+
+def _hidden(scores: Any, seen: numpy.ndarray) -> Any:
+    """Scores of what is not seen become -inf, without an error; None among objects."""
+    if isinstance(scores, Bounded):
+        return Bounded(numpy.where(seen, scores.value, -numpy.inf), numpy.where(seen, scores.error, 0), scores.arith)
+    return numpy.where(seen, scores, None if scores.dtype == object else -numpy.inf)
+
+
+def fits(case: Case) -> None:
+    """Raises ValueError for arrays that make no case."""
+    (b, t), (p, d), n = case["ids"].shape, case["P"].shape, len(case["P"]) + case["ids"].shape[1]
+    if case["ids"].min() < 0 or case["ids"].max() >= len(case["E"]) or case["E"].shape[1] != d:
+        raise ValueError("ids that E has not, or a prompt of another width")
+    if case["mask"].shape != (b, t) or not case["mask"].any(axis=1).all():
+        raise ValueError("a mask of another shape, or a row in which nothing is seen")
+    if "position" in case and len(case["position"]) < n or "relative" in case and len(case["relative"]) % 2 == 0:
+        raise ValueError("too few positions, or relative positions without a middle")
+
+
+def values(case: Case) -> dict[str, Value]:
+    """{output: the reference and its bound}. Remembered: one property after another asks for it."""
+    key = case.id, case.arith
+    if key not in _known:
+        fits(case)
+        found = {name: value_of(b) for name, b in equations(case, lambda x: Bounded(x, 0.0, case.arith)).items()}
+        if len(_known) >= 1000:
+            _known.clear()
+        _known[key] = {**found, "y": _at_tokens(case, found["y"])}
+    return _known[key]
+
+
+def exact_values(case: Case) -> dict[str, Value]:
+    """The same with 50 digits, rounded once."""
+    import mpmath
+    bounds = values(case)
+    with mpmath.workdps(50):
+        found = equations(case, numpy.vectorize(mpmath.mpf, otypes=[object]))
+        exact = {name: Value(rounded(found[name]), numpy.float64(bounds[name].mag), 1, 1) for name in bounds}
+    return {**exact, "y": _at_tokens(case, exact["y"])}
+
+
+def _at_tokens(case: Case, y: Value) -> Value:
+    seen = case["mask"][..., None]
+    return Value(numpy.where(seen, y.exact, 0), numpy.where(seen, y.mag, 0), y.k, y.n)
+
+
+def never_rounded(case: Case) -> bool:
+    """Whether every operation is exact on the case's small integers: all weights of a row are equal, as q = 0, and
+    one over a power of two."""
+    seen = len(case["P"]) + case["mask"].sum(axis=1)
+    flat = "relative" not in case or len(set(case["relative"].tolist())) == 1
+    return not case["q"].any() and flat and not (seen & (seen - 1)).any()
+

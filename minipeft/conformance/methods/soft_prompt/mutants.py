@@ -1,0 +1,298 @@
+"""Bugs planted in the plain soft prompt; the comment behind each is its number in the conformance notes."""
+from __future__ import annotations
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.method import Planted
+from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
+
+PLANTED = planted = Planted("prompt")
+NARROW = {"float64": "float32", "float32": "bfloat16", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def side_by_side(mask, p, first=0):
+    """[b, p + t]: the prompt at column `first`, the tokens round it, the same in all rows."""
+    b, t = mask.shape
+    tokens = numpy.arange(t) + p * (numpy.arange(t) >= first)
+    return numpy.tile(numpy.concatenate([first + numpy.arange(p), tokens]), (b, 1))
+
+
+@planted("after_tokens", "PromptAfterTokens")                                           # 25
+class AfterTokens(SoftPrompt):
+    def places(self, mask, p):
+        return side_by_side(mask, p, mask.shape[1])
+
+
+@planted("mask_missing", "PromptMasked")                                                # 26
+class MaskMissing(SoftPrompt):
+    def mask_of(self, mask, p):
+        return numpy.concatenate([numpy.zeros((len(mask), p), bool), mask], axis=1)
+
+
+@planted("mask_behind", "MaskExtendedBehind")                                           # 27
+class MaskBehind(SoftPrompt):
+    """The mask is lengthened on the right, so that it covers prompt and first tokens."""
+
+    def mask_of(self, mask, p):
+        return numpy.concatenate([mask, numpy.ones((len(mask), p), bool)], axis=1)
+
+
+@planted("mask_rolled", "MaskRolled")                                                   # 27
+class MaskRolled(SoftPrompt):
+    def mask_of(self, mask, p):
+        return numpy.roll(super().mask_of(mask, p), 1, axis=1)
+
+
+@planted("mask_of_first_row", "MaskOfFirstRow")
+class MaskOfFirstRow(SoftPrompt):
+    def visible(self, seen):
+        return seen[:1, None, :]
+
+
+@planted("mask_on_queries", "MaskOnQueries")
+class MaskOnQueries(SoftPrompt):
+    """Masked rows average over all keys, the others see what is masked."""
+
+    def visible(self, seen):
+        return seen[:, :, None]
+
+    def hidden(self):
+        return -1e4
+
+
+@planted("mask_ignored", "MaskIgnored")
+class MaskIgnored(SoftPrompt):
+    def hidden(self):
+        return 0.0
+
+
+@planted("mask_weak", "MaskWeak")
+class MaskWeak(SoftPrompt):
+    def hidden(self):
+        return -4.0
+
+
+@planted("masked_where_padded", "PromptMaskedWherePadded")
+class MaskedWherePadded(SoftPrompt):
+    def mask_of(self, mask, p):
+        return numpy.concatenate([numpy.repeat(mask.all(axis=1)[:, None], p, axis=1), mask], axis=1)
+
+
+@planted("positions_not_shifted", "PositionsNotShifted")                                # 28
+class PositionsNotShifted(SoftPrompt):
+    def positions_of(self, places, p):
+        b, n = places.shape
+        return numpy.tile([*range(p), *range(n - p)], (b, 1))
+
+
+@planted("prompt_without_positions", "PromptWithoutPositions")
+class PromptWithoutPositions(SoftPrompt):
+    """All its vectors stand at position 0."""
+
+    def positions_of(self, places, p):
+        return numpy.where(numpy.arange(places.shape[1]) < p, 0, places)
+
+
+@planted("positions_skip_padding", "PositionsSkipPadding")
+class PositionsSkipPadding(SoftPrompt):
+    """What is masked on the left takes no position."""
+
+    def positions_of(self, places, p):
+        first = places[:, :p].min(axis=1, keepdims=True) if p else 0
+        return numpy.maximum(places - first, 0)
+
+
+@planted("left_padding_shift", "LeftPaddingShift")
+class LeftPaddingShift(SoftPrompt):
+    def places(self, mask, p):
+        return side_by_side(mask, p)
+
+
+@planted("wrong_end_stripped", "WrongEndStripped")                                      # 29
+class WrongEndStripped(SoftPrompt):
+    def stripped(self, y, at):
+        return y[:, :at.shape[1]]
+
+
+@planted("not_stripped", "NotStripped")
+class NotStripped(SoftPrompt):
+    def stripped(self, y, at):
+        return y
+
+
+@planted("row_zero_leaks", "RowsMixed")                                                 # 41
+class RowZeroLeaks(SoftPrompt):
+    def run(self, ids, mask, P):
+        y = super().run(ids, mask, P)
+        return self.e.r(y + 1e-2 * y[:1])
+
+
+@planted("added", "PromptAdded")
+class Added(SoftPrompt):
+    """Added to the first tokens."""
+
+    def laid_out(self, ids, mask, P):
+        x, seen, positions, at = super().laid_out(ids, mask, P[:0])
+        p = min(len(P), x.shape[1])
+        x[:, :p] = self.e.r(x[:, :p] + P[:p])
+        return x, seen, positions, at
+
+    def run(self, ids, mask, P):
+        return self.attention(*self.laid_out(ids, mask, P)[:3])
+
+    def rows_of(self, ids, mask, g):
+        self.run(ids, mask, self.P)
+        p, into = len(self.P), self.into_x(g)
+        return numpy.pad(into, [(0, 0), (0, p), (0, 0)])[:, :p]
+
+
+@planted("first_row_only", "FirstRowOnly")
+class FirstRowOnly(SoftPrompt):
+    def prompts(self, P, b):
+        return numpy.stack([P, *[0 * P] * (b - 1)])
+
+
+@planted("backwards", "PromptBackwards")
+class Backwards(SoftPrompt):
+    def prompts(self, P, b):
+        return super().prompts(P[::-1], b)
+
+
+@planted("scaled", "PromptScaled")
+class Scaled(SoftPrompt):
+    """By sqrt(d), as some models scale the embeddings of tokens."""
+
+    def prompts(self, P, b):
+        return self.e.r(super().prompts(P, b) * P.shape[1] ** 0.5)
+
+
+@planted("narrow", "PromptNarrow", below={"bfloat16": "there is no narrower dtype to keep it in"})
+class Narrow(SoftPrompt):
+    def prompts(self, P, b):
+        return on_grid(super().prompts(P, b), NARROW[self.e.dtype])
+
+
+@planted("scores_unscaled", "ScoresUnscaled")
+class ScoresUnscaled(SoftPrompt):
+    def scale(self, d):
+        return 1.0
+
+
+@planted("scores_over_d", "ScoresOverWidth")
+class ScoresOverWidth(SoftPrompt):
+    def scale(self, d):
+        return 1 / d
+
+
+@planted("empty_is_zero", "EmptyPromptIsZero")
+class EmptyIsZero(SoftPrompt):
+    """A prompt of length 0 becomes one vector of zeros."""
+
+    def forward(self, ids, mask):
+        return self.run(ids, mask, self.P if len(self.P) else numpy.zeros((1, self.P.shape[1])))
+
+
+@planted("not_switched_off", "NotSwitchedOff")
+class NotSwitchedOff(SoftPrompt):
+    def disabled(self, ids, mask):
+        return self.forward(ids, mask)
+
+
+@planted("stays_off", "StaysOff")
+class StaysOff(SoftPrompt):
+    def disabled(self, ids, mask):
+        self.P = self.P[:0]
+        return self.forward(ids, mask)
+
+
+@planted("dead_rows", "DeadRows")
+class DeadRows(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        found = super().vjp(ids, mask, g)["P"]
+        return {"P": numpy.concatenate([found, 0 * found]), "E": None}
+
+
+@planted("dead_first_row", "DeadFirstRow")
+class DeadFirstRow(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        found = super().vjp(ids, mask, g)["P"]
+        return {"P": found * (numpy.arange(len(found)) > 0)[:, None], "E": None}
+
+
+@planted("gradient_mean", "GradientIsMean")
+class GradientMean(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        return {"P": self.e.r(super().vjp(ids, mask, g)["P"] / len(ids)), "E": None}
+
+
+@planted("gradient_of_first_row", "GradientOfFirstRow")
+class GradientOfFirstRow(SoftPrompt):
+    def rows_of(self, ids, mask, g):
+        return super().rows_of(ids, mask, g)[:1]
+
+
+@planted("gradient_skips_padded", "GradientSkipsPadded")
+class GradientSkipsPadded(SoftPrompt):
+    def rows_of(self, ids, mask, g):
+        return super().rows_of(ids, mask, g) * mask.all(axis=1)[:, None, None]
+
+
+@planted("gradient_unscaled", "GradientUnscaled")
+class GradientUnscaled(SoftPrompt):
+    """Without the factor of the scores; nothing where all scores are 0, in exact cases."""
+
+    def into_x(self, g):
+        self.scale = lambda d: 1.0
+        found = super().into_x(g)
+        del self.scale
+        return found
+
+
+@planted("gradient_rolled", "GradientRolled")
+class GradientRolled(SoftPrompt):
+    def into_x(self, g):
+        return numpy.roll(super().into_x(g), -1, axis=1)
+
+
+@planted("table_gradient", "TableTrained")
+class TableGradient(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        E = numpy.zeros(self.table.shape)
+        numpy.add.at(E, ids, self.e.r(g))
+        return {**super().vjp(ids, mask, g), "E": self.e.r(E)}
+
+
+@planted("table_zeros", "FrozenZeros")
+class TableZeros(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        return {**super().vjp(ids, mask, g), "E": 0 * self.table}
+
+
+@planted("table_trainable", "TableTrained")
+class TableTrainable(SoftPrompt):
+    def trainable(self):
+        return {"P", "E"}
+
+
+@planted("saved_backwards", "SavedBackwards")
+class SavedBackwards(SoftPrompt):
+    def load(self, blob):
+        super().load(blob)
+        self.P = self.P[::-1].copy() if len(self.P) > 1 else -self.P
+
+
+@planted("saves_table", "SavesTable")
+class SavesTable(SoftPrompt):
+    def save(self):
+        return safetensors.numpy.save({"P": self.P, "E": self.table})
+
+    def state_keys(self):
+        return {"P", "E"}
+
+
+@planted("load_unchecked", "LoadUnchecked")
+class LoadUnchecked(SoftPrompt):
+    def load(self, blob):
+        self.P = safetensors.numpy.load(blob)["P"][:, :self.table.shape[1]].copy()

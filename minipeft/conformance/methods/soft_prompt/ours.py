@@ -1,0 +1,159 @@
+"""minipeft itself behind the plug-in protocol: one attention layer of its engine, and what `attach(PromptTuning(...))`
+puts at its input site.
+
+minipeft's prompt stands left of the whole row, padding included (see `minipeft/peft/prompt.py`), which is declared.
+A prompt of length 0 is none: PromptTuning refuses it, so nothing is attached.
+"""
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+import numpy
+
+from minipeft.autograd.tensor import Tensor, array_of, value_and_grad
+from minipeft.nn.attention import Attention, additive
+from minipeft.nn.inputs import check_ids, check_mask
+from minipeft.nn.layers import Embedding, Linear
+from minipeft.nn.module import Module
+from minipeft.nn.positions import Learned
+from minipeft.nn.site import Site
+from minipeft.ops import add, index, mul
+from minipeft.ops import sum as total
+from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.load import load
+from minipeft.peft.prompt import PromptTuning
+
+Array = numpy.ndarray
+CONVENTIONS = {"left_padding": "outside the padding"}
+SITE = "encoder.input"
+
+
+class Clipped(Module):
+    """Relative positions, as the cases have them: relative[clip(j - i, -R, R) + R] is added to the scores."""
+
+    def __init__(self, table: Array):
+        self.table = table
+
+    def embed(self, positions: Array) -> None:
+        return None
+
+    def bias(self, n: int) -> Array:
+        """[1, 1, n, n]."""
+        far = len(self.table) // 2
+        return self.table[numpy.clip(numpy.arange(n) - numpy.arange(n)[:, None], -far, far) + far][None, None]
+
+
+class Encoder(Module):
+    """embeddings [b, t, d], mask [b, t] -> [b, p + t, d]: what is at the input site, positions, one attention."""
+
+    def __init__(self, position: Learned | Clipped, attention: Attention):
+        self.input, self.position, self.attention = Site("input"), position, attention
+
+    def __call__(self, x: Any, mask: Array) -> Tensor:
+        x, seen, _ = self.input(x, mask)
+        n, dtype = array_of(x).shape[1], array_of(x).dtype
+        added = self.position.embed(numpy.arange(n))
+        x = x if added is None else add(x, added)
+        bias = additive(seen[:, None, None, :], dtype)
+        if isinstance(self.position, Clipped):
+            bias = bias + self.position.bias(n)
+        return self.attention(x, x, bias)
+
+
+class OneAttention(Module):
+    """A whole model: ids [b, t], mask [b, t] -> [b, t, d] at the tokens."""
+
+    def __init__(self, base: Mapping[str, Array], dtype: str):
+        w = {name: array.astype(dtype) for name, array in base.items()}
+        self.embedding = Embedding(w["E"])
+        layers = [Linear(w[name]) for name in "qkvo"]
+        position = Learned(w["position"]) if "position" in w else Clipped(w["relative"])
+        self.encoder = Encoder(position, Attention(*layers, heads=1, scale=len(w["q"]) ** -0.5, p=0.0))
+        self.attachments = dict[str, Attachment]()
+
+    def inputs(self, ids: Array, mask: Array) -> tuple[Tensor, Array]:
+        """Embeddings [b, t, d] and the mask, checked as every model of minipeft does."""
+        checked = check_ids(ids, self.embedding.weight.base.shape[0], "ids")
+        return self.embedding(checked), check_mask(mask, ids.shape, "mask")
+
+    def __call__(self, ids: Array, mask: Array) -> Tensor:
+        y = self.encoder(*self.inputs(ids, mask))
+        return index(y, key=(slice(None), slice(y.shape[1] - ids.shape[1], None)))
+
+
+class Prompted:
+    """The handle: every call is one of minipeft's."""
+
+    def __init__(self, P: Array, base: Mapping[str, Array], dtype: str):
+        self.dtype, self.model = dtype, OneAttention(base, dtype)
+        self.attachment: Attachment | None = None
+        if P.shape[1:] != base["E"].shape[1:]:
+            raise ValueError(f"P {P.shape} does not fit E {base['E'].shape}")
+        if len(P):
+            self.attachment = attach(self.model, PromptTuning(length=len(P), start="random", where=f"^{SITE}$"),
+                                     numpy.random.default_rng(0), "prompt")
+            self.attachment.parameters[f"{SITE}@prompt.P"].data = P.astype(dtype)
+
+    def forward(self, ids: Array, mask: Array) -> Array:
+        return array_of(self.model(ids, mask)).astype(numpy.float64)
+
+    def embed(self, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
+        x, seen, _ = self.model.encoder.input(*self.model.inputs(ids, mask))
+        return (array_of(x).astype(numpy.float64), array_of(seen),
+                numpy.tile(numpy.arange(x.shape[1]), (len(ids), 1)))
+
+    def base_forward(self, ids: Array, mask: Array) -> Array:
+        """With nothing plugged."""
+        if self.attachment is None:
+            return self.forward(ids, mask)
+        self.attachment.unplug()
+        try:
+            return self.forward(ids, mask)
+        finally:
+            self.attachment.plug()
+
+    def disabled(self, ids: Array, mask: Array) -> Array:
+        return self.base_forward(ids, mask)
+
+    def vjp(self, ids: Array, mask: Array, g: Array) -> dict[str, Array]:
+        """Of what attaching trains: the gradient of sum(y g)."""
+        params = self._attached().parameters
+        _, grads = value_and_grad(lambda: total(mul(self.model(ids, mask), g.astype(self.dtype))), params)
+        return {name.rsplit(".", 1)[-1]: found.astype(numpy.float64) for name, found in grads.items()}
+
+    def trainable(self) -> set[str]:
+        return {name.rsplit(".", 1)[-1] for name in self._attached().parameters}
+
+    def save(self) -> bytes:
+        with _file() as path:
+            self._attached().save(path)
+            return path.read_bytes()
+
+    def load(self, blob: bytes) -> None:
+        """In the place of the prompt, which stays if the file does not fit."""
+        with _file() as path:
+            path.write_bytes(blob)
+            loaded = load(self.model, path, name=f"loaded-{len(self.model.attachments)}")
+        self._attached().remove()
+        self.attachment = loaded
+
+    def state_keys(self) -> set[str]:
+        return {name.rsplit(".", 1)[-1] for name in self._attached().tensors}
+
+    def _attached(self) -> Attachment:
+        if self.attachment is None:
+            raise ValueError("a prompt of length 0 has nothing to train or to save")
+        return self.attachment
+
+
+@contextlib.contextmanager
+def _file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / "prompt.safetensors"
+
+
+def soft_prompt(P: Array, base: Mapping[str, Array], dtype: str) -> Prompted:
+    return Prompted(P, base, dtype)
