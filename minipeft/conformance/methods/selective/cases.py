@@ -1,0 +1,124 @@
+"""Cases of selective tuning: drawn, published, and to be refused.
+
+Exact ones: rows m + a and m - a, as many of each, so that the variance is a^2; eps is chosen so that a^2 + eps is the
+square of a power of two, and width is one. Then z is 1/2 or -1/2 and nothing is rounded, in the norm neither.
+"""
+from __future__ import annotations
+
+from typing import Mapping
+
+import numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.case import Case
+from minipeft.conformance.method import Refusal
+from minipeft.conformance.methods.selective.equations import (NAMES, elements, equations, moved, rows, whole)
+from minipeft.conformance.numbers import floats
+
+SELECTIONS = {"the biases (BitFit)": "norm.bias fc1.bias fc2.bias", "the norm": "norm.weight norm.bias",
+              "one layer": "fc1.weight fc1.bias", "one matrix": "fc2.weight", "one matrix below": "fc1.weight",
+              "the norm's scale and a matrix": "norm.weight fc2.weight", "everything": " ".join(NAMES)}
+BOUNDED = {"eps": 1e-5, "lr": 2.0 ** -4, "decay": 0.5, "steps": 5}
+EXACT = {"lr": 0.5, "decay": 0.5, "steps": 1}
+
+
+def selections(case: Case) -> list[Case]:
+    """The case with every selection, its own first."""
+    others = [names for names in SELECTIONS.values() if names != case.params["train"]]
+    return [case, *(case.but(params={"train": names}) for names in others)]
+
+
+def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    n, d, hidden = (sizes[axis] for axis in ("N", "d", "hidden"))
+    names = list(SELECTIONS.values())[rng.integers(len(SELECTIONS))]
+    return exact_case(rng, dtype, n, d, hidden, names) if exact else bounded_case(rng, dtype, n, d, hidden, names)
+
+
+def bounded_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
+    """Every fourth row of small variance, every fourth one constant."""
+    x = rng.standard_normal((n, d))
+    x[1::4] = (0 if dtype in ("bfloat16", "float16") else 1) + 0.01 * x[1::4]
+    x[3::4] = x[3::4, :1]
+    arrays = {"norm.weight": on_grid(1 + 0.3 * rng.standard_normal(d), dtype),
+              "norm.bias": floats(rng, (d,), dtype, 0.3),
+              "fc1.weight": floats(rng, (hidden, d), dtype, d ** -0.5), "fc1.bias": floats(rng, (hidden,), dtype, 0.5),
+              "fc2.weight": floats(rng, (d, hidden), dtype, hidden ** -0.5), "fc2.bias": floats(rng, (d,), dtype, 0.5),
+              "x": on_grid(x, dtype), "g": floats(rng, (n, d), dtype)}
+    return Case("selective", dtype, False, {"train": names, **BOUNDED}, {**arrays, **chosen(rng, d, hidden)})
+
+
+def exact_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
+    """The first of ever sparser ones that fits the dtype; small ones, or all zeros, do."""
+    d, most = 2 ** max(1, min(d, 8).bit_length() - 1), 1 if dtype in ("bfloat16", "float16") else 2
+    shapes = {"fc1.weight": (hidden, d), "fc1.bias": (hidden,), "fc2.weight": (d, hidden), "fc2.bias": (d,),
+              "norm.bias": (d,), "g": (n, d)}
+    for share in (0.8, 0.5, 0.5, 0.3, 0.3, 0.2, 0.2, 0.1, 0.0):
+        arrays = {name: rng.integers(-most, most + 1, shape) * (rng.random(shape) < share) * 1.0
+                  for name, shape in shapes.items()}
+        a, eps = ((1.0, 3.0), (0.5, 0.75))[rng.integers(2)]
+        signs = rng.permuted(numpy.tile(numpy.repeat([1.0, -1.0], d // 2), (n, 1)), axis=1)
+        arrays["norm.weight"] = rng.choice([-1.0, 1.0, 2.0], d)
+        arrays["x"] = rng.integers(-1, 2, (n, 1)) + a * signs
+        case = Case("selective", dtype, True, {"train": names, "eps": eps, **EXACT},
+                    {**arrays, **chosen(rng, d, hidden)})
+        if fits(case):
+            return case
+    return case
+
+
+def chosen(rng: numpy.random.Generator, d: int, hidden: int) -> dict[str, numpy.ndarray]:
+    """A mask of elements of fc1.weight, and rows of fc2.weight: some, not all where there are several; the first is
+    left out, so that no count of them is the same choice."""
+    mask, picked = rng.random((hidden, d)) < 0.5, rng.random(d) < 0.5
+    for some in (mask.reshape(-1), picked):
+        some[0], some[-1] = False, True
+    return {"mask": mask, "rows": picked}
+
+
+def fits(case: Case) -> bool:
+    """Whether everything that is stored on the way is on the grid of the dtype."""
+    w = {name: case[name] for name in NAMES}
+    x, g, eps = case["x"], case["g"], case.params["eps"]
+    mean = x.mean(axis=-1, keepdims=True)
+    z = (x - mean) / numpy.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + eps)
+    n = z * w["norm.weight"] + w["norm.bias"]
+    h = n @ w["fc1.weight"].T + w["fc1.bias"]
+    found = equations(w, x, g, eps)
+    gh = (g @ w["fc2.weight"]) * (h > 0)
+    gn = gh @ w["fc1.weight"]
+    inside = (n @ w["fc1.weight"].T, numpy.maximum(h, 0) @ w["fc2.weight"].T, g @ w["fc2.weight"], gn,
+              gn * w["norm.weight"], found["dx"] - g, found["y"] - x)
+    after = [v for some in (whole(case, NAMES), elements(case), rows(case))
+             for v in moved(w, some, x, g, eps, case).values()]
+    return all(numpy.array_equal(on_grid(v, case.dtype), v) for v in (z, n, h, gn, *inside, *found.values(), *after))
+
+
+def refusals(dtype: str) -> list[Refusal]:
+    """What must be refused when it is made or at its first forward."""
+    good = exact_case(numpy.random.default_rng(5), dtype, 2, 4, 3, "fc1.weight")
+    return [Refusal("a name that does not exist", good.but(params={"train": "fc1.weight fc3.weight"})),
+            Refusal("a part of a name", good.but(params={"train": "fc1"})),
+            Refusal("nothing is selected", good.but(params={"train": ""})),
+            Refusal("fc1.weight for another width", good.but({"fc1.weight": good["fc1.weight"][:, :3]})),
+            Refusal("fc2.weight for another hidden size", good.but({"fc2.weight": good["fc2.weight"][:, :2]})),
+            Refusal("a bias for another width", good.but({"norm.bias": good["norm.bias"][:1]})),
+            Refusal("x of another width", good.but({"x": good["x"][:, :1]}))]
+
+
+def vectors() -> list[Case]:
+    """Rectangular and square, width 4, small and no variance: see the rules in `vectors/`."""
+    cases = []
+    for seed, (n, d, hidden, which) in enumerate([(5, 8, 6, "the biases (BitFit)"), (4, 4, 7, "the norm"),
+                                                  (3, 6, 6, "one layer"), (4, 4, 4, "everything")]):
+        for dtype in ("float64", "float32", "bfloat16"):
+            rng = numpy.random.default_rng([1, seed])
+            case = bounded_case(rng, dtype, n, d, hidden, SELECTIONS[which])
+            cases.append(case.but(label=f"{which} trained; a row of small variance"
+                                  f"{', a constant row' if n > 3 else ''}{', square weights' if d == hidden else ''}"))
+    for seed, (n, d, hidden, which) in enumerate([(3, 4, 3, "the norm's scale and a matrix"), (2, 2, 2, "everything"),
+                                                  (2, 4, 4, "one matrix below")]):
+        # one set of numbers for all dtypes, drawn so that the narrowest holds everything
+        case = exact_case(numpy.random.default_rng([2, seed]), "bfloat16", n, d, hidden, SELECTIONS[which])
+        case = case.but(label=f"dyadic, {which} trained: bit for bit, in the norm too")
+        cases += [case.but(dtype=dtype) for dtype in ("float64", "float32", "bfloat16")]
+    return cases

@@ -1,0 +1,223 @@
+"""What holds for a block of which some weights are trained. V: held against the reference. M: of the implementation
+alone. S: structural.
+"""
+from __future__ import annotations
+
+from typing import Any, Iterator, Mapping
+
+import numpy
+
+from minipeft.conformance.arithmetic import on_grid
+from minipeft.conformance.case import Case
+from minipeft.conformance.method import Laws, Make
+from minipeft.conformance.methods.selective.cases import SELECTIONS, selections
+from minipeft.conformance.methods.selective.equations import (NAMES, elements, rows, trained, values, values_moved,
+                                                              whole)
+from minipeft.conformance.numbers import derangement
+from minipeft.conformance.observe import Observation, between, fact, near, same
+from minipeft.conformance.tolerance import Value
+
+LAWS = Laws()
+law = LAWS.law
+Seen = Iterator[Observation]
+
+
+def out(layer: Any, case: Case, x: Any = None) -> numpy.ndarray:
+    x = case["x"] if x is None else x
+    return layer.array("forward", x.shape, x)
+
+
+def gradients(layer: Any, case: Case, names: Any = None) -> dict[str, Any]:
+    """Of what the case trains, or of `names`, which must be there, and of x."""
+    names = trained(case) if names is None else names
+    return layer.arrays("vjp", {name: case[name].shape for name in (*names, "x")}, case["x"], case["g"])
+
+
+def weights(layer: Any, case: Case) -> dict[str, numpy.ndarray]:
+    return layer.arrays("weights", {name: case[name].shape for name in NAMES})
+
+
+def advance(layer: Any, case: Case, decay: float | None = None) -> None:
+    """The case's steps."""
+    for _ in range(case.params["steps"]):
+        layer.step(case["x"], case["g"], case.params["lr"], case.params["decay"] if decay is None else decay)
+
+
+def chosen_by(layer: Any, case: Case, what: str) -> Mapping[str, numpy.ndarray]:
+    """Makes a layer train the case's elements, or rows; {name: which of its elements that means}."""
+    if what == "elements":
+        layer.train_elements(elements(case))
+        return elements(case)
+    layer.train_rows({"fc2.weight": numpy.flatnonzero(case["rows"])})
+    return rows(case)
+
+
+@law("L1", "V: the forward is the equation", "forward")
+def forward(case: Case, make: Make) -> Seen:
+    yield near(case, "y", out(make(case), case), values(case)["y"])
+
+
+@law("L1s", "M: what is trained does not change what is computed, bit for bit", "forward")
+def forward_of_all(case: Case, make: Make) -> Seen:
+    y = out(make(case), case)
+    for twin in selections(case)[1:]:
+        yield same(f"y where {twin.params['train']} are trained", out(make(twin), twin), y)
+
+
+@law("L2", "V: the gradients of what is trained, and dx, are the equation's, summed over the batch", "vjp")
+def gradients_hold(case: Case, make: Make) -> Seen:
+    ref = values(case)
+    for twin in (case, case.but(params={"train": SELECTIONS["everything"]})):
+        found = gradients(make(twin), twin)
+        for name in trained(twin):
+            yield near(case, f"d {name}", found[name], ref[f"d {name}"])
+        yield near(case, "dx", found["x"], ref["dx"])
+
+
+@law("L7", "S: what is trained has a gradient; those of everything else do not exist", "vjp")
+def support(case: Case, make: Make) -> Seen:
+    for twin in selections(case):
+        found = make(twin).arrays("vjp", {}, twin["x"], twin["g"])
+        yield fact(f"gradients where {twin.params['train']} are trained",
+                   sorted(name for name, g in found.items() if g is not None and name != "x"), sorted(trained(twin)),
+                   "zeros are a gradient too: memory for it, decay and momentum act on it")
+
+
+@law("L7t", "S: trainable() is the selection", "trainable")
+def trainable(case: Case, make: Make) -> Seen:
+    for twin in selections(case):
+        yield fact("trainable()", sorted(make(twin).trainable()), sorted(trained(twin)))
+
+
+@law("L7s", "M: after steps with decay, what is not trained is as it was, bit for bit", "step", "weights")
+def frozen(case: Case, make: Make) -> Seen:
+    for twin in selections(case):
+        layer = make(twin)
+        advance(layer, twin)
+        after = weights(layer, twin)
+        for name in NAMES:
+            if name not in trained(twin):
+                yield same(f"{name} after steps where {twin.params['train']} are trained", after[name], case[name])
+
+
+@law("L7v", "V: after steps with decay, what is trained is where gradient descent leads", "step", "weights")
+def trained_weights(case: Case, make: Make) -> Seen:
+    for twin in (case, case.but(params={"train": SELECTIONS["everything"]})):
+        layer, ref = make(twin), values_moved(twin, whole(twin))
+        advance(layer, twin)
+        after = weights(layer, twin)
+        for name in trained(twin):
+            yield near(case, f"{name} after steps where {twin.params['train']} are trained", after[name], ref[name])
+
+
+@law("L7z", "M: a step at rate 0 changes nothing, bit for bit, whatever the decay", "step", "weights")
+def no_rate(case: Case, make: Make) -> Seen:
+    layer = make(case.but(params={"train": SELECTIONS["everything"]}))
+    layer.step(case["x"], case["g"], 0.0, case.params["decay"])
+    after = weights(layer, case)
+    for name in NAMES:
+        yield same(f"{name} after a step at rate 0", after[name], case[name], "lr multiplies the decay too")
+
+
+@law("L7e", "M: of a mask, the gradient is that of the whole where it is true, and zero elsewhere", "train_elements",
+     "vjp")
+def masked_gradient(case: Case, make: Make) -> Seen:
+    yield from _restricted(case, make, "elements")
+
+
+@law("L7r", "M: of rows, the gradient is that of the whole in these rows, and zero elsewhere", "train_rows", "vjp")
+def row_gradient(case: Case, make: Make) -> Seen:
+    yield from _restricted(case, make, "rows")
+
+
+def _restricted(case: Case, make: Make, what: str) -> Seen:
+    layer = make(case)
+    (name, here), = chosen_by(layer, case, what).items()
+    found = gradients(layer, case, [name])
+    yield fact(f"gradients where {what} of {name} are trained",
+               sorted(n for n, g in found.items() if g is not None and n != "x"), [name])
+    full = gradients(make(case.but(params={"train": SELECTIONS["everything"]})), case, [name])
+    yield same(f"d {name} where its {what} are trained", found[name], numpy.where(here, full[name], 0))
+
+
+@law("L7es", "V: after steps with decay, elements outside a mask are as they were, those inside as they should be",
+     "train_elements", "step", "weights")
+def masked_steps(case: Case, make: Make) -> Seen:
+    yield from _stepped(case, make, "elements")
+
+
+@law("L7rs", "V: after steps with decay, rows that are not trained are as they were, the others as they should be",
+     "train_rows", "step", "weights")
+def row_steps(case: Case, make: Make) -> Seen:
+    yield from _stepped(case, make, "rows")
+
+
+def _stepped(case: Case, make: Make, what: str) -> Seen:
+    layer = make(case)
+    chosen = chosen_by(layer, case, what)
+    (name, here), = chosen.items()
+    advance(layer, case)
+    after = weights(layer, case)
+    for other in NAMES:
+        frozen_here = ~here if other == name else numpy.ones(case[other].shape, bool)
+        yield same(f"{other} after steps, where the {what} of {name} that are trained are not it",
+                   after[other][frozen_here], case[other][frozen_here])
+    ref = values_moved(case, chosen)[name]
+    yield near(case, f"{what} of {name} after steps", after[name][here], _part(ref, here))
+
+
+@law("L8", "M: a gradient is the same, bit for bit, whatever else is trained", "vjp")
+def subset(case: Case, make: Make) -> Seen:
+    every = case.but(params={"train": SELECTIONS["everything"]})
+    full = gradients(make(every), every)
+    for twin in selections(case):
+        found = gradients(make(twin), twin)
+        for name in (*trained(twin), "x"):
+            yield same(f"d {name} where {twin.params['train']} are trained", found[name], full[name])
+
+
+@law("L8o", "M: the order in which names are selected changes nothing, bit for bit", "vjp")
+def order(case: Case, make: Make) -> Seen:
+    for names in (case.params["train"], SELECTIONS["the biases (BitFit)"]):
+        twin, back = (case.but(params={"train": " ".join(some)}) for some in (names.split(), names.split()[::-1]))
+        found, again = (gradients(make(c), c) for c in (twin, back))
+        for name in trained(twin):
+            yield same(f"d {name}, selected in another order", again[name], found[name])
+
+
+@law("F1", "V: the norm holds at small variance, at width 4, and for a constant row", "forward", kinds=("bounded",),
+     examples=2)
+def norm(case: Case, make: Make) -> Seen:
+    bare = bare_norm(case)
+    yield near(bare, "y of a block that adds the norm of x to x", out(make(bare), bare), values(bare)["y"],
+               "1 / sqrt(variance + eps), eps 1e-5 under the root, the variance a mean of squares")
+
+
+def bare_norm(case: Case) -> Case:
+    """y = x + z: relu(z) - relu(-z) = z. Rows of variance 1e-4, 1e-5, 1e-6 about 0 and about 1, of variance about 1,
+    and constant ones; width 4."""
+    shape = numpy.array([3.0, -1, -1, -1]) / 3 ** 0.5
+    small = [m + s * shape for m in (0.0, 1.0) for s in (1e-2, 10 ** -2.5, 1e-3)]
+    x = on_grid([*small, shape, 2 + shape[::-1], numpy.zeros(4), numpy.full(4, 0.3)], case.dtype)
+    eye = numpy.eye(4)
+    arrays = {"norm.weight": numpy.ones(4), "norm.bias": numpy.zeros(4), "fc1.weight": numpy.concatenate([eye, -eye]),
+              "fc1.bias": numpy.zeros(8), "fc2.weight": numpy.concatenate([eye, -eye], axis=1),
+              "fc2.bias": numpy.zeros(4), "x": x, "g": 0 * x, "mask": numpy.ones((8, 4), bool),
+              "rows": numpy.ones(4, bool)}
+    return case.but(arrays, {"eps": 1e-5, "train": SELECTIONS["the norm"]}, exact=False)
+
+
+@law("L10", "M: rows do not see each other", "forward")
+def independent_rows(case: Case, make: Make) -> Seen:
+    layer, ref, n = make(case), values(case)["y"], len(case["x"])
+    y = out(layer, case)
+    shuffled = derangement(numpy.random.default_rng(case.seed), n)
+    moved = _part(ref, shuffled)
+    yield between(case, "y of the rows in another order", out(layer, case, case["x"][shuffled]), y[shuffled], moved,
+                  moved)
+    half = _part(ref, slice(n // 2, n))
+    yield between(case, "y of the last rows alone", out(layer, case, case["x"][n // 2:]), y[n // 2:], half, half)
+
+
+def _part(value: Value, chosen: Any) -> Value:
+    return Value(value.exact[chosen], value.mag[chosen], value.k, value.n)
