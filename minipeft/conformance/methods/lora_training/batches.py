@@ -1,0 +1,49 @@
+"""The rows of a case as steps of micro-batches: what a handle's `step` is given, one step after the other.
+
+    x [N, in], t [N, out], w [N]       inputs, targets, 1 for a token that counts and 0 for padding
+    step [N], micro [N]                which step a row belongs to, and which micro-batch of that step
+
+A step whose rows are all padding is left out: there is nothing to take the mean of.
+"""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.conformance.case import Case
+
+Micro = tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]
+
+
+def steps_of(case: Case) -> list[list[Micro]]:
+    """[step][micro-batch] = (x [n, in], t [n, out], w [n])."""
+    found = []
+    for step in numpy.unique(case["step"]):
+        of_step = case["step"] == step
+        parts = [of_step & (case["micro"] == micro) for micro in numpy.unique(case["micro"][of_step])]
+        if case["w"][of_step].any():
+            found.append([(case["x"][rows], case["t"][rows], case["w"][rows]) for rows in parts])
+    return found
+
+
+def joined(micro_batches: list[Micro]) -> Micro:
+    """One batch of all rows."""
+    x, t, w = (numpy.concatenate(parts) for parts in zip(*micro_batches))
+    return x, t, w
+
+
+def first_steps(case: Case, count: int) -> Case:
+    """The case without its later steps."""
+    kept = numpy.isin(case["step"], numpy.unique(case["step"])[:count])
+    return case.but({name: case[name][kept] for name in ("x", "t", "w", "step", "micro")})
+
+
+def settings(case: Case) -> dict[str, Any]:
+    """The factory's argument `optimizer`, of the case's params."""
+    p: Mapping[str, Any] = case.params
+    found = {"name": p["optimizer"], "lr": p["lr"], "weight_decay": p["weight_decay"], "clip": p.get("clip"),
+             "schedule": {"kind": p["schedule"], "warmup": p["warmup"], "steps": p["steps"]}}
+    if p["optimizer"] != "sgd":
+        found |= {"betas": [p["beta1"], p["beta2"]], "eps": p["eps"]}
+    return found

@@ -1,0 +1,129 @@
+"""What holds for training steps of LoRA against the reference (V), and what may not be touched (S, M)."""
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import numpy
+
+from minipeft.conformance.case import Case
+from minipeft.conformance.fault import Fault
+from minipeft.conformance.method import Laws, Make
+from minipeft.conformance.methods.lora_training.batches import Micro, steps_of
+from minipeft.conformance.methods.lora_training.equations import path_values, values
+from minipeft.conformance.observe import Observation, fact, near, same
+
+LAWS = Laws()
+law = LAWS.law
+Seen = Iterator[Observation]
+
+
+def number(where: str, value: Any) -> numpy.ndarray:
+    """A finite Python or NumPy float as an array [], or a Fault."""
+    if not isinstance(value, (float, numpy.floating)):
+        raise Fault("wrong type", f"{where} returned {type(value).__name__}; expected a float")
+    if not numpy.isfinite(value):
+        raise Fault("not finite", f"{where} returned {value}")
+    return numpy.array(float(value))
+
+
+def step(run: Any, micro_batches: list[Micro]) -> numpy.ndarray:
+    """Makes one; its loss, []."""
+    return number("lora_training.step", run.step(micro_batches))
+
+
+def weights(run: Any, case: Case) -> dict[str, numpy.ndarray]:
+    return run.arrays("weights", {name: case[name].shape for name in ("A", "B", "W", "b")})
+
+
+def moments(run: Any, case: Case) -> dict[str, numpy.ndarray]:
+    shapes = {f"{kind}.{name}": case[name].shape for kind in "mv" for name in "AB"}
+    return run.arrays("moments", shapes if case.params["optimizer"] != "sgd" else {})
+
+
+def trained(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> Any:
+    """A handle after all steps."""
+    run = make(case)
+    for micro_batches in steps_of(case) if steps is None else steps:
+        step(run, micro_batches)
+    return run
+
+
+def sgd(case: Case, **params: Any) -> Case:
+    """The same case under plain SGD."""
+    kept = {name: value for name, value in case.params.items() if name not in ("beta1", "beta2", "eps")}
+    return Case(case.method, case.dtype, False, {**kept, "optimizer": "sgd", **params}, case.arrays, case.label,
+                case.conventions, case.declared)
+
+
+@law("T1", "V: the loss of a step is the mean over all its tokens, before the update", "step")
+def losses(case: Case, make: Make) -> Seen:
+    run = make(case)
+    got = numpy.stack([step(run, micro_batches) for micro_batches in steps_of(case)])
+    yield near(case, "losses", got, values(case)["losses"])
+
+
+@law("T2", "V: A and B after every step are the equations'", "step", "weights")
+def paths(case: Case, make: Make) -> Seen:
+    yield from path(case, make)
+
+
+@law("T2s", "V: so they are under plain SGD, where the size of a gradient matters", "step", "weights",
+     kinds=("bounded",), where=lambda case: case.params["optimizer"] != "sgd")
+def paths_of_sgd(case: Case, make: Make) -> Seen:
+    yield from path(sgd(case), make)
+
+
+def path(case: Case, make: Make) -> Seen:
+    run = make(case)
+    for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
+        step(run, micro_batches)
+        found = weights(run, case)
+        for name, value in after.weights.items():
+            yield near(case, f"{name} after step {t}", found[name], value)
+
+
+@law("T3", "V: the moments after every step are the equations'", "step", "moments", kinds=("bounded",),
+     where=lambda case: case.params["optimizer"] != "sgd")
+def moments_of_steps(case: Case, make: Make) -> Seen:
+    run = make(case)
+    for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
+        step(run, micro_batches)
+        found = moments(run, case)
+        for name, value in after.moments.items():
+            yield near(case, f"{name} after step {t}", found[name], value)
+
+
+@law("T4", "V: the norm before clipping is that of the step's gradient, over A and B together", "step", "grad_norm",
+     kinds=("bounded",))
+def norms(case: Case, make: Make) -> Seen:
+    run = make(case)
+    for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
+        step(run, micro_batches)
+        yield near(case, f"norm of step {t}", number("lora_training.grad_norm", run.grad_norm()), after.norm)
+
+
+@law("T5", "V: the learning rate of every step is the schedule's", "step", "lr")
+def rates(case: Case, make: Make) -> Seen:
+    run = make(case)
+    for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
+        step(run, micro_batches)
+        yield near(case, f"learning rate of step {t}", number("lora_training.lr", run.lr()), after.lr)
+
+
+@law("T6", "M: W and b are never touched, bit for bit", "step", "weights")
+def frozen(case: Case, make: Make) -> Seen:
+    run = make(case)
+    for t, micro_batches in enumerate(steps_of(case), start=1):
+        step(run, micro_batches)
+        found = weights(run, case)
+        for name in ("W", "b"):
+            yield same(f"{name} after step {t}", found[name], case[name])
+
+
+@law("T7", "S: what is frozen has no optimizer state", "step", "moments")
+def state_of_frozen(case: Case, make: Make) -> Seen:
+    run = make(case)
+    step(run, steps_of(case)[0])
+    of = sorted({name.rpartition(".")[2] for name in moments(run, case)})
+    yield fact("arrays that have moments", of, [] if case.params["optimizer"] == "sgd" else ["A", "B"],
+               "moments of a frozen array are memory, and a decay that acts on it")
