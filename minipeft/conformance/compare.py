@@ -3,7 +3,8 @@
     rho(X) = max |MINE - REF| / tau          within iff rho <= 1
     tau    = u (8 noise + noise*) + eta      u the unit roundoff of what MINE computed in (plus REF's own)
 
-noise is what `trace` measured for each row of X, noise* the largest of the tensor (a row in which REF cancels exactly,
+noise is what `trace` measured for each row of X (for half precision the larger of what it measured for float32 and for
+bfloat16), noise* the largest of the tensor (a row in which REF cancels exactly,
 such as the gradient of the only key that a query sees, need not do so in another order of summation), eta what
 underflow costs. 8: the margin between the worst of 8 samples and a run that is none of them. Integers must be equal.
 
@@ -25,7 +26,8 @@ import numpy
 
 from minipeft.conformance.arithmetic import DTYPES, UNIT, arithmetic
 from minipeft.conformance.likeness import likeness
-from minipeft.conformance.trace import FORMAT, GRAD, NOISE
+from minipeft.conformance.recording import GRAD
+from minipeft.conformance.trace import FORMAT, NOISE, NOISE16
 from minipeft.files import read_dtypes, read_tensors
 
 _MARGIN = 8
@@ -116,7 +118,8 @@ class Comparison:
         before = self.compared[:self.compared.index(first)]
         names = [h.name for h in self.held]
         unseen = [h.name for h in self.held[:names.index(first.name)] if h.kind == "missing"]
-        hidden = f" ({len(unseen)} before it are missing in MINE: write them to see closer)" if unseen else ""
+        hidden = (f" ({len(unseen)} before it missing in MINE, {unseen[-1]} the last of them: write them to see closer)"
+                  if unseen else "")
         if not before:
             return f"nothing before it was compared{hidden}: look at the inputs, the weights and {first.name} itself"
         stretch = f"look at what stands between {before[-1].name} and {first.name}"
@@ -151,7 +154,7 @@ def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | Non
             if NOISE + name in theirs:  # inputs may be left out: MINE was given them
                 held.append(Held(name, "missing", float("inf")))
             continue
-        tau = _tau(theirs[NOISE + name], want, UNIT[dtype] + own, dtype) if NOISE + name in theirs else None
+        tau = _tau(theirs, name, UNIT[dtype] + own, dtype) if NOISE + name in theirs else None
         held.append(_held(name, ours[name], want, tau))
         if held[-1].kind in ("off", "shape") and not first and tau is not None:
             first = likeness(ours[name], want, tau, _sizes(metadata))
@@ -179,18 +182,20 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
     if not any(NOISE + name in tensors for name in floats):
         raise ValueError(f"{path} holds no noise: it was traced with samples=0, and no bound can be made of that")
     for name in floats:
-        noise = tensors.get(NOISE + name)
-        if noise is None or noise.shape != tensors[name].shape[:-1] or noise.dtype.kind != "f" \
-                or not (numpy.isfinite(noise).all() and (noise >= 0).all()):
-            raise ValueError(f"{path}: {NOISE + name} is not a number >= 0 for each row of {name}")
+        for noise in (tensors.get(NOISE + name), tensors.get(NOISE16 + name)):
+            if noise is None or noise.shape != tensors[name].shape[:-1] or noise.dtype.kind != "f" \
+                    or not (numpy.isfinite(noise).all() and (noise >= 0).all()):
+                raise ValueError(f"{path}: the noise of {name} is not a number >= 0 for each row of it, measured twice")
         if not numpy.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: {name} holds numbers that are not finite")
     return order
 
 
-def _tau(noise: numpy.ndarray, want: numpy.ndarray, u: float, dtype: str) -> numpy.ndarray:
-    """The bound, of the shape of `want`."""
-    most = noise.astype(numpy.float64)
+def _tau(ref: Mapping[str, numpy.ndarray], name: str, u: float, dtype: str) -> numpy.ndarray:
+    """The bound, of the shape of ref[name]."""
+    want, most = ref[name], ref[NOISE + name].astype(numpy.float64)
+    if UNIT[dtype] > UNIT["float32"]:
+        most = numpy.maximum(most, ref[NOISE16 + name])
     bound = u * (_MARGIN * most + most.max(initial=0.0)) + arithmetic(dtype).eta
     return numpy.broadcast_to(bound[..., None] if want.ndim else bound, want.shape)
 
@@ -224,6 +229,8 @@ def _index(flat: Any, array: numpy.ndarray) -> tuple[int, ...]:
 def _extent(off: numpy.ndarray) -> str:
     """How many elements are off, and the box that they lie in, where that is not the whole tensor."""
     count = f"{int(off.sum())} of {off.size} numbers off"
+    if off.ndim == 0:
+        return count
     box = [(int(i.min()), int(i.max()) + 1) for i in numpy.nonzero(off)]
     if all(end - start == size for (start, end), size in zip(box, off.shape)):
         return count

@@ -16,6 +16,8 @@ from typing import Mapping
 
 import numpy
 
+_MOST_AXES = 4
+
 
 def likeness(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
     """In words, or "". mine of any shape, ref and tau of one; sizes: what a factor may be named after."""
@@ -36,11 +38,15 @@ def _within(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> bool
 
 
 def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
-    if not 2 <= ref.ndim <= 4 or mine.ndim != ref.ndim:
-        return ""
-    for axes in itertools.permutations(range(ref.ndim)):
+    """Axes of length 1 have no order, and may be there or not."""
+    left_out = " (those of length 1 left out)" if 1 in (*mine.shape, *ref.shape) else ""
+    mine, ref, tau = mine.squeeze(), ref.squeeze(), tau.squeeze()
+    for axes in itertools.permutations(range(ref.ndim)) if ref.ndim <= _MOST_AXES else ():
         if _within(mine, ref.transpose(axes), tau.transpose(axes)):
-            return "the transpose of REF" if ref.ndim == 2 else f"REF with its axes in the order {list(axes)}"
+            if axes == tuple(range(ref.ndim)):
+                return "REF with axes of length 1 too many or too few"
+            return (f"the transpose of REF{left_out}" if axes == (1, 0) else
+                    f"REF with its axes in the order {list(axes)}{left_out}")
     return ""
 
 
@@ -53,12 +59,15 @@ def _multiple(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes
         return ""
     c = float((mine * ref).sum()) / square
     slack = max(1.0, abs(c)) * tau
-    if not _within(mine, c * ref, slack + abs(ref) * float((abs(ref) * slack).sum()) / square):
+    error = float((abs(ref) * slack).sum()) / square
+    if c == 0 or not _within(mine, c * ref, slack + abs(ref) * error):
         return ""
-    name = _name_of(c, float((abs(ref) * slack).sum()) / square, sizes)
+    name = _name_of(c, error, sizes)
     if ref.size == 1 and not name:
         return ""  # one number is a multiple of any other
-    return f"MINE = {c:.4g} x REF" + (f", and that is {name}" if name else "")
+    certain = -math.log10(error / abs(c))
+    digits = math.ceil(min(9, max(1, certain, 1 - math.log10(abs(c - 1) or 1))))  # and enough to tell it from 1
+    return f"MINE = {c:.{digits}g} x REF" + (f", and that is {name}" if name else "")
 
 
 def _name_of(c: float, error: float, sizes: Mapping[str, int]) -> str:

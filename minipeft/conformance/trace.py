@@ -8,6 +8,7 @@ The file holds, for a loss L = model.loss(**batch):
     X            the output of the part of the model that is called X; what the batch holds, under its keys
     grad/X       dL/dX, of every activation and of every parameter X that leads to the loss
     noise/X      how far X moves per unit of roundoff, one number for each row (X without its last axis)
+    noise16/X    the same where the unit is that of half precision
 
 Names are dotted paths, so X is what a forward hook on the module of that path sees. `i` a layer, S a stack:
 
@@ -38,37 +39,35 @@ noise/*, inputs first, then as they were evaluated, then gradients as they becam
 The noise is measured, no number is typed: the same run in float32, `samples` times, its parameters (and the positions
 of sinusoids) times 1 + u xi with u = 2^-24 and xi uniform in [-1, 1], each held against the run in float64:
 
-    noise = max over samples and over a row of |float32 - float64| / u
+    noise = max over samples and over a row of |float32 - float64| / u,   and of |X|: storing X rounds it
 
-so that the rounding of every weight and of every operation, forward and backward, is really there. This is
-Monte-Carlo arithmetic: D. S. Parker, 1997, UCLA CSD-970002. What is ill-conditioned (a difference of large terms, a
-relu at 0) moves far and is allowed to. `compare.py` makes the bound of it.
+so that the rounding of every weight and of every operation, forward and backward, is really there. For noise16
+u = 2^-8, that of bfloat16, and the result of every op and of every VJP is multiplied likewise: where relu cuts one
+unit in a hundred otherwise, an error is no longer proportional to u. This is Monte-Carlo arithmetic (D. S. Parker,
+1997). What is ill-conditioned (a difference of large terms, a relu at 0) moves far and is allowed to. `compare.py`
+makes the bound of it.
 """
 from __future__ import annotations
 
-import copy
 import json
 import os
-from collections import Counter
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Node, Tensor, Vjp, _observer, array_of, value_and_grad
-from minipeft.backend import Array, to_device, to_host
+from minipeft.backend import Array, to_host
 from minipeft.conformance.arithmetic import UNIT
+from minipeft.conformance.recording import Run, Shake, record
 from minipeft.files import write_tensors
 from minipeft.nn.module import Module, attachments_of
-from minipeft.nn.positions import Sinusoidal
-from minipeft.nn.site import Site
-from minipeft.nn.weight import Parameter, arrays_of
+from minipeft.nn.weight import Parameter
 
 FORMAT = "minipeft-trace-1"
-GRAD, NOISE = "grad/", "noise/"
-_U = UNIT["float32"]
+NOISE, NOISE16 = "noise/", "noise16/"
+_MEASURED = {NOISE: "float32", NOISE16: "bfloat16"}  # at whose unit of roundoff
 
 
-def trace(model: Module, batch: Mapping[str, Any], path: str | os.PathLike, *,
+def trace(model: Any, batch: Mapping[str, Any], path: str | os.PathLike, *,
           params: Mapping[str, Parameter] | None = None, samples: int = 8) -> None:
     """Write what one `model.loss(**batch)` and its gradients are, tensor by tensor, to a safetensors file.
 
@@ -85,26 +84,23 @@ def trace(model: Module, batch: Mapping[str, Any], path: str | os.PathLike, *,
         raise ValueError("the batch holds an rng: a trace is one of evaluation, where nothing is drawn; leave it out")
     if samples < 0:
         raise ValueError(f"samples is {samples}; expected 0 or more")
-    run = _run(model, batch, params)
+    run = record(model, batch, params)
     tensors = {name: to_host(array) for name, array in run.values.items()}
     for name, array in tensors.items():
         if not numpy.isfinite(array).all():
             raise ValueError(f"{name} holds numbers that are not finite: such a run is no reference")
     if samples:
-        exact = run if _dtype(model) == "float64" else _run(model, batch, params, "float64")
-        tensors.update(_noise(model, batch, params, samples, exact))
+        exact = run if _dtype(model) == "float64" else record(model, batch, params, "float64")
+        for prefix, kind in _MEASURED.items():
+            noise = _noise(model, batch, params, samples, UNIT[kind], exact)
+            tensors.update({prefix + name: most for name, most in noise.items()})
     inputs = {key: to_host(value) for key, value in batch.items()
               if key not in ("adapter", "rng") and value is not None}
     said = {"format": FORMAT, "order": [*inputs, *run.values], "dtype": _dtype(model), "samples": samples,
-            "model": type(model).__name__, "config": _plain(model), "adapter": batch.get("adapter"),
+            "model": type(model).__name__, "config": model.config.to_dict(), "adapter": batch.get("adapter"),
             "attachments": {name: attachment.state for name, attachment in attachments.items()}}
     write_tensors(path, {**inputs, **tensors}, {key: value if isinstance(value, str) else json.dumps(value)
                                                 for key, value in said.items()})
-
-
-def _plain(model: Any) -> Any:
-    config = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else None
 
 
 def _dtype(model: Module) -> str:
@@ -112,160 +108,22 @@ def _dtype(model: Module) -> str:
     return str(next(iter(model.base_parameters.values())).dtype)
 
 
-def _run(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, dtype: str | None = None,
-         rng: numpy.random.Generator | None = None) -> "_Run":
-    """A copy of the model on the batch, in its own dtype or another, its parameters shaken if there is an rng."""
-    chosen = params
-    if params is None:
-        chosen = dict(model.base_parameters)
-        for attachment in model.attachments.values():
-            if attachment.state == "plugged":
-                chosen.update(attachment.parameters)
-    model, chosen = copy.deepcopy((model, dict(chosen or {})))  # together: the copied parameters are the copy's
-    if dtype is not None:
-        _convert(model, dtype, rng)
-    run = _Run()
-    run.watch(model)
-    token = _observer.set(run.observe)
-    try:
-        grads = value_and_grad(lambda: run.note("loss", model.loss(**batch)), chosen,
-                               "zeros" if params is None else "raise")[1]
-    finally:
-        _observer.reset(token)
-    run.values.update({name: value if value is not None else grads[name.removeprefix(GRAD)]
-                       for name, value in run.gradients.items()})
-    return run
-
-
-class _Run:
-    """values: {name: array}, in the order of evaluation. gradients: as they become known; None marks a parameter's,
-    which is the engine's to sum. It stands where its last term arrives."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Array] = {}
-        self.gradients: dict[str, Array | None] = {}
-        self.known: dict[int, Any] = {}
-        self.uses: Counter[str] = Counter()
-
-    def watch(self, model: Any) -> None:
-        """Every part of the copy tells what it returned: it gets a class of its own, in which it does."""
-        for name, part in list(_parts(model)):
-            if isinstance(part, Site):
-                _tell(part, "__call__", self._site_of(name, part.kind))
-            elif hasattr(part, "__call__"):
-                _tell(part, "__call__", self._module_of(name))
-            for method in ("embed", "bias"):  # of positions, which are not called
-                if callable(getattr(part, method, None)):
-                    _tell(part, method, self._module_of(name))
-        _tell(model, "__call__", lambda out, _: self.note("logits", out, backward=True))
-
-    def _module_of(self, name: str) -> Callable:
-        def tell(out: Any, _: tuple) -> None:
-            if hasattr(array_of(out), "dtype") and id(out) not in self.known:
-                self.note(name, out, backward=True)
-        return tell
-
-    def _site_of(self, name: str, kind: str) -> Callable:
-        def tell(out: Any, stream: tuple) -> None:
-            if kind != "memory":
-                self.note(name, out if kind == "sublayer" else out[0], backward=True)
-            for leaf, after, before in zip("kv", out, stream) if kind == "memory" else ():
-                if after is not before:
-                    self.note(f"{name}.{leaf}", after, backward=True)
-        return tell
-
-    def note(self, name: str, out: Any, backward: bool = False) -> Any:
-        self.uses[name] += 1
-        name = name if self.uses[name] == 1 else f"{name}#{self.uses[name]}"
-        self.values[name] = array_of(out)
-        self.known[id(out)] = out
-        node = out.node if backward and isinstance(out, Tensor) else None
-        if node is not None and node.edges:
-            (parent, vjp), *others = node.edges  # each VJP is given the whole gradient: one that tells is enough
-            node.edges = [(parent, self._telling(GRAD + name, vjp)), *others]
-        return out
-
-    def _telling(self, name: str, vjp: Vjp) -> Vjp:
-        def run(g: Array) -> Array:
-            self.gradients[name] = g
-            return vjp(g)
-        return run
-
-    def observe(self, forward: Callable, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
-        """Called by every op: the edges that lead to a parameter (a node without edges) tell of it."""
-        if node is not None:
-            node.edges = [(parent, vjp if parent.edges else self._arriving(GRAD + parent.op, vjp))
-                          for parent, vjp in node.edges]
-
-    def _arriving(self, name: str, vjp: Vjp) -> Vjp:
-        def run(g: Array) -> Array:
-            self.gradients.pop(name, None)
-            self.gradients[name] = None
-            return vjp(g)
-        return run
-
-
-def _parts(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every module and site below `module`, with its dotted name (a list adds its index alone)."""
-    for attribute, value in vars(module).items():
-        for name, part in enumerate(value) if isinstance(value, list) else [(attribute, value)]:
-            if isinstance(part, (Module, Site)):
-                yield f"{prefix}{name}", part
-            if isinstance(part, Module):
-                yield from _parts(part, f"{prefix}{name}.")
-
-
-def _tell(part: Any, method: str, tell: Callable[[Any, tuple], Any]) -> None:
-    kind = type(part)
-
-    def told(self: Any, *inputs: Any, **options: Any) -> Any:
-        out = getattr(kind, method)(self, *inputs, **options)
-        tell(out, inputs)
-        return out
-
-    part.__class__ = type(kind.__name__, (kind,), {method: told})
-
-
-class _Shaken(Sinusoidal):
-    """Positions that a port computed in float32: an angle is known to one unit of roundoff."""
-
-    rng: numpy.random.Generator
-
-    def embed(self, positions: numpy.ndarray) -> Array:
-        return super().embed(positions * (1 + _U * self.rng.uniform(-1, 1, positions.shape)))
-
-
-def _convert(model: Any, dtype: str, rng: numpy.random.Generator | None) -> None:
-    """Changes a copy in place: its arrays, and what else it keeps a dtype for, become `dtype`."""
-    done: set[int] = set()
-    for _, place in model.named_places():
-        pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
-        for piece in pieces:
-            for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values() if piece else ():
-                if p.data.dtype.kind == "f" and id(p) not in done:
-                    done.add(id(p))
-                    array = to_host(p.data).astype("float64")
-                    if rng is not None:
-                        array *= 1 + _U * rng.uniform(-1, 1, array.shape)
-                    p.data = to_device(array.astype(dtype))
-    for _, part in list(_parts(model)):
-        for attribute, value in vars(part).items():
-            if isinstance(value, numpy.dtype):
-                setattr(part, attribute, numpy.dtype(dtype))
-        if isinstance(part, Sinusoidal) and rng is not None:
-            part.__class__, part.rng = _Shaken, rng  # type: ignore[attr-defined]
-
-
 def _noise(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, samples: int,
-           exact: _Run) -> dict[str, numpy.ndarray]:
-    """{noise/X: [...]}: the furthest that a row of X moved in any sample, per unit of roundoff."""
-    noise = {name: numpy.zeros(value.shape[:-1], numpy.float32) for name, value in exact.values.items()}
-    rng = numpy.random.default_rng(0)
+           u: float, exact: Run) -> dict[str, numpy.ndarray]:
+    """{X: [...]}: the furthest that a row of X moved in a sample, or moves when it is stored, per unit of roundoff."""
+    noise = {name: _largest(value) for name, value in exact.values.items()}
+    shake = Shake(u, numpy.random.default_rng(0))
     for _ in range(samples):
-        run = _run(model, batch, params, "float32", rng)
+        run = record(model, batch, params, "float32", shake)
         for name, most in noise.items():
-            moved = abs(to_host(run.values[name]) - to_host(exact.values[name])) / _U
+            moved = _largest(run.values[name] - exact.values[name]) / u
             if not numpy.isfinite(moved).all():
                 raise ValueError(f"{name} overflows in float32: no noise can be measured")
-            numpy.maximum(most, moved.max(axis=-1) if moved.ndim else moved, out=noise[name])
-    return {NOISE + name: most for name, most in noise.items()}
+            noise[name] = numpy.maximum(most, moved)
+    return {name: most.astype(numpy.float32) for name, most in noise.items()}
+
+
+def _largest(x: Array) -> numpy.ndarray:
+    """max |x| of each row: [..., d] -> [...]."""
+    x = abs(to_host(x))
+    return x.max(axis=-1) if x.ndim else x

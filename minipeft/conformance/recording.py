@@ -1,0 +1,187 @@
+"""What one run of a model's copy shows: every named tensor, in order, and the gradients as they become known.
+
+A copy is watched, so that the model itself cannot change: each module and site of it gets a class of its own, in which
+a call tells what it returned; an observer sees every op; the edges of nodes tell of the gradients that pass. A copy may
+compute in another dtype, and may be shaken: parameters and results times 1 + u xi, xi uniform in [-1, 1].
+"""
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, Callable, Iterator, Mapping
+
+import numpy
+
+from minipeft.autograd.tensor import Node, Tensor, Vjp, _observer, array_of, value_and_grad
+from minipeft.backend import Array, to_device, to_host, xp
+from minipeft.conformance.arithmetic import UNIT
+from minipeft.nn.module import Module
+from minipeft.nn.positions import Sinusoidal
+from minipeft.nn.site import Site
+from minipeft.nn.weight import Parameter, arrays_of
+
+GRAD = "grad/"
+_U = UNIT["float32"]
+
+
+def record(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, dtype: str | None = None,
+           shake: "Shake | None" = None) -> "Run":
+    """A copy of the model on the batch, in its own dtype or another, shaken or not."""
+    chosen = params
+    if params is None:
+        chosen = dict(model.base_parameters)
+        for attachment in model.attachments.values():
+            if attachment.state == "plugged":
+                chosen.update(attachment.parameters)
+    model, chosen = copy.deepcopy((model, dict(chosen or {})))  # together: the copied parameters are the copy's
+    if dtype is not None:
+        convert(model, dtype, shake)
+    run = Run(shake)
+    run.watch(model)
+    token = _observer.set(run.observe)
+    try:
+        grads = value_and_grad(lambda: run.note("loss", model.loss(**batch)), chosen,
+                               "zeros" if params is None else "raise")[1]
+    finally:
+        _observer.reset(token)
+    run.values.update({name: value if value is not None else grads[name.removeprefix(GRAD)]
+                       for name, value in run.gradients.items()})
+    return run
+
+
+class Shake:
+    """x -> x (1 + u xi), xi uniform in [-1, 1]."""
+
+    def __init__(self, u: float, rng: numpy.random.Generator):
+        self.u, self.rng = u, rng
+
+    def __call__(self, x: Array, u: float = 0.0) -> Array:
+        """By u if it is given. The largest number, which stands where a mask forbids, is left as large as it is."""
+        factor = to_device(1 + (u or self.u) * self.rng.uniform(-1, 1, x.shape))
+        most = float(xp.finfo(x.dtype).max)
+        return xp.clip(x * factor, -most, most).astype(x.dtype)
+
+
+class Run:
+    """values: {name: array}, in the order of evaluation. gradients: as they become known; None marks a parameter's,
+    which is the engine's to sum. It stands where its last term arrives."""
+
+    def __init__(self, shake: Shake | None = None) -> None:
+        self.shake = shake if shake is not None and shake.u > _U else None  # float32's own roundings are there
+        self.values: dict[str, Array] = {}
+        self.gradients: dict[str, Array | None] = {}
+        self.known: dict[int, Any] = {}
+        self.uses: Counter[str] = Counter()
+
+    def watch(self, model: Any) -> None:
+        """Every part of the copy tells what it returned: it gets a class of its own, in which it does."""
+        for name, part in list(_parts(model)):
+            if isinstance(part, Site):
+                _tell(part, "__call__", self._site_of(name, part.kind))
+            elif hasattr(part, "__call__"):
+                _tell(part, "__call__", self._module_of(name))
+            for method in ("embed", "bias"):  # of positions, which are not called
+                if callable(getattr(part, method, None)):
+                    _tell(part, method, self._module_of(name))
+        _tell(model, "__call__", lambda out, _: self.note("logits", out, backward=True))
+
+    def _module_of(self, name: str) -> Callable:
+        def tell(out: Any, _: tuple) -> None:
+            if hasattr(array_of(out), "dtype") and id(out) not in self.known:
+                self.note(name, out, backward=True)
+        return tell
+
+    def _site_of(self, name: str, kind: str) -> Callable:
+        def tell(out: Any, stream: tuple) -> None:
+            if kind != "memory":
+                self.note(name, out if kind == "sublayer" else out[0], backward=True)
+            for leaf, after, before in zip("kv", out, stream) if kind == "memory" else ():
+                if after is not before:
+                    self.note(f"{name}.{leaf}", after, backward=True)
+        return tell
+
+    def note(self, name: str, out: Any, backward: bool = False) -> Any:
+        self.uses[name] += 1
+        name = name if self.uses[name] == 1 else f"{name}#{self.uses[name]}"
+        self.values[name] = array_of(out)
+        self.known[id(out)] = out
+        node = out.node if backward and isinstance(out, Tensor) else None
+        if node is not None and node.edges:
+            (parent, vjp), *others = node.edges  # each VJP is given the whole gradient: one that tells is enough
+            node.edges = [(parent, self._telling(GRAD + name, vjp)), *others]
+        return out
+
+    def _telling(self, name: str, vjp: Vjp) -> Vjp:
+        def run(g: Array) -> Array:
+            self.gradients[name] = g
+            return vjp(g)
+        return run
+
+    def observe(self, forward: Callable, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
+        """Called by every op: the edges that lead to a parameter (a node without edges) tell of it. What an op made,
+        and is not a view of what it was given, is shaken in place: nobody has seen it yet."""
+        if self.shake is not None and not any(xp.may_share_memory(out, array_of(x)) for x in inputs
+                                              if hasattr(array_of(x), "dtype")):
+            out[...] = self.shake(out)
+        if node is not None:
+            node.edges = [(parent, self._arriving(parent, vjp)) for parent, vjp in node.edges]
+
+    def _arriving(self, parent: Node, vjp: Vjp) -> Vjp:
+        name = None if parent.edges else GRAD + parent.op
+
+        def run(g: Array) -> Array:
+            if name is not None:
+                self.gradients.pop(name, None)
+                self.gradients[name] = None
+            term = vjp(g)
+            return term if self.shake is None or term is g else self.shake(xp.asarray(term))
+        return run
+
+
+def _parts(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every module and site below `module`, with its dotted name (a list adds its index alone)."""
+    for attribute, value in vars(module).items():
+        for name, part in enumerate(value) if isinstance(value, list) else [(attribute, value)]:
+            if isinstance(part, (Module, Site)):
+                yield f"{prefix}{name}", part
+            if isinstance(part, Module):
+                yield from _parts(part, f"{prefix}{name}.")
+
+
+def _tell(part: Any, method: str, tell: Callable[[Any, tuple], Any]) -> None:
+    kind = type(part)
+
+    def told(self: Any, *inputs: Any, **options: Any) -> Any:
+        out = getattr(kind, method)(self, *inputs, **options)
+        tell(out, inputs)
+        return out
+
+    part.__class__ = type(kind.__name__, (kind,), {method: told})
+
+
+class _Shaken(Sinusoidal):
+    """A table that a port made in float32, so that an angle is known to one unit of that, and rounded."""
+
+    shake: Shake
+
+    def embed(self, positions: numpy.ndarray) -> Array:
+        return self.shake(super().embed(self.shake(positions.astype("float64"), _U)))
+
+
+def convert(model: Any, dtype: str, shake: Shake | None) -> None:
+    """Changes a copy in place: its arrays, and what else it keeps a dtype for, become `dtype`."""
+    done: set[int] = set()
+    for _, place in model.named_places():
+        pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
+        for piece in pieces:
+            for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values() if piece else ():
+                if p.data.dtype.kind == "f" and id(p) not in done:
+                    done.add(id(p))
+                    array = to_host(p.data).astype("float64")
+                    p.data = to_device((array if shake is None else shake(array)).astype(dtype))
+    for _, part in list(_parts(model)):
+        for attribute, value in vars(part).items():
+            if isinstance(value, numpy.dtype):
+                setattr(part, attribute, numpy.dtype(dtype))
+        if isinstance(part, Sinusoidal) and shake is not None:
+            part.__class__, part.shake = _Shaken, shake  # type: ignore[attr-defined]
