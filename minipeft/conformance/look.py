@@ -4,14 +4,15 @@ from __future__ import annotations
 from typing import Callable
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Property
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Plugin, last_lines
 
 
 def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[list[Observation | Fault], list]:
-    """What a property sees on a case, up to a Fault; and the handles that were made."""
+    """What a property sees on a case, up to a Fault; and the handles that were made. Raises Skip
+    where the implementation refuses what the property needs."""
     seen: list[Observation | Fault] = []
     plugin.made.clear()
     try:
@@ -19,6 +20,8 @@ def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[li
             seen.append(observation)
     except Fault as fault:
         seen.append(fault)
+    except Skip:
+        raise
     except Exception as error:  # an answer that the property cannot use, such as trainable() = None
         seen.append(Fault("an answer of no use", last_lines(error)))
     return seen, list(plugin.made)

@@ -7,6 +7,8 @@ from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation, near, raised
 from minipeft.conformance.tolerance import Value
+from minipeft.conformance.vectors.read import read
+from minipeft.conformance.vectors.run import ABSENT, observed
 
 
 def output_property(method: Method, name: str, stored: Case | None = None, value: Value | None = None) -> Property:
@@ -32,6 +34,17 @@ def refusal_property(method: Method) -> Property:
     return Property("X1", "S: what makes no sense is refused", (), run)
 
 
+def absence_property(method: Method) -> Property:
+    """"V absent": gradients that must not exist, on the vectors."""
+    def run(case: Case, make: Make) -> Iterator[Observation]:
+        for vector in read(method.name).vectors:
+            if vector.case.id == case.id:
+                yield from (seen.what for seen in observed(method, vector, make)
+                            if seen.output == ABSENT and isinstance(seen.what, Observation))
+
+    return Property("V absent", "S: gradients that must not exist do not", ("vjp",), run)
+
+
 def property_named(method: Method, id: str) -> Property:
     """The property of this id. Raises ValueError if there is none."""
     for prop in method.properties:
@@ -39,6 +52,8 @@ def property_named(method: Method, id: str) -> Property:
             return prop
     if id.startswith("V ") and id[2:] in method.outputs:
         return output_property(method, id[2:])
+    if id == "V absent":
+        return absence_property(method)
     if id == "X1":
         return refusal_property(method)
     known = [*(prop.id for prop in method.properties), *(f"V {name}" for name in method.outputs), "X1"]

@@ -81,7 +81,8 @@ class Report:
         write_atomic(Path(path), (json.dumps(self.as_json(), indent=1) + "\n").encode())
 
     def __str__(self) -> str:
-        return "\n".join([*self._head(), *self._tables(), LEGEND, "", *self._survival(), *self._failures(), self.verdict])
+        return "\n".join([*self._head(), *self._tables(), LEGEND, "", *self._survival(), *self._failures(),
+                          self.verdict])
 
     def _head(self) -> list[str]:
         from minipeft.conformance.vectors.read import PACK

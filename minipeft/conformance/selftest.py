@@ -21,13 +21,14 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.hold import check
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Mutant, Property
 from minipeft.conformance.methods import all_methods
-from minipeft.conformance.outputs import output_property, refusal_property
+from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.vectors.read import read
+from minipeft.conformance.vectors.run import run
 
 DTYPES = ("float64", "float32", "bfloat16")
 SEEDS, CASES = 5, 6
@@ -112,22 +113,28 @@ def _unclean(method: Method, build: Any, dtype: str, conventions: Any = None) ->
 def killers_of(method: Method, mutant: Mutant, dtype: str) -> list[str]:
     """The properties that fail for every seed; "V" first if the vectors find it."""
     plugin = plugin_of(method, mutant.build, dtype)
-    make = plugin.make(method)
     found: list[Property] = list(method.properties)
     for seed in range(SEEDS):
         cases = [plugin.settle(case, method) for case in drawn(method, dtype, seed)]
         found = [prop for prop in found if any(
-            _offered(plugin, method, prop, case) and fails(look(prop, case, plugin, make)[0])
-            for case in [c for c in cases if prop.applies(c)][:prop.examples])]
-    by_vectors = any(fails(look(prop, case, plugin, make)[0]) for prop, case in published(method, dtype))
+            _found(plugin, method, prop, case) for case in [c for c in cases if prop.applies(c)][:prop.examples])]
+    by_vectors = any(isinstance(seen.what, Fault) or isinstance(seen.what, Observation) and not seen.what.holds
+                     for seen in run(method, read(method.name).vectors, plugin))
     return [*(["V"] if by_vectors else []), *(prop.id for prop in found)]
 
 
-def _offered(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
+def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
+    """Whether the property fails on the case."""
+    make = plugin.make(method)
     try:
-        return plugin.make(method)(case).offers(*prop.needs)
+        if not make(case).offers(*prop.needs):
+            return False
     except Fault:
-        return True
+        pass  # the property will see it
+    try:
+        return fails(look(prop, case, plugin, make)[0])
+    except Skip:
+        return False
 
 
 def drawn(method: Method, dtype: str, seed: int) -> list[Case]:
@@ -141,16 +148,6 @@ def drawn(method: Method, dtype: str, seed: int) -> list[Case]:
             sizes = dict.fromkeys(sizes, int(rng.integers(low, max(low, high) + 1)))
         cases.append(method.draw(rng, dtype, bool(i % 2), sizes))
     return cases
-
-
-def published(method: Method, dtype: str) -> Iterator[tuple[Property, Case]]:
-    """The properties of the vectors of the default conventions, and their cases."""
-    for vector in read(method.name):
-        if vector.case.dtype == dtype and {**method.default(), **vector.case.conventions} == method.default():
-            if vector.result == "must_raise":
-                yield refusal_property(method), vector.case
-            for name, value in vector.outputs.items():
-                yield output_property(method, name, vector.case, value), vector.case
 
 
 def _useless(name: str, verdicts: list[Verdict]) -> Iterator[str]:

@@ -15,16 +15,17 @@ from typing import Any, Callable
 from minipeft.conformance import live
 from minipeft.conformance.aftermath import Failed, explained
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Property
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.outputs import output_property, refusal_property
+from minipeft.conformance.outputs import absence_property, output_property, refusal_property
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.result import Job, Result
 from minipeft.conformance.survival import survival
-from minipeft.conformance.vectors.read import read
+from minipeft.conformance.vectors.read import Vector, read
+from minipeft.conformance.vectors.run import ABSENT, RAISES, judged, observed, skipped
 
 Message = dict[str, Any]
 Say = Callable[[Message], None]
@@ -125,7 +126,11 @@ class Stage:
             self.skip(prop, f"not offered: {', '.join(n for n in prop.needs if not self._has(n))}")
             return 0.0
         self.say({"now": [self.method.name, self.dtype, self.stage, prop.id]})
-        return tally.add(case, *look(prop, case, self.plugin, self.make))
+        try:
+            return tally.add(case, *look(prop, case, self.plugin, self.make))
+        except Skip as reason:
+            self.skip(prop, str(reason))
+            return 0.0
 
     def _has(self, name: str) -> bool:
         return self.handle is None or self.handle.offers(name)
@@ -142,20 +147,33 @@ class Stage:
 
     def _vectors(self) -> None:
         declared = self.plugin.conventions(self.method)
-        for vector in read(self.method.name):
-            case = dataclasses.replace(vector.case, declared=self.plugin.arith.get(self.dtype, {}))
-            if case.dtype != self.dtype:
+        for vector in read(self.method.name).vectors:
+            place = (self.method.name, self.dtype, self.stage, vector.case.id)
+            if vector.case.dtype != self.dtype or place in self.job.dead:
                 continue
-            if vector.result == "must_raise":
-                props = [refusal_property(self.method)]
-            else:
-                props = [output_property(self.method, name, vector.case, value)
-                         for name, value in vector.outputs.items()]
-            for prop in props:
-                if {**self.method.default(), **vector.case.conventions} == declared:
-                    self.judge(prop, case)
-                elif not self.tally(prop).result.cases:
-                    self.reasons[prop.id] = "no vector has the declared conventions"
+            reason = skipped(self.method, vector, self.plugin.dtypes, declared)
+            if reason:
+                for name in vector.outputs:
+                    self.skip(output_property(self.method, name), f"no vector for them; {reason}")
+                continue
+            self.say({"now": list(place)})
+            vector = judged(self.method, vector, self.plugin.arith.get(self.dtype, {}))
+            self.plugin.made.clear()
+            for seen in observed(self.method, vector, self.make):
+                prop = self._property(vector, seen.output)
+                if isinstance(seen.what, str):
+                    self.skip(prop, seen.what)
+                else:
+                    self.tally(prop).add(vector.case, [seen.what], list(self.plugin.made))
+                self.plugin.made.clear()
+
+    def _property(self, vector: Vector, output: str) -> Property:
+        """The property that an output of a vector stands for."""
+        if output == RAISES:
+            return refusal_property(self.method)
+        if output == ABSENT:
+            return absence_property(self.method)
+        return output_property(self.method, output, vector.case, vector.outputs[output])
 
     def _live(self) -> None:
         def check(case: Case) -> dict[str, float]:

@@ -77,7 +77,7 @@ def unmerged(case: Case, make: Make) -> Seen:
 
 
 @law("L5c", "M: 100 cycles of merge and unmerge do not drift further than one", "merge", "unmerge", "weight",
-     examples=3)
+     kinds=("bounded",), examples=5)
 def cycles(case: Case, make: Make) -> Seen:
     layer = make(case)
     for _ in range(100):
