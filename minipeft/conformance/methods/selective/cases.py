@@ -109,7 +109,8 @@ def vectors() -> list[Case]:
     """Rectangular and square, width 4, small and no variance: see the rules in `vectors/`."""
     cases = []
     for seed, (n, d, hidden, which) in enumerate([(5, 8, 6, "the biases (BitFit)"), (4, 4, 7, "the norm"),
-                                                  (3, 6, 6, "one layer"), (4, 4, 4, "everything")]):
+                                                  (3, 6, 6, "one layer"), (4, 4, 4, "everything"),
+                                                  (2, 3, 5, "one matrix")]):
         for dtype in ("float64", "float32", "bfloat16"):
             rng = numpy.random.default_rng([1, seed])
             case = bounded_case(rng, dtype, n, d, hidden, SELECTIONS[which])
