@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Sequence
 
 import numpy
 
@@ -20,41 +20,28 @@ from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.hints import hints
 from minipeft.conformance.method import Make, Method, Mutant, Property
-from minipeft.conformance.observe import Observation, near
-from minipeft.conformance.plugin import Plugin
-from minipeft.conformance.tolerance import Value
+from minipeft.conformance.observe import Observation
+from minipeft.conformance.plugin import Plugin, last_lines
 
 Seen = Observation | Fault
 Failure = tuple[Property, Case, Sequence[Seen]]
-VECTOR = "vector"               # the id of the property that published outputs make
 BY_DEFAULT = "default_conventions"
 
 
-def witness(prop: Property, case: Case, make: Make, until_failure: bool = False) -> list[Seen]:
-    """Everything that a property sees on a case, and last the Fault that ended it, if one did. until_failure: no
-    further than the first observation that does not hold, so that the calls made so far are those that led to it."""
+def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
+    """Everything that a property sees on a case, and last the Fault that ended it, if one did."""
     seen: list[Seen] = []
     try:
-        for observation in prop.run(case, make):
-            seen.append(observation)
-            if until_failure and failed(observation):
-                break
+        seen.extend(prop.run(case, make))
     except Fault as fault:
         seen.append(fault)
+    except Exception as error:  # an answer that the property cannot use
+        seen.append(Fault("an answer of no use", last_lines(error)))
     return seen
 
 
 def failed(seen: Seen) -> bool:
     return isinstance(seen, Fault) or not seen.holds
-
-
-def vector_property(method: Method, vector: Mapping[str, Value]) -> Property:
-    """Published outputs, {name: Value}, as a property: each is observed under its name, in this order. Give only
-    those whose needs (`method.outputs[name][0]`) the implementation offers."""
-    def run(case: Case, make: Make) -> Any:
-        for name, value in vector.items():
-            yield near(case, name, method.outputs[name][1](make, case), value)
-    return Property(VECTOR, "V: the outputs are the published ones", (), run)
 
 
 def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen]) -> list[Mutant]:
@@ -92,7 +79,7 @@ def _narrowed(method: Method, mutants: list[Mutant], failures: Sequence[Failure]
         for prop in method.properties:
             if not prop.applies(case) or not _offered(make, case, prop):
                 continue
-            seen = _attempt(prop, case, make)
+            seen = witness(prop, case, make)
             for mutant in mutants:
                 theirs = _of_mutant(method, mutant, prop, case)
                 agreements[mutant.id] += _alike(method, case, seen, theirs, must_fail=False)
@@ -104,7 +91,7 @@ def _more_cases(method: Method, found: Iterable[Case]) -> list[Case]:
     exact."""
     cases = {case.id: case for case in found}
     first = next(iter(cases.values()))
-    some, drawn = list(cases.values())[:3], []
+    some, drawn = list(cases.values())[:3], list[Case]()
     least, most = (pick(size[i] for size in method.sizes.values()) for i, pick in ((0, max), (1, min)))
     square = max(least, most)
     for sizes in ({axis: size[1] for axis, size in method.sizes.items()}, dict.fromkeys(method.sizes, square)):
@@ -125,16 +112,8 @@ def _offered(make: Make, case: Case, prop: Property) -> bool:
 def _of_mutant(method: Method, mutant: Mutant, prop: Property, case: Case) -> list[Seen]:
     capabilities = {"name": mutant.id, "dtypes": (case.dtype,)}
     plugin = Plugin(types.SimpleNamespace(capabilities=capabilities, **{method.name: mutant.build}))
-    return _attempt(prop, case, plugin.make(method))
-
-
-def _attempt(prop: Property, case: Case, make: Make) -> list[Seen]:
-    """What it sees; nothing where what a bug returns is beyond what the law itself can compute with."""
     with numpy.errstate(all="ignore"):
-        try:
-            return witness(prop, case, make)
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            return []
+        return witness(prop, case, plugin.make(method))
 
 
 def _alike(method: Method, case: Case, seen: Sequence[Seen], theirs: Sequence[Seen], must_fail: bool) -> bool:

@@ -1,0 +1,78 @@
+"""Values as the text of a script: every array gets a name and a definition, once, whatever calls it is given to."""
+from __future__ import annotations
+
+import keyword
+import re
+from typing import Any, Mapping
+
+import numpy
+
+_RESERVED = ("sys", "array", "inf", "nan", "zeros", "plugin", "error")
+_RESULTS = {"forward": "y", "weight": "w", "vjp": "grads", "save": "blob"}
+_LONG = 8  # entries; longer arrays of zeros are written zeros(shape)
+
+
+class Names:
+    """Names of a script's inputs and results. locked: inputs become read-only, as the kit hands them out."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple, str] = {}
+        self.lines: list[str] = []
+        self.taken = set(_RESERVED)
+        self.results: dict[Any, str] = {}
+        self.locked = False
+
+    @property
+    def definitions(self) -> list[str]:
+        lock = [f"for x in ({', '.join(self.arrays.values())},):", "    x.flags.writeable = False"]
+        return self.lines + (lock if self.locked and self.arrays else [])
+
+    def result(self, event: Any, stem: str) -> str:
+        """The name of what a call returned."""
+        if event not in self.results:
+            self.results[event] = self._free(stem)
+        return self.results[event]
+
+    def of(self, value: Any, own: Mapping[str, numpy.ndarray]) -> str:
+        """A value as an expression. own: arrays that have a name: the very object, not its like."""
+        if isinstance(value, numpy.ndarray):
+            return self._array(value, own)
+        if isinstance(value, numpy.generic):
+            return repr(value.item())
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{k!r}: {self.of(v, own)}" for k, v in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            items = ", ".join(self.of(item, own) for item in value)
+            return f"[{items}]" if isinstance(value, list) else f"({items}{',' if len(value) == 1 else ''})"
+        return repr(value)
+
+    def _array(self, value: numpy.ndarray, own: Mapping[str, numpy.ndarray]) -> str:
+        bits = (value.dtype.str, value.shape, numpy.ascontiguousarray(value).tobytes())
+        key = (next((name for name, array in own.items() if array is value), "a"), *bits)
+        if key not in self.arrays:
+            self.arrays[key] = self._free(key[0])
+            self.lines.append(f"{self.arrays[key]} = {literal(value)}")
+        return self.arrays[key]
+
+    def _free(self, stem: str) -> str:
+        stem = re.sub(r"\W", "_", stem)
+        stem = f"_{stem}" if keyword.iskeyword(stem) or not stem.isidentifier() else stem
+        number, name = 1, stem
+        while name in self.taken or name == "layer" or re.fullmatch(r"layer\d+", name):
+            number += 1
+            name = f"{stem}_{number}"
+        self.taken.add(name)
+        return name
+
+
+def literal(array: numpy.ndarray) -> str:
+    """An array as an expression of the same numbers, bit for bit."""
+    kind = "" if array.dtype in (numpy.float64, numpy.int64, bool) else f", {array.dtype.name!r}"
+    if not array.size or array.size > _LONG and not array.any() and not numpy.signbit(array).any():
+        return f"zeros({array.shape}, {array.dtype.name!r})"
+    return f"array({array.tolist()!r}{kind})"
+
+
+def result_of(call: str) -> str:
+    """What the result of a call is called."""
+    return _RESULTS.get(call, call)
