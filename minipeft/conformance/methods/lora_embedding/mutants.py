@@ -1,0 +1,359 @@
+"""Bugs planted in the plain LoRA table."""
+from __future__ import annotations
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.method import Planted
+from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
+
+PLANTED = planted = Planted("embedding")
+HALF_THE_BITS = {"float64": 26, "float32": 12, "float16": 5, "bfloat16": 4}
+
+
+@planted("scale_forgotten", "ScaleForgotten")
+class ScaleForgotten(LoraEmbedding):
+    def scale(self):
+        return 1.0
+
+
+@planted("scale_alpha", "ScaleNotDivided")
+class ScaleAlpha(LoraEmbedding):
+    def scale(self):
+        return self.alpha
+
+
+@planted("scale_by_width", "ScaleByAnotherAxis")
+class ScaleByWidth(LoraEmbedding):
+    """alpha / B.shape[0]: r of a linear layer's A, read off the wrong axis."""
+
+    def scale(self):
+        return self.alpha / len(self.B)
+
+
+@planted("scale_sqrt", "RankStabilized")
+class ScaleSqrt(LoraEmbedding):
+    def scale(self):
+        return self.alpha / len(self.A) ** 0.5
+
+
+@planted("scale_twice", "ScaleTwice")
+class ScaleTwice(LoraEmbedding):
+    def scale(self):
+        return (self.alpha / len(self.A)) ** 2
+
+
+@planted("scale_two_percent", "ScaleSlightlyOff")
+class ScaleTwoPercent(LoraEmbedding):
+    def scale(self):
+        return 1.02 * self.alpha / len(self.A)
+
+
+@planted("alpha_int", "AlphaTruncated")
+class AlphaInt(LoraEmbedding):
+    def read(self, alpha):
+        return int(alpha)
+
+
+@planted("alpha_optional", "AlphaMissing")
+class AlphaOptional(LoraEmbedding):
+    def take(self, A, B, alpha):
+        super().take(A, B, alpha or 0.0)
+
+
+@planted("unchecked", "Unchecked")
+class Unchecked(LoraEmbedding):
+    def take(self, A, B, alpha):
+        self.A, self.B, self.alpha = A.copy(), B.copy(), alpha
+
+
+@planted("no_effect", "NoEffect")
+class NoEffect(LoraEmbedding):
+    """Attached to a table that the model no longer uses: it takes part in merging alone."""
+
+    def forward(self, ids):
+        return self.E[self.checked(ids)]
+
+    def head(self, h):
+        return self.e.mm(h, self.E.T)
+
+    def vjp(self, ids, g):
+        self.checked(ids)
+        return {"A": None, "B": None, "E": None}
+
+    def vjp_tied(self, ids, g, h, q):
+        return self.vjp(ids, g)
+
+
+@planted("no_effect_zeros", "NoEffect")
+class NoEffectZeros(NoEffect):
+    def vjp(self, ids, g):
+        self.checked(ids)
+        return {"A": 0 * self.A, "B": 0 * self.B, "E": None}
+
+
+@planted("head_only", "HeadOnly")
+class HeadOnly(LoraEmbedding):
+    def forward(self, ids):
+        return self.E[self.checked(ids)]
+
+    def vjp(self, ids, g):
+        self.checked(ids)
+        return {"A": 0 * self.A, "B": 0 * self.B, "E": None}
+
+
+@planted("lookup_only", "LookupOnly")
+class LookupOnly(LoraEmbedding):
+    def head(self, h):
+        return self.e.mm(h, self.E.T)
+
+    def vjp_tied(self, ids, g, h, q):
+        return self.vjp(ids, g)
+
+
+@planted("head_gradient_lost", "TiedGradientLost")
+class HeadGradientLost(LoraEmbedding):
+    def vjp_tied(self, ids, g, h, q):
+        return self.vjp(ids, g)
+
+
+@planted("lookup_gradient_lost", "TiedGradientLost")
+class LookupGradientLost(LoraEmbedding):
+    def vjp_tied(self, ids, g, h, q):
+        return {**self.vjp_head(h, q), "E": None}
+
+
+@planted("encoder_only", "OneStackOnly")
+class EncoderOnly(LoraEmbedding):
+    def forward_decoder(self, ids):
+        return self.E[self.checked(ids)]
+
+
+@planted("merged_head_adds_again", "MergedForwardAddsAgain")
+class MergedHeadAddsAgain(LoraEmbedding):
+    def head(self, h):
+        return self.e.r(self.e.mm(h, self.E.T) + self.low_rank_head(h))
+
+
+@planted("merged_adds_again", "MergedForwardAddsAgain")
+class MergedAddsAgain(LoraEmbedding):
+    def forward(self, ids):
+        return self.e.r(self.E[self.checked(ids)] + self.low_rank(ids))
+
+
+@planted("merge_transposed", "MergeTransposed")
+class MergeTransposed(LoraEmbedding):
+    def merged(self):
+        d = self.delta()
+        return self.e.r(self.E + (d.T if d.shape[0] == d.shape[1] else d))
+
+
+@planted("merge_unscaled", "MergeForgetsScale")
+class MergeUnscaled(LoraEmbedding):
+    def merged(self):
+        return self.e.r(self.E + self.e.mm(self.B, self.A).T)
+
+
+@planted("merge_lost", "MergeLost")
+class MergeLost(LoraEmbedding):
+    """Merges into a copy of the table."""
+
+    def merged(self):
+        return self.E
+
+
+@planted("merge_renormalizes", "MergeRenormalizes")
+class MergeRenormalizes(LoraEmbedding):
+    def merged(self):
+        e = super().merged()
+        norm, was = (numpy.sqrt((v ** 2).sum(axis=1, keepdims=True)) for v in (e, self.E))
+        return self.e.r(e * was / numpy.where(norm == 0, 1, norm))
+
+
+class Subtracts(LoraEmbedding):
+    """No bug yet: unmerges as most libraries do, by subtracting."""
+
+    def unmerge(self):
+        self.E, self.kept = self.subtracted(), None
+
+    def subtracted(self):
+        return self.e.r(self.E - self.delta())
+
+
+@planted("unmerge_unscaled", "UnmergeForgetsScale")
+class UnmergeUnscaled(Subtracts):
+    def subtracted(self):
+        return self.e.r(self.E - self.e.mm(self.B, self.A).T)
+
+
+@planted("unmerge_rounded", "UnmergeDrifts")
+class UnmergeRounded(Subtracts):
+    """Merges what was not rounded, and subtracts what was rounded to half the digits that E has."""
+
+    def subtracted(self):
+        digits, exponent = numpy.frexp(self.delta())
+        bits = HALF_THE_BITS[self.e.dtype]
+        return self.e.r(self.E - numpy.ldexp(numpy.round(numpy.ldexp(digits, bits)), exponent - bits))
+
+    def merged(self):
+        return self.e.r(self.E + self.scale() * (self.B @ self.A).T)
+
+
+@planted("merges_twice", "MergesTwice")
+class MergesTwice(Subtracts):
+    def merge(self):
+        self.kept = self.E
+        self.E = self.merged()
+
+
+@planted("ids_off_by_one", "IdsOffByOne")
+class IdsOffByOne(LoraEmbedding):
+    """Ids that count from 1, as after a row for padding, in the adapter alone."""
+
+    def codes(self, ids):
+        return self.A.T[ids - 1]
+
+
+@planted("ids_wrapped", "IdsWrapped")
+class IdsWrapped(LoraEmbedding):
+    def checked(self, ids):
+        return ids % len(self.E)
+
+
+@planted("ids_negative", "NegativeIds")
+class NegativeIds(LoraEmbedding):
+    """NumPy's own meaning of -1."""
+
+    def checked(self, ids):
+        return super().checked(numpy.where(ids < 0, ids + len(self.E), ids))
+
+
+@planted("ids_clipped", "IdsClipped")
+class IdsClipped(LoraEmbedding):
+    def checked(self, ids):
+        return numpy.clip(ids, 0, len(self.E) - 1)
+
+
+@planted("padding_skipped", "PaddingSkipped")
+class PaddingSkipped(LoraEmbedding):
+    def scattered(self, ids, rows):
+        return super().scattered(ids[ids != 0], rows[ids != 0])
+
+
+@planted("grad_overwritten", "GradientOverwritten")
+class GradOverwritten(LoraEmbedding):
+    """out[ids] += rows, in which NumPy keeps the last of each id."""
+
+    def scattered(self, ids, rows):
+        out = numpy.zeros((len(self.E), rows.shape[1]))
+        out[ids] += rows
+        return self.e.r(out)
+
+
+@planted("grad_by_frequency", "GradientByFrequency")
+class GradByFrequency(LoraEmbedding):
+    def scattered(self, ids, rows):
+        often = numpy.bincount(ids, minlength=len(self.E))
+        return self.e.r(super().scattered(ids, rows) / numpy.maximum(often, 1)[:, None])
+
+
+@planted("grad_mean", "GradientIsMean")
+class GradMean(LoraEmbedding):
+    def vjp(self, ids, g):
+        found = super().vjp(ids, g)
+        return {**found, "A": self.e.r(found["A"] / ids.size)}
+
+
+@planted("grad_b_mean", "GradientIsMean")
+class GradBMean(LoraEmbedding):
+    def vjp(self, ids, g):
+        found = super().vjp(ids, g)
+        return {**found, "B": self.e.r(found["B"] / len(ids))}
+
+
+@planted("grad_a_unscaled", "GradientForgetsScale")
+class GradAUnscaled(LoraEmbedding):
+    def vjp(self, ids, g):
+        found, flat = super().vjp(ids, g), ids.reshape(-1)
+        return {**found, "A": self.scattered(flat, self.e.mm(g.reshape(len(flat), -1), self.B)).T}
+
+
+@planted("grad_spread", "GradientSpread")
+class GradSpread(LoraEmbedding):
+    """Every row decays a little, whether its id occurred or not."""
+
+    def vjp(self, ids, g):
+        found = super().vjp(ids, g)
+        return {**found, "A": self.e.r(found["A"] + 0.5 * self.A)}
+
+
+@planted("table_gradient", "TableTrained")
+class TableGradient(LoraEmbedding):
+    def vjp(self, ids, g):
+        flat = ids.reshape(-1)
+        return {**super().vjp(ids, g), "E": self.scattered(flat, g.reshape(len(flat), -1))}
+
+
+@planted("frozen_zeros", "FrozenZeros")
+class FrozenZeros(LoraEmbedding):
+    def vjp(self, ids, g):
+        return {**super().vjp(ids, g), "E": 0 * self.E}
+
+
+@planted("table_trainable", "TableTrained")
+class TableTrainable(LoraEmbedding):
+    def trainable(self):
+        return {"A", "B", "E"}
+
+
+@planted("table_steps", "TableTrained")
+class TableSteps(LoraEmbedding):
+    def step(self, ids, g, lr):
+        super().step(ids, g, lr)
+        self.E = self.e.r(self.E * (1 - 0.05 * lr))
+
+
+@planted("a_transposed", "ATransposed")
+class ATransposed(LoraEmbedding):
+    def take(self, A, B, alpha):
+        super().take(A.T if A.shape[0] == A.shape[1] else A, B, alpha)
+
+
+@planted("positions_mixed", "PositionsMixed")
+class PositionsMixed(LoraEmbedding):
+    def low_rank(self, ids):
+        y = super().low_rank(ids)
+        return self.e.r(y + 0.125 * y[:1, :1])
+
+
+@planted("adapter_bias", "AdapterBias")
+class AdapterBias(LoraEmbedding):
+    def low_rank(self, ids):
+        return self.e.r(super().low_rank(ids) + 0.25)
+
+
+@planted("normalized", "DeltaNormalized")
+class Normalized(LoraEmbedding):
+    def low_rank(self, ids):
+        size = float(numpy.sqrt((self.B ** 2).sum())) or 1.0
+        return self.e.r(super().low_rank(ids) / size)
+
+
+@planted("save_drops_alpha", "SaveDropsAlpha")
+class SaveDropsAlpha(LoraEmbedding):
+    def load(self, blob):
+        found = safetensors.numpy.load(blob)
+        self.take(found["A"], found["B"], self.alpha)
+
+
+@planted("saves_table", "SavesTable")
+class SavesTable(LoraEmbedding):
+    def state_keys(self):
+        return {"A", "B", "alpha", "E"}
+
+
+@planted("load_unchecked", "LoadUnchecked")
+class LoadUnchecked(LoraEmbedding):
+    def load(self, blob):
+        found = safetensors.numpy.load(blob)
+        self.take(found["A"][:, :len(self.E)], found["B"], float(found["alpha"]))

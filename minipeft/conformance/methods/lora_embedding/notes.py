@@ -1,0 +1,56 @@
+"""Bugs of LoRA on tables that really happened, what they do, and where they were reported: {flag: Note}."""
+from __future__ import annotations
+
+from minipeft.conformance.method import Note
+
+NOTES = {
+    "ScaleForgotten": Note("s = 1: alpha and r are ignored", "the update is r / alpha times what it should be",
+                           ("surogate #173",)),
+    "ScaleNotDivided": Note("s = alpha, not alpha / r", "the update is r times too strong",
+                            ("Blaizzy/mlx-vlm #841", "Blaizzy/mlx-vlm #845", "rasbt/LLMs-from-scratch #821")),
+    "ScaleByAnotherAxis": Note("s = alpha / d: the rank is read off the wrong axis"),
+    "RankStabilized": Note("s = alpha / sqrt(r), not alpha / r", "the update is sqrt(r) times too strong; if it is "
+                           "meant, declare conventions={'lora_embedding': {'scaling': 'alpha/sqrt(r)'}}",
+                           ("huggingface/peft #3449", "huggingface/peft PR #3473")),
+    "ScaleTwice": Note("s is applied twice", "the update is alpha / r times too strong"),
+    "ScaleSlightlyOff": Note("s is 2 % too large", "half precision hides it from every check but an exact one"),
+    "AlphaTruncated": Note("alpha is read as an integer", "alpha 0.5 switches the adapter off"),
+    "AlphaMissing": Note("a missing alpha is taken for 0", "the adapter loads and does nothing", ("surogate #173",)),
+    "Unchecked": Note("shapes and alpha are not checked", "some of what does not fit computes something all the same"),
+    "NoEffect": Note("the adapter has no effect until it is merged", "it sits on a table that the model no longer "
+                     "looks at, as the shared table of an encoder-decoder: training does nothing, and merging changes "
+                     "the model", ("huggingface/peft #2018", "huggingface/peft #2777", "huggingface/peft #2864")),
+    "HeadOnly": Note("the adapter acts at the output head alone", "lookups see the base, until it is merged",
+                     ("huggingface/peft #2018", "huggingface/transformers #45127")),
+    "LookupOnly": Note("the adapter acts at the lookup alone, not at the head that is tied to it"),
+    "TiedGradientLost": Note("the gradient of one use of the tied table is lost"),
+    "OneStackOnly": Note("the adapter acts in the encoder alone"),
+    "MergedForwardAddsAgain": Note("merged, it adds the adapter once more"),
+    "MergeTransposed": Note("merging adds B A untransposed", "silent where V = d"),
+    "MergeRenormalizes": Note("merging gives rows their old length back"),
+    "MergeForgetsScale": Note("merging adds B A without s"),
+    "MergeLost": Note("merging changes a copy of the table"),
+    "UnmergeForgetsScale": Note("unmerging subtracts B A without s"),
+    "UnmergeDrifts": Note("unmerging subtracts a rounded update, where merging added one that was not",
+                          "every cycle moves the table", ("huggingface/trl #6688",)),
+    "MergesTwice": Note("merging twice adds the update twice", "", ("EricLBuehler/candle-lora #26",)),
+    "IdsOffByOne": Note("the adapter looks up id - 1"),
+    "IdsWrapped": Note("ids beyond the table wrap around silently", "a vocabulary that was extended goes unnoticed"),
+    "NegativeIds": Note("negative ids count from the end", "a label of -100 that reaches the input goes unnoticed"),
+    "IdsClipped": Note("ids beyond the table are taken for its last row"),
+    "PaddingSkipped": Note("id 0 is taken for padding and gets no gradient"),
+    "GradientOverwritten": Note("of an id that occurs twice the last gradient is kept, not the sum"),
+    "GradientByFrequency": Note("gradients are divided by how often an id occurs"),
+    "GradientIsMean": Note("a gradient is a mean over the batch, not a sum"),
+    "GradientForgetsScale": Note("dA without s"),
+    "GradientSpread": Note("ids that do not occur have a gradient"),
+    "TableTrained": Note("the table is trained", "", ("huggingface/peft #3580",)),
+    "FrozenZeros": Note("the frozen table has a gradient of zeros", "memory for it, and weight decay acts"),
+    "ATransposed": Note("A is used transposed", "silent where V = r"),
+    "PositionsMixed": Note("the first position leaks into the others"),
+    "AdapterBias": Note("the adapter adds a constant"),
+    "DeltaNormalized": Note("the update is divided by |B|"),
+    "SaveDropsAlpha": Note("alpha is not in the file", "the loaded adapter has another scale", ("surogate #173",)),
+    "SavesTable": Note("the file holds the frozen table"),
+    "LoadUnchecked": Note("a file for another vocabulary is loaded all the same", "", ("surogate #173",)),
+}

@@ -1,0 +1,128 @@
+"""LoRA on an embedding table in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+from __future__ import annotations
+
+import math
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.emulated import Emulated
+
+Array = numpy.ndarray
+
+
+class LoraEmbedding:
+    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+
+    def __init__(self, E: Array, A: Array, B: Array, alpha: float, dtype: str):
+        self.e = Emulated(dtype)
+        self.E = E.copy()
+        self.kept: Array | None = None                 # E as it was before a merge
+        self.take(A, B, alpha)
+
+    def take(self, A: Array, B: Array, alpha: float) -> None:
+        (V, d), r = self.E.shape, len(A)
+        if r < 1 or A.shape != (r, V) or B.shape != (d, r):
+            raise ValueError(f"A {A.shape} and B {B.shape} do not fit a table {self.E.shape}")
+        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise ValueError(f"alpha is {alpha}; expected a finite number")
+        self.A, self.B, self.alpha = A.copy(), B.copy(), self.read(alpha)
+
+    def read(self, alpha: float) -> float:
+        return float(alpha)
+
+    def scale(self) -> float:
+        return self.alpha / len(self.A)
+
+    def checked(self, ids: Array) -> Array:
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self.E)):
+            raise IndexError(f"ids from {ids.min()} to {ids.max()} in a table of {len(self.E)} rows")
+        return ids
+
+    def delta(self) -> Array:
+        """s (B A)^T [V, d]."""
+        return self.e.r(self.scale() * self.e.mm(self.B, self.A)).T
+
+    def codes(self, ids: Array) -> Array:
+        """A^T[ids] [b, t, r]."""
+        return self.A.T[ids]
+
+    def low_rank(self, ids: Array) -> Array:
+        """s A^T[ids] B^T [b, t, d]."""
+        return self.e.r(self.scale() * self.e.mm(self.codes(ids), self.B.T))
+
+    def low_rank_head(self, h: Array) -> Array:
+        """s (h B) A [N, V]."""
+        return self.e.r(self.scale() * self.e.mm(self.e.mm(h, self.B), self.A))
+
+    def forward(self, ids: Array) -> Array:
+        ids = self.checked(ids)
+        rows = self.E[ids]
+        return rows if self.kept is not None else self.e.r(rows + self.low_rank(ids))
+
+    def forward_decoder(self, ids: Array) -> Array:
+        """The second use of a table, by the decoder."""
+        return self.forward(ids)
+
+    def head(self, h: Array) -> Array:
+        """The third use, as the output layer."""
+        logits = self.e.mm(h, self.E.T)
+        return logits if self.kept is not None else self.e.r(logits + self.low_rank_head(h))
+
+    def vjp(self, ids: Array, g: Array) -> dict:
+        flat = self.checked(ids).reshape(-1)
+        gs = g.reshape(len(flat), -1)
+        s, mm, r = self.scale(), self.e.mm, self.e.r
+        return {"A": r(s * self.scattered(flat, mm(gs, self.B))).T,
+                "B": r(s * mm(gs.T, self.codes(flat))), "E": None}
+
+    def scattered(self, ids: Array, rows: Array) -> Array:
+        """[n], [n, r] -> [V, r]: rows of the same id added up."""
+        out = numpy.zeros((len(self.E), rows.shape[1]), self.e.wide)
+        numpy.add.at(out, ids, rows.astype(self.e.wide))
+        return self.e.r(out)
+
+    def vjp_head(self, h: Array, q: Array) -> dict:
+        s, mm, r = self.scale(), self.e.mm, self.e.r
+        return {"A": r(s * mm(mm(h, self.B).T, q)), "B": r(s * mm(h.T, mm(q, self.A.T)))}
+
+    def vjp_tied(self, ids: Array, g: Array, h: Array, q: Array) -> dict:
+        """Of <g, forward(ids)> + <q, head(h)>."""
+        lookup, head = self.vjp(ids, g), self.vjp_head(h, q)
+        return {**{k: self.e.r(lookup[k] + head[k]) for k in ("A", "B")}, "E": None}
+
+    def weight(self) -> Array:
+        return self.E
+
+    def merge(self) -> None:
+        if self.kept is not None:
+            raise ValueError("it is merged already")
+        self.kept, self.E = self.E, self.merged()
+
+    def merged(self) -> Array:
+        return self.e.r(self.E + self.delta())
+
+    def unmerge(self) -> None:
+        assert self.kept is not None, "it is not merged"
+        self.E, self.kept = self.kept, None
+
+    def is_merged(self) -> bool:
+        return self.kept is not None
+
+    def step(self, ids: Array, g: Array, lr: float) -> None:
+        grads = self.vjp(ids, g)
+        self.A, self.B = self.e.r(self.A - lr * grads["A"]), self.e.r(self.B - lr * grads["B"])
+
+    def trainable(self) -> set[str]:
+        return {"A", "B"}
+
+    def save(self) -> bytes:
+        return safetensors.numpy.save({"A": numpy.ascontiguousarray(self.A), "B": numpy.ascontiguousarray(self.B),
+                                       "alpha": numpy.array(self.alpha)})
+
+    def load(self, blob: bytes) -> None:
+        found = safetensors.numpy.load(blob)
+        self.take(found["A"], found["B"], float(found["alpha"]))
+
+    def state_keys(self) -> set[str]:
+        return {"A", "B", "alpha"}
