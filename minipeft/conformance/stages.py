@@ -94,13 +94,12 @@ class Stage:
             self._live()
         else:
             self.skip(Property("live", "properties on drawn cases", (), lambda *_: iter(())), live.MISSING)
-        results = [tally.result for tally in self.tallies.values()]
+        self.tallies = {id: tally for id, tally in self.tallies.items() if not self._dead(id)}
         for tally in self.tallies.values():
             if tally.result.cases == 0:
                 tally.result.status = "skip"
                 tally.result.reason = self.reasons.get(tally.prop.id, "no case of this method has what it is about")
-        for result in results:
-            self.say({"result": result.as_json()})
+            self.say({"result": tally.result.as_json()})
         failures = [(tally.result, tally.failed) for tally in self.tallies.values() if tally.failed]
         if self.stage == "live" and self.method.name == "lora_linear" and self.dtype in ("float16", "bfloat16"):
             for line in survival(self.plugin, self.method, self.dtype):
@@ -117,7 +116,7 @@ class Stage:
 
     def judge(self, prop: Property, case: Case) -> float:
         """Run a property on a case, unless it failed before or the process died in it."""
-        if (self.method.name, self.dtype, self.stage, prop.id) in self.job.dead:
+        if self._dead(prop.id):
             return 0.0
         tally = self.tally(prop)
         if tally.failed or tally.result.cases >= prop.examples or not prop.applies(case):
@@ -125,7 +124,7 @@ class Stage:
         if not self._offers(prop, case):
             self.skip(prop, f"not offered: {', '.join(n for n in prop.needs if not self._has(n))}")
             return 0.0
-        self.say({"now": [self.method.name, self.dtype, self.stage, prop.id]})
+        self._now(prop.id)
         try:
             return tally.add(case, *look(prop, case, self.plugin, self.make))
         except Skip as reason:
@@ -148,24 +147,38 @@ class Stage:
     def _vectors(self) -> None:
         declared = self.plugin.conventions(self.method)
         for vector in read(self.method.name).vectors:
-            place = (self.method.name, self.dtype, self.stage, vector.case.id)
-            if vector.case.dtype != self.dtype or place in self.job.dead:
+            if vector.case.dtype != self.dtype:
                 continue
             reason = skipped(self.method, vector, self.plugin.dtypes, declared)
             if reason:
                 for name in vector.outputs:
                     self.skip(output_property(self.method, name), f"no vector for them; {reason}")
                 continue
-            self.say({"now": list(place)})
             vector = judged(self.method, vector, self.plugin.arith.get(self.dtype, {}))
+            alive = {name: value for name, value in vector.outputs.items() if not self._dead(f"V {name}")}
+            if alive or vector.result == "must_raise" and not self._dead("X1"):
+                self._observe(dataclasses.replace(vector, outputs=alive))
+
+    def _observe(self, vector: Vector) -> None:
+        """Every output of a vector; what is being computed is said before."""
+        ids = [*(f"V {name}" for name in vector.outputs), *(["V absent"] if vector.outputs else ["X1"])]
+        self._now(ids[0])
+        self.plugin.made.clear()
+        for i, seen in enumerate(observed(self.method, vector, self.make), 1):
+            prop = self._property(vector, seen.output)
+            if isinstance(seen.what, str):
+                self.skip(prop, seen.what)
+            else:
+                self.tally(prop).add(vector.case, [seen.what], list(self.plugin.made))
             self.plugin.made.clear()
-            for seen in observed(self.method, vector, self.make):
-                prop = self._property(vector, seen.output)
-                if isinstance(seen.what, str):
-                    self.skip(prop, seen.what)
-                else:
-                    self.tally(prop).add(vector.case, [seen.what], list(self.plugin.made))
-                self.plugin.made.clear()
+            self._now(ids[min(i, len(ids) - 1)])
+
+    def _now(self, id: str) -> None:
+        self.say({"now": [self.method.name, self.dtype, self.stage, id]})
+
+    def _dead(self, id: str) -> bool:
+        """Whether the process died in this property before."""
+        return (self.method.name, self.dtype, self.stage, id) in self.job.dead
 
     def _property(self, vector: Vector, output: str) -> Property:
         """The property that an output of a vector stands for."""

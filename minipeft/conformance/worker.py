@@ -18,6 +18,7 @@ from typing import Any, Iterator
 
 from minipeft.conformance.result import Job, Result
 
+_CHILD = "from minipeft.conformance.worker import main; main()"
 _PATIENCE = 30  # seconds beyond the time limit of one call that a child may be silent
 
 
@@ -26,7 +27,7 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
     while True:
         now: tuple[str, ...] | None = None
         last: dict[str, Any] = {}
-        process, lines = _started(job)
+        process, lines, reader = _started(job)
         try:
             for message in _messages(process, lines, job.limit + _PATIENCE):
                 if "now" in message:
@@ -38,6 +39,8 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
         finally:
             process.kill()
             process.wait()
+            reader.join()
+            process.stdout.close()  # type: ignore[union-attr]
         if "end" in last:
             return
         if "error" in last:
@@ -53,10 +56,10 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
         job = dataclasses.replace(job, dead=(*job.dead, now))
 
 
-def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
-    """A child with its job, and the lines that it will write; None at the end."""
+def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]", threading.Thread]:
+    """A child with its job; the lines that it will write, None at the end; and the thread that reads them."""
     path = os.pathsep.join([os.getcwd(), *(p for p in sys.path if p)])
-    process = subprocess.Popen([sys.executable, "-m", "minipeft.conformance.worker"], text=True,
+    process = subprocess.Popen([sys.executable, "-c", _CHILD], text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -72,8 +75,9 @@ def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
             lines.put(line)
         lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    return process, lines
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return process, lines, reader
 
 
 def _messages(process: subprocess.Popen, lines: "queue.Queue[str | None]", patience: float) -> Iterator[dict]:
@@ -113,7 +117,3 @@ def main() -> None:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-if __name__ == "__main__":
-    main()
