@@ -10,6 +10,7 @@ from minipeft.conformance.methods.lora_embedding.equations import exact_values, 
 from minipeft.conformance.methods.lora_embedding.laws import LAWS
 from minipeft.conformance.methods.lora_embedding.laws_of_ties import LAWS as LAWS_OF_TIES
 from minipeft.conformance.methods.lora_embedding.mutants import PLANTED
+from minipeft.conformance.methods.lora_embedding.mutants_of_uses import PLANTED as PLANTED_IN_USES
 from minipeft.conformance.methods.lora_embedding.notes import NOTES
 from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
 from minipeft.conformance.methods.lora_linear.equations import SCALINGS
@@ -57,6 +58,6 @@ METHOD = Method(
           "q": ("N", "V")},
     sizes={"b": (1, 4), "t": (1, 6), "V": (1, 16), "d": (1, 12), "r": (1, 4), "N": (1, 5)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_TIES.all), plain=LoraEmbedding, mutants=tuple(PLANTED.all),
+    properties=(*LAWS.all, *LAWS_OF_TIES.all), plain=LoraEmbedding, mutants=(*PLANTED.all, *PLANTED_IN_USES.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",),
     exact_when=lambda case: case.conventions["scaling"] != "alpha/sqrt(r)" or case["A"].shape[0] in (1, 4, 16))

@@ -1,0 +1,102 @@
+"""minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and pullback."""
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import numpy
+
+from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
+from minipeft.nn.layers import Embedding
+from minipeft.nn.module import Module
+from minipeft.nn.site import Site
+from minipeft.nn.weight import Parameter
+from minipeft.ops import add, mul
+from minipeft.ops import sum as total
+from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.bottleneck import Bottleneck
+from minipeft.peft.load import load
+from minipeft.peft.select import select
+
+Array = numpy.ndarray
+
+
+class OneSublayer(Module):
+    """A model of one sublayer site, behind which the residual is added; its table says how wide it is."""
+
+    def __init__(self, d: int, dtype: str):
+        self.embedding, self.out = Embedding(numpy.zeros((1, d), dtype)), Site("sublayer")
+        self.attachments: dict[str, Attachment] = {}
+
+    def __call__(self, x: Any, n: Any, F: Any) -> Tensor:
+        return add(x, self.out(x, n, F))
+
+
+class Ours:
+    """input: what a parallel adapter reads, "stream" or "norm"."""
+
+    def __init__(self, D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, activation: str, placement: str,
+                 scale: Any, input: str):
+        (m, d), self.dtype = D.shape, dtype
+        self.model = OneSublayer(d, dtype)
+        method = Bottleneck(placement=placement, size=m, activation=activation, scale=scale, where="^out$",
+                            input=input if placement == "parallel" else "stream")
+        self.reads_n = method.input == "norm"
+        self.attachment = attach(self.model, method, numpy.random.default_rng(0), "default")
+        for leaf, array in (("D", D), ("b_D", b_D), ("U", U), ("b_U", b_U)):
+            parameter = self.attachment.parameters[f"out@default.{leaf}"]
+            if parameter.shape != array.shape:
+                raise ValueError(f"{leaf} has shape {array.shape}; expected {parameter.shape}")
+            parameter.data = array.astype(dtype)
+
+    def _stream(self, *arrays: Array) -> list[Parameter]:
+        """[N, d] -> [1, N, d], a batch of one, to be watched or not."""
+        if len({a.shape for a in arrays}) > 1:
+            raise ValueError(f"x, n and F have shapes {[a.shape for a in arrays]}; expected the same")
+        return [Parameter(a.astype(self.dtype)[None]) for a in arrays]
+
+    def forward(self, x: Array, n: Array, F: Array) -> Array:
+        return self.model(*self._stream(x, n, F)).data[0].astype(numpy.float64)
+
+    def vjp(self, x: Array, n: Array, F: Array, g: Array) -> dict:
+        stream, weight = dict(zip("xnF", self._stream(x, n, F))), g.astype(self.dtype)[None]
+        own: dict[str, Leaf] = {name.rsplit(".", 1)[-1]: p for name, p in select(self.model, "@").items()}
+        watched = own | {name: p for name, p in stream.items() if name != "n" or self.reads_n}
+        found = value_and_grad(lambda: total(mul(self.model(*stream.values()), weight)), watched)[1]
+        wide = {name: array.astype(numpy.float64) for name, array in found.items()}
+        return {name: array[0] if name in stream else array for name, array in wide.items()}
+
+    def merge(self) -> None:
+        self.attachment.merge()
+
+    def trainable(self) -> set[str]:
+        return {name.rsplit(".", 1)[-1] for name in select(self.model, "@")}
+
+    def save(self) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "adapter.safetensors")
+            self.attachment.save(file)
+            with open(file, "rb") as stream:
+                return stream.read()
+
+    def load(self, blob: bytes) -> None:
+        """Beside the old attachment, which goes when the new one has passed all checks."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "adapter.safetensors")
+            with open(file, "wb") as stream:
+                stream.write(blob)
+            found = load(self.model, file, name=f"after-{self.attachment.name}")
+        self.attachment.remove()
+        self.attachment = found
+
+
+def bottleneck_adapter(D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, *, activation: str = "relu",
+                       placement: str = "houlsby", scale: float = 1.0) -> Ours:
+    return Ours(D, b_D, U, b_U, dtype, activation, placement, scale, "stream")
+
+
+def reading_the_norm(D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, *, activation: str = "relu",
+                     placement: str = "houlsby", scale: float = 1.0) -> Ours:
+    """The same for whoever declares parallel_input "norm"."""
+    return Ours(D, b_D, U, b_U, dtype, activation, placement, scale, "norm")
