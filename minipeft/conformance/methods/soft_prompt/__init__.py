@@ -12,6 +12,7 @@ from minipeft.conformance.methods.soft_prompt.laws import LAWS, out
 from minipeft.conformance.methods.soft_prompt.laws_of_training import LAWS as LAWS_OF_TRAINING
 from minipeft.conformance.methods.soft_prompt.laws_of_training import gradient
 from minipeft.conformance.methods.soft_prompt.mutants import PLANTED
+from minipeft.conformance.methods.soft_prompt.mutants_of_training import PLANTED as PLANTED_IN_TRAINING
 from minipeft.conformance.methods.soft_prompt.notes import NOTES
 from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
 
@@ -36,8 +37,8 @@ METHOD = Method(
     conventions={"positions": POSITIONS, "left_padding": LEFT_PADDING},
     axes={"P": ("p", "d"), "E": ("V", "d"), "q": ("d", "d"), "k": ("d", "d"), "v": ("d", "d"), "o": ("d", "d"),
           "position": ("L", "d"), "relative": ("W",), "ids": ("b", "t"), "mask": ("b", "t"), "g": ("b", "t", "d")},
-    sizes={"b": (1, 4), "t": (2, 7), "p": (1, 4), "d": (1, 8), "V": (2, 9)},
+    sizes={"b": (1, 4), "t": (2, 7), "p": (1, 4), "d": (1, 16), "V": (2, 9)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values,
     outputs={"y": (("forward",), lambda make, c: out(make(c), c)), "dP": (("vjp",), _dP)},
-    properties=(*LAWS.all, *LAWS_OF_TRAINING.all), plain=SoftPrompt, mutants=tuple(PLANTED.all),
+    properties=(*LAWS.all, *LAWS_OF_TRAINING.all), plain=SoftPrompt, mutants=(*PLANTED.all, *PLANTED_IN_TRAINING.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",), exact_when=never_rounded)

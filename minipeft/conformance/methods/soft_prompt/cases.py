@@ -1,7 +1,8 @@
 """Cases of a soft prompt: drawn, published, and to be refused.
 
-q and k are small, so that no softmax is saturated: where one key has all the weight, a wrong mask moves nothing. Rows
-are padded on the left, on the right, not at all, and have a hole; ids repeat; a table of positions is never used up.
+Scores are of size 1 whatever d is, so that no softmax is saturated: where one key has all the weight, a wrong mask
+moves nothing, and where all have the same, a wrong scale does not. Rows are padded on the left, on the right, not at
+all, and have a hole behind the first token; ids repeat; a table of positions is used up, or has a row or two to spare.
 
 Exact cases: q = 0, so every seen key has the same weight, one over their number, a power of two; v and o have two
 entries +-1 in every row and column, so that sums stay below 2^8.
@@ -36,7 +37,7 @@ def made(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
         arrays |= {"q": numpy.zeros((d, d)), "k": drawn(rng, (d, d), dtype, True),
                    "v": two_a_row(rng, d), "o": two_a_row(rng, d)}
     else:
-        arrays |= {name: floats(rng, (d, d), dtype, 0.25 if name in "qk" else d ** -0.5) for name in "qkvo"}
+        arrays |= {name: floats(rng, (d, d), dtype, (0.75 if name in "qk" else 1) * d ** -0.5) for name in "qkvo"}
     arrays["ids"] = rng.integers(0, V, (b, t))
     arrays["mask"] = numpy.array([_mask(rng, side, t, p, exact) for side in sides])
     arrays["g"] = drawn(rng, (b, t, d), dtype, exact) * arrays["mask"][..., None]
@@ -63,7 +64,7 @@ def _mask(rng: numpy.random.Generator, side: str, t: int, p: int, exact: bool) -
     mask = numpy.arange(t) < seen
     if side == "left":
         return mask[::-1]
-    return rng.permutation(mask) if side == "hole" else mask
+    return numpy.concatenate([mask[:1], rng.permutation(mask[1:])]) if side == "hole" else mask
 
 
 def refusals(dtype: str) -> list[Refusal]:
@@ -81,25 +82,27 @@ def refusals(dtype: str) -> list[Refusal]:
                     good.but({"mask": numpy.concatenate([numpy.ones((2, 2), bool), good["mask"]], axis=1)})),
             Refusal("a prompt of another width", good.but({"P": good["P"][:, :3]})),
             Refusal("a prompt of width 1", good.but({"P": good["P"][:, :1]})),
-            Refusal("a prompt for which the table of positions has no room", good.but({"position": good["position"][:4]}))]
+            Refusal("a prompt for which the table of positions has no room",
+                    good.but({"position": good["position"][:4]}))]
 
 
 def vectors() -> list[Case]:
-    """Both kinds of positions, each side of padding, a prompt longer and shorter than the text."""
+    """Both kinds of positions, a prompt longer and shorter than the text. No row is padded on the left: there the
+    conventions differ, and minipeft, which has to agree with what is published, has not the default one."""
     cases = []
     for seed, (b, t, p, d, sides, relative, label) in enumerate([
-            (3, 5, 2, 4, ["left", "right", "none"], False, "a table of positions, every side of padding"),
-            (3, 5, 2, 4, ["left", "right", "none"], True, "relative positions, every side of padding"),
-            (1, 2, 4, 6, ["none"], False, "a prompt longer than the text, one row, nothing masked"),
-            (2, 6, 1, 3, ["left", "hole"], True, "a prompt of one vector; a row with a hole"),
-            (4, 4, 4, 4, ["right", "left", "hole", "none"], False, "batch, text, prompt and width the same: a wrong "
-                                                                   "axis is silent")]):
+            (3, 5, 2, 4, ["hole", "right", "none"], False, "a table of positions, a padded row, a row with a hole"),
+            (3, 5, 2, 16, ["right", "hole", "none"], True, "relative positions; d is large enough that sqrt(d) shows"),
+            (1, 2, 4, 16, ["none"], False, "a prompt longer than the text, one row, nothing masked"),
+            (2, 6, 1, 3, ["right", "hole"], True, "a prompt of one vector"),
+            (4, 4, 4, 4, ["right", "none", "hole", "right"], False, "batch, text, prompt and width the same: a wrong "
+                                                                    "axis is silent")]):
         for dtype in DTYPES:
             sizes = {"b": b, "t": t, "p": p, "d": d, "V": 7}
             cases.append(made(numpy.random.default_rng([1, seed]), dtype, False, sizes, sides, relative, label))
     for seed, (b, t, p, d, sides, label) in enumerate([
-            (3, 5, 2, 4, ["left", "right", "none"], "all weights equal and dyadic: bit for bit"),
-            (2, 4, 4, 3, ["left", "hole"], "dyadic; a prompt as long as the text")]):
+            (3, 5, 2, 4, ["hole", "right", "none"], "all weights equal and dyadic: bit for bit"),
+            (2, 4, 4, 3, ["right", "hole"], "dyadic; a prompt as long as the text")]):
         for dtype in DTYPES:
             sizes = {"b": b, "t": t, "p": p, "d": d, "V": 6}
             case = made(numpy.random.default_rng([2, seed]), "bfloat16", True, sizes, sides, False, label)

@@ -10,10 +10,10 @@
 P [p, d], ids and mask [b, t], E [V, d], q, k, v, o [d, d], position [L, d], relative [2 R + 1], y and g [b, t, d].
 y at masked tokens means nothing: it is taken as 0 here, and g is 0 there.
 
-positions: "shifted", columns of X are numbered from 0, so that the prompt behaves as tokens and token i stands at p + i;
-or "restart", prompt and tokens are numbered from 0 each.
+positions: "shifted", columns of X are numbered from 0, so that the prompt behaves as tokens and token i stands at
+p + i; or "restart", prompt and tokens are numbered from 0 each.
 left_padding: of a row whose first l tokens are masked, the prompt stands "next to the text", between these and the
-first token that is seen; or "outside the padding", left of the whole row. Without padding on the left both are the same.
+first token that is seen; or "outside the padding", left of the whole row. Where l = 0 both are the same.
 """
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _hidden(scores: Any, seen: numpy.ndarray) -> Any:
 
 def fits(case: Case) -> None:
     """Raises ValueError for arrays that make no case."""
-    (b, t), (p, d), n = case["ids"].shape, case["P"].shape, len(case["P"]) + case["ids"].shape[1]
-    if case["ids"].min() < 0 or case["ids"].max() >= len(case["E"]) or case["E"].shape[1] != d:
+    (b, t), n = case["ids"].shape, len(case["P"]) + case["ids"].shape[1]
+    if case["ids"].min() < 0 or case["ids"].max() >= len(case["E"]) or case["E"].shape[1:] != case["P"].shape[1:]:
         raise ValueError("ids that E has not, or a prompt of another width")
     if case["mask"].shape != (b, t) or not case["mask"].any(axis=1).all():
         raise ValueError("a mask of another shape, or a row in which nothing is seen")
@@ -143,7 +143,7 @@ def exact_values(case: Case) -> dict[str, Value]:
     bounds = values(case)
     with mpmath.workdps(50):
         found = equations(case, numpy.vectorize(mpmath.mpf, otypes=[object]))
-        exact = {name: Value(rounded(found[name]), numpy.float64(bounds[name].mag), 1, 1) for name in bounds}
+        exact = {name: Value(rounded(found[name]), bounds[name].mag.astype(numpy.float64), 1, 1) for name in bounds}
     return {**exact, "y": _at_tokens(case, exact["y"])}
 
 
@@ -158,4 +158,3 @@ def never_rounded(case: Case) -> bool:
     seen = len(case["P"]) + case["mask"].sum(axis=1)
     flat = "relative" not in case or len(set(case["relative"].tolist())) == 1
     return not case["q"].any() and flat and not (seen & (seen - 1)).any()
-

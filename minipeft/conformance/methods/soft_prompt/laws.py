@@ -36,15 +36,20 @@ def bare(case: Case) -> Case:
     return twin.but(exact=case.exact and never_rounded(twin))
 
 
-def out_of_base(case: Case, make: Make, layer: Any = None) -> numpy.ndarray:
-    """y of the layer by itself: of `base_forward`, or with a prompt of length 0."""
-    layer = make(case) if layer is None else layer
-    if layer.offers("base_forward"):
-        return out(layer, case, "base_forward")
+def with_no_vectors(case: Case, make: Make) -> numpy.ndarray:
+    """y with a prompt of length 0. Raises Skip where that is refused."""
     try:
         return out(make(bare(case)), case)
     except Fault as fault:
-        raise Skip(f"there is no base_forward(), and a prompt of length 0 is refused: {fault.detail}") from None
+        if fault.kind == "raises":
+            raise Skip(f"a prompt of length 0 is refused: {fault.detail}") from None
+        raise
+
+
+def out_of_base(case: Case, make: Make) -> numpy.ndarray:
+    """y of the layer by itself: of `base_forward`, or with a prompt of length 0."""
+    layer = make(case)
+    return out(layer, case, "base_forward") if layer.offers("base_forward") else with_no_vectors(case, make)
 
 
 def rows_of(case: Case, chosen: Any) -> Case:
@@ -87,13 +92,12 @@ def extended_vocabulary(case: Case, make: Make) -> Seen:
 
 
 def _as_tokens(case: Case, at: Layout) -> Case:
-    """The ids of the prompt among those of the tokens; the outputs are looked at elsewhere, so g is left out."""
-    p, n = len(case["P"]), at.order.shape[1]
+    """The ids of the prompt among those of the tokens, in a vocabulary that has them."""
+    p = len(case["P"])
     prompt = numpy.tile(numpy.arange(len(case["E"]), len(case["E"]) + p), (len(case["ids"]), 1))
     ids = numpy.concatenate([prompt, case["ids"]], axis=1)[at.rows, at.order]
     return case.but({"E": numpy.concatenate([case["E"], case["P"]]), "ids": ids, "mask": at.mask,
-                     "g": numpy.zeros((*ids.shape, case["E"].shape[1])), "P": case["P"][:0]},
-                    label=f"{n} tokens, {p} of them the prompt")
+                     "g": numpy.zeros((*ids.shape, case["E"].shape[1]))})
 
 
 def _base_row(case: Case, twin: Case, at: Layout, make: Make, row: int) -> numpy.ndarray:
@@ -134,13 +138,7 @@ def independent_rows(case: Case, make: Make) -> Seen:
 
 @law("P2z", "M: a prompt of length 0 is no prompt, bit for bit", "forward", "base_forward")
 def empty_prompt(case: Case, make: Make) -> Seen:
-    try:
-        y = out(make(bare(case)), case)
-    except Fault as fault:
-        if fault.kind == "raises":
-            raise Skip(f"a prompt of length 0 is refused: {fault.detail}") from None
-        raise
-    yield same("y with a prompt of length 0", y, out(make(case), case, "base_forward"))
+    yield same("y with a prompt of length 0", with_no_vectors(case, make), out(make(case), case, "base_forward"))
 
 
 @law("P2d", "M: switched off, nothing of the prompt is left; switched on, it is as before", "disabled", "forward")

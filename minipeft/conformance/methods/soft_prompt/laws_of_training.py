@@ -43,8 +43,8 @@ def additive(case: Case, make: Make) -> Seen:
 @law("P3d", "S: every row that is trained reaches the output", "vjp")
 def alive(case: Case, make: Make) -> Seen:
     found, p = gradient(make(case), case), len(case["P"])
-    reached = [*values(case)["dP"].exact.any(axis=1), *[True] * (len(found) - p)]
-    dead = [row for row in range(len(found)) if reached[row] and not found[row].any()]
+    reached = numpy.append(values(case)["dP"].exact.any(axis=1), numpy.ones(len(found) - p, bool))
+    dead = numpy.flatnonzero(reached & ~found.any(axis=1)).tolist()
     yield fact("dead prompt rows", dead, [], f"dP has {len(found)} rows and the prompt {p}; what has no gradient "
                                              f"is counted as trained and never is")
 

@@ -1,8 +1,7 @@
-"""Bugs planted in the plain soft prompt; the comment behind each is its number in the conformance notes."""
+"""Bugs planted in the forward of the plain soft prompt; the comment behind each is its number in the notes."""
 from __future__ import annotations
 
 import numpy
-import safetensors.numpy
 
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.method import Planted
@@ -85,6 +84,17 @@ class PositionsNotShifted(SoftPrompt):
     def positions_of(self, places, p):
         b, n = places.shape
         return numpy.tile([*range(p), *range(n - p)], (b, 1))
+
+
+@planted("distances_without_prompt", "DistancesWithoutPrompt")
+class DistancesWithoutPrompt(PositionsNotShifted):
+    """The same with relative positions alone."""
+
+    def positions_of(self, places, p):
+        return super().positions_of(places, p) if "relative" in self.base else places
+
+    def distance(self, positions):
+        return positions[:, None, :] - positions[:, :, None]
 
 
 @planted("prompt_without_positions", "PromptWithoutPositions")
@@ -205,94 +215,3 @@ class StaysOff(SoftPrompt):
     def disabled(self, ids, mask):
         self.P = self.P[:0]
         return self.forward(ids, mask)
-
-
-@planted("dead_rows", "DeadRows")
-class DeadRows(SoftPrompt):
-    def vjp(self, ids, mask, g):
-        found = super().vjp(ids, mask, g)["P"]
-        return {"P": numpy.concatenate([found, 0 * found]), "E": None}
-
-
-@planted("dead_first_row", "DeadFirstRow")
-class DeadFirstRow(SoftPrompt):
-    def vjp(self, ids, mask, g):
-        found = super().vjp(ids, mask, g)["P"]
-        return {"P": found * (numpy.arange(len(found)) > 0)[:, None], "E": None}
-
-
-@planted("gradient_mean", "GradientIsMean")
-class GradientMean(SoftPrompt):
-    def vjp(self, ids, mask, g):
-        return {"P": self.e.r(super().vjp(ids, mask, g)["P"] / len(ids)), "E": None}
-
-
-@planted("gradient_of_first_row", "GradientOfFirstRow")
-class GradientOfFirstRow(SoftPrompt):
-    def rows_of(self, ids, mask, g):
-        return super().rows_of(ids, mask, g)[:1]
-
-
-@planted("gradient_skips_padded", "GradientSkipsPadded")
-class GradientSkipsPadded(SoftPrompt):
-    def rows_of(self, ids, mask, g):
-        return super().rows_of(ids, mask, g) * mask.all(axis=1)[:, None, None]
-
-
-@planted("gradient_unscaled", "GradientUnscaled")
-class GradientUnscaled(SoftPrompt):
-    """Without the factor of the scores; nothing where all scores are 0, in exact cases."""
-
-    def into_x(self, g):
-        self.scale = lambda d: 1.0
-        found = super().into_x(g)
-        del self.scale
-        return found
-
-
-@planted("gradient_rolled", "GradientRolled")
-class GradientRolled(SoftPrompt):
-    def into_x(self, g):
-        return numpy.roll(super().into_x(g), -1, axis=1)
-
-
-@planted("table_gradient", "TableTrained")
-class TableGradient(SoftPrompt):
-    def vjp(self, ids, mask, g):
-        E = numpy.zeros(self.table.shape)
-        numpy.add.at(E, ids, self.e.r(g))
-        return {**super().vjp(ids, mask, g), "E": self.e.r(E)}
-
-
-@planted("table_zeros", "FrozenZeros")
-class TableZeros(SoftPrompt):
-    def vjp(self, ids, mask, g):
-        return {**super().vjp(ids, mask, g), "E": 0 * self.table}
-
-
-@planted("table_trainable", "TableTrained")
-class TableTrainable(SoftPrompt):
-    def trainable(self):
-        return {"P", "E"}
-
-
-@planted("saved_backwards", "SavedBackwards")
-class SavedBackwards(SoftPrompt):
-    def load(self, blob):
-        super().load(blob)
-        self.P = self.P[::-1].copy() if len(self.P) > 1 else -self.P
-
-
-@planted("saves_table", "SavesTable")
-class SavesTable(SoftPrompt):
-    def save(self):
-        return safetensors.numpy.save({"P": self.P, "E": self.table})
-
-    def state_keys(self):
-        return {"P", "E"}
-
-
-@planted("load_unchecked", "LoadUnchecked")
-class LoadUnchecked(SoftPrompt):
-    def load(self, blob):
-        self.P = safetensors.numpy.load(blob)["P"][:, :self.table.shape[1]].copy()

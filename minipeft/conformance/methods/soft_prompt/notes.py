@@ -17,6 +17,7 @@ NOTES = {
     "PromptMaskedWherePadded": Note("rows with padding do not see the prompt"),
     "PositionsNotShifted": Note("tokens keep their positions behind the prompt", "if it is meant, declare "
                                 "conventions={'soft_prompt': {'positions': 'restart'}}"),
+    "DistancesWithoutPrompt": Note("relative distances are those of positions that start again behind the prompt"),
     "PromptWithoutPositions": Note("all vectors of the prompt stand at position 0"),
     "PositionsSkipPadding": Note("positions are counted from the first token that is seen"),
     "LeftPaddingShift": Note("left-padding shift: the distance from prompt to text grows with the padding",

@@ -69,12 +69,12 @@ class OneAttention(Module):
     def __init__(self, base: Mapping[str, Array], dtype: str):
         w = {name: array.astype(dtype) for name, array in base.items()}
         self.embedding = Embedding(w["E"])
-        layers = [Linear(w[name]) for name in "qkvo"]
+        q, k, v, o = (Linear(w[name]) for name in "qkvo")
         position = Learned(w["position"]) if "position" in w else Clipped(w["relative"])
-        self.encoder = Encoder(position, Attention(*layers, heads=1, scale=len(w["q"]) ** -0.5, p=0.0))
+        self.encoder = Encoder(position, Attention(q, k, v, o, heads=1, scale=len(w["q"]) ** -0.5, p=0.0))
         self.attachments = dict[str, Attachment]()
 
-    def inputs(self, ids: Array, mask: Array) -> tuple[Tensor, Array]:
+    def inputs(self, ids: Array, mask: Array) -> tuple[Tensor, Any]:
         """Embeddings [b, t, d] and the mask, checked as every model of minipeft does."""
         checked = check_ids(ids, self.embedding.weight.base.shape[0], "ids")
         return self.embedding(checked), check_mask(mask, ids.shape, "mask")

@@ -30,8 +30,8 @@ class SoftPrompt:
 
     def places(self, mask: Array, p: int) -> Array:
         """[b, p + t]: the columns of the p prompt vectors, then those of the tokens, in each row."""
-        (b, t), first = mask.shape, mask.argmax(axis=1)[:, None]
-        tokens = numpy.arange(t) + p * (numpy.arange(t) >= first)
+        first, columns = mask.argmax(axis=1)[:, None], numpy.arange(mask.shape[1])
+        tokens = columns + p * (columns >= first)
         return numpy.concatenate([first + numpy.arange(p), tokens], axis=1)
 
     def mask_of(self, mask: Array, p: int) -> Array:
@@ -70,12 +70,16 @@ class SoftPrompt:
 
     def bias(self, seen: Array, positions: Array) -> Array:
         """[b, query, key]: what is added to the scores."""
-        distance = positions[:, None, :] - positions[:, :, None]
-        total = numpy.zeros(distance.shape)
-        if "relative" in self.base:
-            far = len(self.base["relative"]) // 2
-            total = self.base["relative"][numpy.clip(distance, -far, far) + far]
-        return total + numpy.where(self.visible(seen), 0, self.hidden())
+        hidden = numpy.where(self.visible(seen), 0, self.hidden())
+        if "relative" not in self.base:
+            return hidden
+        far = len(self.base["relative"]) // 2
+        return hidden + self.base["relative"][numpy.clip(self.distance(positions), -far, far) + far]
+
+    def distance(self, positions: Array) -> Array:
+        """[1, query, key], or [b, query, key]: in columns."""
+        columns = numpy.arange(positions.shape[1])
+        return columns[None, None, :] - columns[None, :, None]
 
     def visible(self, seen: Array) -> Array:
         return seen[:, None, :]

@@ -1,0 +1,100 @@
+"""Bugs planted in the gradients of the plain soft prompt, and in the file that it is kept in."""
+from __future__ import annotations
+
+import numpy
+import safetensors.numpy
+
+from minipeft.conformance.method import Planted
+from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
+
+PLANTED = planted = Planted("prompt")
+
+
+@planted("dead_rows", "DeadRows")
+class DeadRows(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        found = super().vjp(ids, mask, g)["P"]
+        return {"P": numpy.concatenate([found, 0 * found]), "E": None}
+
+
+@planted("dead_first_row", "DeadFirstRow")
+class DeadFirstRow(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        found = super().vjp(ids, mask, g)["P"]
+        return {"P": found * (numpy.arange(len(found)) > 0)[:, None], "E": None}
+
+
+@planted("gradient_mean", "GradientIsMean")
+class GradientMean(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        return {"P": self.e.r(super().vjp(ids, mask, g)["P"] / len(ids)), "E": None}
+
+
+@planted("gradient_of_first_row", "GradientOfFirstRow")
+class GradientOfFirstRow(SoftPrompt):
+    def rows_of(self, ids, mask, g):
+        return super().rows_of(ids, mask, g)[:1]
+
+
+@planted("gradient_skips_padded", "GradientSkipsPadded")
+class GradientSkipsPadded(SoftPrompt):
+    def rows_of(self, ids, mask, g):
+        return super().rows_of(ids, mask, g) * mask.all(axis=1)[:, None, None]
+
+
+@planted("gradient_unscaled", "GradientUnscaled")
+class GradientUnscaled(SoftPrompt):
+    """What comes through the scores lacks their factor. In exact cases it is 0 anyway."""
+
+    def into_x(self, g):
+        for name in "qk":
+            self.kept[name] = self.e.r(self.kept[name] / self.scale(g.shape[-1]))
+        return super().into_x(g)
+
+
+@planted("gradient_rolled", "GradientRolled")
+class GradientRolled(SoftPrompt):
+    def into_x(self, g):
+        return numpy.roll(super().into_x(g), -1, axis=1)
+
+
+@planted("table_gradient", "TableTrained")
+class TableGradient(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        E = numpy.zeros(self.table.shape)
+        numpy.add.at(E, ids, self.e.r(g))
+        return {**super().vjp(ids, mask, g), "E": self.e.r(E)}
+
+
+@planted("table_zeros", "FrozenZeros")
+class TableZeros(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        return {**super().vjp(ids, mask, g), "E": 0 * self.table}
+
+
+@planted("table_trainable", "TableTrained")
+class TableTrainable(SoftPrompt):
+    def trainable(self):
+        return {"P", "E"}
+
+
+@planted("saved_backwards", "SavedBackwards")
+class SavedBackwards(SoftPrompt):
+    def load(self, blob):
+        super().load(blob)
+        self.P = self.P[::-1].copy() if len(self.P) > 1 else -self.P
+
+
+@planted("saves_table", "SavesTable")
+class SavesTable(SoftPrompt):
+    def save(self):
+        return safetensors.numpy.save({"P": self.P, "E": self.table})
+
+    def state_keys(self):
+        return {"P", "E"}
+
+
+@planted("load_unchecked", "LoadUnchecked")
+class LoadUnchecked(SoftPrompt):
+    def load(self, blob):
+        self.P = safetensors.numpy.load(blob)["P"][:, :self.table.shape[1]].copy()
