@@ -6,7 +6,7 @@ import importlib
 
 from minipeft.conformance.method import Method
 
-NAMES = ("lora_linear", "lora_embedding", "selective", "soft_prompt", "lora_training")
+NAMES = ("lora_linear", "lora_embedding", "bottleneck_adapter", "selective", "soft_prompt", "lora_training")
 
 
 @functools.cache
