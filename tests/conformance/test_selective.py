@@ -111,7 +111,7 @@ def test_minipeft_holds(dtype):
 
 @pytest.mark.parametrize("build", [Selective, ours.selective])
 def test_what_must_be_refused_is(build):
-    plug = plugin(build, ("float64",), **({} if build is Selective else {"decay": "towards the start"}))
+    plug = plugin(build, ("float64",), **({} if build is Selective else ours.CONVENTIONS))
     for refusal in METHOD.refusals("float64"):
         case = plug.settle(refusal.case, METHOD)
         assert raised(refusal.what, lambda: plug.make(METHOD)(case).forward(case["x"])).holds

@@ -108,13 +108,12 @@ def refusals(dtype: str) -> list[Refusal]:
 def vectors() -> list[Case]:
     """Rectangular and square, width 4, small and no variance: see the rules in `vectors/`."""
     cases = []
-    for seed, (n, d, hidden, which) in enumerate([(5, 8, 6, "the biases (BitFit)"), (4, 4, 7, "the norm"),
-                                                  (3, 6, 6, "one layer"), (4, 4, 4, "everything"),
-                                                  (2, 3, 5, "one matrix")]):
+    for seed, (n, d, hidden, which) in enumerate([(4, 5, 3, "the biases (BitFit)"), (4, 4, 6, "the norm"),
+                                                  (3, 4, 4, "one layer"), (2, 3, 5, "one matrix")]):
         for dtype in ("float64", "float32", "bfloat16"):
             rng = numpy.random.default_rng([1, seed])
             case = bounded_case(rng, dtype, n, d, hidden, SELECTIONS[which])
-            cases.append(case.but(label=f"{which} trained; a row of small variance"
+            cases.append(case.but(params={"steps": 2}, label=f"{which} trained; a row of small variance"
                                   f"{', a constant row' if n > 3 else ''}{', square weights' if d == hidden else ''}"))
     for seed, (n, d, hidden, which) in enumerate([(3, 4, 3, "the norm's scale and a matrix"), (2, 2, 2, "everything"),
                                                   (2, 4, 4, "one matrix below")]):

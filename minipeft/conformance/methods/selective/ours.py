@@ -21,8 +21,8 @@ from minipeft.peft.attach import Attachment, attach
 from minipeft.peft.selective import Selective
 
 Array = numpy.ndarray
-capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"],
-                "conventions": {"selective": {"decay": "towards the start"}}}
+CONVENTIONS = {"decay": "towards the start"}
+capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"], "conventions": {"selective": CONVENTIONS}}
 
 
 class Block(Module):
