@@ -3,10 +3,10 @@
     rho(X) = max |MINE - REF| / tau          within iff rho <= 1
     tau    = u (8 noise + noise*) + eta      u the unit roundoff of what MINE computed in (plus REF's own)
 
-noise is what `trace` measured for each row of X (for half precision the larger of what it measured for float32 and for
-bfloat16), noise* the largest of the tensor (a row in which REF cancels exactly,
-such as the gradient of the only key that a query sees, need not do so in another order of summation), eta what
-underflow costs. 8: the margin between the worst of 8 samples and a run that is none of them. Integers must be equal.
+noise is what `trace` measured for each row of X at the unit of that dtype (float32's for float64), noise* the largest
+of the tensor (a row in which REF cancels exactly, such as the gradient of the only key that a query sees, need not do
+so in another order of summation), eta what underflow costs. 8: the margin between the worst of 8 samples and a run
+that is none of them. Integers must be equal.
 
 Tensors are looked at in REF's order of evaluation, forward first, then the gradients backwards: what is off first is
 nearest to the cause, everything after it inherits the error. So the verdict names it, the last one before it that
@@ -27,7 +27,7 @@ import numpy
 from minipeft.conformance.arithmetic import DTYPES, UNIT, arithmetic
 from minipeft.conformance.likeness import likeness
 from minipeft.conformance.recording import GRAD
-from minipeft.conformance.trace import FORMAT, NOISE, NOISE16
+from minipeft.conformance.trace import FORMAT, NOISE
 from minipeft.files import read_dtypes, read_tensors
 
 _MARGIN = 8
@@ -151,10 +151,10 @@ def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | Non
     for name in order:
         want = theirs[name]
         if name not in ours:
-            if NOISE + name in theirs:  # inputs may be left out: MINE was given them
+            if theirs[name].dtype.kind == "f":  # inputs may be left out: MINE was given them
                 held.append(Held(name, "missing", float("inf")))
             continue
-        tau = _tau(theirs, name, UNIT[dtype] + own, dtype) if NOISE + name in theirs else None
+        tau = _tau(theirs, name, UNIT[dtype] + own, dtype) if want.dtype.kind == "f" else None
         held.append(_held(name, ours[name], want, tau))
         if held[-1].kind in ("off", "shape") and not first and tau is not None:
             first = likeness(ours[name], want, tau, _sizes(metadata))
@@ -179,13 +179,13 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
         raise ValueError(f"{path}: the metadata's dtype is {metadata.get('dtype')!r}; expected one of "
                          f"{', '.join(_FLOATS)}")
     floats = [name for name in order if tensors[name].dtype.kind == "f"]
-    if not any(NOISE + name in tensors for name in floats):
+    if not any(NOISE["float32"] + name in tensors for name in floats):
         raise ValueError(f"{path} holds no noise: it was traced with samples=0, and no bound can be made of that")
     for name in floats:
-        for noise in (tensors.get(NOISE + name), tensors.get(NOISE16 + name)):
+        for noise in (tensors.get(prefix + name) for prefix in NOISE.values()):
             if noise is None or noise.shape != tensors[name].shape[:-1] or noise.dtype.kind != "f" \
                     or not (numpy.isfinite(noise).all() and (noise >= 0).all()):
-                raise ValueError(f"{path}: the noise of {name} is not a number >= 0 for each row of it, measured twice")
+                raise ValueError(f"{path}: the noise of {name} is not a number >= 0 for each row of it")
         if not numpy.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: {name} holds numbers that are not finite")
     return order
@@ -193,9 +193,7 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
 
 def _tau(ref: Mapping[str, numpy.ndarray], name: str, u: float, dtype: str) -> numpy.ndarray:
     """The bound, of the shape of ref[name]."""
-    want, most = ref[name], ref[NOISE + name].astype(numpy.float64)
-    if UNIT[dtype] > UNIT["float32"]:
-        most = numpy.maximum(most, ref[NOISE16 + name])
+    want, most = ref[name], ref[NOISE.get(dtype, NOISE["float32"]) + name].astype(numpy.float64)
     bound = u * (_MARGIN * most + most.max(initial=0.0)) + arithmetic(dtype).eta
     return numpy.broadcast_to(bound[..., None] if want.ndim else bound, want.shape)
 

@@ -25,8 +25,9 @@ _U = UNIT["float32"]
 
 
 def record(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, dtype: str | None = None,
-           shake: "Shake | None" = None) -> "Run":
-    """A copy of the model on the batch, in its own dtype or another, shaken or not."""
+           shake: "Shake | None" = None, moved: Mapping[str, Array] | None = None) -> "Run":
+    """A copy of the model on the batch, in its own dtype or another, shaken or not. moved: by how much the input X of
+    a relu is taken to be larger where its derivative is decided."""
     chosen = params
     if params is None:
         chosen = dict(model.base_parameters)
@@ -36,7 +37,7 @@ def record(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter]
     model, chosen = copy.deepcopy((model, dict(chosen or {})))  # together: the copied parameters are the copy's
     if dtype is not None:
         convert(model, dtype, shake)
-    run = Run(shake)
+    run = Run(shake, moved or {})
     run.watch(model)
     token = _observer.set(run.observe)
     try:
@@ -64,13 +65,15 @@ class Shake:
 
 class Run:
     """values: {name: array}, in the order of evaluation. gradients: as they become known; None marks a parameter's,
-    which is the engine's to sum. It stands where its last term arrives."""
+    which is the engine's to sum. It stands where its last term arrives. decided: inputs of a relu."""
 
-    def __init__(self, shake: Shake | None = None) -> None:
+    def __init__(self, shake: Shake | None, moved: Mapping[str, Array]) -> None:
+        self.moved = moved
+        self.decided: set[str] = set()
         self.shake = shake if shake is not None and shake.u > _U else None  # float32's own roundings are there
         self.values: dict[str, Array] = {}
         self.gradients: dict[str, Array | None] = {}
-        self.known: dict[int, Any] = {}
+        self.known: dict[int, tuple[str, Any]] = {}  # by identity, which lasts as long as what it is of
         self.uses: Counter[str] = Counter()
 
     def watch(self, model: Any) -> None:
@@ -104,7 +107,7 @@ class Run:
         self.uses[name] += 1
         name = name if self.uses[name] == 1 else f"{name}#{self.uses[name]}"
         self.values[name] = array_of(out)
-        self.known[id(out)] = out
+        self.known[id(out)] = name, out
         node = out.node if backward and isinstance(out, Tensor) else None
         if node is not None and node.edges:
             (parent, vjp), *others = node.edges  # each VJP is given the whole gradient: one that tells is enough
@@ -124,7 +127,15 @@ class Run:
                                               if hasattr(array_of(x), "dtype")):
             out[...] = self.shake(out)
         if node is not None:
+            if forward.__name__ == "relu" and id(inputs[0]) in self.known:
+                self._decide(inputs[0].data, self.known[id(inputs[0])][0], node)
             node.edges = [(parent, self._arriving(parent, vjp)) for parent, vjp in node.edges]
+
+    def _decide(self, x: Array, name: str, node: Node) -> None:
+        self.decided.add(name)
+        if name in self.moved:
+            positive = x + self.moved[name] > 0
+            node.edges = [(parent, lambda g: g * positive) for parent, _ in node.edges]
 
     def _arriving(self, parent: Node, vjp: Vjp) -> Vjp:
         name = None if parent.edges else GRAD + parent.op

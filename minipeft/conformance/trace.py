@@ -8,7 +8,7 @@ The file holds, for a loss L = model.loss(**batch):
     X            the output of the part of the model that is called X; what the batch holds, under its keys
     grad/X       dL/dX, of every activation and of every parameter X that leads to the loss
     noise/X      how far X moves per unit of roundoff, one number for each row (X without its last axis)
-    noise16/X    the same where the unit is that of half precision
+    noise.float16/X, noise.bfloat16/X    the same at the unit of half precision
 
 Names are dotted paths, so X is what a forward hook on the module of that path sees. `i` a layer, S a stack:
 
@@ -34,18 +34,18 @@ Names are dotted paths, so X is what a forward hook on the module of that path s
 
 A layer's slots (weight, bias) have no entry of their own: its output is theirs. A module that hands on what a part of
 it returned has none either. safetensors keeps no order, so the metadata does: "order", a JSON list of all names but
-noise/*, inputs first, then as they were evaluated, then gradients as they became known, backwards.
+the noise, inputs first, then as they were evaluated, then gradients as they became known, backwards.
 
 The noise is measured, no number is typed: the same run in float32, `samples` times, its parameters (and the positions
 of sinusoids) times 1 + u xi with u = 2^-24 and xi uniform in [-1, 1], each held against the run in float64:
 
     noise = max over samples and over a row of |float32 - float64| / u,   and of |X|: storing X rounds it
 
-so that the rounding of every weight and of every operation, forward and backward, is really there. For noise16
-u = 2^-8, that of bfloat16, and the result of every op and of every VJP is multiplied likewise: where relu cuts one
-unit in a hundred otherwise, an error is no longer proportional to u. This is Monte-Carlo arithmetic (D. S. Parker,
-1997). What is ill-conditioned (a difference of large terms, a relu at 0) moves far and is allowed to. `compare.py`
-makes the bound of it.
+so that the rounding of every weight and of every operation, forward and backward, is really there. For half precision
+u is 2^-11 and 2^-8, and the result of every op and of every VJP is multiplied likewise. This is Monte-Carlo arithmetic
+(D. S. Parker, 1997). A relu whose input is within its noise of 0 may be open or closed in a port, whatever u is, and
+samples would miss some: two more runs are made with all of these open, and all closed, in the backward. What is
+ill-conditioned moves far and is allowed to. `compare.py` makes the bound of it.
 """
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.backend import Array, to_host
+from minipeft.backend import Array, to_device, to_host
 from minipeft.conformance.arithmetic import UNIT
 from minipeft.conformance.recording import Run, Shake, record
 from minipeft.files import write_tensors
@@ -63,8 +63,7 @@ from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.weight import Parameter
 
 FORMAT = "minipeft-trace-1"
-NOISE, NOISE16 = "noise/", "noise16/"
-_MEASURED = {NOISE: "float32", NOISE16: "bfloat16"}  # at whose unit of roundoff
+NOISE = {"float32": "noise/", "float16": "noise.float16/", "bfloat16": "noise.bfloat16/"}  # by what was measured
 
 
 def trace(model: Any, batch: Mapping[str, Any], path: str | os.PathLike, *,
@@ -91,7 +90,7 @@ def trace(model: Any, batch: Mapping[str, Any], path: str | os.PathLike, *,
             raise ValueError(f"{name} holds numbers that are not finite: such a run is no reference")
     if samples:
         exact = run if _dtype(model) == "float64" else record(model, batch, params, "float64")
-        for prefix, kind in _MEASURED.items():
+        for kind, prefix in NOISE.items():
             noise = _noise(model, batch, params, samples, UNIT[kind], exact)
             tensors.update({prefix + name: most for name, most in noise.items()})
     inputs = {key: to_host(value) for key, value in batch.items()
@@ -120,7 +119,21 @@ def _noise(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter]
             if not numpy.isfinite(moved).all():
                 raise ValueError(f"{name} overflows in float32: no noise can be measured")
             noise[name] = numpy.maximum(most, moved)
+    _decide(model, batch, params, u, exact, noise)
     return {name: most.astype(numpy.float32) for name, most in noise.items()}
+
+
+def _decide(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, u: float, exact: Run,
+            noise: dict[str, numpy.ndarray]) -> None:
+    """Enlarges `noise` by what it does to the gradients to decide every relu near 0 one way, and the other."""
+    near = {name: u * noise[name][..., None] for name in sorted(exact.decided)}
+    if not any((abs(to_host(exact.values[name])) <= distance).any() for name, distance in near.items()):
+        return
+    for sign in (1, -1):
+        run = record(model, batch, params, "float64",
+                     moved={name: to_device(sign * distance) for name, distance in near.items()})
+        for name, most in noise.items():
+            noise[name] = numpy.maximum(most, _largest(run.values[name] - exact.values[name]) / u)
 
 
 def _largest(x: Array) -> numpy.ndarray:

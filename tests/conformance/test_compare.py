@@ -69,7 +69,7 @@ def pair(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 3])
 def test_the_same_model_in_float32_agrees_and_its_rho_is_neither_near_1_nor_vacuous(pair, family, seed):
     held = pair(family, seed).held()
     assert held.holds and held.dtype == "float32" and not held.missing and not held.extra
@@ -278,7 +278,7 @@ def spoilt(metadata=None, **tensors):
     (spoilt({"order": '[["loss"]]'}), "not a list"), (spoilt({"dtype": "float8"}), "dtype is 'float8'"),
     (spoilt({"order": '["labels"]'}), "holds no noise"),
     (spoilt(**{"noise/loss": numpy.array(-1.0)}), "noise of loss"),
-    (spoilt(**{"noise16/loss": numpy.array(numpy.nan)}), "noise of loss"),
+    (spoilt(**{"noise.float16/loss": numpy.array(numpy.nan)}), "noise of loss"),
     (spoilt(**{"noise/logits": numpy.zeros((4, 7, 13))}), "noise of logits"),
     (spoilt(**{"noise/logits": numpy.zeros((4, 7), "int64")}), "noise of logits"),
     (spoilt(loss=numpy.array(numpy.inf)), "loss holds numbers that are not finite")])

@@ -123,12 +123,29 @@ def test_the_noise_is_one_number_for_each_row_and_of_the_size_of_a_few_roundings
         if tensors[name].dtype.kind != "f":
             assert f"noise/{name}" not in tensors
             continue
-        for prefix in ("noise/", "noise16/"):
+        for prefix in ("noise/", "noise.float16/", "noise.bfloat16/"):
             noise, value = tensors[prefix + name], tensors[name]
             assert noise.shape == value.shape[:-1] and noise.dtype == numpy.float32
             assert (noise >= numpy.float32(1 - 2 ** -23) * (abs(value).max(axis=-1) if value.ndim else value)).all()
         if not name.startswith("grad/"):
             assert tensors[f"noise/{name}"].max() < 100 * abs(tensors[name]).max(), name
+
+
+@pytest.mark.parametrize("prefix, u", [
+    ("noise/", 2 ** -24), ("noise.float16/", 2 ** -11), ("noise.bfloat16/", 2 ** -8)])
+def test_a_relu_at_0_may_be_open_or_closed(tmp_path, prefix, u):
+    """Its input is brought to 0 but for rounding; opened, it would let its whole gradient through."""
+    model, batch = case("t5 v1.0").model(), case("t5 v1.0").batch()
+    before, _, _ = traced(tmp_path, model, batch, samples=1)
+    n, z = before["encoder.0.ff_norm"][1, 2], before["encoder.0.ff.wi"][1, 2, 4]
+    weight = model.encoder.blocks[0].ff.wi.weight.base.data
+    weight[4] -= z * n / (n @ n)
+    after, _, _ = traced(tmp_path, model, batch, samples=1)
+    assert abs(after["encoder.0.ff.wi"][1, 2, 4]) < 1e-14
+    gradient = abs(after["grad/encoder.0.ff.wo"][1, 2] @ model.encoder.blocks[0].ff.wo.weight.base.data[:, 4])
+    assert after[f"{prefix}grad/encoder.0.ff.wi"][1, 2] >= gradient / u * (1 - 1e-6)
+    if u < 1e-6:
+        assert before[f"{prefix}grad/encoder.0.ff.wi"][1, 2] < 1e-3 * gradient / u
 
 
 def test_tracing_changes_no_bit_no_class_and_leaves_nothing_set_and_writes_the_same_twice(tmp_path):
