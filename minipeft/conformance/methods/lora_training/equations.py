@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy
@@ -101,7 +102,8 @@ def train(case: Case, field: Field) -> list[After]:
         if p.get("clip") is not None:
             extra = 1e-6 if case.conventions.get("clip", CLIPS[0]) == CLIPS[1] else 0.0
             scale = field.clipped(p["clip"], norm, extra)
-            g = {name: field.block(lambda a, c: a * c, 1, 1, value, scale) for name, value in g.items()}
+            g = {name: field.within(field.block(lambda a, c: a * c, 1, 1, value, scale), p["clip"], 12)
+                 for name, value in g.items()}
         lr = field.scalar(p["lr"]) * field.factor(factor(case, t, field))
         weights, moments = updated(p, field, t, lr, weights, moments, g)
         path.append(After(found, norm, lr, weights, moments))
@@ -127,7 +129,16 @@ def adam(p: Any, field: Field, t: int, m: Any, v: Any, g: Any) -> tuple:
     m = field.block(lambda b, rest, m, g: b * m + rest * g, 4, 2, field.stored(b1), field.stored(1 - b1), m, g)
     v = field.block(lambda b, rest, v, g: b * v + rest * (g * g), 4, 2, field.stored(b2), field.stored(1 - b2), v, g)
     c1, c2 = (field.stored(1 - power(b, t)) for b in (b1, b2))
-    return m, v, (m / c1) / (field.root(v / c2) + field.stored(field.scalar(p["eps"])))
+    u = (m / c1) / (field.root(v / c2) + field.stored(field.scalar(p["eps"])))
+    return m, v, field.within(u, longest(p["beta1"], p["beta2"], t), 12 * t)
+
+
+def longest(b1: float, b2: float, t: int) -> float:
+    """The largest |u| that any gradients give. By Cauchy and Schwarz, with a_i and c_i the weights of g_i in m and of
+    g_i^2 in v: |sum a_i g_i| <= sqrt(sum a_i^2 / c_i) sqrt(sum c_i g_i^2). Of ten roundings to a moment at every step,
+    and two of the quotient, none makes more of it."""
+    ratios = sum((1 - b1) ** 2 * b1 ** (2 * i) / ((1 - b2) * b2 ** i) for i in range(t))
+    return math.sqrt(ratios * (1 - b2 ** t)) / (1 - b1 ** t)
 
 
 def power(b: Any, t: int) -> Any:

@@ -47,6 +47,10 @@ class Field:
         n = math.prod(a.shape) + math.prod(b.shape)
         return self.root(self.block(lambda a, b: (a * a).sum() + (b * b).sum(), 5, n + 2, a, b))
 
+    def within(self, x: Any, most: float, k: int) -> Any:
+        """x, of which an implementation never finds more than `most`, but for k roundings."""
+        return x
+
     def clipped(self, clip: float, norm: Any, extra: float) -> Any:
         """min(1, clip / (norm + extra))."""
         clip, norm = self.scalar(clip), norm + self.scalar(extra)
@@ -109,6 +113,9 @@ class Bounds(Field):
         value = numpy.sqrt(x.value)
         moved = value - numpy.sqrt(numpy.maximum(x.value - x.error, 0))
         return Bounded(value, moved + (self.arith.u_s + self.arith.u_a) * (value + moved) + self.arith.eta, self.arith)
+
+    def within(self, x: Bounded, most: float, k: int) -> Bounded:
+        return Bounded(x.value, numpy.minimum(x.error, abs(x.value) + most * (1 + kappa(k, 1, self.arith))), self.arith)
 
     def clipped(self, clip: float, norm: Bounded, extra: float) -> Bounded:
         """Four roundings: clip, the sum, the quotient, and of the quotient where it meets an array; none where it is

@@ -227,6 +227,10 @@ class ClipAlways(LoraTraining):
 
 @planted("clip_nan", "ClipNaN")
 class ClipNaN(LoraTraining):
+    def step(self, micro_batches):
+        with numpy.errstate(invalid="ignore"):
+            return super().step(micro_batches)
+
     def clipped(self, grads):
         if self.o["clip"] is None or self.norm:
             return super().clipped(grads)
