@@ -39,7 +39,7 @@ NOTES = {
     "NegativeIds": Note("negative ids count from the end", "a label of -100 that reaches the input goes unnoticed"),
     "IdsClipped": Note("ids beyond the table are taken for its last row"),
     "PaddingSkipped": Note("id 0 is taken for padding and gets no gradient"),
-    "GradientOverwritten": Note("of an id that occurs twice the last gradient is kept, not the sum"),
+    "GradientOverwritten": Note("an id that occurs twice keeps its last gradient, not the sum"),
     "GradientByFrequency": Note("gradients are divided by how often an id occurs"),
     "GradientIsMean": Note("a gradient is a mean over the batch, not a sum"),
     "GradientForgetsScale": Note("dA without s"),
