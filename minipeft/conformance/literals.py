@@ -7,7 +7,7 @@ from typing import Any, Mapping
 
 import numpy
 
-_RESERVED = ("sys", "array", "inf", "nan", "zeros", "plugin", "error")
+_RESERVED = ("sys", "array", "inf", "nan", "zeros", "plugin", "error", "given")
 _RESULTS = {"forward": "y", "weight": "w", "vjp": "grads", "save": "blob"}
 _LONG = 8  # entries; longer arrays of zeros are written zeros(shape)
 
@@ -24,7 +24,7 @@ class Names:
 
     @property
     def definitions(self) -> list[str]:
-        lock = [f"for x in ({', '.join(self.arrays.values())},):", "    x.flags.writeable = False"]
+        lock = [f"for given in ({', '.join(self.arrays.values())},):", "    given.flags.writeable = False"]
         return self.lines + (lock if self.locked and self.arrays else [])
 
     def result(self, event: Any, stem: str) -> str:

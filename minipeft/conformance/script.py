@@ -163,8 +163,9 @@ class Writer:
         if not isinstance(event.result, Fault):                # it returned, but no answer
             name = self._use(event)
             self._keep()
-            got = {"wrong shape": f"{name}.shape", "wrong type": f"type({name})"}.get(kind, name)
-            got = name if isinstance(event.result, dict) else got
+            got = {"wrong shape": f"{name}.shape", "wrong type": f"type({name})"}.get(kind, _shown(name, event.result))
+            if isinstance(event.result, dict):
+                got = f"{{k: getattr(v, 'shape', v) for k, v in {name}.items()}}"
             return [f"print('got', {got}, 'expected', {detail.partition('; expected ')[2] or detail!r})"]
         self._keep()
         self.tape.remove(event)

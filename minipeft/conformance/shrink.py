@@ -9,11 +9,13 @@ case stays exact, and nothing becomes a case that ought to be refused. The same 
 """
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any, Callable, Iterator
 
 import numpy
 
+from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.method import Method
@@ -46,16 +48,19 @@ class Search:
     def __init__(self, case: Case, method: Method, fails: Callable[[Case], bool], tries: int):
         self.best, self.method, self.fails, self.left = case, method, fails, tries
         self.asked = {case.id}
-        self.guarded = sound(method, case)  # if not, other conventions are declared: the plain one does not know them
+        self.conventions = {**method.default(), **case.conventions}
+        # what does not hold from the start is not asked for: under other conventions the plain implementation is wrong
+        self.demands = [holds for holds in (sound, needs_no_rounding) if holds(method, case)]
 
     def accept(self, candidate: Case | None) -> bool:
         """Whether the candidate still fails; then it is the best."""
         if candidate is None or self.left <= 0 or candidate.id in self.asked:
             return False
         self.asked.add(candidate.id)
-        if candidate.exact and not self.method.exact_when(candidate):
+        settled = dataclasses.replace(candidate, conventions=self.conventions)
+        if candidate.exact and not self.method.exact_when(settled):
             return False
-        if self.guarded and not sound(self.method, candidate):
+        if not all(holds(self.method, candidate) for holds in self.demands):
             return False
         self.left -= 1
         try:
@@ -148,4 +153,13 @@ def sound(method: Method, case: Case) -> bool:
             return all(near(case, name, compute(make, case), values[name]).holds
                        for name, (_, compute) in method.outputs.items() if name in values)
     except (Fault, ArithmeticError, LookupError, TypeError, ValueError):
+        return False
+
+
+def needs_no_rounding(method: Method, case: Case) -> bool:
+    """Whether the outputs of an exact case are numbers of its dtype; true of any other case."""
+    try:
+        return not case.exact or all(numpy.array_equal(on_grid(value.exact, case.dtype), value.exact)
+                                     for value in method.reference(case).values())
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         return False

@@ -1,0 +1,205 @@
+"""A failure is written as a case that can be run again, and as a script that runs without the kit."""
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy
+import pytest
+
+from minipeft.conformance.literals import Names, literal
+from minipeft.conformance.look import fails, look
+from minipeft.conformance.methods.lora_linear import METHOD
+from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.outputs import property_named
+from minipeft.conformance.replay import read, write
+from minipeft.files import read_tensors, write_tensors
+
+PLUGIN = """
+capabilities = dict(name="mine", dtypes=["float64", "bfloat16"])
+
+
+class Layer:
+    def __init__(self, W, b, A, B, alpha):
+        self.W, self.b, self.A, self.B, self.alpha = W.copy(), b, A, B, alpha
+
+    def forward(self, x):
+        return x @ self.W.T + self.b + self.alpha * (x @ self.A.T) @ self.B.T
+
+    def weight(self):
+        return self.W
+
+    def merge(self):
+        self.W += self.B @ self.A
+
+    def unmerge(self):
+        self.W -= 1.5 * self.B @ self.A
+
+    def vjp(self, x, g):
+        return {"A": g @ self.B, "B": None, "x": x}
+
+    def save(self):
+        raise RuntimeError("no disk")
+
+    def load(self, blob):
+        pass
+
+    def step(self, x, g, lr):
+        g *= lr
+
+
+def lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):
+    return Layer(W, b, A, B, alpha)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The plug-in above, as a module of a folder of its own."""
+    (tmp_path / "my_adapter.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Plugin(importlib.import_module("my_adapter"))
+    del sys.modules["my_adapter"]
+
+
+def failure(plugin, law, dtype="float64", exact=True, n=2):
+    case = METHOD.draw(numpy.random.default_rng(3), dtype, exact, {"N": n, "in": 3, "out": 2, "r": 2})
+    case = plugin.settle(case, METHOD)
+    seen, made = look(property_named(METHOD, law), case, plugin, plugin.make(METHOD))
+    assert fails(seen)
+    return case, seen, made
+
+
+def written(plugin, folder, law, **fields):
+    case, seen, made = failure(plugin, law, **fields)
+    return case, seen, *write(folder, plugin, METHOD, law, case, seen, made)
+
+
+def output(script, cwd):
+    run = subprocess.run([sys.executable, str(script)], cwd=cwd, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": ""})
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip().splitlines()
+
+
+def test_the_script_shows_the_wrong_number_beside_the_right_one(mine, tmp_path):
+    case, seen, _, script = written(mine, tmp_path / "out", "L1")
+    text = script.read_text()
+    assert "minipeft" not in text and len(text.splitlines()) <= 18
+    assert output(script, tmp_path)[-1] == (
+        f"got {seen[0].got.tolist()} expected {METHOD.reference(case)['y'].exact.astype(float).tolist()}")
+
+
+@pytest.mark.parametrize("law, part", [
+    ("L3", "w.tolist()"), ("L3m", "got [["), ("L5c", "for _ in range(100):"), ("L11b", "'expected', y_2.tolist())"),
+    ("L13", "no disk"), ("L2", "'B'"), ("L7s", "read-only"), ("V y", "y.tolist()"), ("L4", "got")])
+def test_every_kind_of_failure_gives_a_script_that_runs(mine, tmp_path, law, part):
+    _, _, _, script = written(mine, tmp_path / "out", law)
+    lines = output(script, tmp_path)
+    assert "got" in lines[-1] and "expected" in lines[-1]
+    assert part in script.read_text() + "\n".join(lines)
+
+
+def test_what_does_not_fail_a_second_time_is_shown_with_the_calls_that_were_made(mine, tmp_path):
+    case, seen, made = failure(mine, "L1")
+    mine.module.Layer.forward = lambda self, x: x @ self.W.T + self.b + self.alpha / 2 * (x @ self.A.T) @ self.B.T
+    _, script = write(tmp_path / "out", mine, METHOD, "L1", case, seen, made)
+    assert output(script, tmp_path)[-1].startswith(f"got {seen[0].got.tolist()} expected")
+
+
+def test_the_case_comes_back_bit_for_bit(mine, tmp_path):
+    for dtype, exact in (("float64", False), ("bfloat16", False), ("float64", True)):
+        case, _, file, _ = written(mine, tmp_path / "out", "L1", dtype=dtype, exact=exact)
+        law, back = read(file)
+        assert (law, back.id, back.label, dict(back.declared)) == ("L1", case.id, case.label, dict(case.declared))
+        assert (back.dtype, back.exact, dict(back.params)) == (case.dtype, case.exact, dict(case.params))
+        assert all(back[name].tobytes() == case[name].tobytes() for name in case.arrays)
+
+
+def test_the_same_failure_is_written_once_and_no_other_file_is_overwritten(mine, tmp_path):
+    case, seen, made = failure(mine, "L1")
+    first = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    assert write(tmp_path, mine, METHOD, "L1", case, seen, made) == first
+    for path in first:
+        path.write_bytes(b"mine")
+    others = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    assert [path.name for path in others] == [f"{path.stem}-2{path.suffix}" for path in first]
+    assert all(path.read_bytes() == b"mine" for path in first)
+
+
+def test_the_name_of_a_file_has_nothing_that_a_file_system_minds(mine, tmp_path):
+    _, _, file, script = written(mine, tmp_path, "V y")
+    assert file.parent == script.parent == tmp_path and file.stem == script.stem
+    assert file.name.startswith("V_y-lora_linear-")
+
+
+def test_a_plug_in_that_is_no_module_has_no_script(mine, tmp_path):
+    case, seen, made = failure(mine, "L1")
+    with pytest.raises(ValueError, match="dotted name of a module"):
+        write(tmp_path, "my adapter; import os", METHOD, "L1", case, seen, made)
+    assert write(tmp_path, "my_adapter", METHOD, "L1", case, seen, made)[1].exists()
+
+
+def changed(file, **fields):
+    arrays, metadata = read_tensors(file)
+    text = json.dumps({**json.loads(metadata["minipeft"]), **fields})
+    write_tensors(file, arrays, {"minipeft": text})
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"schema": "other"}, "schema 'other'"), ({"method": "os"}, "unknown method 'os'"),
+    ({"property": "L99"}, "no property 'L99'"), ({"property": "V z"}, "no property 'V z'"),
+    ({"dtype": "float8"}, "unknown dtype 'float8'"), ({"exact": 1}, "exact is a int"),
+    ({"params": {"alpha": [1]}}, "the param 'alpha'"), ({"params": {"alpha": float("nan")}}, "not valid JSON"),
+    ({"conventions": {"scaling": "r"}}, "unknown convention scaling='r'"), ({"declared": {"store": "int8"}}, "int8"),
+    ({"declared": {"store": []}}, "declared"), ({"more": 1}, "expected the fields"), ({"label": None}, "label"),
+    ({"params": {"alpha": 7.0}}, "it was changed"), ({"case": "lora_linear-00000000"}, "it was changed")])
+def test_a_file_that_is_not_as_it_was_written_is_refused_by_name(mine, tmp_path, fields, message):
+    *_, file, _ = written(mine, tmp_path, "L1")
+    changed(file, **fields)
+    with pytest.raises(ValueError, match="safetensors: ") as error:
+        read(file)
+    assert message in str(error.value)
+
+
+def test_arrays_that_no_case_has_are_refused(mine, tmp_path):
+    *_, file, _ = written(mine, tmp_path, "L1", dtype="bfloat16")
+    arrays, metadata = read_tensors(file)
+    for x, message in ((numpy.zeros((2, 2), numpy.float32), "is of float32"),
+                       (numpy.full((2, 2), 0.1), "numbers that bfloat16 does not have")):
+        write_tensors(file, {**arrays, "A": x}, metadata)
+        with pytest.raises(ValueError, match=message):
+            read(file)
+    for text in ("{", "[]", "NaN"):
+        write_tensors(file, arrays, {"minipeft": text})
+        with pytest.raises(ValueError, match=file.name):
+            read(file)
+    write_tensors(file, arrays, {"other": "{}"})
+    with pytest.raises(ValueError, match="string map"):
+        read(file)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=file.name):
+        read(file)
+    with open(file, "r+b") as large:
+        large.truncate(2 ** 26 + 1)
+    with pytest.raises(ValueError, match="at most"):
+        read(file)
+
+
+@pytest.mark.parametrize("x", [numpy.array([[0.1, -0.0]]), numpy.zeros((3, 7)), numpy.zeros((0, 4)), numpy.array(2.5),
+                               numpy.array([numpy.inf, numpy.nan]), numpy.array([1, 2]), numpy.array([True]),
+                               numpy.arange(3, dtype=numpy.uint8), -numpy.zeros(9)])
+def test_a_literal_is_the_array_bit_for_bit(x):
+    back = eval(literal(x), {name: getattr(numpy, name) for name in ("array", "inf", "nan", "zeros")})
+    assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
+
+
+def test_names_are_those_of_the_case_and_never_two_for_one_array():
+    names, w, rows = Names(), numpy.ones(2), numpy.zeros(1)
+    own = {"fc1.weight": w, "in": rows}
+    given = (w, rows, w, numpy.ones(2), {"k": [w, None]}, ("default",), numpy.float64(2))
+    assert [names.of(x, own) for x in given] == [
+        "fc1_weight", "_in", "fc1_weight", "a", "{'k': [fc1_weight, None]}", "('default',)", "2.0"]
