@@ -50,10 +50,13 @@ for group in document["groups"]:
             t = {name: tensors[f"{test['id']}/in/{name}"] for name in test["inputs"]}
             found = lora(**t, alpha=test["params"]["alpha"], dtype=group["dtype"])
             for name, o in test["outputs"].items():
-                want, mag = (tensors[f"{test['id']}/{kind}/{name}"] for kind in ("out", "mag"))
-                bound = kappa(o["k"], o["n"], group["dtype"]) * mag + o["n"] * TINY[group["dtype"]]
-                got = found[name].astype(numpy.float64)
-                ok = (got == want).all() if group["level"] == "E" else (abs(got - want) <= bound).all()
+                got, want = found[name].astype(numpy.float64), tensors[f"{test['id']}/out/{name}"]
+                if group["level"] == "E":
+                    ok = (got == want).all()
+                else:
+                    mag = tensors[f"{test['id']}/mag/{name}"]
+                    bound = kappa(o["k"], o["n"], group["dtype"]) * mag + o["n"] * TINY[group["dtype"]]
+                    ok = (abs(got - want) <= bound).all()
                 right, wrong = right + ok, wrong + (not ok)
 print(right, wrong, "minipeft" in sys.modules)
 """
@@ -171,6 +174,7 @@ def test_generated_again_it_is_the_same_and_a_difference_is_named(tmp_path, caps
     for vector in read("lora_linear", tmp_path):
         twin = published[vector.id]
         assert (vector.kills, vector.flags, vector.result) == (twin.kills, twin.flags, twin.result)
+        assert vector.outputs.keys() == twin.outputs.keys()
         assert all(numpy.array_equal(value.exact, twin.outputs[name].exact) and
                    numpy.array_equal(value.mag, twin.outputs[name].mag) for name, value in vector.outputs.items())
     assert generate([few()], check=True, folder=tmp_path) == 0
@@ -249,7 +253,7 @@ DAMAGE = [
     (f"{TEST}/inputs", ["W"], "id: its inputs"), (f"{TEST}/inputs/0", "Z", "in/Z"),
     (f"{TEST}/outputs/y/k", -1, "outputs.y.k"),
     (f"{TEST}/outputs/y/n", 10 ** 9, "outputs.y.n"), (f"{TEST}/outputs/y/k", ..., "outputs.y.k"),
-    (f"{TEST}/outputs/y/shape", [33, 7], "out/y"), (f"{TEST}/outputs/y", ..., "y: belongs to no test"),
+    (f"{TEST}/outputs/y/shape", [17, 7], "out/y"), (f"{TEST}/outputs/y", ..., "y: belongs to no test"),
     (f"{TEST}/outputs", {}, "outputs"),
     (f"{TEST}/result", "acceptable", "result"), (f"{TEST}/result", "must_raise", "result"),
     (f"{TEST}/kills/nobody.knows", 4, "kills"), (f"{TEST}/kills", {"x": 4}, "kills.x"),

@@ -1,7 +1,7 @@
 """The published vectors: cases with their correctly rounded results, for implementations in any language.
 
     v1/<method>.json               what each test is: params, names of tensors, k and n of each output, bugs it finds
-    v1/<method>.safetensors        <test id>/in/<name>, <test id>/out/<name>, <test id>/mag/<name>
+    v1/<method>.safetensors        <test id>/in/<name>, <test id>/out/<name>, <test id>/mag/<name> (where it is bounded)
     v1/minipeft-vectors-v1.json    the schema of the first, JSON Schema draft-07, everything required
 
 Floats are stored as F64 and are numbers of the test's dtype, so that casting is exact; ids as I64, masks as BOOL. A

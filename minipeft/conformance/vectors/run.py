@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Make, Method
 from minipeft.conformance.observe import Observation, fact, near, raised
-from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.plugin import Plugin, last_lines
 from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import Vector
 
@@ -66,7 +66,7 @@ def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
     case = vector.case
     if vector.result == "must_raise":
         compute = next(iter(method.outputs.values()))[1]
-        yield Seen(vector, RAISES, raised(vector.label, lambda: compute(make, case)))
+        yield Seen(vector, RAISES, _or_fault(lambda: raised(vector.label, lambda: compute(make, case))))
         return
     try:
         offers = make(case).offers
@@ -81,16 +81,26 @@ def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
             yield Seen(vector, name, f"not offered: {', '.join(missing)}")
             continue
         spies: list[_Spy] = []
-        try:
-            yield Seen(vector, name, near(case, name, compute(_spying(make, spies), case), value))
-        except Fault as fault:
-            yield Seen(vector, name, fault)
+        yield Seen(vector, name, _or_fault(lambda: near(case, name, compute(_spying(make, spies), case), value)))
         gradients = gradients or next((spy.gradients for spy in spies if spy.gradients is not None), None)
     if vector.absent and gradients is not None:
         there = sorted(name for name in vector.absent if gradients.get(name) is not None)
         yield Seen(vector, ABSENT, fact("gradients that must not exist", there, []))
     elif vector.absent:
         yield Seen(vector, ABSENT, "not offered: vjp")
+
+
+def _or_fault(look: Callable[[], Observation]) -> Observation | Fault | str:
+    """What is seen, or what went wrong: also an answer that cannot be used, such as None for a set of weights; or why
+    it cannot be seen."""
+    try:
+        return look()
+    except Skip as skip:
+        return str(skip)
+    except Fault as fault:
+        return fault
+    except Exception as error:
+        return Fault("an answer of no use", last_lines(error))
 
 
 class _Spy:

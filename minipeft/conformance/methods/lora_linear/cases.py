@@ -42,7 +42,7 @@ def vectors() -> list[Case]:
     """Rectangular and square, r that does not divide alpha, small n: see the rules in `vectors/`."""
     cases = []
     for seed, (n, d_in, d_out, r, alpha, label) in enumerate([
-            (7, 48, 33, 3, 5.0, "r does not divide alpha, r is no square; B != 0"),
+            (7, 24, 17, 3, 5.0, "r does not divide alpha, r is no square; B != 0"),
             (4, 9, 9, 3, 5.0, "a square W: a transposed merge is silent"),
             (3, 16, 12, 1, 16.0, "rank 1, alpha 16: alpha and alpha / r differ by nothing but r"),
             (5, 12, 16, 4, 2.0, "r a square: sqrt(r) is exact"),
