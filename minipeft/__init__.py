@@ -6,6 +6,7 @@ from minipeft.autograd.check import check_gradients
 from minipeft.autograd.tensor import Tensor, stop_gradient, value_and_grad
 from minipeft.autograd.xray import xray
 from minipeft.backend import keep_heap, to_device, to_host, use
+from minipeft.conformance.trace import trace
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.weight import Parameter
@@ -28,5 +29,5 @@ __version__ = "0.1.0"
 __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
            "cosine_decay", "fisher", "fit", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
            "magnitude", "nearest_tokens", "Parameter", "PromptTuning", "report", "select", "Selective",
-           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "Transformer",
+           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "Transformer",
            "TransformerConfig", "use", "value_and_grad", "xray"]
