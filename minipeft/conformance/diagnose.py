@@ -28,6 +28,7 @@ from minipeft.conformance.plugin import Plugin, last_lines
 Seen = Observation | Fault
 Failure = tuple[Property, Case, Sequence[Seen]]
 BY_DEFAULT = "default_conventions"
+_MANY = 8  # failures that are looked into where no bug explains all of them: every mutant is run on each
 
 
 def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
@@ -46,9 +47,10 @@ def failed(seen: Seen) -> bool:
     return isinstance(seen, Fault) or not seen.holds
 
 
-def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen]) -> list[Mutant]:
+def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen],
+             among: Sequence[Mutant] | None = None) -> list[Mutant]:
     """The mutants that fail `prop` on `case` as the implementation did. seen: what its failing run saw, a final Fault
-    included; it may end at the first failure.
+    included; it may end at the first failure. among: which to try; None, all of them.
 
     Where other conventions than the default ones are declared, the plain implementation, which knows only these, comes
     first: if it fails so as well, no bug is needed."""
@@ -58,20 +60,36 @@ def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen]) -
     default = Mutant(f"{method.name}.{BY_DEFAULT}", BY_DEFAULT, method.plain)
     if {**method.default(), **case.conventions} != method.default() and guilty(default):
         return [default]
-    return [mutant for mutant in method.mutants if guilty(mutant)]
+    return [mutant for mutant in (method.mutants if among is None else among)
+            if mutant.flag != BY_DEFAULT and guilty(mutant)]
 
 
 def explain(method: Method, failures: Sequence[Failure], make: Make | None = None) -> list[Mutant]:
     """The mutants that explain most of the failures, and none that explains fewer. make: of the implementation; with
     it, those that are left are also held against what else it does, on more cases, whether that fails or not."""
+    best = _of_all(method, failures) or _of_most(method, failures[:_MANY])
+    return best if make is None or len(best) < 2 else _narrowed(method, best, failures, make)
+
+
+def _of_all(method: Method, failures: Sequence[Failure]) -> list[Mutant]:
+    """Those that explain every failure: after the first one, few are left to be tried."""
+    left: list[Mutant] | None = None if failures else []
+    for prop, case, seen in failures:
+        ids = None if left is None else {mutant.id for mutant in left}
+        left = [mutant for mutant in suspects(method, prop, case, seen, left) if ids is None or mutant.id in ids]
+        if not left:
+            break
+    return left or []
+
+
+def _of_most(method: Method, failures: Sequence[Failure]) -> list[Mutant]:
     counts: dict[str, int] = {}
     known: dict[str, Mutant] = {}
     for prop, case, seen in failures:
         for mutant in suspects(method, prop, case, seen):
             known[mutant.id] = mutant
             counts[mutant.id] = counts.get(mutant.id, 0) + 1
-    best = [known[id] for id, n in counts.items() if n == max(counts.values())]
-    return best if make is None or len(best) < 2 else _narrowed(method, best, failures, make)
+    return [known[id] for id, n in counts.items() if n == max(counts.values())]
 
 
 def _narrowed(method: Method, mutants: list[Mutant], failures: Sequence[Failure], make: Make) -> list[Mutant]:

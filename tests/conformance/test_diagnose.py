@@ -79,6 +79,15 @@ def test_two_bugs_that_one_failure_cannot_tell_apart_are_told_apart_by_what_else
     assert [m.id for m in explain(METHOD, found, plugin.make(METHOD))] == ["lora.merged_flag_lost"]
 
 
+def test_where_no_bug_explains_all_those_that_explain_most_are_named():
+    case = next(cases(implementation(LoraLinear)))
+    found = []
+    for id, law in (("lora.scale_times_rank", "L1"), ("lora.scale_times_rank", "L3"), ("lora.frozen_zeros", "L7")):
+        found.append((LAWS[law], case, witness(LAWS[law], case, implementation(MUTANTS[id].build).make(METHOD))))
+    assert [m.id for m in explain(METHOD, found)] == ["lora.scale_times_rank"]
+    assert suspects(METHOD, *found[0], among=[MUTANTS["lora.frozen_zeros"]]) == []
+
+
 def test_a_run_that_was_left_at_its_first_failure_is_explained_too():
     plugin = implementation(MUTANTS["lora.grad_a_mean"].build)
     case = next(cases(plugin))
