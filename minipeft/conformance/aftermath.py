@@ -10,13 +10,14 @@ from typing import Any, Iterator
 
 import numpy
 
-from minipeft.conformance import diagnose, replay
 from minipeft.conformance.case import Case
+from minipeft.conformance.diagnose import explain, suspects, words
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Property
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.replay import write
 from minipeft.conformance.result import Result
 from minipeft.conformance.shrink import shrink
 
@@ -46,7 +47,7 @@ class Failed:
         why = f" ({o.why})" if o.why else ""
         if o.level == "S":
             return f"{o.name}: got {o.got}, expected {o.want}{why}"
-        got, want = numpy.asarray(o.got), numpy.asarray(o.want)
+        got, want = (numpy.asarray(x) + 0 for x in (o.got, o.want))  # + 0: masks become numbers
         if got.shape != want.shape:
             return f"{o.name}: got shape {list(got.shape)}, expected {list(want.shape)}{why}"
         error = abs(got - want) / (o.tau if o.level == "B" else 1)
@@ -61,27 +62,27 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
     if not failures:
         return
     make = plugin.make(method)
-    suspects = diagnose.explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
+    likely = explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
     for result, failed in failures:
         if any(isinstance(o, Fault) and o.kind == "does not return" for o in failed.seen):
             yield result  # every try would cost the time limit again
             continue
 
         def still_fails(case: Case, prop: Property = failed.prop) -> bool:
-            return fails(look(prop, case, plugin, make)[0])
+            return prop.applies(case) and fails(look(prop, case, plugin, make)[0])
 
         case = shrink(failed.case, method, still_fails) if failed.prop.id != "X1" else failed.case
         small = Failed(failed.prop, case, *look(failed.prop, case, plugin, make))
         if not fails(small.seen):
             small = failed  # it does not fail every time
         result.minimal = f"{shown(small.case)}: {small.words}"
-        own = {m.id for m in diagnose.suspects(method, failed.prop, failed.case, failed.seen)}
-        mine = [m for m in suspects if m.id in own]
-        result.diagnosis = diagnose.words(method, mine, [(failed.prop, failed.case, failed.seen)])
+        own = {m.id for m in suspects(method, failed.prop, failed.case, failed.seen)}
+        mine = [m for m in likely if m.id in own]
+        result.diagnosis = words(method, mine, [(failed.prop, failed.case, failed.seen)])
         result.links = sorted({link for m in mine if m.flag in method.notes for link in method.notes[m.flag].links})
         if folder is not None:
             calls = small.made
-            file, script = replay.write(Path(folder), plugin, method, small.prop.id, small.case, small.seen, calls)
+            file, script = write(Path(folder), plugin, method, small.prop.id, small.case, small.seen, calls)
             result.replay, result.script = str(file), str(script)
         yield result
 

@@ -1,16 +1,19 @@
 """A case: the numbers of one test, exactly representable in its dtype, and how it is to be judged."""
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, TypeVar
 
 import numpy
 
 from minipeft.conformance.arithmetic import Arithmetic, arithmetic
 from minipeft.conformance.tolerance import Value, tau
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +73,29 @@ class Case:
     def seed(self) -> int:
         """For what a property draws by itself: the same for the same case."""
         return int(self.id[-8:], 16)
+
+
+class _Key:
+    """A case as a key: equal where a reference and its bounds are."""
+
+    def __init__(self, case: Case):
+        self.case, self.key = case, (case.id, case.arith)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def remembered(reference: Callable[[Case], T]) -> Callable[[Case], T]:
+    """`reference(case)`, computed once for a case: every law asks for it, and the self-test does for every mutant."""
+    @functools.lru_cache(2000)
+    def known(key: _Key) -> T:
+        return reference(key.case)
+
+    @functools.wraps(reference)
+    def of(case: Case) -> T:
+        return copy.copy(known(_Key(case)))
+
+    return of

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import importlib
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Mutant, Property
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
+from minipeft.conformance.outputs import refusal_property
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import run
@@ -115,12 +117,15 @@ def killers_of(method: Method, mutant: Mutant, dtype: str) -> list[str]:
     plugin = plugin_of(method, mutant.build, dtype)
     found: list[Property] = list(method.properties)
     for seed in range(SEEDS):
-        cases = [plugin.settle(case, method) for case in drawn(method, dtype, seed)]
+        cases = [plugin.settle(case, method) for case in _drawn(method.name, dtype, seed)]
         found = [prop for prop in found if any(
             _found(plugin, method, prop, case) for case in [c for c in cases if prop.applies(c)][:prop.examples])]
     by_vectors = any(isinstance(seen.what, Fault) or isinstance(seen.what, Observation) and not seen.what.holds
                      for seen in run(method, read(method.name).vectors, plugin))
-    return [*(["V"] if by_vectors else []), *(prop.id for prop in found)]
+    refusal = refusal_property(method)
+    unrefused = any(fails(look(refusal, plugin.settle(r.case, method), plugin, plugin.make(method))[0])
+                    for r in method.refusals(dtype))
+    return [*(["V"] if by_vectors else []), *(["X1"] if unrefused else []), *(prop.id for prop in found)]
 
 
 def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
@@ -135,6 +140,11 @@ def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
         return fails(look(prop, case, plugin, make)[0])
     except Skip:
         return False
+
+
+@functools.cache
+def _drawn(name: str, dtype: str, seed: int) -> list[Case]:
+    return drawn(all_methods()[name], dtype, seed)
 
 
 def drawn(method: Method, dtype: str, seed: int) -> list[Case]:

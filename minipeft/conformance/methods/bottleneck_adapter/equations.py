@@ -23,7 +23,7 @@ from typing import Any, Callable
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.methods.bottleneck_adapter.activations import ACTIVATIONS, POLYNOMIAL, Constants
 from minipeft.conformance.numbers import fractions as in_fractions
 from minipeft.conformance.running import Bounded, value_of
@@ -77,6 +77,7 @@ def in_any_order(*terms: Any) -> Any:
     return Bounded(sum(t.value for t in terms), error + more, first.arith)
 
 
+@remembered
 def values(case: Case) -> dict[str, Value]:
     """{output: the reference and its bound}."""
     arith = case.arith

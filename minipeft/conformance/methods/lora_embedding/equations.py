@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.methods.lora_linear.equations import scale_of
 from minipeft.conformance.numbers import fractions, wide
 from minipeft.conformance.tolerance import Value, rounded_values
@@ -54,8 +54,14 @@ def lengths(case: Case) -> dict[str, tuple[int, int]]:
             "dA_tied": (4 + often, d + max(often, n) + 2), "dB_tied": (5, max(b * t, v + n) + 2)}
 
 
-def values(case: Case, number: Any = wide, scalar: Any = numpy.longdouble) -> dict[str, Value]:
+@remembered
+def values(case: Case) -> dict[str, Value]:
     """{output: the reference and its bound}."""
+    return valued(case, wide, numpy.longdouble)
+
+
+def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
+    """The same over another kind of number."""
     arrays = [number(case[name]) for name in ("E", "A", "B", "g", "h", "q")]
     s = scale_of(case, scalar)
     exact, mag = equations(s, case["ids"], *arrays), equations(abs(s), case["ids"], *map(abs, arrays))
@@ -64,7 +70,7 @@ def values(case: Case, number: Any = wide, scalar: Any = numpy.longdouble) -> di
 
 def exact_values(case: Case) -> dict[str, Value]:
     """The same in fractions, rounded once."""
-    return rounded_values(values(case, fractions, Fraction))
+    return rounded_values(valued(case, fractions, Fraction))
 
 
 def unmerge_bound(case: Case) -> numpy.ndarray:

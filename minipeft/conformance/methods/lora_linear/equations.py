@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.numbers import fractions, wide
 from minipeft.conformance.tolerance import Value, rounded_values
 
@@ -49,8 +49,14 @@ def scale_of(case: Case, number: Any = numpy.longdouble) -> Any:
     return alpha / number(r) if rule == "alpha/r" else alpha
 
 
-def values(case: Case, number: Any = wide, scalar: Any = numpy.longdouble) -> dict[str, Value]:
+@remembered
+def values(case: Case) -> dict[str, Value]:
     """{output: the reference and its bound}."""
+    return valued(case, wide, numpy.longdouble)
+
+
+def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
+    """The same over another kind of number."""
     arrays = [number(case[name]) for name in ("W", "b", "A", "B", "x", "g")]
     s = scale_of(case, scalar)
     exact, mag = equations(s, *arrays), equations(abs(s), *map(abs, arrays))
@@ -59,7 +65,7 @@ def values(case: Case, number: Any = wide, scalar: Any = numpy.longdouble) -> di
 
 def exact_values(case: Case) -> dict[str, Value]:
     """The same in fractions, rounded once."""
-    return rounded_values(values(case, fractions, Fraction))
+    return rounded_values(valued(case, fractions, Fraction))
 
 
 def unmerge_bound(case: Case) -> numpy.ndarray:

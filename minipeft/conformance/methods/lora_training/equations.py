@@ -22,13 +22,12 @@ By the convention "first step at 0" the warm-up is min(1, (t - 1) / warmup): the
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.methods.lora_training.batches import joined, steps_of
 from minipeft.conformance.methods.lora_training.field import Bounds, Digits, Field
 from minipeft.conformance.running import Bounded, value_of
@@ -148,28 +147,9 @@ def power(b: Any, t: int) -> Any:
     return product
 
 
-class _Same:
-    """A case as a key: equal where the path is."""
-
-    def __init__(self, case: Case):
-        self.case, self.key = case, (case.id, case.arith)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
+@remembered
 def path_values(case: Case) -> list[After]:
-    """The path with bounds: every number a Value. Laws ask for the same one many times."""
-    return _path(_Same(case))
-
-
-@functools.lru_cache(64)
-def _path(same: _Same) -> list[After]:
-    case = same.case
-
+    """The path with bounds: every number a Value."""
     def of(x: Bounded) -> Value:
         return value_of(Bounded(x.value, x.error, case.arith))
 

@@ -24,7 +24,7 @@ from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.numbers import rounded
 from minipeft.conformance.running import Bounded, positive, relu, sqrt, value_of
 from minipeft.conformance.tolerance import Value
@@ -128,6 +128,7 @@ def _bounded(case: Case) -> tuple:
     return w, x, g, Bounded(eps.value, eps.value * case.arith.u_a, case.arith)
 
 
+@remembered
 def values(case: Case) -> dict[str, Value]:
     """{output: the reference and its bound} of y, dx and every gradient, whatever the case trains."""
     return {name: value_of(b) for name, b in equations(*_bounded(case)).items()}

@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import numpy
 
-from minipeft.conformance.case import Case
+from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.numbers import rounded
 from minipeft.conformance.running import Bounded, softmax, sqrt, value_of
 from minipeft.conformance.tolerance import Value
@@ -30,7 +30,6 @@ from minipeft.conformance.tolerance import Value
 POSITIONS = ("shifted", "restart")
 LEFT_PADDING = ("next to the text", "outside the padding")
 BASE = ("E", "q", "k", "v", "o", "position", "relative")
-_known: dict[tuple, dict[str, Value]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +124,12 @@ def fits(case: Case) -> None:
         raise ValueError("too few positions, or relative positions without a middle")
 
 
+@remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}. Remembered: one property after another asks for it."""
-    key = case.id, case.arith
-    if key not in _known:
-        fits(case)
-        found = {name: value_of(b) for name, b in equations(case, lambda x: Bounded(x, 0.0, case.arith)).items()}
-        if len(_known) >= 1000:
-            _known.clear()
-        _known[key] = {**found, "y": _at_tokens(case, found["y"])}
-    return _known[key]
+    """{output: the reference and its bound}."""
+    fits(case)
+    found = {name: value_of(b) for name, b in equations(case, lambda x: Bounded(x, 0.0, case.arith)).items()}
+    return {**found, "y": _at_tokens(case, found["y"])}
 
 
 def exact_values(case: Case) -> dict[str, Value]:
