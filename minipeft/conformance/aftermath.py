@@ -76,9 +76,9 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
         if not fails(small.seen):
             small = failed  # it does not fail every time
         result.minimal = f"{shown(small.case)}: {small.words}"
-        own = {m.id for m in suspects(method, failed.prop, failed.case, failed.seen)}
-        mine = [m for m in likely if m.id in own]
-        result.diagnosis = words(method, mine, [(failed.prop, failed.case, failed.seen)])
+        mine = suspects(method, failed.prop, failed.case, failed.seen, among=likely)
+        if mine or isinstance(failed.worst, Observation) and failed.worst.level != "S":
+            result.diagnosis = words(method, mine, [(failed.prop, failed.case, failed.seen)])
         result.links = sorted({link for m in mine if m.flag in method.notes for link in method.notes[m.flag].links})
         if folder is not None:
             calls = small.made

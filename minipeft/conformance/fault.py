@@ -12,5 +12,5 @@ class Fault(Exception):
 
 
 class Skip(Exception):
-    """A property cannot be put to this implementation, and why: what it needs is refused. Counted and shown like a
-    method that is not offered, never a pass."""
+    """A property cannot be put to this implementation, and why: what it needs is refused, or not implemented. Counted
+    and shown, as a method that a handle does not offer is; never a pass."""

@@ -21,7 +21,8 @@ def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[li
     except Fault as fault:
         seen.append(fault)
     except Skip:
-        raise
+        if not fails(seen):
+            raise
     except Exception as error:  # an answer that the property cannot use, such as trainable() = None
         seen.append(Fault("an answer of no use", last_lines(error)))
     return seen, list(plugin.made)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.tolerance import Value, rho
 
 
@@ -77,4 +77,14 @@ def raised(name: str, action: Any, why: str = "") -> Observation:
         action()
     except Fault as fault:
         return fact(name, "an error" if fault.kind == "raises" else fault.kind, "an error", why)
+    except Skip:
+        return fact(name, "an error", "an error", why)  # NotImplementedError is one
     return fact(name, "no error", "an error", why)
+
+
+def refused(case: Case, action: Any) -> Observation:
+    """The fact that a case which makes no sense is refused by an error. Of a parameter that is missing or not finite,
+    numbers that are not finite say as much: nobody takes them for a result."""
+    seen = raised(case.label, action)
+    loud = seen.got == "not finite" and any(value in (None, "inf", "-inf", "nan") for value in case.params.values())
+    return fact(seen.name, "an error", "an error") if loud else seen

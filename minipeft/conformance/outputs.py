@@ -5,7 +5,7 @@ from typing import Iterator
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method, Property
-from minipeft.conformance.observe import Observation, near, raised
+from minipeft.conformance.observe import Observation, near, refused
 from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import ABSENT, observed
@@ -29,7 +29,7 @@ def refusal_property(method: Method) -> Property:
     first = next(iter(method.outputs.values()))[1]
 
     def run(case: Case, make: Make) -> Iterator[Observation]:
-        yield raised(case.label, lambda: first(make, case))
+        yield refused(case, lambda: first(make, case))
 
     return Property("X1", "S: what makes no sense is refused", (), run)
 

@@ -10,7 +10,7 @@ A plug-in is any module with `capabilities` and functions named after the method
     def lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):                         # -> an object with forward(x)
 
 Arrays are float64 or integer NumPy arrays both ways, with values on the grid of the dtype. What the object does not
-offer is a skip, counted and shown.
+offer, or answers with NotImplementedError, is a skip, counted and shown.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ import numpy
 
 from minipeft.conformance.arithmetic import DTYPES, arithmetic
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Method
 
 _HANG = "does not return"
@@ -145,7 +145,8 @@ def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
 
 
 def guarded(plugin: Plugin, where: str, function: Callable, args: Any, kwargs: Any) -> Any:
-    """function(*args, **kwargs) on read-only copies, in limited time. Every exception is a Fault."""
+    """function(*args, **kwargs) on read-only copies, in limited time. Every exception is a Fault, but for
+    NotImplementedError, by which a plug-in says that it does not offer something: a Skip."""
     if where in plugin.hung:
         raise Fault(_HANG, f"{where} did not return before, and was not called again")
     given, copies = frozen((args, kwargs)), frozen((args, kwargs))
@@ -157,6 +158,8 @@ def guarded(plugin: Plugin, where: str, function: Callable, args: Any, kwargs: A
         raise Fault(_HANG, f"{where} took longer than {plugin.limit:g} s") from None
     except (KeyboardInterrupt, MemoryError):
         raise
+    except NotImplementedError as error:
+        raise Skip(f"{where} says that it is not implemented: {error}") from None
     except BaseException as error:
         if isinstance(error, ValueError) and "read-only" in str(error):
             raise Fault("writes into its inputs", f"{where}: {last_lines(error)}") from None

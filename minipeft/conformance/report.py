@@ -19,7 +19,7 @@ from minipeft.files import write_atomic
 
 SPEC = 1
 LEGEND = ("rho = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where nothing may "
-          "move.\nS: a fact.  -: not offered, or nothing to run it on: skipped, see --skips.")
+          "move.\nS: a fact.  -: skipped, see --skips.")
 
 
 class Report:
@@ -45,10 +45,10 @@ class Report:
 
     @property
     def results(self) -> list[Result]:
-        order = {(m.name, p.id): (i, j) for i, m in enumerate(all_methods().values())
-                 for j, p in enumerate(m.properties)}
+        order = {(m.name, id): i for m in all_methods().values()
+                 for i, id in enumerate([*(f"V {name}" for name in m.outputs), *(p.id for p in m.properties)])}
         return sorted(self.found.values(), key=lambda r: (
-            list(all_methods()).index(r.method), r.stage != "vectors", order.get((r.method, r.id), (0, 999)), r.id))
+            list(all_methods()).index(r.method), r.stage != "vectors", order.get((r.method, r.id), len(order)), r.id))
 
     @property
     def failures(self) -> list[Result]:
@@ -108,8 +108,12 @@ class Report:
             for r in mine:
                 rows.setdefault(r.id, {})[r.dtype] = r
             for id, by in rows.items():
-                title = next((r.title for r in by.values() if r.title), "")
-                lines.append(f"  {id:<10}{title[:69]:<70}" + "".join(f"{cell(by.get(d)):>12}" for d in dtypes))
+                if any(r.status != "skip" for r in by.values()):
+                    title = next((r.title for r in by.values() if r.title), "")
+                    lines.append(f"  {id:<12}{title[:67]:<68}" + "".join(f"{cell(by.get(d)):>12}" for d in dtypes))
+            hidden = [id for id, by in rows.items() if all(r.status == "skip" for r in by.values())]
+            if hidden:
+                lines.append(f"  skipped (see --skips): {', '.join(hidden)}")
             lines.append("")
         return lines
 
@@ -129,14 +133,14 @@ class Report:
         """What is wrong, first; then the properties that saw it, the first of them in full."""
         groups: dict[tuple[str, str], list[Result]] = {}
         for r in self.failures:
-            groups.setdefault((r.method, r.diagnosis), []).append(r)
+            groups.setdefault((r.method, r.diagnosis or r.failure), []).append(r)
         lines = []
         for (method, diagnosis), group in groups.items():
             found_by: dict[str, list[str]] = {}
             for r in group:
                 found_by.setdefault(r.id, []).append(r.dtype)
             first = group[0]
-            lines += [f"FAILED  {method}: {diagnosis or first.failure}",
+            lines += [f"FAILED  {method}: {diagnosis}",
                       "  found by   " + "; ".join(f"{id} ({', '.join(dict.fromkeys(dtypes))})"
                                                   for id, dtypes in found_by.items()),
                       f"  {first.id + ',':<10} {self._title(first)}; {first.dtype}"]

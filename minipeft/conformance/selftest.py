@@ -134,7 +134,7 @@ def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
     try:
         if not make(case).offers(*prop.needs):
             return False
-    except Fault:
+    except (Fault, Skip):
         pass  # the property will see it
     try:
         return fails(look(prop, case, plugin, make)[0])

@@ -74,6 +74,8 @@ class Tally:
             result.status = "fail"
             self.failed = Failed(self.prop, case, seen, made)
             result.failure = self.failed.words
+        elif fails(seen) and self.prop.id == "X1" and case.label not in result.failure:
+            result.failure += f"; {Failed(self.prop, case, seen, made).words}"  # everything that is not refused
         return worst
 
 
@@ -119,7 +121,7 @@ class Stage:
         if self._dead(prop.id):
             return 0.0
         tally = self.tally(prop)
-        if tally.failed or tally.result.cases >= prop.examples or not prop.applies(case):
+        if tally.failed and prop.id != "X1" or tally.result.cases >= prop.examples or not prop.applies(case):
             return 0.0
         if not self._offers(prop, case):
             self.skip(prop, f"not offered: {', '.join(n for n in prop.needs if not self._has(n))}")
@@ -140,7 +142,7 @@ class Stage:
         if self.handle is None and prop.needs:
             try:
                 self.handle = self.make(case)
-            except Fault:
+            except (Fault, Skip):
                 return True
         return all(map(self._has, prop.needs))
 

@@ -81,6 +81,15 @@ def test_a_plug_in_that_writes_behind_the_read_only_flag_is_seen(tmp_path, monke
     assert "writes into its inputs" in failed(check(name, folder=None, **FEW), "L1").failure
 
 
+def test_what_is_not_implemented_is_a_skip_and_not_a_failure(tmp_path, monkeypatch):
+    change = "def merge(self):\n    raise NotImplementedError('no merging yet')\nLayer.merge = merge\n"
+    report = check(module(tmp_path, monkeypatch, "partly", change), folder=None, **FEW)
+    assert report.exit_code == 0, str(report)
+    by = {r.id: r for r in report.results}
+    for id in ("L3", "L4", "V W_merged"):
+        assert by[id].status == "skip" and "no merging yet" in by[id].reason
+
+
 @pytest.mark.parametrize("how", ["while True: pass", "time.sleep(1000)"])
 def test_a_plug_in_that_hangs_is_interrupted_and_the_run_goes_on(how, tmp_path, monkeypatch):
     name = module(tmp_path, monkeypatch, "slow", f"def merge(self):\n    {how}\nLayer.merge = merge\n")

@@ -8,7 +8,7 @@ from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Make, Method
-from minipeft.conformance.observe import Observation, fact, near, raised
+from minipeft.conformance.observe import Observation, fact, near, refused
 from minipeft.conformance.plugin import Plugin, last_lines
 from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import Vector
@@ -66,12 +66,15 @@ def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
     case = vector.case
     if vector.result == "must_raise":
         compute = next(iter(method.outputs.values()))[1]
-        yield Seen(vector, RAISES, _or_fault(lambda: raised(vector.label, lambda: compute(make, case))))
+        yield Seen(vector, RAISES, _or_fault(lambda: refused(case, lambda: compute(make, case))))
         return
     try:
         offers = make(case).offers
     except Fault as fault:
         yield Seen(vector, next(iter(vector.outputs)), fault)
+        return
+    except Skip as skip:
+        yield from (Seen(vector, name, str(skip)) for name in vector.outputs)
         return
     gradients: dict[str, Any] | None = None
     for name, value in vector.outputs.items():

@@ -57,7 +57,13 @@ def bounded(rng: numpy.random.Generator, dtype: str, n: int, d_in: int, d_out: i
                   "x": floats(rng, (len(layout["w"]), d_in), dtype, size),
                   "t": floats(rng, (len(layout["w"]), d_out), dtype, size)}
         found.append(scaled(Case("lora_training", dtype, False, settings, {**arrays, **layout})))
-    return min(found, key=width)
+    return min(found, key=lambda case: (near_one(case, settings["clip"]), width(case)))
+
+
+def near_one(case: Case, part: float | None) -> bool:
+    """Whether half precision could not tell the first gradient's norm, clip / part, from its square."""
+    half = case.dtype in ("float16", "bfloat16")
+    return half and part is not None and 0.5 < case.params["clip"] / part < 2
 
 
 def hyper_parameters(rng: numpy.random.Generator) -> dict[str, Any]:
