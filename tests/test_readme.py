@@ -43,6 +43,19 @@ def test_the_reading_path_is_eight_files_and_1200_lines_ending_in_lora():
     assert sum(len((ROOT / file).read_text("utf-8").splitlines()) for file in path) <= 1200
 
 
+def test_the_plug_in_that_is_shown_gets_the_report_that_is_shown_and_conforms_once_it_is_mended(tmp_path):
+    code = re.search(r"<!-- plug-in -->\n```python\n(.*?)```", README, re.DOTALL).group(1)
+    shown = re.search(r"<!-- its report -->\n```text\n(.*?)```", README, re.DOTALL).group(1)
+    wrong = "Layer(W, b, A, B, alpha, dtype)"
+    assert wrong in code
+    (tmp_path / "mine.py").write_text(code, "utf-8")
+    (tmp_path / "mended.py").write_text(code.replace(wrong, "Layer(W, b, A, B, alpha / len(A), dtype)"), "utf-8")
+    mine, mended = (subprocess.run([sys.executable, "-m", "minipeft.conformance", "--impl", name], cwd=tmp_path,
+                                   capture_output=True, text=True, timeout=120) for name in ("mine", "mended"))
+    assert mine.returncode == 1 and shown in mine.stdout, mine.stdout + mine.stderr
+    assert mended.returncode == 0 and "Conforms to lora_linear, levels B+E+S, float64, float32" in mended.stdout
+
+
 @pytest.mark.parametrize("extra", ["examples", "test"])
 def test_both_commands_stand_on_a_line_of_their_own_and_name_an_extra_that_exists(extra):
     assert re.search(rf"^pip install -e '\.\[{extra}\]' && ", README, re.MULTILINE)
