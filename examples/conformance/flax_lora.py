@@ -11,7 +11,6 @@ from importlib.metadata import version
 import jax
 import numpy
 from flax import nnx
-from flax.nnx.initializers import zeros
 
 jax.config.update("jax_enable_x64", True)  # else float64 is float32
 
@@ -23,7 +22,7 @@ class Handle:
     def __init__(self, W, b, A, B, alpha, dtype):
         self.dtype, self.s, self.size = dtype, alpha / len(A), W.shape[::-1]
         kind, rngs = jax.numpy.dtype(dtype), nnx.Rngs(0)
-        fields = dict(dtype=kind, param_dtype=kind, rngs=rngs)
+        zeros, fields = nnx.initializers.zeros, dict(dtype=kind, param_dtype=kind, rngs=rngs)
         base = nnx.Linear(*self.size, kernel_init=zeros, **fields)
         self.layer = nnx.LoRA(self.size[0], len(A), self.size[1], base_module=base, a_initializer=zeros, **fields)
         for variable, value in ((base.kernel, W.T), (base.bias, b), (self.layer.lora_a, A.T),

@@ -57,9 +57,9 @@ DRIFT = Remark(
     "nothing grows.", HALF)
 SAFE_MERGE = Remark(
     "lora_linear", "L14", "defect", "safe_merge=True gives another weight than safe_merge=False",
-    "Documented is the same merge in a copy, with a check for NaN. It rounds the update to half precision before it is added, "
-    "the other adds it in float32. Both weights are within the bound; but copies of a model that were merged in "
-    "different ways differ.", HALF)
+    "Documented is the same merge in a copy, with a check for NaN. It rounds the update to half precision before it "
+    "is added, where the other adds it in float32. Both weights are within the bound; but copies of a model that were "
+    "merged in different ways differ.", HALF)
 NO_OP = Remark(
     "lora_embedding", "V (y|y_merged|logits|logits_merged|dA|dB)|L1|L2|L2r|L2a|L3m|L7s|L11e|T1|T4", "defect",
     "LoRA on the shared table of T5 has no effect until it is merged",
@@ -139,9 +139,11 @@ PLUGINS: dict[str, Plugin] = {
         "keras==3.15.1 torch==2.13.0", ("keras", "torch"), ("keras", "torch"), ("lora_linear",),
         (Remark("lora_linear", "X1", "strictness", "alpha may be infinite, NaN or missing",
                 "None is documented to be alpha = r. Infinite and NaN are taken, and the outputs are too."),
-         Remark("lora_linear", ".*", "limitation", "the update has float32's digits in a float64 layer",
-                "`lora_kernel_a` and `lora_kernel_b` are float32 whatever the dtype of the layer, as a comment in "
-                "Keras says, against underflow and overflow: meant for half precision, it narrows float64.",
+         Remark("lora_linear", ".*", "defect", "a float64 layer has float32's digits",
+                "Two causes. On the torch backend `keras.ops.matmul` of two float64 tensors computes in float32, so a "
+                "plain Dense has only these digits as well (keras-team/keras #23704); on the JAX backend it has all. And "
+                "`lora_kernel_a` and `lora_kernel_b` are float32 whatever the dtype of the layer, as a comment in Keras "
+                "says against underflow and overflow: that is meant for half precision, and narrows float64.",
                 ("float64",))), 15),
     "flax_lora": Plugin(
         "Flax, nnx.LoRA", "`nnx.LoRA` around `nnx.Linear`. Flax has no alpha: the plug-in folds alpha / r into B, so "
