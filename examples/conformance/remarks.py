@@ -141,9 +141,9 @@ PLUGINS: dict[str, Plugin] = {
                 "None is documented to be alpha = r. Infinite and NaN are taken, and the outputs are too."),
          Remark("lora_linear", ".*", "defect", "a float64 layer has float32's digits",
                 "Two causes. On the torch backend `keras.ops.matmul` of two float64 tensors computes in float32, so a "
-                "plain Dense has only these digits as well (keras-team/keras #23704); on the JAX backend it has all. And "
-                "`lora_kernel_a` and `lora_kernel_b` are float32 whatever the dtype of the layer, as a comment in Keras "
-                "says against underflow and overflow: that is meant for half precision, and narrows float64.",
+                "plain Dense has only these digits as well (keras-team/keras #23704); on the JAX backend it has all. "
+                "And `lora_kernel_a` and `lora_kernel_b` are float32 whatever the dtype of the layer, as a comment in "
+                "Keras says against underflow and overflow: that is meant for half precision, and narrows float64.",
                 ("float64",))), 15),
     "flax_lora": Plugin(
         "Flax, nnx.LoRA", "`nnx.LoRA` around `nnx.Linear`. Flax has no alpha: the plug-in folds alpha / r into B, so "
