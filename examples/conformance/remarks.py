@@ -39,11 +39,6 @@ class Plugin:
 HALF = ("bfloat16", "float16")
 
 
-def not_finite(method: str = "lora_linear", what: str = "alpha") -> Remark:
-    return Remark(method, "X1", "strictness", f"{what} may be infinite or NaN",
-                  f"Any {what} is taken. The outputs are NaN or infinite then, so it is not silent for long.")
-
-
 MERGED_TWICE = Remark(
     "lora_linear", "L13m", "defect", "a layer that was saved while merged is merged twice after loading",
     "Whether the weight is merged is an attribute of the module and not in its `state_dict`. What is saved in "
@@ -97,13 +92,12 @@ PLUGINS: dict[str, Plugin] = {
     "hf_peft": Plugin(
         "Hugging Face PEFT, adapters in the dtype of the base", "`get_peft_model(..., autocast_adapter_dtype=False)` "
         "on a model of one `nn.Linear` or `nn.Embedding`; saved and loaded by `save_pretrained` and `from_pretrained`.",
-        PEFT, ("peft", "torch"), PEFT_PACKAGES, ("lora_linear", "lora_embedding"),
-        (not_finite(), not_finite("lora_embedding"))),
+        PEFT, ("peft", "torch"), PEFT_PACKAGES, ("lora_linear", "lora_embedding")),
     "hf_peft_default": Plugin(
         "Hugging Face PEFT, as it is by default", "The same as hf_peft.py with `autocast_adapter_dtype` left at True: "
         "on a base in half precision the adapters are float32.",
         PEFT, ("peft", "torch"), PEFT_PACKAGES, ("lora_linear", "lora_embedding"),
-        (DRIFT, SAFE_MERGE, not_finite(), not_finite("lora_embedding"))),
+        (DRIFT, SAFE_MERGE)),
     "hf_peft_prompt": Plugin(
         "Hugging Face PEFT, prompt tuning of an encoder", "`PeftModelForFeatureExtraction` around one attention layer, "
         "the kit's. It is declared that the prompt stands left of the padding. The prompt, which PEFT makes in "
@@ -116,23 +110,21 @@ PLUGINS: dict[str, Plugin] = {
         "`PeftModelForSeq2SeqLM` with the defaults of `PromptTuningConfig` around one attention layer, the kit's, in "
         "the place of the encoder. Nothing is declared, and nothing cast.",
         PEFT, ("peft", "torch", "transformers"), PEFT_PACKAGES, ("lora_embedding", "soft_prompt"),
-        (NO_OP, dataclasses.replace(not_finite("lora_embedding"), text="Any alpha is taken; here none has an effect."),
-         DEAD_ROWS, STILL_ON, WIDTH, LEFT_PADDING, PROMPT_FLOAT32), 10),
+        (NO_OP, DEAD_ROWS, STILL_ON, WIDTH, LEFT_PADDING, PROMPT_FLOAT32), 10),
     "loralib_plugin": Plugin(
         "loralib", "`loralib.Linear` and `loralib.Embedding`, which merge in `eval()` and unmerge in `train()`. So "
         "unmerged and without dropout at once they exist in this plug-in alone, which puts the dropout into `eval()` "
         "by itself. A file is the `state_dict` of the module, with r and alpha beside it.",
         "loralib==0.1.2 torch==2.13.0", ("loralib", "torch"), ("loralib", "torch"), ("lora_linear", "lora_embedding"),
-        (MERGED_TWICE, not_finite(), not_finite("lora_embedding"))),
+        (MERGED_TWICE,)),
     "adapterhub": Plugin(
         "AdapterHub adapters", "The bottleneck layer that `adapters` puts into a feed-forward layer of T5's encoder, "
         "called with the stream and the sublayer's output.",
         "adapters==1.3.0 torch==2.13.0", ("adapters", "torch"), ("adapters", "transformers", "torch"),
         ("bottleneck_adapter",),
-        (not_finite("bottleneck_adapter", "scale"),
-         Remark("bottleneck_adapter", "A13", "limitation", "a loaded adapter is float32 in a float64 model",
+        (Remark("bottleneck_adapter", "A13", "limitation", "a loaded adapter is float32 in a float64 model",
                 "`load_adapter` makes the modules in torch's default dtype and copies the file into them: half of the "
-                "digits are gone before the model can be cast.", ("float64",))), 15),
+                "digits are gone before the model can be cast.", ("float64",)),), 15),
     "keras_lora": Plugin(
         "Keras, Dense.enable_lora", "On the torch backend. Keras has no merge(); saving a layer merges, and that is "
         "what is called merging here.",
@@ -148,7 +140,7 @@ PLUGINS: dict[str, Plugin] = {
     "flax_lora": Plugin(
         "Flax, nnx.LoRA", "`nnx.LoRA` around `nnx.Linear`. Flax has no alpha: the plug-in folds alpha / r into B, so "
         "that factor is the plug-in's, and Flax is held for the rest.",
-        "flax==0.12.8 jax==0.10.2", ("flax", "jax"), ("flax", "jax"), ("lora_linear",), (not_finite(),), 6),
+        "flax==0.12.8 jax==0.10.2", ("flax", "jax"), ("flax", "jax"), ("lora_linear",), (), 6),
     "mlx_lora": Plugin(
         "MLX, the LoRALinear of mlx_lm", "Its `scale` is a factor and not an alpha: declared, scaling = alpha. "
         "`fuse()` is its merge.",
