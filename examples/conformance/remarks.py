@@ -61,6 +61,9 @@ NO_OP = Remark(
     "PEFT replaces the module `shared`. The encoder and the decoder keep the old one, the head the old weight: the "
     "forward is the base's, the factors have no gradient; and merging, which changes the weight itself, changes the "
     "model. Expected: that it acts at all uses of the table, or refuses.")
+NO_OP_TOO = Remark(
+    "lora_embedding", "X1", "strictness", "alpha may be infinite or NaN",
+    "Any alpha is taken. Elsewhere the outputs are NaN then; here, where the adapter has no effect, nothing shows it.")
 DEAD_ROWS = Remark(
     "soft_prompt", "P3d", "defect", "half of the rows of the prompt never get a gradient",
     "For SEQ_2_SEQ_LM the parameter has 2 p rows, of which the first p are put in front of the encoder's input and the "
@@ -110,7 +113,7 @@ PLUGINS: dict[str, Plugin] = {
         "`PeftModelForSeq2SeqLM` with the defaults of `PromptTuningConfig` around one attention layer, the kit's, in "
         "the place of the encoder. Nothing is declared, and nothing cast.",
         PEFT, ("peft", "torch", "transformers"), PEFT_PACKAGES, ("lora_embedding", "soft_prompt"),
-        (NO_OP, DEAD_ROWS, STILL_ON, WIDTH, LEFT_PADDING, PROMPT_FLOAT32), 10),
+        (NO_OP, NO_OP_TOO, DEAD_ROWS, STILL_ON, WIDTH, LEFT_PADDING, PROMPT_FLOAT32), 10),
     "loralib_plugin": Plugin(
         "loralib", "`loralib.Linear` and `loralib.Embedding`, which merge in `eval()` and unmerge in `train()`. So "
         "unmerged and without dropout at once they exist in this plug-in alone, which puts the dropout into `eval()` "
@@ -122,9 +125,11 @@ PLUGINS: dict[str, Plugin] = {
         "called with the stream and the sublayer's output.",
         "adapters==1.3.0 torch==2.13.0", ("adapters", "torch"), ("adapters", "transformers", "torch"),
         ("bottleneck_adapter",),
-        (Remark("bottleneck_adapter", "A13", "limitation", "a loaded adapter is float32 in a float64 model",
+        (Remark("bottleneck_adapter", "X1", "strictness", "a sublayer's output of width 1 is broadcast",
+                "The layer adds whatever torch can add; in a model the widths cannot differ."),
+         Remark("bottleneck_adapter", "A13", "limitation", "a loaded adapter is float32 in a float64 model",
                 "`load_adapter` makes the modules in torch's default dtype and copies the file into them: half of the "
-                "digits are gone before the model can be cast.", ("float64",)),), 15),
+                "digits are gone before the model can be cast.", ("float64",))), 15),
     "keras_lora": Plugin(
         "Keras, Dense.enable_lora", "On the torch backend. Keras has no merge(); saving a layer merges, and that is "
         "what is called merging here.",
