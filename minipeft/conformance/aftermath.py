@@ -77,7 +77,10 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
             small = failed  # it does not fail every time
         result.minimal = f"{shown(small.case)}: {small.words}"
         mine = suspects(method, failed.prop, failed.case, failed.seen, among=likely)
-        if mine or isinstance(failed.worst, Observation) and failed.worst.level != "S":
+        wrong = failed.worst
+        if not mine and isinstance(wrong, Observation) and wrong.why:
+            result.diagnosis = f"{wrong.name}: {wrong.why}"  # the property knows what it means, no planted bug does
+        elif mine or isinstance(wrong, Observation) and wrong.level != "S":
             result.diagnosis = words(method, mine, [(failed.prop, failed.case, failed.seen)])
         result.links = sorted({link for m in mine if m.flag in method.notes for link in method.notes[m.flag].links})
         if folder is not None:

@@ -83,12 +83,14 @@ def cycles(case: Case, make: Make) -> Seen:
     for _ in range(100):
         layer.merge()
         layer.unmerge()
-    yield _restored("W after 100 cycles", layer, case)
+    yield _restored("W after 100 cycles", layer, case, "every cycle moves it: unmerging does not subtract what merging "
+                                                       "added, rounding included")
 
 
-def _restored(name: str, layer: Any, case: Case) -> Observation:
+def _restored(name: str, layer: Any, case: Case, why: str = "") -> Observation:
     w = layer.array("weight", case["W"].shape)
-    return same(name, w, case["W"]) if case.exact else Observation(name, "B", w, case["W"], unmerge_bound(case))
+    return same(name, w, case["W"], why) if case.exact else \
+        Observation(name, "B", w, case["W"], unmerge_bound(case), why)
 
 
 @law("L6", "M: with B = 0 nothing is added, bit for bit", "forward")
