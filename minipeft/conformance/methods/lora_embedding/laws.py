@@ -137,7 +137,7 @@ def trainable(case: Case, make: Make) -> Seen:
 def stepped(case: Case, make: Make) -> Seen:
     table = make(case)
     before = out(table, case)
-    table.step(case["ids"], case["g"], 0.5)
+    table.step(case["ids"], case["g"], 0.125)
     yield same("E after a step", table.array("weight", case["E"].shape), case["E"])
     if _moves(case, 0.5):
         yield fact("y after a step differs", not numpy.array_equal(out(table, case), before), True)

@@ -6,7 +6,7 @@ from typing import Any
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method
 from minipeft.conformance.methods.lora_linear.cases import draw, refusals, vectors
-from minipeft.conformance.methods.lora_linear.equations import SCALINGS, exact_values, values
+from minipeft.conformance.methods.lora_linear.equations import SCALINGS, exact_values, never_rounded, values
 from minipeft.conformance.methods.lora_linear.laws import LAWS
 from minipeft.conformance.methods.lora_linear.laws_of_moves import LAWS as LAWS_OF_MOVES
 from minipeft.conformance.methods.lora_linear.mutants import PLANTED
@@ -37,15 +37,6 @@ OUTPUTS = {
     "dA": _gradient("A"), "dB": _gradient("B"), "dx": _gradient("x"),
     "W_merged": (("merge", "weight"), lambda make, c: _merged(make, c).array("weight", c["W"].shape)),
     "y_merged": (("merge", "forward"), lambda make, c: _merged(make, c).array("forward", c["g"].shape, c["x"]))}
-
-
-def never_rounded(case: Case) -> bool:
-    """Whether dyadic data, drawn for s = alpha / r, stay exact under the case's convention: s = alpha = 10 makes sums
-    pass 2^8, beyond which bfloat16 lacks odd integers."""
-    rule, alpha, r = case.conventions["scaling"], case.params["alpha"], case["A"].shape[0]
-    if rule == "alpha/sqrt(r)":
-        return r in (1, 4, 16)
-    return rule == "alpha/r" or isinstance(alpha, (int, float)) and abs(alpha) <= 2
 
 
 METHOD = Method(

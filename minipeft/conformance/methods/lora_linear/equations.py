@@ -68,6 +68,15 @@ def exact_values(case: Case) -> dict[str, Value]:
     return rounded_values(valued(case, fractions, Fraction))
 
 
+def never_rounded(case: Case) -> bool:
+    """Whether dyadic data, drawn for s = alpha / r, stay exact under the case's convention: s = alpha = 10 makes sums
+    pass 2^8, beyond which bfloat16 lacks odd integers."""
+    rule, alpha, r = case.conventions["scaling"], case.params["alpha"], case["A"].shape[0]
+    if rule == "alpha/sqrt(r)":
+        return r in (1, 4, 16)
+    return rule == "alpha/r" or isinstance(alpha, (int, float)) and abs(alpha) <= 2
+
+
 def unmerge_bound(case: Case) -> numpy.ndarray:
     """[out, in]: how far W + D - D may be from W: two roundings of the sum, with the same computed D in both passes."""
     u = case.arith.u_s

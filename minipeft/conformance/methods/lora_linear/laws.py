@@ -125,7 +125,7 @@ def trainable(case: Case, make: Make) -> Seen:
 def stepped(case: Case, make: Make) -> Seen:
     layer = make(case)
     before = out(layer, case)
-    layer.step(case["x"], case["g"], 0.5)
+    layer.step(case["x"], case["g"], 0.125)
     yield same("W after a step", layer.array("weight", case["W"].shape), case["W"])
     moves = bool(values(case)["dB"].exact.any())
     yield fact("y after a step differs", not numpy.array_equal(out(layer, case), before) or not moves, True)
