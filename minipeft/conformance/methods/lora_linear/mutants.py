@@ -128,7 +128,7 @@ class BiasTrainable(LoraLinear):
 class BaseSteps(LoraLinear):
     def step(self, x, g, lr):
         super().step(x, g, lr)
-        self.W = self.e.r(self.W * (1 - 0.01 * lr))
+        self.W = self.e.r(self.W * (1 - 0.1 * lr))
 
 
 @planted("normalized", "DeltaNormalized")                                               # 39
