@@ -4,16 +4,18 @@
                                         property, dtype, exact, params, conventions, declared, label, case
     <property>-<case id>.py             see `script.py`
 
-A file that is there already stays as it is: the same failure is not written twice, another one gets a number.
+A file that is there already stays as it is: the same failure is not written twice, another one gets a number, the same
+for both of its files.
 """
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy
 
@@ -24,7 +26,7 @@ from minipeft.conformance.method import Method
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.outputs import property_named
-from minipeft.conformance.plugin import Handle, Plugin
+from minipeft.conformance.plugin import Handle, Plugin, last_lines
 from minipeft.conformance.script import listed, script, taped
 from minipeft.files import read_tensors, write_atomic, write_tensors
 
@@ -53,8 +55,7 @@ def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_
     about = wrong.name if isinstance(wrong, Observation) else wrong.kind
     title = f"{case.id}, {case.dtype}\n\n{prop.id}, {prop.title}\nwhat fails: {about}{rho}\n"
     text = script(name, method, title, tape, wrong)
-    stem = _safe(f"{prop_id}-{case.id}")
-    return _saved(folder, stem, prop_id, case), _written(folder, stem, text)
+    return _written(folder, _safe(f"{prop_id}-{case.id}"), case, _metadata(prop_id, case), text.encode("utf-8"))
 
 
 def _safe(name: str) -> str:
@@ -62,44 +63,35 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[-_TAIL:]
 
 
-def _free(folder: Path, stem: str, suffix: str, same: Any) -> tuple[Path, bool]:
-    """The first name that is free or holds the same, and whether it does."""
-    number = 1
-    while True:
-        path = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
-        if not os.path.lexists(path):
-            return path, False
-        if same(path):
-            return path, True
-        number += 1
+def _written(folder: Path, stem: str, case: Case, metadata: dict[str, str], text: bytes) -> tuple[Path, Path]:
+    """The two files under the first number under which neither holds anything else."""
+    for number in itertools.count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        file, script = folder / f"{name}.safetensors", folder / f"{name}.py"
+        if ((not os.path.lexists(file) or _same(file, case, metadata))
+                and (not os.path.lexists(script) or script.is_file() and script.read_bytes() == text)):
+            break
+    if not os.path.lexists(file):
+        write_tensors(file, dict(case.arrays), metadata)
+    if not os.path.lexists(script):
+        write_atomic(script, text)
+    return file, script
 
 
-def _written(folder: Path, stem: str, text: str) -> Path:
-    data = text.encode("utf-8")
-    path, there = _free(folder, stem, ".py", lambda path: path.is_file() and path.read_bytes() == data)
-    if not there:
-        write_atomic(path, data)
-    return path
-
-
-def _saved(folder: Path, stem: str, prop_id: str, case: Case) -> Path:
+def _metadata(prop_id: str, case: Case) -> dict[str, str]:
     fields = {"schema": SCHEMA, "method": case.method, "property": prop_id, "dtype": case.dtype, "exact": case.exact,
               "params": dict(case.params), "conventions": dict(case.conventions), "declared": dict(case.declared),
               "label": case.label, "case": case.id}
-    metadata = {_KEY: json.dumps(fields, sort_keys=True, allow_nan=False)}
+    return {_KEY: json.dumps(fields, sort_keys=True, allow_nan=False)}
 
-    def same(path: Path) -> bool:
-        try:
-            arrays, found = read_tensors(path)
-        except (OSError, ValueError):
-            return False
-        return found == metadata and list(sorted(arrays)) == sorted(case.arrays) and all(
-            _bits(arrays[name]) == _bits(case[name]) for name in arrays)
 
-    path, there = _free(folder, stem, ".safetensors", same)
-    if not there:
-        write_tensors(path, dict(case.arrays), metadata)
-    return path
+def _same(file: Path, case: Case, metadata: dict[str, str]) -> bool:
+    try:
+        arrays, found = read_tensors(file)
+    except (OSError, ValueError):
+        return False
+    return found == metadata and sorted(arrays) == sorted(case.arrays) and all(
+        _bits(arrays[name]) == _bits(case[name]) for name in arrays)
 
 
 def _bits(array: numpy.ndarray) -> tuple:
@@ -123,6 +115,7 @@ def read(path: str | os.PathLike) -> tuple[str, Case]:
         case = Case(fields["method"], fields["dtype"], fields["exact"], fields["params"], arrays, fields["label"],
                     fields["conventions"], fields["declared"])
         _check(method, case)
+        _sense(method, case, fields["property"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if case.id != fields["case"]:
@@ -166,3 +159,40 @@ def _check(method: Method, case: Case) -> None:
             raise ValueError(f"the array {name!r} is of {array.dtype}; expected float64, int64 or bool")
         if array.dtype == numpy.float64 and not numpy.array_equal(on_grid(array, case.dtype), array, equal_nan=True):
             raise ValueError(f"the array {name!r} has numbers that {case.dtype} does not have")
+
+
+def _sense(method: Method, case: Case, prop_id: str) -> None:
+    """Raises ValueError for a case of which the reference itself could make nothing: no implementation is to be blamed
+    for it. What must be refused makes no sense on purpose, but a layer can be asked for."""
+    absent = [name for name in method.axes if name not in case]
+    # some arrays are a choice; among the published cases there is one without them
+    if missing := [name for name in absent if all(name in other for other in method.vectors())]:
+        raise ValueError(f"the array {missing[0]!r} is missing")
+    if prop_id == "X1":
+        _tried("the arguments of the layer", lambda: method.arguments(case))
+        return
+    lengths: dict[str, int] = {}
+    for name, array in case.arrays.items():
+        axes = method.axes.get(name)
+        if axes is None:
+            raise ValueError(f"the array {name!r} is none of {method.name}, which has {', '.join(method.axes)}")
+        if array.ndim != len(axes):
+            raise ValueError(f"the array {name!r} is of shape {list(array.shape)}; expected [{', '.join(axes)}]")
+        for axis, length in zip(axes, array.shape):
+            if lengths.setdefault(axis, length) != length:
+                raise ValueError(f"the array {name!r} is of shape {list(array.shape)}, [{', '.join(axes)}], but "
+                                 f"elsewhere {axis} is {lengths[axis]}")
+        if not numpy.isfinite(array).all():
+            raise ValueError(f"the array {name!r} has numbers that are NaN or infinite")
+    with numpy.errstate(all="ignore"):
+        values = _tried("the reference", lambda: (method.arguments(case), method.reference(case))[1])
+    for name, value in values.items():
+        if not numpy.isfinite(value.exact).all():
+            raise ValueError(f"the reference has {name} NaN or infinite")
+
+
+def _tried(what: str, compute: Callable[[], Any]) -> Any:
+    try:
+        return compute()
+    except Exception as error:  # whatever a nonsensical case leads to
+        raise ValueError(f"{what} cannot be computed: {last_lines(error)}") from None

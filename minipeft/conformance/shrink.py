@@ -5,7 +5,9 @@
     numbers among the params -> 1, then 0
 
 A step is kept if the case still fails, and if the plain implementation still gets every output of it right: so an exact
-case stays exact, and nothing becomes a case that ought to be refused. The same case always shrinks the same way.
+case stays exact, and nothing becomes a case that ought to be refused. The search draws nothing: with an implementation
+without state the same case always shrinks the same way. One that answers the same question differently (a counter, a
+cache, a generator of its own) may end elsewhere each time.
 """
 from __future__ import annotations
 

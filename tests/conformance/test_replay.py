@@ -1,6 +1,7 @@
 """A failure is written as a case that can be run again, and as a script that runs without the kit."""
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -10,9 +11,12 @@ import sys
 import numpy
 import pytest
 
+from minipeft.conformance.again import again
+from minipeft.conformance.case import Case
 from minipeft.conformance.literals import Names, literal
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.methods.lora_linear import METHOD
+from minipeft.conformance.methods import all_methods
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.outputs import property_named
 from minipeft.conformance.replay import read, write
@@ -130,6 +134,19 @@ def test_the_same_failure_is_written_once_and_no_other_file_is_overwritten(mine,
     assert all(path.read_bytes() == b"mine" for path in first)
 
 
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_case_and_its_script_have_one_number(mine, tmp_path, taken):
+    case, seen, made = failure(mine, "L1")
+    first = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    first[taken].write_bytes(b"mine")
+    file, script = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    assert file.stem == script.stem == f"{first[0].stem}-2"
+    assert write(tmp_path, mine, METHOD, "L1", case, seen, made) == (file, script)
+    script.unlink()
+    assert write(tmp_path, mine, METHOD, "L1", case, seen, made) == (file, script) and script.exists()
+    assert first[taken].read_bytes() == b"mine" and len(list(tmp_path.glob("L1-*"))) == 4
+
+
 def test_the_name_of_a_file_has_nothing_that_a_file_system_minds(mine, tmp_path):
     _, _, file, script = written(mine, tmp_path, "V y")
     assert file.parent == script.parent == tmp_path and file.stem == script.stem
@@ -187,6 +204,85 @@ def test_arrays_that_no_case_has_are_refused(mine, tmp_path):
         large.truncate(2 ** 26 + 1)
     with pytest.raises(ValueError, match="at most"):
         read(file)
+
+
+def saved(file, case, prop_id="L1"):
+    """A file that says of itself what is in it: its id is right."""
+    _, metadata = read_tensors(file)
+    fields = {**json.loads(metadata["minipeft"]), "method": case.method, "property": prop_id, "exact": case.exact,
+              "params": dict(case.params), "dtype": case.dtype, "conventions": dict(case.conventions), "case": case.id}
+    write_tensors(file, dict(case.arrays), {"minipeft": json.dumps(fields)})
+    return file
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda c: c.without("W"), "the array 'W' is missing"), (lambda c: c.without("g"), "the array 'g' is missing"),
+    (lambda c: dataclasses.replace(c, params={}), "the reference cannot be computed: KeyError: 'alpha'"),
+    (lambda c: c.but(params={"alpha": "much"}), "the reference cannot be computed: ValueError"),
+    (lambda c: c.but({"x": numpy.array(1.0)}), "the array 'x' is of shape []; expected [N, in]"),
+    (lambda c: c.but({"x": c["x"] * numpy.nan}), "the array 'x' has numbers that are NaN"),
+    (lambda c: c.but({"b": numpy.ones(1)}), "the array 'b' is of shape [1], [out], but elsewhere out is 2"),
+    (lambda c: c.but({"h": numpy.ones(1)}), "the array 'h' is none of lora_linear"),
+    (lambda c: c.but(params={"alpha": "inf"}), "the reference has y NaN or infinite")])
+def test_a_case_of_which_the_reference_makes_nothing_is_refused(mine, tmp_path, change, message):
+    case, _, file, _ = written(mine, tmp_path, "L1")
+    assert read(saved(file, case))[1].id == case.id
+    with pytest.raises(ValueError) as error:
+        read(saved(file, change(case)))
+    assert str(error.value).startswith(f"{file}: {message}")
+
+
+def test_what_must_be_refused_makes_no_sense_and_is_read_all_the_same(mine, tmp_path):
+    case, _, file, _ = written(mine, tmp_path, "L1")
+    for method in all_methods().values():
+        for refusal in method.refusals("float32"):
+            assert read(saved(file, refusal.case, "X1"))[1].id == refusal.case.id
+    with pytest.raises(ValueError, match="the array 'W' is missing"):
+        read(saved(file, case.without("W"), "X1"))
+    with pytest.raises(ValueError, match="the arguments of the layer cannot be computed: KeyError: 'alpha'"):
+        read(saved(file, dataclasses.replace(case, params={}), "X1"))
+
+
+def test_every_case_that_a_method_publishes_or_draws_is_read(mine, tmp_path):
+    *_, file, _ = written(mine, tmp_path, "L1")
+    rng = numpy.random.default_rng(0)
+    for method in all_methods().values():
+        cases: list[Case] = [*method.vectors()]
+        for dtype in ("float64", "float16"):
+            cases += [method.draw(rng, dtype, exact, {axis: int(rng.integers(low, high + 1)) for axis, (low, high)
+                                                      in method.sizes.items()}) for exact in (False, True)] * 3
+        for case in cases:
+            assert read(saved(file, case, method.properties[0].id))[1].id == case.id
+
+
+def without(*names, dtypes=("float64", "bfloat16"), error=False):
+    """The plug-in above, which does not offer these methods, or says so when they are called."""
+    text = PLUGIN.replace('["float64", "bfloat16"]', repr(list(dtypes)))
+    for name in names:
+        text = text.replace(f"def {name}(self", f"def {name}(self, *_):\n        raise NotImplementedError('not yet')"
+                            f"\n\n    def other_{name}(self" if error else f"def other_{name}(self")
+    return text
+
+
+@pytest.mark.parametrize("law, text, reason", [
+    ("L1", PLUGIN.replace("def lora_linear", "def lora"), "no function lora_linear()"),
+    ("L1", without(dtypes=["float32"]), "float64 is not declared"),
+    ("L3m", without("merge"), "not offered: merge"),
+    ("L1", without("forward", error=True), "says that it is not implemented: not yet"),
+    ("L3m", without("merge", error=True), "says that it is not implemented: not yet"),
+    ("L3m", PLUGIN.replace("return Layer(", "raise NotImplementedError('no layer') "
+                           "or Layer("), "lora_linear says that it is not implemented: no layer")])
+def test_what_a_run_would_skip_is_skipped_when_it_is_run_again(mine, tmp_path, capsys, law, text, reason):
+    *_, file, _ = written(mine, tmp_path / "out", law)
+    assert again("my_adapter", str(file), 10.0) == 1
+    (tmp_path / "other_adapter.py").write_text(text)
+    capsys.readouterr()
+    try:
+        assert again("other_adapter", str(file), 10.0) == 3
+    finally:
+        del sys.modules["other_adapter"]
+    out = capsys.readouterr().out
+    assert "  skipped: " in out and reason in out and "expected" not in out
 
 
 @pytest.mark.parametrize("x", [numpy.array([[0.1, -0.0]]), numpy.zeros((3, 7)), numpy.zeros((0, 4)), numpy.array(2.5),

@@ -17,7 +17,7 @@ from minipeft.conformance.methods import all_methods
 from minipeft.conformance.methods.lora_linear import METHOD
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.vectors import publish
-from minipeft.conformance.vectors.generate import difference, generate
+from minipeft.conformance.vectors.generate import difference, generate, main
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import ABSENT, run
 from minipeft.conformance.vectors.schema import _RULES, FOLDER, NAME, Mismatch, match, the_schema
@@ -185,6 +185,14 @@ def test_generated_again_it_is_the_same_and_a_difference_is_named(tmp_path, caps
     assert f"lora_linear.json: test {id} differs" in capsys.readouterr().err
     path.unlink()
     assert difference(path, b"") == "lora_linear.json: is missing"
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]])
+def test_without_mpmath_a_sentence_says_what_is_missing(capsys, monkeypatch, more):
+    monkeypatch.setitem(sys.modules, "mpmath", None)
+    assert main(["generate", *more]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "making vectors needs mpmath: pip install 'minipeft[conformance]'\n")
 
 
 def failing(method, capsys) -> str:

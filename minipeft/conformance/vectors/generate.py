@@ -21,11 +21,12 @@ from minipeft.conformance.vectors.schema import FOLDER
 from minipeft.conformance.vectors.write import files
 from minipeft.files import write_atomic
 
+MISSING = "making vectors needs mpmath: pip install 'minipeft[conformance]'"
 _ROOM = 1_500_000  # bytes of package data
 
 
 def main(argv: list[str]) -> int:
-    """The command line, "generate" first."""
+    """The command line, "generate" first. Without mpmath 2, with a line that says so."""
     from minipeft.conformance.methods import all_methods
     parser = argparse.ArgumentParser(prog="python -m minipeft.conformance vectors")
     parser.add_argument("command", choices=["generate"])
@@ -35,7 +36,19 @@ def main(argv: list[str]) -> int:
     known = all_methods()
     if unknown := [name for name in args.method or () if name not in known]:
         parser.error(f"--method {unknown[0]}: expected one of {', '.join(known)}")
+    if not _many_digits():
+        print(MISSING, file=sys.stderr)
+        return 2
     return generate([known[name] for name in args.method or known], args.check)
+
+
+def _many_digits() -> bool:
+    """Whether exact results that are no fractions can be computed."""
+    try:
+        import mpmath  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLDER) -> int:
