@@ -22,7 +22,9 @@ Exit status: 0 conforms, 1 failures, 2 wrong usage or the plug-in cannot be impo
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from pathlib import Path
 
 from minipeft.conformance.hold import check
 from minipeft.conformance.methods import all_methods
@@ -49,18 +51,24 @@ def main(argv: list[str]) -> int:
         if args.replay:
             from minipeft.conformance.again import again
             return again(args.impl, args.replay, args.time_limit)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the plug-in's process is ended with this one
+        if args.json and not Path(args.json).resolve().parent.is_dir():
+            parser.error(f"--json {args.json}: there is no such folder")
         with Progress(not args.quiet and sys.stderr.isatty()) as progress:
             report = check(args.impl, args.method, args.dtype, vectors=not args.live_only, live=not args.vectors_only,
                            cases=args.cases, seed=args.seed, limit=args.time_limit, folder=args.save_failures,
                            watch=progress.take)
+        if args.json:
+            report.write_json(args.json)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing is reported", file=sys.stderr)
+        return 130
     print(report)
     if args.skips:
         print("skipped:", *report.skips(), sep="\n")
-    if args.json:
-        report.write_json(args.json)
     return report.exit_code
 
 

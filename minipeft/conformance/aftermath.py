@@ -5,8 +5,9 @@ Used by the run once all properties of a stage are through: a bug that explains 
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import numpy
 
@@ -14,13 +15,14 @@ from minipeft.conformance.case import Case
 from minipeft.conformance.diagnose import explain, suspects, words
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.look import fails, look
-from minipeft.conformance.method import Method, Property
+from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.replay import write
 from minipeft.conformance.result import Result
 from minipeft.conformance.shrink import shrink
 
+_BUDGET = 20.0  # seconds for smaller cases of all failures together
 _SHOWN = 6  # arrays of up to so many rows and columns are shown whole
 
 
@@ -56,12 +58,18 @@ class Failed:
         return f"{o.name}{list(map(int, at))}: got {float(got[at]):.10g}, expected {float(want[at]):.10g}, {size}{why}"
 
 
-def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Failed]],
-              folder: str | None) -> Iterator[Result]:
-    """The results of failures with what could be found out. folder: where files go; None writes none."""
+def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Failed]], folder: str | None,
+              alive: Callable[[], None]) -> Iterator[Result]:
+    """The results of failures with what could be found out. folder: where files go; None writes none. alive: called
+    whenever the implementation is about to be: who waits for it knows that it is not this that takes so long."""
     if not failures:
         return
-    make = plugin.make(method)
+
+    def make(case: Case, build: Make = plugin.make(method)) -> Any:
+        alive()
+        return build(case)
+
+    begun = time.monotonic()
     likely = explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
     for result, failed in failures:
         if any(isinstance(o, Fault) and o.kind == "does not return" for o in failed.seen):
@@ -69,6 +77,8 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
             continue
 
         def still_fails(case: Case, prop: Property = failed.prop) -> bool:
+            if time.monotonic() - begun > _BUDGET:
+                return False  # a slow implementation keeps a larger case
             return prop.applies(case) and fails(look(prop, case, plugin, make)[0])
 
         case = shrink(failed.case, method, still_fails) if failed.prop.id != "X1" else failed.case

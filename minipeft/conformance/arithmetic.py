@@ -67,6 +67,9 @@ def arithmetic(dtype: str, declared: Mapping[str, Any] | None = None) -> Arithme
             raise ValueError(f"arith[{dtype!r}] says {name}={value!r}; expected one of "
                              f"{_FIELDS[name] if name in _FIELDS else tuple(_FIELDS)}")
         fields[name] = value
+    if UNIT[fields["store"]] > UNIT[dtype]:
+        raise ValueError(f"arith[{dtype!r}] says store={fields['store']!r}: results in fewer digits than {dtype} has "
+                         f"are not results in {dtype}; declare the dtype {fields['store']}")
     return Arithmetic(**fields)
 
 

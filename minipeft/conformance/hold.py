@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Sequence
 
+from minipeft.conformance.arithmetic import DTYPES
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.report import Report
@@ -21,8 +22,9 @@ def check(impl: Any, methods: Sequence[str] | None = None, dtypes: Sequence[str]
     all. cases: how many are drawn per method, dtype and kind. limit: seconds for one call. folder: where files of
     failures go; None writes none. watch: sees every message of the run. Raises ValueError for what does not exist."""
     chosen = _known("methods", methods, all_methods())
-    if cases < 1 or limit <= 0:
-        raise ValueError(f"cases is {cases} and limit {limit}; expected at least 1 case and a limit above 0 s")
+    if cases < 1 or not 0 < limit < float("inf"):
+        raise ValueError(f"cases is {cases} and limit {limit}; expected at least 1 case and a finite limit above 0 s")
+    _known("dtypes", dtypes, DTYPES)
     stages = tuple(stage for stage, wanted in zip(STAGES, (vectors, live)) if wanted)
     job = Job(impl if isinstance(impl, str) else getattr(impl, "__name__", type(impl).__name__), chosen,
               None if dtypes is None else tuple(dtypes), stages, cases, seed, limit, folder)

@@ -24,12 +24,14 @@ from typing import Any, Callable, Iterator, Mapping
 
 import numpy
 
-from minipeft.conformance.arithmetic import DTYPES, arithmetic
+from minipeft.conformance.arithmetic import DTYPES, arithmetic, on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Method
+from minipeft.conformance.methods import NAMES
 
 _HANG = "does not return"
+_STORED = ("forward", "weight")  # what these return was stored in the dtype; gradients may be kept in a wider one
 
 
 @dataclasses.dataclass
@@ -52,13 +54,19 @@ class Plugin:
                              f"dtypes, conventions, arith")
         self.name = str(declared.get("name", getattr(self.module, "__name__", type(self.module).__name__)))
         self.version = str(declared.get("version", "not declared"))
-        self.dtypes = tuple(declared.get("dtypes", ("float64",)))
+        self.dtypes = tuple(_of_kind(declared, "dtypes", (list, tuple), ("float64",)))
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"capabilities['dtypes'] has {dtype!r}; expected some of {', '.join(DTYPES)}")
-        self.declared = {**declared.get("conventions", {})}
-        self.arith = {**declared.get("arith", {})}
+        self.declared = {**_of_kind(declared, "conventions", Mapping, {})}
+        for name, fields in self.declared.items():
+            if name not in NAMES or not isinstance(fields, Mapping):
+                raise ValueError(f"capabilities['conventions'] has {name!r}: {fields!r}; expected a method "
+                                 f"({', '.join(NAMES)}) and a dict")
+        self.arith = {**_of_kind(declared, "arith", Mapping, {})}
         for dtype, fields in self.arith.items():
+            if dtype not in DTYPES or not isinstance(fields, Mapping):
+                raise ValueError(f"capabilities['arith'] has {dtype!r}: {fields!r}; expected a dtype and a dict")
             arithmetic(dtype, fields)
 
     def offers(self, method: Method) -> bool:
@@ -85,7 +93,7 @@ class Plugin:
         def build(case: Case) -> Handle:
             args, kwargs = method.arguments(case)
             factory = getattr(self.module, method.name)
-            handle = Handle(self, method, guarded(self, method.name, factory, args, kwargs), [])
+            handle = Handle(self, method, guarded(self, method.name, factory, args, kwargs), case.dtype)
             self.made.append((case, handle))
             return handle
         return build
@@ -94,8 +102,9 @@ class Plugin:
 class Handle:
     """What a factory returned; every call goes through the guard, and is written down for the script of a failure."""
 
-    def __init__(self, plugin: Plugin, method: Method, inner: Any, calls: list):
-        self._plugin, self._method, self._inner, self._calls = plugin, method, inner, calls
+    def __init__(self, plugin: Plugin, method: Method, inner: Any, dtype: str):
+        self._plugin, self._method, self._inner, self._dtype = plugin, method, inner, dtype
+        self._calls: list[tuple] = []
 
     def offers(self, *names: str) -> bool:
         return all(callable(getattr(self._inner, name, None)) for name in names)
@@ -114,7 +123,13 @@ class Handle:
 
     def array(self, name: str, shape: tuple, *args: Any, **kwargs: Any) -> numpy.ndarray:
         """A call that returns an array of this shape, finite."""
-        return checked(f"{self._method.name}.{name}", getattr(self, name)(*args, **kwargs), shape)
+        where = f"{self._method.name}.{name}"
+        found = checked(where, getattr(self, name)(*args, **kwargs), shape)
+        store = arithmetic(self._dtype, self._plugin.arith.get(self._dtype, {})).store
+        if name in _STORED and not numpy.array_equal(on_grid(found, store), found):
+            raise Fault("off the grid", f"{where} returned numbers that {store} does not have: it was computed in, or "
+                                        f"returned from, another dtype than {self._dtype}")
+        return found
 
     def arrays(self, name: str, shapes: Mapping[str, tuple], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """A call that returns {name: array or None}; those that have an entry in `shapes` must be there, in that
@@ -142,6 +157,13 @@ def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
         raise Fault("not finite", f"{where} has {int((~numpy.isfinite(value)).sum())} of {value.size} numbers that "
                                   f"are NaN or infinite")
     return value.copy()  # what it does to its own array afterwards is its own business
+
+
+def _of_kind(declared: Mapping, name: str, kind: Any, default: Any) -> Any:
+    value = declared.get(name, default)
+    if not isinstance(value, kind):
+        raise ValueError(f"capabilities[{name!r}] is {value!r}; expected a {'list' if kind is not Mapping else 'dict'}")
+    return value
 
 
 def guarded(plugin: Plugin, where: str, function: Callable, args: Any, kwargs: Any) -> Any:
@@ -224,7 +246,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 def load(name: str, limit: float = 10.0) -> Plugin:
     """The plug-in of a module's dotted name. Raises ValueError with what to do when it cannot be imported."""
     try:
-        return Plugin(importlib.import_module(name), limit)
-    except ImportError as error:
-        raise ValueError(f"--impl {name}: {error}. It is the dotted name of a module that can be imported from here, "
-                         f"such as mypkg.adapter") from error
+        module = importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also SystemExit, SyntaxError, ...
+        raise ValueError(f"--impl {name} cannot be imported: {last_lines(error)}. It is the dotted name of a module "
+                         f"that can be imported from here, such as mypkg.adapter") from error
+    return Plugin(module, limit)

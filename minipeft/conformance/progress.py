@@ -18,7 +18,7 @@ class Progress:
     def take(self, message: dict[str, Any]) -> None:
         if self.shown and "now" in message and time.monotonic() - self.last > 0.1:
             self.last = time.monotonic()
-            sys.stderr.write("\r\x1b[2K" + " ".join(message["now"])[:78])
+            sys.stderr.write("\r\x1b[2K" + " ".join(word or "looking into failures" for word in message["now"])[:78])
             sys.stderr.flush()
 
     def __exit__(self, *_: Any) -> None:

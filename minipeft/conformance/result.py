@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 STAGES = ("vectors", "live")
+AFTERMATH = ""  # the property that is said to run while failures are looked into
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Recorded(Handle):
     """A handle that puts its calls on a tape."""
 
     def __init__(self, handle: Handle, number: int, case: Case, tape: list[Event]):
-        super().__init__(handle._plugin, handle._method, handle._inner, handle._calls)
+        super().__init__(handle._plugin, handle._method, handle._inner, handle._dtype)
         self._number, self._case, self._tape = number, case, tape
 
     def __getattr__(self, name: str) -> Callable:

@@ -22,7 +22,7 @@ from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.outputs import absence_property, output_property, refusal_property
 from minipeft.conformance.plugin import Plugin
-from minipeft.conformance.result import Job, Result
+from minipeft.conformance.result import AFTERMATH, Job, Result
 from minipeft.conformance.survival import survival
 from minipeft.conformance.vectors.read import Vector, read
 from minipeft.conformance.vectors.run import ABSENT, RAISES, judged, observed, skipped
@@ -43,6 +43,10 @@ def conduct(plugin: Plugin, job: Job, say: Say) -> None:
             say({"result": Result(method.name, "-", method.title, "-", "-", "skip",
                                   reason=f"no function {method.name}()").as_json()})
             continue
+        for dtype in job.dtypes or ():
+            if dtype not in dtypes:
+                say({"result": Result(method.name, "-", method.title, dtype, "-", "skip", reason=(
+                    f"{dtype} is not among its capabilities['dtypes'] ({', '.join(plugin.dtypes)})")).as_json()})
         for dtype in dtypes:
             for stage in job.stages:
                 if (method.name, dtype, stage) not in job.done:
@@ -106,7 +110,8 @@ class Stage:
         if self.stage == "live" and self.method.name == "lora_linear" and self.dtype in ("float16", "bfloat16"):
             for line in survival(self.plugin, self.method, self.dtype):
                 self.say({"survival": {"dtype": self.dtype, **line}})
-        for result in explained(self.plugin, self.method, failures, self.job.folder):
+        self._now(AFTERMATH)
+        for result in explained(self.plugin, self.method, failures, self.job.folder, lambda: self._now(AFTERMATH)):
             self.say({"result": result.as_json()})
 
     def tally(self, prop: Property) -> "Tally":

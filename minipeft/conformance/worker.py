@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any, Iterator
 
-from minipeft.conformance.result import Job, Result
+from minipeft.conformance.result import AFTERMATH, Job, Result
 
 _CHILD = "from minipeft.conformance.worker import main; main()"
 _PATIENCE = 30  # seconds beyond the time limit of one call that a child may be silent
@@ -27,39 +27,40 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
     while True:
         now: tuple[str, ...] | None = None
         last: dict[str, Any] = {}
-        process, lines, reader = _started(job)
+        process, lines = _started(job)
         try:
-            for message in _messages(process, lines, job.limit + _PATIENCE):
+            for message in _messages(lines, job.limit + _PATIENCE):
                 if "now" in message:
                     now = tuple(message["now"])
                 elif "done" in message:
                     job, now = dataclasses.replace(job, done=(*job.done, tuple(message["done"]))), None
                 last = message
+                if "end" in message or "error" in message:
+                    break  # what threads and children of the plug-in still do is not waited for
                 yield message
         finally:
-            process.kill()
-            process.wait()
-            reader.join()
-            process.stdout.close()  # type: ignore[union-attr]
+            _ended(process)
         if "end" in last:
             return
         if "error" in last:
             raise ValueError(last["error"])
-        why = f"ended by signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-        if last.get("silent"):
-            why = f"it said nothing for {job.limit + _PATIENCE:g} s and was ended"
+        why = f"it said nothing for {job.limit + _PATIENCE:g} s and was ended" if "silent" in last else \
+            f"ended by signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         if now is None:
             raise ValueError(f"--impl {job.impl}: its process died outside of any property ({why})")
         method, dtype, stage, id = now
+        if id == AFTERMATH:  # its results are told; only what a failure looks like is not
+            job = dataclasses.replace(job, done=(*job.done, (method, dtype, stage)))
+            continue
         yield {"result": Result(method, id, "", dtype, stage, "fail",
                                 failure=f"the process of the implementation died: {why}").as_json()}
         job = dataclasses.replace(job, dead=(*job.dead, now))
 
 
-def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]", threading.Thread]:
-    """A child with its job; the lines that it will write, None at the end; and the thread that reads them."""
+def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
+    """A child with its job, in a process group of its own; and the lines that it will write, None at the end."""
     path = os.pathsep.join([os.getcwd(), *(p for p in sys.path if p)])
-    process = subprocess.Popen([sys.executable, "-c", _CHILD], text=True,
+    process = subprocess.Popen([sys.executable, "-c", _CHILD], text=True, start_new_session=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -71,16 +72,25 @@ def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]", thr
     out = process.stdout
 
     def read() -> None:
-        for line in out:
-            lines.put(line)
+        with out:
+            for line in out:
+                lines.put(line)
         lines.put(None)
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    return process, lines, reader
+    threading.Thread(target=read, daemon=True).start()
+    return process, lines
 
 
-def _messages(process: subprocess.Popen, lines: "queue.Queue[str | None]", patience: float) -> Iterator[dict]:
+def _ended(process: subprocess.Popen) -> None:
+    """Ends the child and all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended, and left nothing
+    process.wait()
+
+
+def _messages(lines: "queue.Queue[str | None]", patience: float) -> Iterator[dict]:
     while True:
         try:
             line = lines.get(timeout=patience)
@@ -88,7 +98,6 @@ def _messages(process: subprocess.Popen, lines: "queue.Queue[str | None]", patie
             yield {"silent": True}
             return
         if line is None:
-            process.wait()
             return
         yield json.loads(line)
 
@@ -109,10 +118,9 @@ def main() -> None:
     job = Job(**{name: _tuples(value) for name, value in fields.items()})
     try:
         conduct(load(job.impl, job.limit), job, say)
+        say({"end": True})
     except ValueError as error:
         say({"error": str(error)})
-        return
-    say({"end": True})
 
 
 def _tuples(value: Any) -> Any:

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import numpy as np
+
 from minipeft.conformance import check
 from minipeft.conformance.methods import all_methods
+from minipeft.conformance.observe import same
 from tests.conformance.plugins import module
 
 FEW = {"cases": 6, "methods": ["lora_linear"]}
@@ -171,3 +174,57 @@ def test_a_convention_is_declared_and_a_wrong_declaration_fails():
                                      lora_linear=mutants[id])
             report = check(plugin, ["lora_linear"], folder=None, vectors=False, cases=2)
             assert report.exit_code == (declared != scaling), f"{id} declared {declared}\n{report}"
+
+
+def test_a_plug_in_that_implements_nothing_does_not_conform(tmp_path, monkeypatch):
+    change = "def nothing(self, x):\n    raise NotImplementedError\nLayer.forward = nothing\n" \
+             "Layer.vjp = Layer.weight = Layer.merge = None\n"
+    assert check(module(tmp_path, monkeypatch, "nothing", change), folder=None, **FEW).exit_code == 3
+
+
+def test_results_that_have_more_digits_than_the_dtype_were_computed_in_another(tmp_path, monkeypatch):
+    name = module(tmp_path, monkeypatch, "upcast", "capabilities['dtypes'] = ['float64', 'bfloat16']\n")
+    report = check(name, folder=None, **FEW)
+    assert "off the grid" in failed(report, "L1").failure and failed(report, "L1").dtype == "bfloat16"
+    assert next(r for r in report.results if r.id == "L1" and r.dtype == "float64").status == "pass"
+
+
+def test_a_slow_plug_in_is_looked_into_and_nothing_else_is_blamed(tmp_path, monkeypatch):
+    change = "def forward(self, x):\n    time.sleep(0.002)\n    return x @ self.W.T + 1\nLayer.forward = forward\n" \
+             "Layer.merge = None\n"
+    monkeypatch.setattr("minipeft.conformance.worker._PATIENCE", 0.2)
+    report = check(module(tmp_path, monkeypatch, "slower", change), folder=None, limit=0.2, cases=2,
+                   methods=["lora_linear"], dtypes=["float64"])
+    assert "died" not in str(report) and failed(report, "L1").minimal
+    assert next(r for r in report.results if r.id == "L2").status == "pass"
+
+
+@pytest.mark.parametrize("change", [
+    "import threading\nthreading.Thread(target=time.sleep, args=(1000,)).start()\n",
+    "import subprocess\nsubprocess.Popen(['sleep', '1000'])\n"])
+def test_threads_and_children_of_a_plug_in_are_not_waited_for(change, tmp_path, monkeypatch):
+    report = check(module(tmp_path, monkeypatch, "leaves", change), folder=None, **FEW)
+    assert report.exit_code == 0
+
+
+@pytest.mark.parametrize("options, code, words", [
+    (["--dtype", "float99"], 2, "float99"), (["--dtype", "bfloat16"], 3, "bfloat16 is not among"),
+    (["--json", "no/such/folder.json"], 2, "no such folder"), (["--time-limit", "nan"], 2, "finite limit")])
+def test_options_that_cannot_be_are_said_before_anything_runs(options, code, words, tmp_path, monkeypatch):
+    done = run(module(tmp_path, monkeypatch, "fine"), tmp_path, *options)
+    assert done.returncode == code and words in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_vectors_alone_need_neither_hypothesis_nor_mpmath_and_less_than_ten_seconds(tmp_path, monkeypatch):
+    code = ("import sys\nsys.modules.update(hypothesis=None, mpmath=None)\nfrom minipeft.conformance import check\n"
+            "import plain\nreport = check(plain, live=False, folder=None)\n"
+            "assert report.exit_code == 0 and len({r.method for r in report.results if r.status == 'pass'}) == 1\n"
+            "assert check(plain, vectors=False, folder=None).exit_code == 3  # these need hypothesis\n")
+    module(tmp_path, monkeypatch, "plain")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_last_digit_is_a_difference_where_nothing_may_move():
+    x = np.array([1.0, -3.0])
+    assert same("x", x, x + 0).holds and not same("x", np.nextafter(x, 2), x).holds and same("x", 0 * x, -0 * x).holds

@@ -16,7 +16,7 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
     if exact:  # s = alpha / r is a power of two
         alpha = r * float(rng.choice([0.5, 1.0, 2.0])) * float(rng.choice([-1, 1]))
     else:
-        alpha = float(rng.choice([5.0, 16.0, 1.0, 0.3, -2.5]))
+        alpha = float(rng.choice([5.0, 16.0, 1.0, 0.3125, -2.5]))
     return filled(rng, dtype, exact, {**sizes, "r": r}, alpha)
 
 
@@ -66,7 +66,7 @@ BOUNDED = ((2, 5, 11, 6, 3, 4, 5.0, "r does not divide alpha, r is no square; id
            (1, 4, 6, 6, 3, 2, 5.0, "V = d: a transposed merge is silent"),
            (3, 3, 9, 4, 1, 3, 16.0, "rank 1, alpha 16: alpha and alpha / r differ by nothing but r"),
            (2, 4, 4, 7, 4, 2, -2.5, "r = V: A transposed is silent; alpha negative"),
-           (1, 8, 2, 5, 2, 1, 0.3, "two ids, eight times"))
+           (1, 8, 2, 5, 2, 1, 0.3125, "two ids, eight times"))
 DYADIC = ((2, 4, 7, 5, 2, 3, 0.5, "dyadic: bit for bit"), (2, 3, 4, 4, 3, 2, 2.0, "dyadic, V = d, r = 3"),
           (1, 6, 5, 3, 3, 2, 0.5, "dyadic, alpha = 1.5: not to be read as an integer"))
 

@@ -16,7 +16,7 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
     if exact:  # s = alpha / r is a power of two
         alpha = r * float(rng.choice([0.5, 1.0, 2.0])) * float(rng.choice([-1, 1]))
     else:
-        alpha = float(rng.choice([5.0, 16.0, 1.0, 0.3, -2.5]))
+        alpha = float(rng.choice([5.0, 16.0, 1.0, 0.3125, -2.5]))
     arrays = {"W": drawn(rng, (d_out, d_in), dtype, exact), "b": drawn(rng, (d_out,), dtype, exact),
               "A": drawn(rng, (r, d_in), dtype, exact), "B": nonzero(rng, (d_out, r), dtype, exact),
               "x": drawn(rng, (n, d_in), dtype, exact), "g": drawn(rng, (n, d_out), dtype, exact)}
@@ -47,7 +47,7 @@ def vectors() -> list[Case]:
             (3, 16, 12, 1, 16.0, "rank 1, alpha 16: alpha and alpha / r differ by nothing but r"),
             (5, 12, 16, 4, 2.0, "r a square: sqrt(r) is exact"),
             (2, 5, 4, 2, -3.0, "a negative alpha"),
-            (1, 3, 3, 3, 0.3, "alpha below 1, r = in = out: A transposed is silent")]):
+            (1, 3, 3, 3, 0.3125, "alpha below 1, r = in = out: A transposed is silent")]):
         for dtype in ("float64", "float32", "bfloat16"):
             rng = numpy.random.default_rng([1, seed])
             arrays = {name: floats(rng, shape, dtype) for name, shape in {

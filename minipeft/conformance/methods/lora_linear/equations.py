@@ -33,10 +33,13 @@ def equations(s: Any, W: Any, b: Any, A: Any, B: Any, x: Any, g: Any) -> dict[st
 
 
 def lengths(case: Case) -> dict[str, tuple[int, int]]:
-    """{output: (k, n)}: roundings to storage on the longest path, and the length of its sums."""
+    """{output: (k, n)}: roundings to storage on the longest path, and the length of its sums.
+
+    Departures from the notes: k = 4 for W_merged (there 3), of B A, s, their product and the sum; and 6 for y (5), as
+    if b came last."""
     (n, d_in), (d_out, r) = case["x"].shape, case["B"].shape
-    return {"y": (5, d_in + r + 3), "dA": (5, d_out + n + 2), "dB": (5, d_in + n + 2), "dx": (5, d_out + r + 3),
-            "W_merged": (3, r + 2), "y_merged": (6, d_in + r + 4)}
+    return {"y": (6, d_in + r + 3), "dA": (5, d_out + n + 2), "dB": (5, d_in + n + 2), "dx": (5, d_out + r + 3),
+            "W_merged": (4, r + 2), "y_merged": (6, d_in + r + 4)}
 
 
 def scale_of(case: Case, number: Any = numpy.longdouble) -> Any:

@@ -37,6 +37,14 @@ def gradients(case: Case, make: Make) -> Seen:
         yield near(case, f"d{leaf}", found[leaf], values(case)[f"d{leaf}"])
 
 
+@law("L2s", "M: asking for gradients changes nothing", "vjp", "forward")
+def gradients_alone(case: Case, make: Make) -> Seen:
+    layer = make(case)
+    before = out(layer, case)
+    layer.arrays("vjp", {}, case["x"], case["g"])
+    yield same("y after gradients were asked for", out(layer, case), before)
+
+
 @law("L3", "V: merged, the weight is W + s B A", "merge", "weight")
 def merged_weight(case: Case, make: Make) -> Seen:
     layer = make(case)
@@ -198,7 +206,8 @@ def rank(case: Case, make: Make) -> Seen:
     moved = layer.array("weight", case["W"].shape) - case["W"]
     rest = numpy.linalg.svd(moved, compute_uv=False)[case["A"].shape[0]:]
     bound = numpy.sqrt((numpy.float64(case.tau(values(case)["W_merged"])) ** 2).sum())  # Weyl: by the error's norm
-    yield Observation("singular values beyond r", "B", rest, 0 * rest, numpy.full(rest.shape, 4 * bound))
+    own = max(moved.shape) * 2.0 ** -52 * numpy.linalg.norm(moved)  # of the decomposition itself, as LAPACK states it
+    yield Observation("singular values beyond r", "B", rest, 0 * rest, numpy.full(rest.shape, bound + own))
 
 
 @law("L12", "M: in evaluation there is no dropout", "forward")

@@ -112,6 +112,15 @@ class BiasGradient(LoraLinear):
         return {**super().vjp(x, g), "b": self.e.sum(g, axis=0)}
 
 
+@planted("gradient_moves", "GradientMoves")
+class GradientMoves(LoraLinear):
+    def vjp(self, x, g):
+        found = super().vjp(x, g)
+        A, B, alpha = self.adapters[self.active[0]]
+        self.adapters[self.active[0]] = 2 * A, B, alpha
+        return found
+
+
 @planted("frozen_zeros", "FrozenZeros")                                                 # 18
 class FrozenZeros(LoraLinear):
     def vjp(self, x, g):

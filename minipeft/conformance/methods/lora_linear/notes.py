@@ -32,6 +32,7 @@ NOTES = {
     "DropoutOnBase": Note("dropout acts on the base's input too"),
     "GradientForgetsScale": Note("dA without s"),
     "GradientIsMean": Note("dA is a mean over the batch, not a sum"),
+    "GradientMoves": Note("asking for a gradient changes the layer"),
     "GradientStopped": Note("dx without what comes through the adapter"),
     "GradientOfB": Note("rows of dB are in the wrong places"),
     "BiasTrained": Note("the bias is trained", "", ("huggingface/peft #2759",)),
