@@ -1,13 +1,12 @@
 """minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and pullback."""
 from __future__ import annotations
 
-import os
-import tempfile
 from typing import Any
 
 import numpy
 
 from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
+from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Embedding
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
@@ -16,7 +15,6 @@ from minipeft.ops import add, mul
 from minipeft.ops import sum as total
 from minipeft.peft.attach import Attachment, attach
 from minipeft.peft.bottleneck import Bottleneck
-from minipeft.peft.load import load
 from minipeft.peft.select import select
 
 Array = numpy.ndarray
@@ -74,19 +72,11 @@ class Ours:
         return {name.rsplit(".", 1)[-1] for name in select(self.model, "@")}
 
     def save(self) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "adapter.safetensors")
-            self.attachment.save(file)
-            with open(file, "rb") as stream:
-                return stream.read()
+        return bytes_of(self.attachment)
 
     def load(self, blob: bytes) -> None:
-        """Beside the old attachment, which goes when the new one has passed all checks."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "adapter.safetensors")
-            with open(file, "wb") as stream:
-                stream.write(blob)
-            found = load(self.model, file, name=f"after-{self.attachment.name}")
+        """On top of the old attachment, which goes when the new one has passed all checks."""
+        found = loaded(self.model, blob)
         self.attachment.remove()
         self.attachment = found
 

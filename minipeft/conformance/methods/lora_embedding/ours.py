@@ -1,20 +1,18 @@
 """minipeft's own LoRA on a table, as a plug-in: the real slot, attachment, file and pullback."""
 from __future__ import annotations
 
-import os
-import tempfile
 from typing import Any
 
 import numpy
 
 from minipeft.autograd.tensor import Tensor, value_and_grad
+from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.inputs import check_ids
 from minipeft.nn.layers import Embedding
 from minipeft.nn.module import Module
 from minipeft.ops import add, mul
 from minipeft.ops import sum as total
 from minipeft.peft.attach import Attachment, attach
-from minipeft.peft.load import load
 from minipeft.peft.lora import LoRA
 from minipeft.peft.select import select
 
@@ -94,19 +92,11 @@ class Ours:
         return {{"A": "B", "B": "A"}[name.rsplit(".", 1)[-1]] for name in select(self.model, "@")}
 
     def save(self) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "adapter.safetensors")
-            self.attachment.save(file)
-            with open(file, "rb") as stream:
-                return stream.read()
+        return bytes_of(self.attachment)
 
     def load(self, blob: bytes) -> None:
         """On top of the old attachment, which goes when the new one has passed all checks."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "adapter.safetensors")
-            with open(file, "wb") as stream:
-                stream.write(blob)
-            found = load(self.model, file, name=f"after-{self.attachment.name}")
+        found = loaded(self.model, blob)
         self.attachment.remove()
         self.attachment = found
         self.piece = self._piece()

@@ -5,15 +5,13 @@ minipeft has one way of merging.
 """
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import numpy
 
 from minipeft.autograd.tensor import array_of, value_and_grad
+from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Module
 from minipeft.nn.place import routed
@@ -21,7 +19,6 @@ from minipeft.nn.weight import Parameter
 from minipeft.ops import mul
 from minipeft.ops import sum as total
 from minipeft.peft.attach import Attachment, attach, put
-from minipeft.peft.load import load
 from minipeft.peft.lora import LoRA, LowRank
 from minipeft.train.optim import AdamW
 
@@ -147,26 +144,16 @@ class Layer:
         attachment.remove()
 
     def save(self) -> bytes:
-        with _file() as path:
-            self._first().save(path)
-            return path.read_bytes()
+        return bytes_of(self._first())
 
     def load(self, blob: bytes) -> None:
         """In the place of the first adapter, which stays if the file does not fit."""
-        with _file() as path:
-            path.write_bytes(blob)
-            loaded = load(self.model, path, name=f"loaded-{len(self.model.attachments)}")
+        found = loaded(self.model, blob)
         self.remove("default")
-        self.named = {"default": loaded, **self.named}
+        self.named = {"default": found, **self.named}
 
     def state_keys(self) -> set[str]:
         return set(self._first().tensors)
-
-
-@contextlib.contextmanager
-def _file() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "adapter.safetensors"
 
 
 def lora_linear(W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *, dropout: float = 0.0) -> Layer:

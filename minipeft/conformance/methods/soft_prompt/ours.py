@@ -6,14 +6,12 @@ A prompt of length 0 is none: PromptTuning refuses it, so nothing is attached.
 """
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 import numpy
 
 from minipeft.autograd.tensor import Tensor, array_of, value_and_grad
+from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.attention import Attention, additive
 from minipeft.nn.inputs import check_ids, check_mask
 from minipeft.nn.layers import Embedding, Linear
@@ -23,7 +21,6 @@ from minipeft.nn.site import Site
 from minipeft.ops import add, index, mul
 from minipeft.ops import sum as total
 from minipeft.peft.attach import Attachment, attach
-from minipeft.peft.load import load
 from minipeft.peft.prompt import PromptTuning
 
 Array = numpy.ndarray
@@ -128,17 +125,13 @@ class Prompted:
         return {name.rsplit(".", 1)[-1] for name in self._attached().parameters}
 
     def save(self) -> bytes:
-        with _file() as path:
-            self._attached().save(path)
-            return path.read_bytes()
+        return bytes_of(self._attached())
 
     def load(self, blob: bytes) -> None:
         """In the place of the prompt, which stays if the file does not fit."""
-        with _file() as path:
-            path.write_bytes(blob)
-            loaded = load(self.model, path, name=f"loaded-{len(self.model.attachments)}")
+        found = loaded(self.model, blob)
         self._attached().remove()
-        self.attachment = loaded
+        self.attachment = found
 
     def state_keys(self) -> set[str]:
         return {name.rsplit(".", 1)[-1] for name in self._attached().tensors}
@@ -147,12 +140,6 @@ class Prompted:
         if self.attachment is None:
             raise ValueError("a prompt of length 0 has nothing to train or to save")
         return self.attachment
-
-
-@contextlib.contextmanager
-def _file() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "prompt.safetensors"
 
 
 def soft_prompt(P: Array, base: Mapping[str, Array], dtype: str) -> Prompted:
