@@ -93,6 +93,7 @@ class Method:
     notes: Mapping[str, Note] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()  # gradients that must not exist
     exact_when: Callable[[Case], bool] = lambda case: True  # whether dyadic data stay exact under its conventions
+    in_defaults: Callable[[Case], Case] = lambda case: case  # the same function, for who knows the defaults alone
 
     def default(self) -> dict[str, str]:
         return {name: values[0] for name, values in self.conventions.items()}

@@ -172,7 +172,7 @@ def test_a_convention_is_declared_and_a_wrong_declaration_fails():
         for declared in ("alpha/r", "alpha/sqrt(r)", "alpha"):
             plugin = SimpleNamespace(capabilities={"conventions": {"lora_linear": {"scaling": declared}}},
                                      lora_linear=mutants[id])
-            report = check(plugin, ["lora_linear"], folder=None, vectors=False, cases=2)
+            report = check(plugin, ["lora_linear"], folder=None, cases=2)
             assert report.exit_code == (declared != scaling), f"{id} declared {declared}\n{report}"
 
 

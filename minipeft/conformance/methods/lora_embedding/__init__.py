@@ -13,7 +13,7 @@ from minipeft.conformance.methods.lora_embedding.mutants import PLANTED
 from minipeft.conformance.methods.lora_embedding.mutants_of_uses import PLANTED as PLANTED_IN_USES
 from minipeft.conformance.methods.lora_embedding.notes import NOTES
 from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
-from minipeft.conformance.methods.lora_linear.equations import SCALINGS, never_rounded
+from minipeft.conformance.methods.lora_linear.equations import SCALINGS, in_defaults, never_rounded
 from minipeft.conformance.numbers import float_of
 
 
@@ -60,4 +60,4 @@ METHOD = Method(
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
     properties=(*LAWS.all, *LAWS_OF_TIES.all), plain=LoraEmbedding, mutants=(*PLANTED.all, *PLANTED_IN_USES.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",),
-    exact_when=never_rounded)
+    exact_when=never_rounded, in_defaults=in_defaults)

@@ -82,4 +82,5 @@ def vectors() -> list[Case]:
                 rng, grid = numpy.random.default_rng([3 + number, seed]), "bfloat16" if exact else dtype
                 case = filled(rng, grid, exact, sizes, alpha * r if exact else alpha, label)
                 cases.append(case.but(dtype=dtype))
-    return cases
+    return cases + [case.but(conventions={"scaling": "alpha/sqrt(r)"}, label=f"{case.label}; s = alpha/sqrt(r)")
+                    for case in cases if case.label == BOUNDED[3][-1]]  # r = 4: a fraction has no other root

@@ -6,7 +6,8 @@ from typing import Any
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method
 from minipeft.conformance.methods.lora_linear.cases import draw, refusals, vectors
-from minipeft.conformance.methods.lora_linear.equations import SCALINGS, exact_values, never_rounded, values
+from minipeft.conformance.methods.lora_linear.equations import (SCALINGS, exact_values, in_defaults, never_rounded,
+                                                                values)
 from minipeft.conformance.methods.lora_linear.laws import LAWS
 from minipeft.conformance.methods.lora_linear.laws_of_moves import LAWS as LAWS_OF_MOVES
 from minipeft.conformance.methods.lora_linear.mutants import PLANTED
@@ -50,4 +51,4 @@ METHOD = Method(
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
     properties=(*LAWS.all, *LAWS_OF_MOVES.all), plain=LoraLinear, mutants=(*PLANTED.all, *OF_MOVES.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("W", "b"),
-    exact_when=never_rounded)
+    exact_when=never_rounded, in_defaults=in_defaults)

@@ -7,6 +7,7 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Refusal
+from minipeft.conformance.methods.lora_linear.equations import SCALINGS
 from minipeft.conformance.numbers import drawn, floats, integers, nonzero
 
 
@@ -38,6 +39,16 @@ def refusals(dtype: str) -> list[Refusal]:
             Refusal("x of another width", good.but({"x": good["x"][:, :2]}))]
 
 
+CHOSEN = ("r a square: sqrt(r) is exact", "dyadic, r = in = out, alpha = r")
+
+
+def declared(case: Case, scaling: str) -> Case:
+    """The same numbers under another convention. (alpha = r = 4 would be exact under "alpha" too, but not in half
+    precision, whose integers end at 2^8: there s = 4 is halved.)"""
+    alpha = case.params["alpha"] / 2 if case.exact and scaling == "alpha" else case.params["alpha"]
+    return case.but(params={"alpha": alpha}, conventions={"scaling": scaling}, label=f"{case.label}; s = {scaling}")
+
+
 def vectors() -> list[Case]:
     """Rectangular and square, r that does not divide alpha, small n: see the rules in `vectors/`."""
     cases = []
@@ -64,4 +75,4 @@ def vectors() -> list[Case]:
         arrays["B"] = nonzero(rng, (d_out, r), "bfloat16", True)
         for dtype in ("float64", "float32", "bfloat16"):
             cases.append(Case("lora_linear", dtype, True, {"alpha": s * r}, arrays, label))
-    return cases
+    return cases + [declared(case, scaling) for scaling in SCALINGS[1:] for case in cases if case.label in CHOSEN]
