@@ -159,7 +159,8 @@ class Stage:
             reason = skipped(self.method, vector, self.plugin.dtypes, declared)
             if reason:
                 for name in vector.outputs:
-                    self.skip(output_property(self.method, name), f"no vector for them; {reason}")
+                    self.tally(output_property(self.method, name))
+                    self.reasons.setdefault(f"V {name}", f"no vector for them; {reason}")
                 continue
             vector = judged(self.method, vector, self.plugin.arith.get(self.dtype, {}))
             alive = {name: value for name, value in vector.outputs.items() if not self._dead(f"V {name}")}

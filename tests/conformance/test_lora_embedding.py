@@ -71,7 +71,7 @@ def test_no_law_blames_a_correct_implementation(build, dtype):
 
 def test_ours_gives_every_published_output():
     for case in METHOD.vectors():
-        if case.dtype == "float32":
+        if case.dtype == "float32" and not case.conventions:  # the defaults
             plugin = plugin_of(METHOD, lora_embedding, case.dtype)
             for name, value in exact_values(case).items():
                 assert near(case, name, METHOD.outputs[name][1](plugin.make(METHOD), case), value).holds

@@ -15,6 +15,7 @@ import pytest
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.methods.lora_linear import METHOD
+from minipeft.conformance.methods.lora_linear.equations import SCALINGS
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.vectors import publish
 from minipeft.conformance.vectors.generate import difference, generate, main
@@ -88,7 +89,7 @@ def wrongs(seen) -> list[str]:
 
 def test_plain_and_minipeft_pass_and_a_planted_bug_does_not():
     from minipeft.conformance.methods.lora_linear import ours
-    pack = read("lora_linear")
+    pack = [vector for vector in read("lora_linear") if vector.case.conventions == METHOD.default()]
     assert wrongs(run(METHOD, pack, plugin(METHOD.plain))) == []
     found = list(run(METHOD, pack, Plugin(ours)))
     assert wrongs(found) == []
@@ -108,11 +109,24 @@ def test_what_cannot_be_held_is_said():
 
     seen = list(run(METHOD, read("lora_linear"), plugin(Forward, ["float32"])))
     reasons = [s.what for s in seen if isinstance(s.what, str) and s.vector.case.dtype == "float32"]
+    others = {f"other conventions: scaling is 'alpha/r', not {scaling!r}" for scaling in SCALINGS[1:]}
     assert wrongs(seen) == [] and set(reasons) == {"not offered: vjp", "not offered: merge, weight",
-                                                   "not offered: merge"}
-    other = plugin(METHOD.plain, conventions={"lora_linear": {"scaling": "alpha"}})
-    assert {str(s.what) for s in run(METHOD, read("lora_linear"), other)} == {
-        "other conventions: scaling is 'alpha', not 'alpha/r'"}
+                                                   "not offered: merge", *others}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_every_convention_has_vectors_and_they_are_for_it_alone(scaling):
+    """The plain layer knows alpha / r alone: under another convention it fails everything that it computes."""
+    declares = plugin(METHOD.plain, conventions={"lora_linear": {"scaling": scaling}})
+    by = {other: [] for other in SCALINGS}
+    for seen in run(METHOD, read("lora_linear"), declares):
+        by[seen.vector.case.conventions["scaling"]].append(seen)
+    mine = by.pop(scaling)
+    assert {s.vector.case.dtype for s in mine} == {"float64", "float32", "bfloat16"}
+    assert {str(s.what) for others in by.values() for s in others} == {
+        f"other conventions: scaling is {scaling!r}, not {other!r}" for other in by}
+    wrong = set(wrongs(mine))
+    assert wrong == (set() if scaling == SCALINGS[0] else set(METHOD.outputs))
 
 
 def test_a_gradient_that_must_not_exist_is_seen():
@@ -154,7 +168,7 @@ def test_every_published_file_is_read_and_every_test_in_it_finds_a_bug(name):
 
 
 def test_the_package_data_stay_small():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2_000_000
 
 
 # -- the generator ---------------------------------------------------------------------------------------------------
@@ -397,11 +411,12 @@ def test_hugging_face_peft_and_torch_agree_with_the_vectors_of_lora():
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     for vector in read("lora_linear"):
         case = vector.case
-        if vector.result == "must_raise":
-            continue
+        if vector.result == "must_raise" or case.conventions["scaling"] == "alpha":
+            continue  # PEFT has no factor that is given directly
         dtype = getattr(torch, case.dtype)
         model = torch.nn.Sequential(torch.nn.Linear(case["W"].shape[1], case["W"].shape[0], dtype=dtype))
-        config = peft.LoraConfig(r=len(case["A"]), lora_alpha=case.params["alpha"], target_modules=["0"])
+        config = peft.LoraConfig(r=len(case["A"]), lora_alpha=case.params["alpha"], target_modules=["0"],
+                                 use_rslora=case.conventions["scaling"] == "alpha/sqrt(r)")
         model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
         layer = model.base_model.model[0]
         given = {"W": layer.base_layer.weight, "b": layer.base_layer.bias, "A": layer.lora_A["default"].weight,
