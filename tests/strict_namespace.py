@@ -233,7 +233,7 @@ class StrictNamespace:
 
     __name__ = "strict"
     ndarray = StrictArray
-    offered = frozenset(["asarray", "array", "empty", "ndarray", *_UFUNCS, *_FUNCTIONS, *_CONSTANTS])
+    offered = frozenset(["asarray", "array", "empty", "may_share_memory", "ndarray", *_UFUNCS, *_FUNCTIONS, *_CONSTANTS])
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONSTANTS:
@@ -256,6 +256,11 @@ class StrictNamespace:
     def array(value: Any, dtype: Any = None) -> StrictArray:
         """A copy, always."""
         return StrictArray(numpy.array(value._host if isinstance(value, StrictArray) else value, dtype=dtype))
+
+    @staticmethod
+    def may_share_memory(a: StrictArray, b: StrictArray) -> bool:
+        """A bool of Python, as of CuPy."""
+        return numpy.may_share_memory(_in(a), _in(b))
 
     @staticmethod
     def empty(shape: Any, dtype: Any = float) -> StrictArray:

@@ -123,8 +123,8 @@ class Run:
     def observe(self, forward: Callable, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
         """Called by every op: the edges that lead to a parameter (a node without edges) tell of it. What an op made,
         and is not a view of what it was given, is shaken in place: nobody has seen it yet."""
-        if self.shake is not None and not any(xp.may_share_memory(out, array_of(x)) for x in inputs
-                                              if hasattr(array_of(x), "dtype")):
+        given = [array for array in map(array_of, inputs) if isinstance(array, type(out))]
+        if self.shake is not None and not any(xp.may_share_memory(out, array) for array in given):
             out[...] = self.shake(out)
         if node is not None:
             if forward.__name__ == "relu" and id(inputs[0]) in self.known:
