@@ -233,7 +233,8 @@ class StrictNamespace:
 
     __name__ = "strict"
     ndarray = StrictArray
-    offered = frozenset(["asarray", "array", "empty", "may_share_memory", "ndarray", *_UFUNCS, *_FUNCTIONS, *_CONSTANTS])
+    offered = frozenset(["asarray", "array", "empty", "may_share_memory", "ndarray", *_UFUNCS, *_FUNCTIONS,
+                         *_CONSTANTS])
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONSTANTS:
