@@ -12,6 +12,7 @@ from typing import Any, Iterable
 
 import numpy
 
+from minipeft.conformance.live import MISSING
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.result import Result
 from minipeft.conformance.survival import RATIOS
@@ -184,7 +185,8 @@ class Report:
             return f"Does not conform in {what}: {numbers}."
         levels = "+".join(level for level in "BES" if any(level in r.level for r in ran))
         dtypes = ", ".join(dict.fromkeys(r.dtype for r in ran))
-        return f"Conforms to {what}, levels {levels}, {dtypes}: {numbers}."
+        vectors_alone = " The vectors alone were run: " + MISSING if any(r.reason == MISSING for r in results) else ""
+        return f"Conforms to {what}, levels {levels}, {dtypes}: {numbers}.{vectors_alone}"
 
 
 def cell(result: Result | None) -> str:

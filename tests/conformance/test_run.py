@@ -219,7 +219,8 @@ def test_vectors_alone_need_neither_hypothesis_nor_mpmath_and_less_than_ten_seco
     code = ("import sys\nsys.modules.update(hypothesis=None, mpmath=None)\nfrom minipeft.conformance import check\n"
             "import plain\nreport = check(plain, live=False, folder=None)\n"
             "assert report.exit_code == 0 and len({r.method for r in report.results if r.status == 'pass'}) == 1\n"
-            "assert check(plain, vectors=False, folder=None).exit_code == 3  # these need hypothesis\n")
+            "assert check(plain, vectors=False, folder=None).exit_code == 3  # these need hypothesis\n"
+            "assert 'The vectors alone were run' in check(plain, folder=None).verdict\n")
     module(tmp_path, monkeypatch, "plain")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=10)
     assert done.returncode == 0, done.stderr
