@@ -57,7 +57,7 @@ class Handle:
         return file.getvalue()
 
     def load(self, blob):
-        saved, before = torch.load(io.BytesIO(blob)), self.layer
+        saved, before = torch.load(io.BytesIO(blob), weights_only=True), self.layer
         self.build(saved["r"], saved["alpha"])
         fresh, self.layer = self.layer, before  # a state that does not fit raises here, and leaves the layer as it was
         fresh.load_state_dict(saved["state"])
