@@ -68,7 +68,8 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "mask": lambda model, rng: minipeft.Selective(mask=_mask(model, rng))},
     "PromptTuning": {
         "1": _fixed(minipeft.PromptTuning(1)), "2": _fixed(minipeft.PromptTuning(2, "random")),
-        "3 tokens": _fixed(minipeft.PromptTuning(3, "tokens", ((3, 4), 5)))}}
+        "3 tokens": _fixed(minipeft.PromptTuning(3, "tokens", ((3, 4), 5))),
+        "2 next to the text": _fixed(minipeft.PromptTuning(2, next_to_text=True))}}
 METHODS = tuple(VARIANTS)
 
 

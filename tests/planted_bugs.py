@@ -243,6 +243,14 @@ BUGS = [
         "total[name] + abs(g) if name in total else abs(g)",
         "peft/test_mask.py::test_fisher_is_the_mean_square_of_the_gradients_of_single_examples_by_hand"),
     # ---- soft prompts
+    Bug("the mask stays where it was when a prompt moves next to the text", PROMPT,
+        "xp.take_along_axis(mask, order, axis=1)", "mask",
+        "peft/test_prompt_padding.py::test_it_is_the_base_on_a_longer_vocabulary_with_the_prompt_between_padding_and_"
+        "text"),
+    Bug("a prompt next to the text reads the rows of the first sequence", PROMPT,
+        "order + n * xp.arange(batch)[:, None]", "order",
+        "peft/test_prompt_padding.py::test_its_gradient_is_that_of_the_longer_tables_rows_and_of_central_"
+        "differences"),
     Bug("the prompt stands behind the tokens", PROMPT, "concat(embedding(self.P, ids), x, axis=1)",
         "concat(x, embedding(self.P, ids), axis=1)", LONGER),
     Bug("the prompt is masked", PROMPT, "[xp.ones(ids.shape, dtype=bool), mask]",

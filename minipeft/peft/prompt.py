@@ -3,9 +3,13 @@
     encoder([P; E(x)])          P [p, d] trained, everything else frozen: p d numbers a task
     mask [1 .. 1; mask]         seen by the encoder and by cross-attention
 
-Lester, Al-Rfou & Constant, 2021, arXiv:2104.08691, sec. 2. The prompt stands left of the whole row, padding included,
-and takes positions: a token at position i moves to p + i (T5's relative distances between tokens stay). It lengthens
-every input by p at training and at inference, and it is not a weight: nothing to merge.
+Lester, Al-Rfou & Constant, 2021, arXiv:2104.08691, sec. 2. The prompt takes positions: a token at position i moves to
+p + i (T5's relative distances between tokens stay). It lengthens every input by p at training and at inference, and it
+is not a weight: nothing to merge.
+
+The paper does not say where the prompt stands in a row that is padded on the left. As in PEFT it is left of the
+padding, so that its distance to the text grows with that, and what comes out changes; with next_to_text it stands
+between padding and text, and a T5 model gives what it gives without padding.
 
 The prompt is exactly a table of p virtual tokens: with E extended by P and their p ids in front of x, the base model
 computes the same.
@@ -24,7 +28,7 @@ from minipeft.nn.positions import Learned
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter
 from minipeft.nn.where import Where, matching
-from minipeft.ops import concat, embedding
+from minipeft.ops import concat, embedding, reshape
 from minipeft.peft.fields import expect, integer, plain
 
 STARTS = ("vocabulary", "random", "tokens")
@@ -36,11 +40,13 @@ class PromptTuning:
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels: ids, or tuples
     of ids, of which the mean is taken (a label of several tokens); what they leave of the length is drawn from the
     vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
+    next_to_text: where a row is padded on the left, behind the padding instead of in front of it.
     Raises ValueError for fields out of range, and for a prompt that learned positions leave no room for."""
 
     length: int = 20
     start: str = "vocabulary"
     tokens: tuple[int | tuple[int, ...], ...] = ()
+    next_to_text: bool = False
     where: Where = r"^encoder\.input$"
 
     def __post_init__(self) -> None:
@@ -50,6 +56,7 @@ class PromptTuning:
         expect(self, "tokens", isinstance(self.tokens, tuple) and all(map(_word, self.tokens))
                and (self.start == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
                f"1 to {self.length} ids, or tuples of ids, with start='tokens', and none without")
+        expect(self, "next_to_text", isinstance(self.next_to_text, bool), "True or False")
 
     def places(self, model: Any) -> dict[str, Site]:
         """The encoder's input."""
@@ -71,7 +78,7 @@ class PromptTuning:
 
     def build(self, model: Any, places: dict[str, Site], rng: init.Rng) -> dict[str, "Prompt"]:
         """{site: its prompt}; draws P, or which tokens it starts as."""
-        return {name: Prompt(self._vectors(self.shapes(name, site, model)["P"], model, rng))
+        return {name: Prompt(self._vectors(self.shapes(name, site, model)["P"], model, rng), self.next_to_text)
                 for name, site in places.items()}
 
     def _vectors(self, shape: tuple, model: Any, rng: init.Rng) -> Array:
@@ -101,11 +108,29 @@ def _word(token: Any) -> bool:
 class Prompt:
     """(embeddings [batch, time, d], mask [batch, time] or None) -> [batch, p + time, d], and the mask that fits."""
 
-    def __init__(self, vectors: Array):
-        self.P = Parameter(vectors)
+    def __init__(self, vectors: Array, next_to_text: bool):
+        self.P, self.next_to_text = Parameter(vectors), next_to_text
 
     def __call__(self, x: Any, mask: Array | None) -> tuple[Tensor, Array | None]:
         ids = xp.tile(xp.arange(self.P.shape[0]), (x.shape[0], 1))                       # [batch, p] virtual tokens
-        if mask is not None:
-            mask = xp.concatenate([xp.ones(ids.shape, dtype=bool), mask], axis=1)
-        return concat(embedding(self.P, ids), x, axis=1), mask
+        prompted = concat(embedding(self.P, ids), x, axis=1)
+        if mask is None:
+            return prompted, None
+        padding = (xp.cumsum(mask, axis=1) == 0).sum(axis=1, keepdims=True)              # [batch, 1] on the left
+        mask = xp.concatenate([xp.ones(ids.shape, dtype=bool), mask], axis=1)
+        if not self.next_to_text or not padding.any():
+            return prompted, mask
+        order = _behind(padding, *ids.shape[1:], mask.shape[1])
+        return _reordered(prompted, order), xp.take_along_axis(mask, order, axis=1)
+
+
+def _behind(padding: Array, p: int, n: int) -> Array:
+    """[batch, n]: what stands in each column, of n of which the first p are the prompt: padding, prompt, text."""
+    column = xp.arange(n)[None, :]
+    return xp.where(column < padding, column + p, xp.where(column < padding + p, column - padding, column))
+
+
+def _reordered(x: Tensor, order: Array) -> Tensor:
+    """x [batch, n, d] with its columns in this order [batch, n]."""
+    batch, n, d = x.shape
+    return embedding(reshape(x, shape=(batch * n, d)), order + n * xp.arange(batch)[:, None])

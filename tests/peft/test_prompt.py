@@ -60,6 +60,7 @@ def embedded(model):
     *(({"start": value}, "start is .*; expected one of vocabulary, random, tokens") for value in ("zeros", None, 0)),
     ({"start": "tokens"}, r"tokens is \(\); expected 1 to 20 ids, or tuples of ids, with start='tokens', and none w"),
     ({"tokens": (3,)}, r"tokens is \(3,\)"), ({"tokens": (3,), "start": "random"}, "tokens is"),
+    *(({"next_to_text": value}, "next_to_text is .*; expected True or False") for value in (1, None, "left")),
     ({"length": 2, "start": "tokens", "tokens": (3, 4, 5)}, "tokens is .*; expected 1 to 2 ids"),
     *(({"start": "tokens", "tokens": value}, "tokens is")
       for value in (3, "ab", ("a",), (1.0,), (True,), (-1,), ((),), ((2, -1),), (((1,),),), {2}, (None,)))])
@@ -245,17 +246,19 @@ def test_the_gradient_of_the_prompt_is_that_of_its_rows_in_the_longer_table(fami
     twin, factor = longer(model, vectors(attachment))
     g = RNG(1).standard_normal((4, 7, VOCAB))
 
-    def loss(m, batch):
-        z = m(batch["input_ids"], m.shift_right(batch["labels"]), batch["attention_mask"])
-        return ops.sum(ops.mul(ops.index(z, key=(Ellipsis, slice(0, VOCAB))), g))
-
-    _, found = minipeft.value_and_grad(lambda: loss(model, batch), attachment.parameters)
-    _, wanted = minipeft.value_and_grad(lambda: loss(twin, in_front(batch, length, with_mask)),
+    _, found = minipeft.value_and_grad(lambda: loss_of_logits(model, batch, g), attachment.parameters)
+    _, wanted = minipeft.value_and_grad(lambda: loss_of_logits(twin, in_front(batch, length, with_mask), g),
                                         minipeft.select(twin, "^embedding"))
     assert close_gradients(found, {NAME: wanted["embedding.weight"][VOCAB:] / factor}, U) is None
     alone = [minipeft.value_and_grad(lambda i=i: loss_of_row(model, batch, i, g), attachment.parameters)[1][NAME]
              for i in range(4)]
     assert close_gradients(found, {NAME: sum(alone)}, U) is None and all(a.any() for a in alone)
+
+
+def loss_of_logits(model, batch, g):
+    """Of the first V."""
+    z = model(batch["input_ids"], model.shift_right(batch["labels"]), batch["attention_mask"])
+    return ops.sum(ops.mul(ops.index(z, key=(Ellipsis, slice(0, VOCAB))), g))
 
 
 def loss_of_row(model, batch, i, g):
