@@ -72,7 +72,7 @@ STILL_ON = Remark(
     "soft_prompt", "P2d", "defect", "with disable_adapter(), generate() puts the prompt in front all the same",
     "Looked at through `generate()`, as an encoder-decoder is evaluated; `forward()` is right.")
 LEFT_PADDING = Remark(
-    "soft_prompt", "P0|P0e|P1|P3|P5", "convention", "the prompt stands left of the padding",
+    "soft_prompt", "V (y|dP)|P0|P0e|P1|P3|P5", "convention", "the prompt stands left of the padding",
     "Of a row that is padded on the left, PEFT puts the prompt before the padding. Where positions matter, the "
     "distance from prompt to text then depends on the padding, and so do outputs. The kit has a name for it, "
     "left_padding = outside the padding; hf_peft_prompt.py declares it, and these properties hold there. Here it is "

@@ -9,6 +9,7 @@ import numpy
 
 _RESERVED = ("sys", "array", "inf", "nan", "zeros", "plugin", "error", "given")
 _RESULTS = {"forward": "y", "weight": "w", "vjp": "grads", "save": "blob"}
+_WIDTH = 120
 _LONG = 8  # entries; longer arrays of zeros are written zeros(shape)
 
 
@@ -25,7 +26,7 @@ class Names:
     @property
     def definitions(self) -> list[str]:
         lock = [f"for given in ({', '.join(self.arrays.values())},):", "    given.flags.writeable = False"]
-        return self.lines + (lock if self.locked and self.arrays else [])
+        return _packed(self.lines) + (lock if self.locked and self.arrays else [])
 
     def result(self, event: Any, stem: str) -> str:
         """The name of what a call returned."""
@@ -63,6 +64,17 @@ class Names:
             name = f"{stem}_{number}"
         self.taken.add(name)
         return name
+
+
+def _packed(statements: list[str]) -> list[str]:
+    """Several in a line, as long as they fit."""
+    lines: list[str] = []
+    for statement in statements:
+        if lines and len(lines[-1]) + len(statement) + 2 <= _WIDTH:
+            lines[-1] += f"; {statement}"
+        else:
+            lines.append(statement)
+    return lines
 
 
 def literal(array: numpy.ndarray) -> str:

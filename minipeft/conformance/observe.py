@@ -5,6 +5,7 @@ Three levels, never mixed in one number:  E exact (bit for bit),  B bounded (rho
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy
@@ -34,6 +35,13 @@ class Observation:
         if self.level == "E":
             return 0.0 if numpy.array_equal(self.got, self.want) else float("inf")
         return 0.0 if self.got == self.want else float("inf")
+
+    @property
+    def sees(self) -> float:
+        """Of level B: the smallest error that shows wherever it is, as a share of the largest number; infinity where
+        all numbers are 0."""
+        largest = abs(numpy.asarray(self.want, numpy.float64)).max(initial=0)
+        return float(numpy.max(self.tau, initial=0) / largest) if self.tau is not None and largest else math.inf
 
     @property
     def holds(self) -> bool:

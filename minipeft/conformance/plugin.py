@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import signal
 import threading
 import traceback
@@ -89,10 +90,14 @@ class Plugin:
         return dataclasses.replace(case, exact=case.exact and method.exact_when(case))
 
     def make(self, method: Method) -> Callable[..., "Handle"]:
-        """case -> a fresh handle."""
+        """case -> a fresh handle. Raises Skip for a case that needs a keyword which the factory does not have."""
+        factory = getattr(self.module, method.name)
+        known = _keywords(factory)
+
         def build(case: Case) -> Handle:
             args, kwargs = method.arguments(case)
-            factory = getattr(self.module, method.name)
+            if unknown := [name for name in kwargs if known is not None and name not in known]:
+                raise Skip(f"not offered: {method.name}() takes no {', '.join(unknown)}")
             handle = Handle(self, method, guarded(self, method.name, factory, args, kwargs), case.dtype)
             self.made.append((case, handle))
             return handle
@@ -157,6 +162,17 @@ def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
         raise Fault("not finite", f"{where} has {int((~numpy.isfinite(value)).sum())} of {value.size} numbers that "
                                   f"are NaN or infinite")
     return value.copy()  # what it does to its own array afterwards is its own business
+
+
+def _keywords(function: Callable) -> set[str] | None:
+    """The names that a function takes as keywords; None if it takes any, or nobody can say."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _of_kind(declared: Mapping, name: str, kind: Any, default: Any) -> Any:

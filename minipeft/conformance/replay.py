@@ -53,7 +53,7 @@ def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_
         tape, wrong = listed(calls), next(o for o in seen if isinstance(o, Fault) or not o.holds)
     rho = f", rho {wrong.rho:.3g}" if isinstance(wrong, Observation) and wrong.level == "B" else ""
     about = wrong.name if isinstance(wrong, Observation) else wrong.kind
-    title = f"{case.id}, {case.dtype}\n\n{prop.id}, {prop.title}\nwhat fails: {about}{rho}\n"
+    title = f"{method.name}, {case.dtype}: {prop.id}, {prop.title}; wrong here: {about}{rho}"
     text = script(name, method, title, tape, wrong)
     return _written(folder, _safe(f"{prop_id}-{case.id}"), case, _metadata(prop_id, case), text.encode("utf-8"))
 

@@ -20,7 +20,8 @@ from minipeft.files import write_atomic
 
 SPEC = 1
 LEGEND = ("rho = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where nothing may "
-          "move.\nS: a fact.  -: skipped, see --skips.")
+          "move.\nS: a fact.  -: skipped, see --skips.  ~: an error of a tenth of the largest number could hide.")
+BLUNT = 0.1
 
 
 class Report:
@@ -196,5 +197,6 @@ def cell(result: Result | None) -> str:
     if result.status == "fail":
         return "FAIL" if result.rho is None or result.rho <= 1 else f"FAIL {result.rho:.1g}"
     rho = "" if result.rho is None else f"{result.rho:.3f}" if result.rho >= 0.0005 else "0"
+    rho += "~" if result.sees is not None and result.sees > BLUNT else ""
     letters = "".join(letter for letter, seen in (("E", result.exact), ("S", result.facts)) if seen)
     return f"{rho} {letters}".strip()

@@ -29,8 +29,10 @@ class Job:
 @dataclasses.dataclass
 class Result:
     """status: "pass", "fail" or "skip". rho: the worst error over its bound (level B), None where nothing was
-    bounded. exact, facts: how many values were compared bit for bit, and how many facts. reason: of a skip. failure:
-    in words. minimal, diagnosis, links, script, replay: what the kit found out about a failure."""
+    bounded. sees: the smallest error that would have shown there wherever it is, as a share of the largest number,
+    None where that is 0. exact, facts: how many values were compared bit for bit, and how many
+    facts. reason: of a skip. failure: in words. minimal, diagnosis, links, script, replay: what the kit found out
+    about a failure."""
 
     method: str
     id: str
@@ -39,6 +41,7 @@ class Result:
     stage: str
     status: str = "pass"
     rho: float | None = None
+    sees: float | None = None
     exact: int = 0
     facts: int = 0
     cases: int = 0

@@ -123,9 +123,9 @@ class Writer:
         quoted = title.replace("\\", "/").replace('"', "'")
         body = [*self.names.definitions, *self.lines, *last]
         names = [name for name in ("array", "inf", "nan", "zeros") if re.search(rf"\b{name}\b", "\n".join(body))]
-        head = [f'"""{quoted}"""', "import sys", *([f"from numpy import {', '.join(names)}"] if names else []),
-                'sys.path.insert(0, ".")', f"import {self.plugin} as plugin", ""]
-        return "\n".join([*head, *body, ""])
+        imports = ["import sys", 'sys.path.insert(0, ".")', f"import {self.plugin} as plugin",
+                   *([f"from numpy import {', '.join(names)}"] if names else [])]
+        return "\n".join([f'"""{quoted}"""', "; ".join(imports), *body, ""])
 
     def _difference(self, seen: Observation) -> list[str]:
         got = self._expression(seen.got)

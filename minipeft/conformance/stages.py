@@ -10,6 +10,7 @@ Messages are JSON, so that the run can sit in a process of its own: see `worker.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Callable
 
 from minipeft.conformance import live
@@ -74,6 +75,7 @@ class Tally:
             if o.level == "B":
                 worst = max(worst, o.rho)
                 result.rho = max(result.rho or 0.0, o.rho)
+                result.sees = min((s for s in (result.sees, o.sees) if s is not None and s < math.inf), default=None)
         if fails(seen) and self.failed is None:
             result.status = "fail"
             self.failed = Failed(self.prop, case, seen, made)

@@ -120,7 +120,7 @@ class Prompt:
         mask = xp.concatenate([xp.ones(ids.shape, dtype=bool), mask], axis=1)
         if not self.next_to_text or not padding.any():
             return prompted, mask
-        order = _behind(padding, *ids.shape[1:], mask.shape[1])
+        order = _behind(padding, ids.shape[1], mask.shape[1])
         return _reordered(prompted, order), xp.take_along_axis(mask, order, axis=1)
 
 

@@ -26,6 +26,7 @@ from minipeft.ops import definitions, matmul, mul, transpose
 from minipeft.ops import sum as total
 
 SIZES = {"b": 4, "t": 4, "p": 2, "d": 3, "V": 5}
+OUTSIDE = {"left_padding": "outside the padding"}
 CONVENTIONS = [{"positions": positions, "left_padding": left} for positions in METHOD.conventions["positions"]
                for left in METHOD.conventions["left_padding"]]
 
@@ -147,24 +148,31 @@ def test_plain_numpy_fails_nothing(dtype: str):
             assert failing(SoftPrompt, case_of(relative, exact, dtype)) == set()
 
 
+class Outside(ours.Prompted):
+    """minipeft's prompt where it stands by default, and PEFT's does."""
+
+    next_to_text = False
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_minipeft_fails_nothing_under_the_convention_that_it_declares(dtype: str):
+@pytest.mark.parametrize("build, conventions", [(ours.soft_prompt, {}), (Outside, OUTSIDE)])
+def test_minipeft_fails_nothing_in_either_place(build: Callable, conventions: dict, dtype: str):
     for relative in (False, True):
         for exact in (False, True):
-            assert failing(ours.soft_prompt, case_of(relative, exact, dtype), ours.CONVENTIONS) == set()
+            assert failing(build, case_of(relative, exact, dtype), conventions) == set()
 
 
 def test_a_prompt_outside_the_padding_that_is_not_declared_is_found_and_named():
     case = case_of(True)
-    assert {"P0", "P0e", "P1", "P5"} <= failing(ours.soft_prompt, case)
-    plugin = plugged(ours.soft_prompt)
+    assert {"P0", "P0e", "P1", "P5"} <= failing(Outside, case)
+    plugin = plugged(Outside)
     law = next(prop for prop in METHOD.properties if prop.id == "P5")
     seen, _ = look(law, plugin.settle(case, METHOD), plugin, plugin.make(METHOD))
     assert seen[0].why == "left-padding shift: the distance from prompt to text grows with the padding"
 
 
 def test_a_wrong_declaration_fails():
-    assert "P0" in failing(SoftPrompt, case_of(False), {"left_padding": "outside the padding"})
+    assert "P0" in failing(SoftPrompt, case_of(False), OUTSIDE)
     assert {"P0", "P4"} <= failing(SoftPrompt, case_of(False), {"positions": "restart"})
 
 

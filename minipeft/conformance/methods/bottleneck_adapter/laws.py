@@ -32,8 +32,12 @@ def y_of(make: Make, case: Case) -> numpy.ndarray:
 
 
 def gradients_of(make: Make, case: Case, *more: str) -> dict:
+    return gradients_by(make(case), case, *more)
+
+
+def gradients_by(adapter: Any, case: Case, *more: str) -> dict:
     shapes = {name: case[name].shape for name in (*LEAVES, *more)}
-    return make(case).arrays("vjp", shapes, *(case[name] for name in ("x", "n", "F", "g")))
+    return adapter.arrays("vjp", shapes, *(case[name] for name in ("x", "n", "F", "g")))
 
 
 def without_adapter(case: Case) -> Case:
@@ -56,6 +60,15 @@ def gradients(case: Case, make: Make) -> Seen:
     found, ref = gradients_of(make, case, *streams(case)), values(case)
     for name in names:
         yield near(case, f"d{name}", found[name], ref[f"d{name}"])
+
+
+@law("A2s", "M: asking for gradients changes neither the adapter nor the gradients", "vjp", "forward")
+def gradients_alone(case: Case, make: Make) -> Seen:
+    adapter, ref = make(case), values(case)
+    before, once, again = out(adapter, case), gradients_by(adapter, case), gradients_by(adapter, case)
+    yield same("y after gradients were asked for", out(adapter, case), before)
+    for name in LEAVES:
+        yield between(case, f"d{name}, asked for again", again[name], once[name], *[ref[f"d{name}"]] * 2)
 
 
 @law("A1a", "V: every activation is the one that is asked for, in value and gradient", "forward", kinds=("bounded",))

@@ -6,6 +6,7 @@ import safetensors.numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.bottleneck_adapter.plain import LEAVES, BottleneckAdapter
+from minipeft.conformance.planted import Accumulates
 
 PLANTED = planted = Planted("adapter")
 
@@ -128,3 +129,8 @@ class NamesUnchecked(BottleneckAdapter):
 class StreamsUnchecked(BottleneckAdapter):
     def fit(self, x, n, F):
         pass
+
+
+@planted("gradients_accumulate", "GradientsAccumulate")
+class GradientsAccumulate(Accumulates, BottleneckAdapter):
+    pass

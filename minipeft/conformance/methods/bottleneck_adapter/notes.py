@@ -51,4 +51,5 @@ NOTES = {
     "UnknownNames": Note("an unknown activation or placement is taken for another one", "a name with a typing error "
                          "trains another model"),
     "Broadcasts": Note("arrays of a wrong shape are broadcast"),
+    "GradientsAccumulate": Note("gradients are added to those of the call before", "steps after the first are wrong"),
 }

@@ -40,6 +40,15 @@ def gradients(case: Case, make: Make) -> Seen:
         yield near(case, f"d{leaf}", found[leaf], ref[f"d{leaf}"])
 
 
+@law("L2s", "M: asking for gradients changes neither the table nor the gradients", "vjp", "forward")
+def gradients_alone(case: Case, make: Make) -> Seen:
+    table, ref = make(case), values(case)
+    before, once, again = out(table, case), gradients_of(table, case), gradients_of(table, case)
+    yield same("y after gradients were asked for", out(table, case), before)
+    for leaf in "AB":
+        yield between(case, f"d{leaf}, asked for again", again[leaf], once[leaf], *[ref[f"d{leaf}"]] * 2)
+
+
 @law("L2r", "M: the same batch twice gives twice the gradient", "vjp")
 def repeated(case: Case, make: Make) -> Seen:
     twice = case.but({name: numpy.concatenate([case[name]] * 2) for name in ("ids", "g")})

@@ -5,6 +5,7 @@ import numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
+from minipeft.conformance.planted import Accumulates
 
 PLANTED = planted = Planted("embedding")
 
@@ -170,3 +171,8 @@ class PositionsMixed(LoraEmbedding):
     def low_rank(self, ids):
         y = super().low_rank(ids)
         return self.e.r(y + 0.125 * y[:1, :1])
+
+
+@planted("gradients_accumulate", "GradientsAccumulate")
+class GradientsAccumulate(Accumulates, LoraEmbedding):
+    pass

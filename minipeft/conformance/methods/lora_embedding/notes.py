@@ -53,4 +53,5 @@ NOTES = {
     "SaveDropsAlpha": Note("alpha is not in the file", "the loaded adapter has another scale", ("surogate #173",)),
     "SavesTable": Note("the file holds the frozen table"),
     "LoadUnchecked": Note("a file for another vocabulary is loaded all the same", "", ("surogate #173",)),
+    "GradientsAccumulate": Note("gradients are added to those of the call before", "steps after the first are wrong"),
 }

@@ -25,6 +25,10 @@ def out(layer: Any, case: Case, x: Any = None) -> numpy.ndarray:
     return layer.array("forward", (len(x), case["W"].shape[0]), x)
 
 
+def gradients_of(layer: Any, case: Case) -> dict:
+    return layer.arrays("vjp", {leaf: case[leaf].shape for leaf in "ABx"}, case["x"], case["g"])
+
+
 @law("L1", "V: the forward is the equation", "forward")
 def forward(case: Case, make: Make) -> Seen:
     yield near(case, "y", out(make(case), case), values(case)["y"])
@@ -32,17 +36,18 @@ def forward(case: Case, make: Make) -> Seen:
 
 @law("L2", "V: dA, dB, dx are the equation's, summed over the batch", "vjp")
 def gradients(case: Case, make: Make) -> Seen:
-    found = make(case).arrays("vjp", {leaf: case[leaf].shape for leaf in ("A", "B", "x")}, case["x"], case["g"])
-    for leaf in ("A", "B", "x"):
+    found = gradients_of(make(case), case)
+    for leaf in "ABx":
         yield near(case, f"d{leaf}", found[leaf], values(case)[f"d{leaf}"])
 
 
-@law("L2s", "M: asking for gradients changes nothing", "vjp", "forward")
+@law("L2s", "M: asking for gradients changes neither the layer nor the gradients", "vjp", "forward")
 def gradients_alone(case: Case, make: Make) -> Seen:
-    layer = make(case)
-    before = out(layer, case)
-    layer.arrays("vjp", {}, case["x"], case["g"])
+    layer, ref = make(case), values(case)
+    before, once, again = out(layer, case), gradients_of(layer, case), gradients_of(layer, case)
     yield same("y after gradients were asked for", out(layer, case), before)
+    for leaf in "ABx":
+        yield between(case, f"d{leaf}, asked for again", again[leaf], once[leaf], *[ref[f"d{leaf}"]] * 2)
 
 
 @law("L3", "V: merged, the weight is W + s B A", "merge", "weight")
@@ -190,7 +195,7 @@ def affine(case: Case, make: Make) -> Seen:
 
 @law("L11e", "M: <dA, A> = <dB, B>", "vjp")
 def euler(case: Case, make: Make) -> Seen:
-    found, ref = make(case).arrays("vjp", {k: case[k].shape for k in "AB"}, case["x"], case["g"]), values(case)
+    found, ref = gradients_of(make(case), case), values(case)
     a, b = ((found[k] * case[k]).sum() for k in "AB")
     bound = sum((case.tau(ref[f"d{k}"]) * abs(case[k])).sum() for k in "AB")
     own = case["A"].size * 2.0 ** -53 * sum((ref[f"d{k}"].mag * abs(case[k])).sum() for k in "AB")  # of these two sums

@@ -5,6 +5,7 @@ import numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.lora_linear.plain import LoraLinear
+from minipeft.conformance.planted import Accumulates
 
 PLANTED = planted = Planted("lora")
 
@@ -171,3 +172,8 @@ class GradBRolled(LoraLinear):
     def vjp(self, x, g):
         found = super().vjp(x, g)
         return {**found, "B": numpy.roll(found["B"], 1, axis=0)}
+
+
+@planted("gradients_accumulate", "GradientsAccumulate")
+class GradientsAccumulate(Accumulates, LoraLinear):
+    pass

@@ -49,4 +49,5 @@ NOTES = {
     "LoadUnchecked": Note("a file of another shape is loaded all the same", "", ("surogate #173",)),
     "MergesDiffer": Note("the checked merge rounds otherwise than the plain one"),
     "UnknownNameIgnored": Note("unknown adapter names are ignored"),
+    "GradientsAccumulate": Note("gradients are added to those of the call before", "steps after the first are wrong"),
 }

@@ -74,6 +74,15 @@ def gradients_hold(case: Case, make: Make) -> Seen:
         yield near(case, "dx", found["x"], ref["dx"])
 
 
+@law("L2s", "M: asking for gradients changes neither the layer nor the gradients", "vjp", "forward")
+def gradients_alone(case: Case, make: Make) -> Seen:
+    layer, ref = make(case), values(case)
+    before, once, again = out(layer, case), gradients(layer, case), gradients(layer, case)
+    yield same("y after gradients were asked for", out(layer, case), before)
+    for name in trained(case):
+        yield between(case, f"d {name}, asked for again", again[name], once[name], *[ref[f"d {name}"]] * 2)
+
+
 @law("L7", "S: what is trained has a gradient; those of everything else do not exist", "vjp")
 def support(case: Case, make: Make) -> Seen:
     for twin in selections(case):

@@ -10,6 +10,7 @@ import numpy
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.selective.plain import Selective
+from minipeft.conformance.planted import Accumulates
 
 PLANTED = planted = Planted("selective")
 
@@ -163,3 +164,8 @@ class SelectionForgets(Selective):
     def select(self, pattern):
         super().select(pattern)
         self.w = self.base
+
+
+@planted("gradients_accumulate", "GradientsAccumulate")
+class GradientsAccumulate(Accumulates, Selective):
+    pass

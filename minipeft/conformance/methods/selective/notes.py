@@ -51,4 +51,5 @@ NOTES = {
     "PatternFromStart": Note("a pattern must match from the start of a name"),
     "SelectionAccumulates": Note("a selection adds to the one before"),
     "SelectionForgets": Note("another selection undoes what was trained before"),
+    "GradientsAccumulate": Note("gradients are added to those of the call before", "steps after the first are wrong"),
 }

@@ -87,8 +87,7 @@ def refusals(dtype: str) -> list[Refusal]:
 
 
 def vectors() -> list[Case]:
-    """Both kinds of positions, a prompt longer and shorter than the text. No row is padded on the left: there the
-    conventions differ, and minipeft, which has to agree with what is published, has not the default one."""
+    """Both kinds of positions, a prompt longer and shorter than the text, rows padded on either side."""
     cases = []
     for seed, (b, t, p, d, sides, relative, label) in enumerate([
             (3, 5, 2, 4, ["hole", "right", "none"], False, "a table of positions, a padded row, a row with a hole"),
@@ -96,13 +95,17 @@ def vectors() -> list[Case]:
             (1, 2, 4, 16, ["none"], False, "a prompt longer than the text, one row, nothing masked"),
             (2, 6, 1, 3, ["right", "hole"], True, "a prompt of one vector"),
             (4, 4, 4, 4, ["right", "none", "hole", "right"], False, "batch, text, prompt and width the same: a wrong "
-                                                                    "axis is silent")]):
+                                                                    "axis is silent"),
+            (3, 6, 2, 5, ["left", "none", "left"], False, "rows padded on the left, a table of positions"),
+            (3, 5, 3, 16, ["left", "right", "left"], True, "rows padded on either side, relative positions: the "
+                                                           "distance from prompt to text must not grow")]):
         for dtype in DTYPES:
             sizes = {"b": b, "t": t, "p": p, "d": d, "V": 7}
             cases.append(made(numpy.random.default_rng([1, seed]), dtype, False, sizes, sides, relative, label))
     for seed, (b, t, p, d, sides, label) in enumerate([
             (3, 5, 2, 4, ["hole", "right", "none"], "all weights equal and dyadic: bit for bit"),
-            (2, 4, 4, 3, ["right", "hole"], "dyadic; a prompt as long as the text")]):
+            (2, 4, 4, 3, ["right", "hole"], "dyadic; a prompt as long as the text"),
+            (3, 6, 2, 4, ["left", "none", "left"], "dyadic; rows padded on the left")]):
         for dtype in DTYPES:
             sizes = {"b": b, "t": t, "p": p, "d": d, "V": 6}
             case = made(numpy.random.default_rng([2, seed]), "bfloat16", True, sizes, sides, False, label)

@@ -40,6 +40,14 @@ def additive(case: Case, make: Make) -> Seen:
                   values(case)["dP"], *(values(row)["dP"] for row in alone))
 
 
+@law("P3s", "M: asking for gradients changes neither the layer nor the gradients", "vjp", "forward")
+def gradients_alone(case: Case, make: Make) -> Seen:
+    layer, ref, p = make(case), values(case)["dP"], len(case["P"])
+    before, once, again = out(layer, case), gradient(layer, case), gradient(layer, case)
+    yield same("y after gradients were asked for", out(layer, case), before)
+    yield between(case, "dP, asked for again", again[:p], once[:p], ref, ref)
+
+
 @law("P3d", "S: every row that is trained reaches the output", "vjp")
 def alive(case: Case, make: Make) -> Seen:
     found, p = gradient(make(case), case), len(case["P"])

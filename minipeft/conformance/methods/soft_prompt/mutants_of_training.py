@@ -6,6 +6,7 @@ import safetensors.numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
+from minipeft.conformance.planted import Accumulates
 
 PLANTED = planted = Planted("prompt")
 
@@ -98,3 +99,8 @@ class SavesTable(SoftPrompt):
 class LoadUnchecked(SoftPrompt):
     def load(self, blob):
         self.P = safetensors.numpy.load(blob)["P"][:, :self.table.shape[1]].copy()
+
+
+@planted("gradients_accumulate", "GradientsAccumulate")
+class GradientsAccumulate(Accumulates, SoftPrompt):
+    pass

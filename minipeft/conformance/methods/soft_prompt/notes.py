@@ -52,4 +52,5 @@ NOTES = {
     "SavedBackwards": Note("the loaded prompt is another one than was saved"),
     "SavesTable": Note("the file holds the frozen table of embeddings"),
     "LoadUnchecked": Note("a prompt of another width is loaded all the same"),
+    "GradientsAccumulate": Note("gradients are added to those of the call before", "steps after the first are wrong"),
 }

@@ -1,7 +1,6 @@
 """minipeft itself behind the plug-in protocol: one attention layer of its engine, and what `attach(PromptTuning(...))`
 puts at its input site.
 
-minipeft's prompt stands left of the whole row, padding included (see `minipeft/peft/prompt.py`), which is declared.
 A prompt of length 0 is none: PromptTuning refuses it, so nothing is attached.
 """
 from __future__ import annotations
@@ -24,7 +23,6 @@ from minipeft.peft.attach import Attachment, attach
 from minipeft.peft.prompt import PromptTuning
 
 Array = numpy.ndarray
-CONVENTIONS = {"left_padding": "outside the padding"}
 SITE = "encoder.input"
 
 
@@ -84,14 +82,16 @@ class OneAttention(Module):
 class Prompted:
     """The handle: every call is one of minipeft's."""
 
+    next_to_text = True  # the kit's default convention; PromptTuning's is "outside the padding"
+
     def __init__(self, P: Array, base: Mapping[str, Array], dtype: str):
         self.dtype, self.model = dtype, OneAttention(base, dtype)
         self.attachment: Attachment | None = None
         if P.shape[1:] != base["E"].shape[1:]:
             raise ValueError(f"P {P.shape} does not fit E {base['E'].shape}")
         if len(P):
-            self.attachment = attach(self.model, PromptTuning(length=len(P), start="random", where=f"^{SITE}$"),
-                                     numpy.random.default_rng(0), "prompt")
+            method = PromptTuning(length=len(P), start="random", next_to_text=self.next_to_text, where=f"^{SITE}$")
+            self.attachment = attach(self.model, method, numpy.random.default_rng(0), "prompt")
             self.attachment.parameters[f"{SITE}@prompt.P"].data = P.astype(dtype)
 
     def forward(self, ids: Array, mask: Array) -> Array:
