@@ -127,7 +127,8 @@ def test_every_convention_has_vectors_and_they_are_for_it_and_for_who_cannot_be_
     assert {s.what for s in others if isinstance(s.what, str)} == {
         f"other conventions: scaling is {scaling!r}, not {other!r}" for other in by}
     one = [s for s in others if not isinstance(s.what, str)]
-    assert one and all(s.vector.case["A"].shape[0] == 1 for s in one), "at rank 1 the scalings may be the same"
+    assert bool(one) == (scaling != SCALINGS[0]), "those for alpha / r have rank 1 among them"
+    assert all(s.vector.case["A"].shape[0] == 1 for s in one)
     wrong = set(wrongs(mine))
     assert wrong == (set() if scaling == SCALINGS[0] else set(METHOD.outputs))
 
