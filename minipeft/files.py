@@ -72,20 +72,21 @@ def _header(file: Any, size: int, path: Any) -> tuple[dict[str, Any], int]:
     if n > min(size - 8, _HEADER_LIMIT):
         raise ValueError(f"{path}: the header claims {n} bytes, but {size - 8} follow "
                          f"(and at most {_HEADER_LIMIT} are read): truncated, or not a safetensors file")
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name appears twice")
-        return found
-
     try:
-        header = json.loads(file.read(n).decode("utf-8"), object_pairs_hook=no_duplicates)
+        header = json.loads(file.read(n).decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header is a JSON {type(header).__name__}; expected an object")
     return header, 8 + n
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, at any depth. json keeps the last of two entries of one name; another reader may keep the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name appears twice")
+    return found
 
 
 def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dict[str, tuple]:
@@ -227,9 +228,9 @@ def _umask() -> int:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object. Raises ValueError that names the file for anything else."""
+    """A JSON object, each name in it once. Raises ValueError that names the file for anything else."""
     try:
-        value = json.loads(Path(path).read_text("utf-8"))
+        value = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -442,8 +442,10 @@ def test_the_fuzz_starts_from_files_that_are_read(tmp_path):
 
 @pytest.mark.parametrize("text, message", [("[1]", "holds a JSON list"), ("{", "not valid JSON"),
                                            ("", "not valid JSON"),
-                                           ("[" * 100_000, "not valid JSON"), ("{'a': 1}", "not valid JSON")],
-                         ids=["list", "cut", "empty", "deep", "quotes"])
+                                           ("[" * 100_000, "not valid JSON"), ("{'a': 1}", "not valid JSON"),
+                                           ('{"a": 1, "a": 1}', "a name appears twice"),
+                                           ('{"a": [{"b": 1, "c": 2, "b": 3}]}', "a name appears twice")],
+                         ids=["list", "cut", "empty", "deep", "quotes", "twice", "twice below"])
 def test_read_json_names_the_file_for_anything_but_an_object(tmp_path, text, message):
     (tmp_path / "the.json").write_text(text)
     with pytest.raises(ValueError, match="the.json.*" + message):

@@ -347,6 +347,15 @@ def test_numbers_that_the_dtype_does_not_have_are_refused(folder):
             read("lora_linear", folder)
 
 
+def test_a_field_that_stands_twice_is_refused_whichever_of_the_two_is_right(folder):
+    path = folder / "lora_linear.json"
+    text, n = path.read_text(), len(read("lora_linear"))
+    for twice in (f'"numberOfTests": 1, "numberOfTests": {n}', f'"numberOfTests": {n}, "numberOfTests": 1'):
+        path.write_text(text.replace(f'"numberOfTests": {n}', twice, 1))
+        with pytest.raises(ValueError, match="lora_linear.json.*a name appears twice"):
+            read("lora_linear", folder)
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"[" * 100_000, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
 def test_what_is_no_document_is_refused(folder, data):
     (folder / "lora_linear.json").write_bytes(data)
