@@ -13,7 +13,7 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.diagnose import explain, suspects, words
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import HANGS, Fault
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation
@@ -38,7 +38,7 @@ class Failed:
     @property
     def worst(self) -> Observation | Fault:
         """The first thing that is wrong."""
-        return next(o for o in self.seen if isinstance(o, Fault) or not o.holds)
+        return next(o for o in self.seen if not o.holds)
 
     @property
     def words(self) -> str:
@@ -72,7 +72,7 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
     begun = time.monotonic()
     likely = explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
     for result, failed in failures:
-        if any(isinstance(o, Fault) and o.kind == "does not return" for o in failed.seen):
+        if any(isinstance(o, Fault) and o.kind == HANGS for o in failed.seen):
             yield result  # every try would cost the time limit again
             continue
 

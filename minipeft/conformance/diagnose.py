@@ -19,11 +19,12 @@ import numpy
 
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import NO_USE, Fault, Skip
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.hints import hints
 from minipeft.conformance.method import Make, Method, Mutant, Property
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.plugin import Plugin, last_lines
+from minipeft.conformance.plugin import Plugin
 
 Seen = Observation | Fault
 Failure = tuple[Property, Case, Sequence[Seen]]
@@ -32,19 +33,19 @@ _MANY = 8  # failures that are looked into where no bug explains all of them: ev
 
 
 def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
-    """Everything that a property sees on a case, and last the Fault that ended it, if one did."""
+    """Everything that a property sees on a case, up to where it cannot be put to the implementation; last the Fault
+    that ended it, if one did."""
     seen: list[Seen] = []
     try:
-        seen.extend(prop.run(case, make))
+        for one in prop.run(case, make):
+            seen.append(one)
     except Fault as fault:
         seen.append(fault)
+    except Skip:
+        pass
     except Exception as error:  # an answer that the property cannot use
-        seen.append(Fault("an answer of no use", last_lines(error)))
+        seen.append(Fault(NO_USE, last_lines(error)))
     return seen
-
-
-def failed(seen: Seen) -> bool:
-    return isinstance(seen, Fault) or not seen.holds
 
 
 def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen],
@@ -125,7 +126,7 @@ def _more_cases(method: Method, found: Iterable[Case]) -> list[Case]:
 def _offered(make: Make, case: Case, prop: Property) -> bool:
     try:
         return make(case).offers(*prop.needs)
-    except Fault:
+    except (Fault, Skip):
         return False
 
 
@@ -144,8 +145,8 @@ def _alike(method: Method, case: Case, seen: Sequence[Seen], theirs: Sequence[Se
         other = next((o for o in rest if _place(o) == _place(mine)), None)
         if other is None or not _same(method, case, mine, other):
             return False
-        failing |= failed(mine) and failed(other)
-    ended_well = bool(seen) and not failed(seen[-1])
+        failing |= not mine.holds and not other.holds
+    ended_well = bool(seen) and seen[-1].holds
     broke = any(isinstance(o, Fault) for o in rest)
     return (failing or not must_fail) and not (ended_well and broke)
 
@@ -156,7 +157,7 @@ def _place(seen: Seen) -> str:
 
 def _same(method: Method, case: Case, mine: Seen, other: Seen) -> bool:
     if isinstance(mine, Fault) or isinstance(other, Fault):
-        return isinstance(mine, Fault) and isinstance(other, Fault) and mine.kind == other.kind
+        return isinstance(mine, Fault) and isinstance(other, Fault) and mine.like(other)
     if mine.level == "S":
         return mine.like(other.got)
     pairs = [(mine.got, other.got), (mine.want, other.want)]
@@ -190,7 +191,7 @@ def words(method: Method, mutants: Sequence[Mutant], failures: Sequence[Failure]
     """The diagnosis as a sentence. failures: what is looked at where no mutant explains them."""
     if mutants:
         return "looks like " + "; or ".join(dict.fromkeys(_described(method, mutant) for mutant in mutants))
-    found = dict.fromkeys(hint for _, case, seen in failures for o in [next(filter(failed, seen), None)]
+    found = dict.fromkeys(hint for _, case, seen in failures for o in [next((o for o in seen if not o.holds), None)]
                           if isinstance(o, Observation) for hint in hints(method, case, o))
     return "; ".join(["no planted bug of ours gives this output", *list(found)[:4]])
 

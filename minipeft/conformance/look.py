@@ -4,10 +4,11 @@ from __future__ import annotations
 from typing import Callable
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault, Skip
+from minipeft.conformance.fault import NO_USE, Fault, Skip
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.method import Property
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.plugin import Plugin, last_lines
+from minipeft.conformance.plugin import Plugin
 
 
 def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[list[Observation | Fault], list]:
@@ -24,10 +25,10 @@ def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[li
         if not fails(seen):
             raise
     except Exception as error:  # an answer that the property cannot use, such as trainable() = None
-        seen.append(Fault("an answer of no use", last_lines(error)))
+        seen.append(Fault(NO_USE, last_lines(error)))
     return seen, list(plugin.made)
 
 
 def fails(seen: list[Observation | Fault]) -> bool:
     """Whether anything that was seen is wrong."""
-    return any(isinstance(o, Fault) or not o.holds for o in seen)
+    return any(not o.holds for o in seen)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Iterable, Mapping
 
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import NOT_FINITE, RAISES, Fault
 from minipeft.conformance.tolerance import Value, rho
 
 
@@ -79,12 +79,19 @@ def fact(name: str, got: Any, want: Any, why: str = "") -> Observation:
     return Observation(name, "S", got, want, why=why)
 
 
+def none_of(frozen: Iterable[str], gradients: Mapping[str, Any]) -> Observation:
+    """The fact that no frozen array has a gradient; of one that has, whether it is zeros."""
+    there = {name: gradients[name] for name in frozen if gradients.get(name) is not None}
+    return fact("gradients of frozen arrays", [n if numpy.any(g) else f"{n} (zeros)" for n, g in there.items()], [],
+                "zeros are a gradient too: memory for it, decay and momentum act on it")
+
+
 def raised(name: str, action: Any, why: str = "") -> Observation:
     """The fact that `action()` raises an error; one of the harness (a hang, NaN) is not that."""
     try:
         action()
     except Fault as fault:
-        return fact(name, "an error" if fault.kind == "raises" else fault.kind, "an error", why)
+        return fact(name, "an error" if fault.kind == RAISES else fault.kind, "an error", why)
     return fact(name, "no error", "an error", why)
 
 
@@ -92,5 +99,5 @@ def refused(case: Case, action: Any) -> Observation:
     """The fact that a case which makes no sense is refused by an error. Of a parameter that is missing or not finite,
     numbers that are not finite say as much: nobody takes them for a result."""
     seen = raised(case.label, action)
-    loud = seen.got == "not finite" and any(value in (None, "inf", "-inf", "nan") for value in case.params.values())
+    loud = seen.got == NOT_FINITE and any(value in (None, "inf", "-inf", "nan") for value in case.params.values())
     return fact(seen.name, "an error", "an error") if loud else seen

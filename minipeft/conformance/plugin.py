@@ -14,33 +14,33 @@ offer, or answers with NotImplementedError, is a skip, counted and shown.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
-import signal
-import threading
-import traceback
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy
 
 from minipeft.conformance.arithmetic import DTYPES, arithmetic, on_grid
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault, Skip
+from minipeft.conformance.fault import ABSENT, NOT_FINITE, OFF_GRID, RAISES, WRONG_SHAPE, WRONG_TYPE, Fault, Skip
+from minipeft.conformance.guard import guarded, last_lines
 from minipeft.conformance.method import Method
 from minipeft.conformance.methods import NAMES
 
-_HANG = "does not return"
 _STORED = ("forward", "weight")  # what these return was stored in the dtype; gradients may be kept in a wider one
 
 
 @dataclasses.dataclass
 class Plugin:
-    """A module, or any object, that offers methods. limit: seconds that one call may take."""
+    """A module, or any object, that offers methods. limit: seconds that one call may take. calling: told of each call
+    before it is made: who watches from outside knows what does not return, and that something is going on. alone: in
+    a process of its own, where nobody but the plug-in itself can interrupt it."""
 
     module: Any
     limit: float = 10.0
+    calling: Callable[[str], None] = lambda where: None
+    alone: bool = False
 
     def __post_init__(self) -> None:
         self.hung: set[str] = set()
@@ -98,7 +98,10 @@ class Plugin:
             args, kwargs = method.arguments(case)
             if unknown := [name for name in kwargs if known is not None and name not in known]:
                 raise Skip(f"not offered: {method.name}() takes no {', '.join(unknown)}")
-            handle = Handle(self, method, guarded(self, method.name, factory, args, kwargs), case.dtype)
+            inner = guarded(self, method.name, factory, args, kwargs)
+            if inner is None:
+                raise Fault(WRONG_TYPE, f"{method.name}() returned None; expected an object with forward()")
+            handle = Handle(self, method, inner, case.dtype)
             self.made.append((case, handle))
             return handle
         return build
@@ -112,7 +115,13 @@ class Handle:
         self._calls: list[tuple] = []
 
     def offers(self, *names: str) -> bool:
-        return all(callable(getattr(self._inner, name, None)) for name in names)
+        return all(map(self._has, names))
+
+    def _has(self, name: str) -> bool:
+        try:
+            return callable(getattr(self._inner, name, None))
+        except Exception:
+            return True  # it is there, and the call will say what is wrong with it
 
     def __getattr__(self, name: str) -> Callable:
         if name.startswith("_"):
@@ -120,10 +129,10 @@ class Handle:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._calls.append((name, args, kwargs))
-            function = getattr(self._inner, name, None)
-            if not callable(function):
-                raise Fault("raises", f"the object that {self._method.name}() returned has no {name}()")
-            return guarded(self._plugin, f"{self._method.name}.{name}", function, args, kwargs)
+            if not self._has(name):
+                raise Fault(RAISES, f"the object that {self._method.name}() returned has no {name}()")
+            return guarded(self._plugin, f"{self._method.name}.{name}",
+                           lambda *args, **kwargs: getattr(self._inner, name)(*args, **kwargs), args, kwargs)
         return call
 
     def array(self, name: str, shape: tuple, *args: Any, **kwargs: Any) -> numpy.ndarray:
@@ -132,8 +141,8 @@ class Handle:
         found = checked(where, getattr(self, name)(*args, **kwargs), shape)
         store = arithmetic(self._dtype, self._plugin.arith.get(self._dtype, {})).store
         if name in _STORED and not numpy.array_equal(on_grid(found, store), found):
-            raise Fault("off the grid", f"{where} returned numbers that {store} does not have: it was computed in, or "
-                                        f"returned from, another dtype than {self._dtype}")
+            raise Fault(OFF_GRID, f"{where} returned numbers that {store} does not have: it was computed in, or "
+                                  f"returned from, another dtype than {self._dtype}")
         return found
 
     def arrays(self, name: str, shapes: Mapping[str, tuple], *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -142,10 +151,10 @@ class Handle:
         found = getattr(self, name)(*args, **kwargs)
         where = f"{self._method.name}.{name}"
         if not isinstance(found, Mapping):
-            raise Fault("wrong type", f"{where} returned {type(found).__name__}; expected a dict of arrays")
+            raise Fault(WRONG_TYPE, f"{where} returned {type(found).__name__}; expected a dict of arrays")
         absent = [key for key in shapes if found.get(key) is None]
         if absent:
-            raise Fault("absent", f"{where} has no {', '.join(map(repr, absent))}")
+            raise Fault(ABSENT, f"{where} has no {', '.join(map(repr, absent))}")
         return {key: value if value is None else
                 checked(f"{where}[{key!r}]", value, shapes.get(key, numpy.shape(value)))
                 for key, value in found.items()}
@@ -155,12 +164,12 @@ def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
     """A finite array of float64 of this shape; anything else is a Fault."""
     if not isinstance(value, numpy.ndarray) or value.dtype != numpy.float64:
         found = f"an array of {value.dtype}" if isinstance(value, numpy.ndarray) else type(value).__name__
-        raise Fault("wrong type", f"{where} returned {found}; expected a NumPy array of float64")
+        raise Fault(WRONG_TYPE, f"{where} returned {found}; expected a NumPy array of float64")
     if value.shape != tuple(shape):
-        raise Fault("wrong shape", f"{where} returned {list(value.shape)}; expected {list(shape)}")
+        raise Fault(WRONG_SHAPE, f"{where} returned {list(value.shape)}; expected {list(shape)}")
     if not numpy.isfinite(value).all():
-        raise Fault("not finite", f"{where} has {int((~numpy.isfinite(value)).sum())} of {value.size} numbers that "
-                                  f"are NaN or infinite")
+        raise Fault(NOT_FINITE, f"{where} has {int((~numpy.isfinite(value)).sum())} of {value.size} numbers that are "
+                                "NaN or infinite")
     return value.copy()  # what it does to its own array afterwards is its own business
 
 
@@ -180,83 +189,6 @@ def _of_kind(declared: Mapping, name: str, kind: Any, default: Any) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"capabilities[{name!r}] is {value!r}; expected a {'list' if kind is not Mapping else 'dict'}")
     return value
-
-
-def guarded(plugin: Plugin, where: str, function: Callable, args: Any, kwargs: Any) -> Any:
-    """function(*args, **kwargs) on read-only copies, in limited time. Every exception is a Fault, but for
-    NotImplementedError, by which a plug-in says that it does not offer something: a Skip."""
-    if where in plugin.hung:
-        raise Fault(_HANG, f"{where} did not return before, and was not called again")
-    given, copies = frozen((args, kwargs)), frozen((args, kwargs))
-    try:
-        with time_limit(plugin.limit):
-            result = function(*given[0], **given[1])
-    except _TimeUp:
-        plugin.hung.add(where)
-        raise Fault(_HANG, f"{where} took longer than {plugin.limit:g} s") from None
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except NotImplementedError as error:
-        raise Skip(f"{where} says that it is not implemented: {error}") from None
-    except BaseException as error:
-        if isinstance(error, ValueError) and "read-only" in str(error):
-            raise Fault("writes into its inputs", f"{where}: {last_lines(error)}") from None
-        raise Fault("raises", f"{where}: {last_lines(error)}") from None
-    if not _equal(given, copies):
-        raise Fault("writes into its inputs", f"{where} changed an array that it was given")
-    return result
-
-
-def frozen(value: Any) -> Any:
-    """A copy in which every array is read-only."""
-    if isinstance(value, numpy.ndarray):
-        value = value.copy()
-        value.flags.writeable = False
-        return value
-    if isinstance(value, Mapping):
-        return {key: frozen(item) for key, item in value.items()}
-    return type(value)(map(frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, numpy.ndarray):
-        return isinstance(b, numpy.ndarray) and a.tobytes() == b.tobytes()
-    if isinstance(a, Mapping):
-        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return True
-
-
-def last_lines(error: BaseException) -> str:
-    """The error in one line, with where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
-class _TimeUp(BaseException):
-    """Not an Exception, so that a plug-in's own `except Exception` does not swallow it."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupts Python code that runs longer, in the main thread of a system that has an alarm; elsewhere nothing
-    does, and the process that watches this one ends it (see `worker.py`)."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise _TimeUp
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def load(name: str, limit: float = 10.0) -> Plugin:

@@ -12,7 +12,7 @@ AFTERMATH = ""  # the property that is said to run while failures are looked int
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What to run. done: [method, dtype, stage] that need not be run again. dead: [method, dtype, stage, property] in
-    which the process died: not to be tried again."""
+    which the process died: not to be tried again. hung: calls that did not return: not to be made again."""
 
     impl: str
     methods: tuple[str, ...]
@@ -24,15 +24,16 @@ class Job:
     folder: str | None = "conformance-failures"
     done: tuple[tuple[str, ...], ...] = ()
     dead: tuple[tuple[str, ...], ...] = ()
+    hung: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
 class Result:
     """status: "pass", "fail" or "skip". rho: the worst error over its bound (level B), None where nothing was
     bounded. sees: the smallest error that would have shown there wherever it is, as a share of the largest number,
-    None where that is 0. exact, facts: how many values were compared bit for bit, and how many
-    facts. reason: of a skip. failure: in words. minimal, diagnosis, links, script, replay: what the kit found out
-    about a failure."""
+    None where that is 0. exact, facts: how many values were compared bit for bit, and how many facts. reason: of a
+    skip. failure: in words. gist: of a Fault, what is the same from case to case. minimal, diagnosis, links, script,
+    replay: what the kit found out about a failure."""
 
     method: str
     id: str
@@ -47,6 +48,7 @@ class Result:
     cases: int = 0
     reason: str = ""
     failure: str = ""
+    gist: str = ""
     minimal: str = ""
     diagnosis: str = ""
     links: list[str] = dataclasses.field(default_factory=list)

@@ -3,6 +3,7 @@
     {"about": ...}    the implementation, once             {"now": [method, dtype, stage, property]}   what is being run
     {"result": ...}   of one property; a later one, with what was found out about a failure, replaces it
     {"survival": ...} how much of a small update a half-precision merge keeps
+    {"trouble": ...}  what of the above the kit itself failed to find out
     {"done": [method, dtype, stage]}                       all of a stage
 
 Messages are JSON, so that the run can sit in a process of its own: see `worker.py`.
@@ -16,7 +17,9 @@ from typing import Any, Callable
 from minipeft.conformance import live
 from minipeft.conformance.aftermath import Failed, explained
 from minipeft.conformance.case import Case
+from minipeft.conformance.fault import RAISES as RAISED
 from minipeft.conformance.fault import Fault, Skip
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Property
 from minipeft.conformance.methods import all_methods
@@ -80,6 +83,7 @@ class Tally:
             result.status = "fail"
             self.failed = Failed(self.prop, case, seen, made)
             result.failure = self.failed.words
+            result.gist = self.failed.worst.gist if isinstance(self.failed.worst, Fault) else ""
         elif fails(seen) and self.prop.id == "X1" and case.label not in result.failure:
             result.failure += f"; {Failed(self.prop, case, seen, made).words}"  # everything that is not refused
         return worst
@@ -109,10 +113,18 @@ class Stage:
                 tally.result.reason = self.reasons.get(tally.prop.id, "no case of this method has what it is about")
             self.say({"result": tally.result.as_json()})
         failures = [(tally.result, tally.failed) for tally in self.tallies.values() if tally.failed]
+        self._now(AFTERMATH)
+        try:
+            self._aftermath(failures)
+        except Exception as error:  # results are told; a mistake of the kit in explaining them takes nothing with it
+            self.say({"trouble": f"{self.method.name}, {self.dtype}: failures could not be looked into: "
+                                 f"{last_lines(error)}"})
+
+    def _aftermath(self, failures: list[tuple[Result, Failed]]) -> None:
+        """What a merge loses, and what failures look like."""
         if self.stage == "live" and self.method.name == "lora_linear" and self.dtype in ("float16", "bfloat16"):
             for line in survival(self.plugin, self.method, self.dtype):
                 self.say({"survival": {"dtype": self.dtype, **line}})
-        self._now(AFTERMATH)
         for result in explained(self.plugin, self.method, failures, self.job.folder, lambda: self._now(AFTERMATH)):
             self.say({"result": result.as_json()})
 
@@ -164,6 +176,9 @@ class Stage:
                     self.tally(output_property(self.method, name))
                     self.reasons.setdefault(f"V {name}", f"no vector for them; {reason}")
                 continue
+            if vector.result == "must_raise" and (broken := self._broken()):
+                self.skip(refusal_property(self.method), broken)
+                continue
             vector = judged(self.method, vector, self.plugin.arith.get(self.dtype, {}))
             alive = {name: value for name, value in vector.outputs.items() if not self._dead(f"V {name}")}
             if alive or vector.result == "must_raise" and not self._dead("X1"):
@@ -182,6 +197,15 @@ class Stage:
                 self.tally(prop).add(vector.case, [seen.what], list(self.plugin.made))
             self.plugin.made.clear()
             self._now(ids[min(i, len(ids) - 1)])
+
+    def _broken(self) -> str:
+        """Why it cannot be seen whether nonsense is refused: on data that make sense the first output is no answer
+        either. "" if it is one."""
+        needs = next(iter(self.method.outputs.values()))[0]
+        calls = {f"{self.method.name}()", *(f"{self.method.name}.{need}" for need in needs)}
+        wrong = [t.failed.worst for t in self.tallies.values() if t.failed is not None]
+        return next((f"data that make sense give no answer: {fault.gist}" for fault in wrong
+                     if isinstance(fault, Fault) and fault.kind != RAISED and fault.gist.split()[-1] in calls), "")
 
     def _now(self, id: str) -> None:
         self.say({"now": [self.method.name, self.dtype, self.stage, id]})
@@ -207,6 +231,9 @@ class Stage:
             self.tally(prop)
         for exact in (False, True):
             live.search(self.method, self.dtype, exact, self.job.cases, self.job.seed, check)
+        if broken := self._broken():
+            self.skip(refusal_property(self.method), broken)
+            return
         for refusal in self.method.refusals(self.dtype):
             case = self.plugin.settle(refusal.case, self.method)
             self.judge(refusal_property(self.method), dataclasses.replace(case, label=refusal.what))

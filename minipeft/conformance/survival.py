@@ -13,7 +13,7 @@ import numpy
 
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.method import Method
 from minipeft.conformance.plugin import Plugin
 
@@ -32,7 +32,7 @@ def survival(plugin: Plugin, method: Method, dtype: str) -> Iterator[dict[str, f
                 return
             layer.merge()
             merged = layer.array("weight", case["W"].shape)
-        except Fault:
+        except (Fault, Skip):
             return  # a property has said so
         update = numpy.asarray(method.reference(case)["W_merged"].exact, numpy.float64) - case["W"]
         best = on_grid(case["W"] + update, dtype)

@@ -1,11 +1,13 @@
 """The run in a process of its own, so that a plug-in that crashes or hangs takes nothing with it.
 
 The child reads one job as JSON from its standard input and writes messages, one JSON object per line; what the plug-in
-prints goes to standard error. If it dies, or says nothing for too long, the property that it was in is recorded as
-failed, and a new child goes on without it. Nothing is pickled.
+prints goes to standard error. Every call of the plug-in is said before it is made. If the child dies, or says nothing
+for too long, the property that it was in is recorded as failed, and a new child goes on without it, and without the
+call that did not return. Nothing is pickled.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,9 +18,12 @@ import sys
 import threading
 from typing import Any, Iterator
 
+from minipeft.conformance.methods import all_methods
+from minipeft.conformance.outputs import property_named
 from minipeft.conformance.result import AFTERMATH, Job, Result
 
 _CHILD = "from minipeft.conformance.worker import main; main()"
+_LAST_WORDS = 2  # seconds for a child that closed its output to end
 _PATIENCE = 30  # seconds beyond the time limit of one call that a child may be silent
 
 
@@ -26,33 +31,40 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
     """The messages of a run of `job`, whatever the plug-in does. Raises ValueError if it cannot be imported."""
     while True:
         now: tuple[str, ...] | None = None
+        call = ""
         last: dict[str, Any] = {}
         process, lines = _started(job)
         try:
             for message in _messages(lines, job.limit + _PATIENCE):
+                last = message
+                if "call" in message:
+                    call = message["call"]
+                    continue
                 if "now" in message:
-                    now = tuple(message["now"])
+                    now, call = tuple(message["now"]), ""
                 elif "done" in message:
                     job, now = dataclasses.replace(job, done=(*job.done, tuple(message["done"]))), None
-                last = message
                 if "end" in message or "error" in message:
                     break  # what threads and children of the plug-in still do is not waited for
                 yield message
         finally:
-            _ended(process)
+            _ended(process, patience=0 if last.keys() & {"end", "error", "silent"} else _LAST_WORDS)
         if "end" in last:
             return
         if "error" in last:
             raise ValueError(last["error"])
         why = f"it said nothing for {job.limit + _PATIENCE:g} s and was ended" if "silent" in last else \
             f"ended by signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+        why += f", in {call}" if call else ""
+        if call and "silent" in last:
+            job = dataclasses.replace(job, hung=(*job.hung, call))
         if now is None:
             raise ValueError(f"--impl {job.impl}: its process died outside of any property ({why})")
         method, dtype, stage, id = now
         if id == AFTERMATH:  # its results are told; only what a failure looks like is not
             job = dataclasses.replace(job, done=(*job.done, (method, dtype, stage)))
             continue
-        yield {"result": Result(method, id, "", dtype, stage, "fail",
+        yield {"result": Result(method, id, property_named(all_methods()[method], id).title, dtype, stage, "fail",
                                 failure=f"the process of the implementation died: {why}").as_json()}
         job = dataclasses.replace(job, dead=(*job.dead, now))
 
@@ -81,8 +93,10 @@ def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
     return process, lines
 
 
-def _ended(process: subprocess.Popen) -> None:
-    """Ends the child and all that it started."""
+def _ended(process: subprocess.Popen, patience: float) -> None:
+    """Ends the child and all that it started. patience: seconds that it has to end by itself, and so to say how."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -99,7 +113,10 @@ def _messages(lines: "queue.Queue[str | None]", patience: float) -> Iterator[dic
             return
         if line is None:
             return
-        yield json.loads(line)
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # it died in the middle of a line
 
 
 def main() -> None:
@@ -117,7 +134,10 @@ def main() -> None:
 
     job = Job(**{name: _tuples(value) for name, value in fields.items()})
     try:
-        conduct(load(job.impl, job.limit), job, say)
+        plugin = load(job.impl, job.limit)
+        plugin.alone, plugin.calling = True, lambda where: say({"call": where})
+        plugin.hung |= set(job.hung)
+        conduct(plugin, job, say)
         say({"end": True})
     except ValueError as error:
         say({"error": str(error)})

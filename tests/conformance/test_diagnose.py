@@ -6,9 +6,10 @@ import types
 import numpy
 import pytest
 
-from minipeft.conformance.diagnose import explain, failed, suspects, witness, words
+from minipeft.conformance.diagnose import explain, suspects, witness, words
 from minipeft.conformance.emulated import Emulated
 from minipeft.conformance.hints import hints, proportion
+from minipeft.conformance.look import fails
 from minipeft.conformance.methods.lora_linear import METHOD
 from minipeft.conformance.methods.lora_linear.plain import LoraLinear
 from minipeft.conformance.observe import Observation
@@ -53,7 +54,7 @@ def failures(plugin, dtype="float64"):
         for prop in METHOD.properties:
             if prop.applies(case) and prop.id not in found:
                 seen = witness(prop, case, make)
-                if any(map(failed, seen)):
+                if fails(seen):
                     found[prop.id] = prop, case, seen
     return list(found.values())
 

@@ -166,6 +166,14 @@ class FrozenZeros(LoraEmbedding):
         return {**super().vjp(ids, g), "E": 0 * self.E}
 
 
+@planted("table_leaks", "FrozenGradient")
+class TableLeaks(LoraEmbedding):
+    def vjp(self, ids, g):
+        rows = numpy.zeros(self.E.shape)
+        numpy.add.at(rows, ids, g)
+        return {**super().vjp(ids, g), "E": rows}
+
+
 @planted("positions_mixed", "PositionsMixed")
 class PositionsMixed(LoraEmbedding):
     def low_rank(self, ids):

@@ -45,6 +45,7 @@ NOTES = {
     "GradientForgetsScale": Note("dA without s"),
     "GradientSpread": Note("ids that do not occur have a gradient"),
     "TableTrained": Note("the table is trained", "", ("huggingface/peft #3580",)),
+    "FrozenGradient": Note("a frozen array has a gradient", "an optimizer that is given it moves the array"),
     "FrozenZeros": Note("the frozen table has a gradient of zeros", "memory for it, and weight decay acts"),
     "ATransposed": Note("A is used transposed", "silent where V = r"),
     "PositionsMixed": Note("the first position leaks into the others"),

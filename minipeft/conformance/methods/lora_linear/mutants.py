@@ -128,6 +128,12 @@ class FrozenZeros(LoraLinear):
         return {**super().vjp(x, g), "W": 0 * self.W}
 
 
+@planted("base_leaks", "FrozenGradient")
+class BaseLeaks(LoraLinear):
+    def vjp(self, x, g):
+        return {**super().vjp(x, g), "W": self.e.mm(g.T, x)}
+
+
 @planted("bias_trainable", "BiasTrained")
 class BiasTrainable(LoraLinear):
     def trainable(self):

@@ -36,6 +36,7 @@ NOTES = {
     "GradientStopped": Note("dx without what comes through the adapter"),
     "GradientOfB": Note("rows of dB are in the wrong places"),
     "BiasTrained": Note("the bias is trained", "", ("huggingface/peft #2759",)),
+    "FrozenGradient": Note("a frozen array has a gradient", "an optimizer that is given it moves the array"),
     "FrozenZeros": Note("frozen arrays have gradients of zeros", "memory for them, and weight decay acts"),
     "BaseTrained": Note("a step changes the frozen weight", "", ("huggingface/peft #3580",)),
     "DeltaNormalized": Note("the update is divided by |B|"),

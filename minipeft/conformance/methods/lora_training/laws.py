@@ -6,7 +6,7 @@ from typing import Any, Iterator
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import NOT_FINITE, WRONG_TYPE, Fault
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.lora_training.batches import Micro, steps_of
 from minipeft.conformance.methods.lora_training.equations import path_values, values
@@ -20,9 +20,9 @@ Seen = Iterator[Observation]
 def number(where: str, value: Any) -> numpy.ndarray:
     """A finite Python or NumPy float as an array [], or a Fault."""
     if not isinstance(value, (float, numpy.floating)):
-        raise Fault("wrong type", f"{where} returned {type(value).__name__}; expected a float")
+        raise Fault(WRONG_TYPE, f"{where} returned {type(value).__name__}; expected a float")
     if not numpy.isfinite(value):
-        raise Fault("not finite", f"{where} returned {value}")
+        raise Fault(NOT_FINITE, f"{where} returned {value}")
     return numpy.array(float(value))
 
 

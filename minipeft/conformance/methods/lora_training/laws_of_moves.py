@@ -6,13 +6,13 @@ from typing import Any, Callable
 import numpy
 
 from minipeft.conformance.case import Case
+from minipeft.conformance.fault import RAISES, Fault
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.lora_training.batches import Micro, first_steps, joined, steps_of
 from minipeft.conformance.methods.lora_training.equations import After, path_values
 from minipeft.conformance.methods.lora_training.laws import Seen, moments, number, sgd, step, trained, weights
 from minipeft.conformance.numbers import derangement, wide
 from minipeft.conformance.observe import Observation, between, fact, near, raised, same
-from minipeft.conformance.plugin import Fault
 from minipeft.conformance.tolerance import Value
 
 LAWS = Laws()
@@ -66,7 +66,7 @@ def only_padding(case: Case, make: Make) -> Seen:
     try:
         step(run, [*steps[0], (x, t, 0 * w)])
     except Fault as fault:
-        yield fact("a micro-batch of padding", fault.kind, "raises", fault.detail)
+        yield fact("a micro-batch of padding", fault.kind, RAISES, fault.detail)
         for name, array in weights(run, case).items():
             yield same(f"{name} after the refusal", array, before[name])
         return

@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault, Skip
+from minipeft.conformance.fault import RAISES, WRONG_TYPE, Fault, Skip
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.soft_prompt.equations import (LEFT_PADDING, Layout, embeddings, layout,
                                                                 masked_first, never_rounded, values)
@@ -41,7 +41,7 @@ def with_no_vectors(case: Case, make: Make) -> numpy.ndarray:
     try:
         return out(make(bare(case)), case)
     except Fault as fault:
-        if fault.kind == "raises":
+        if fault.kind == RAISES:
             raise Skip(f"a prompt of length 0 is refused: {fault.detail}") from None
         raise
 
@@ -70,7 +70,7 @@ def forward(case: Case, make: Make) -> Seen:
 def embedded(case: Case, make: Make) -> Seen:
     at, found = layout(case), make(case).embed(case["ids"], case["mask"])
     if not isinstance(found, (tuple, list)) or len(found) != 3:
-        raise Fault("wrong type", f"embed returned {type(found).__name__}; expected (X, mask, positions)")
+        raise Fault(WRONG_TYPE, f"embed returned {type(found).__name__}; expected (X, mask, positions)")
     x = embeddings(case, at)
     yield same("X", checked("soft_prompt.embed: X", found[0], x.shape), x)
     yield same("mask of prompt and tokens", numpy.asarray(found[1]), at.mask)

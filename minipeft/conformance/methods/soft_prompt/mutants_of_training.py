@@ -67,6 +67,14 @@ class TableGradient(SoftPrompt):
         return {**super().vjp(ids, mask, g), "E": self.e.r(E)}
 
 
+@planted("table_leaks", "FrozenGradient")
+class TableLeaks(SoftPrompt):
+    def vjp(self, ids, mask, g):
+        rows = numpy.zeros(self.table.shape)
+        numpy.add.at(rows, ids, g)  # as if attention passed it on
+        return {**super().vjp(ids, mask, g), "E": rows}
+
+
 @planted("table_zeros", "FrozenZeros")
 class TableZeros(SoftPrompt):
     def vjp(self, ids, mask, g):

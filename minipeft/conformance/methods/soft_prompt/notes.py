@@ -48,6 +48,7 @@ NOTES = {
     "GradientUnscaled": Note("dP without 1 / sqrt(d) in what comes through the scores"),
     "GradientRolled": Note("dP is taken one column too far right"),
     "TableTrained": Note("the table of embeddings is trained"),
+    "FrozenGradient": Note("a frozen array has a gradient", "an optimizer that is given it moves the array"),
     "FrozenZeros": Note("frozen arrays have gradients of zeros", "memory for them, and weight decay acts"),
     "SavedBackwards": Note("the loaded prompt is another one than was saved"),
     "SavesTable": Note("the file holds the frozen table of embeddings"),
