@@ -284,6 +284,7 @@ DAMAGE = [
     (f"{TEST}/result", "acceptable", "result"), (f"{TEST}/result", "must_raise", "result"),
     (f"{TEST}/kills/nobody.knows", 4, "kills"), (f"{TEST}/kills", {"x": 4}, "kills.x"),
     (f"{TEST}/flags", ["Odd"], "flags"),
+    (f"{TEST}/flags", ["RsLora", "RsLora"], "flags"),
     (f"{TEST}/kills/lora.scale_alpha", 0.5, "kills"), (f"{TEST}/absent_grads", "W", "absent_grads")]
 
 
@@ -361,6 +362,53 @@ def test_what_is_no_document_is_refused(folder, data):
     (folder / "lora_linear.json").write_bytes(data)
     with pytest.raises(ValueError, match="lora_linear.json"):
         read("lora_linear", folder)
+
+
+@pytest.mark.parametrize("where, value", [(f"{TEST}/inputs/0", "W\n"), ("pack", "2026.11.0\n")])
+def test_a_pattern_ends_where_the_text_ends(folder, where, value):
+    """As the draft has it (Python's $, and so the jsonschema package, allows one more newline)."""
+    path = folder / "lora_linear.json"
+    document = json.loads(path.read_text())
+    put(document, where, value)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"\\n'; expected one like"):
+        read("lora_linear", folder)
+
+
+def test_a_number_that_no_float64_holds_is_none(folder):
+    path, vector = folder / "lora_linear.json", read("lora_linear").vectors[0]
+    document = json.loads(path.read_text())
+    for alpha in (10 ** 400, 1e400):
+        put(document, f"{TEST}/params/alpha", alpha)
+        path.write_text(json.dumps(document).replace("Infinity", "1e400"))
+        with pytest.raises(ValueError, match=f"test {vector.id}: params.alpha: is (1000|inf).*; expected number"):
+            read("lora_linear", folder)
+
+
+@pytest.mark.parametrize("method", ["../lora_linear", "/lora_linear", "lora_linear/", "", "..", "lora\0linear"])
+def test_no_other_folder_is_looked_into(folder, monkeypatch, method):
+    (folder / "inner").mkdir()
+    monkeypatch.setattr("minipeft.conformance.vectors.read.read_json", lambda path: pytest.fail(f"{path} was opened"))
+    with pytest.raises(ValueError, match="no name of a method"):
+        read(method, folder / "inner")
+
+
+def test_an_id_that_is_withdrawn_is_refused(folder):
+    path, id = folder / "lora_linear.json", read("lora_linear").vectors[-1].id
+    document = json.loads(path.read_text())
+    document["withdrawn"][id] = "it was wrong"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=f"test {id}: id: is used twice, or was withdrawn"):
+        read("lora_linear", folder)
+
+
+def test_many_entries_are_looked_through_once_each():
+    rule = {"type": "array", "uniqueItems": True}
+    many = [f"A{i}" for i in range(200_000)]  # pair by pair, this would take minutes
+    match(many, rule, {})
+    with pytest.raises(Mismatch, match="something twice"):
+        match([*many, "A0"], rule, {})
+    match([True, 1, "1", [1], {"a": 1}], rule, {})
 
 
 def test_no_file_and_a_huge_file_are_refused(folder):

@@ -69,8 +69,10 @@ class Pack:
 def read(method: str, folder: str | os.PathLike | None = None) -> Pack:
     """The vectors of `method`, those that come with this package (read once) or those in `folder`.
 
-    Raises ValueError that names the file, the test and the field for anything that is not as it should be, and if there
-    are none."""
+    Raises ValueError that names the file, the test and the field for anything that is not as it should be, if there
+    are none, and for a name that is none: no other folder is looked into."""
+    if not method.isidentifier():
+        raise ValueError(f"{method!r} is no name of a method")
     return _packaged(method) if folder is None else _read(method, Path(folder))
 
 
@@ -107,18 +109,22 @@ def _place(document: Any, where: tuple) -> str:
 def _pack(document: dict, arrays: "_Arrays", path: Path, method: str) -> Pack:
     if document["method"] != method:
         raise ValueError(f"{path}: method: is {document['method']!r}; expected {method!r}, as the file is called")
-    vectors = [_vector(document, group, test, arrays, path) for group in document["groups"] for test in group["tests"]]
+    known = {mutant for note in document["notes"].values() for mutant in note["mutants"]}
+    vectors = [_vector(document, group, test, arrays, path, known)
+               for group in document["groups"] for test in group["tests"]]
     if document["numberOfTests"] != len(vectors):
         raise ValueError(f"{path}: numberOfTests: is {document['numberOfTests']}; there are {len(vectors)} tests")
-    ids = [vector.id for vector in vectors]
-    for i, id in enumerate(ids):
-        if id in ids[:i] or id in document["withdrawn"]:
-            raise ValueError(f"{path}: test {id}: id: is used twice, or was withdrawn")
+    used = set(document["withdrawn"])
+    for vector in vectors:
+        if vector.id in used:
+            raise ValueError(f"{path}: test {vector.id}: id: is used twice, or was withdrawn")
+        used.add(vector.id)
     arrays.none_left()
     return Pack(method, document["pack"], tuple(document["header"]), document["notes"], tuple(vectors))
 
 
-def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Path) -> Vector:
+def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Path, known: set[str]) -> Vector:
+    """known: the planted bugs that the notes name."""
     dtype, exact, raises = group["dtype"], group["level"] != "B", test["result"] == "must_raise"
 
     def wrong(field: str, what: str) -> ValueError:
@@ -131,7 +137,6 @@ def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Pa
     for flag in test["flags"]:
         if flag not in document["notes"]:
             raise wrong("flags", f"{flag!r} has no note")
-    known = {mutant for note in document["notes"].values() for mutant in note["mutants"]}
     for mutant in test["kills"]:
         if mutant not in known:
             raise wrong("kills", f"{mutant!r} is in no note")

@@ -1,25 +1,32 @@
 """JSON Schema, draft-07, as much of it as the schema of the vectors uses: the file is the rule, and this reads it.
 
-Stricter than the draft in one point: 5.0 is no integer. A keyword that is not known here is an error, so that no rule
-in the schema can be one that nobody checks.
+Stricter than the draft in two points: 5.0 is no integer, and a number is one that a float64 can hold (1e400 and 10^400
+are none). A keyword that is not known here is an error, so that no rule in the schema can be one that nobody checks.
 """
 from __future__ import annotations
 
-import math
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from minipeft.files import read_json
 
+SPEC = 1  # what the rules of a verdict are; it stands in every document and in every report
 NAME = "minipeft-vectors-v1.json"
 FOLDER = Path(__file__).parent / "v1"
 Where = tuple[Any, ...]
 
+
+def _is_number(v: Any) -> bool:
+    return type(v) in (int, float) and abs(v) <= sys.float_info.max
+
+
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda v: isinstance(v, dict), "array": lambda v: isinstance(v, list), "null": lambda v: v is None,
     "string": lambda v: isinstance(v, str), "boolean": lambda v: isinstance(v, bool),
-    "integer": lambda v: type(v) is int, "number": lambda v: type(v) is int or type(v) is float and math.isfinite(v)}
+    "integer": lambda v: type(v) is int, "number": lambda v: _is_number(v)}
 _NOTES = {"$schema", "$id", "title", "description", "definitions"}
 
 
@@ -74,7 +81,8 @@ def _any_of(value: Any, wanted: list, rule: Mapping, root: Mapping, where: Where
 
 
 def _pattern(value: Any, wanted: str, rule: Mapping, root: Mapping, where: Where) -> None:
-    if isinstance(value, str) and not re.search(wanted, value):
+    strict = f"{wanted[:-1]}\\Z" if wanted.endswith("$") else wanted  # Python's $ also stands before a last newline
+    if isinstance(value, str) and not re.search(strict, value):
         raise Mismatch(where, f"is {_shown(value)}; expected one like {wanted}")
 
 
@@ -117,7 +125,7 @@ def _items(value: Any, wanted: Mapping, rule: Mapping, root: Mapping, where: Whe
 
 
 def _unique(value: Any, wanted: bool, rule: Mapping, root: Mapping, where: Where) -> None:
-    if wanted and isinstance(value, list) and any(v in value[:i] for i, v in enumerate(value)):
+    if wanted and isinstance(value, list) and len({json.dumps(v, sort_keys=True) for v in value}) < len(value):
         raise Mismatch(where, "holds something twice")
 
 

@@ -10,10 +10,9 @@ import numpy
 
 from minipeft.conformance.method import Method
 from minipeft.conformance.vectors.read import PACK, Vector
-from minipeft.conformance.vectors.schema import NAME
+from minipeft.conformance.vectors.schema import NAME, SPEC
 from minipeft.files import write_tensors
 
-SPEC = 1
 _LINE = 116
 WITHDRAWN: dict[str, str] = {}  # {id of an earlier pack that is gone: why}
 
