@@ -7,7 +7,7 @@ from typing import Any, Mapping
 
 import numpy
 
-_RESERVED = ("sys", "array", "inf", "nan", "zeros", "plugin", "error", "given")
+_RESERVED = ("importlib", "os", "sys", "array", "inf", "nan", "zeros", "plugin", "error", "given")
 _RESULTS = {"forward": "y", "weight": "w", "vjp": "grads", "save": "blob"}
 _WIDTH = 120
 _LONG = 8  # entries; longer arrays of zeros are written zeros(shape)
@@ -88,3 +88,25 @@ def literal(array: numpy.ndarray) -> str:
 def result_of(call: str) -> str:
     """What the result of a call is called."""
     return _RESULTS.get(call, call)
+
+
+def rows_of(array: numpy.ndarray, value: numpy.ndarray) -> str | None:
+    """Which rows of the array `value` is, as an index; None if it is none."""
+    if array.ndim != value.ndim or not array.ndim or array.shape[1:] != value.shape[1:] or not len(value):
+        return None
+    rows = [next((i for i, row in enumerate(array) if numpy.array_equal(row, wanted)), -1) for wanted in value]
+    if -1 in rows:
+        return None
+    return f"{rows[0]}:" if rows == list(range(rows[0], len(array))) else str(rows)
+
+
+def printed(expression: str, value: Any) -> str:
+    """An expression of `value` whose print is its numbers."""
+    return f"{expression}.tolist()" if isinstance(value, numpy.ndarray) else expression
+
+
+def numbers_of(value: Any) -> str:
+    """What the print of `value` shows, as text."""
+    if isinstance(value, (numpy.ndarray, numpy.generic)):
+        value = (value.astype(numpy.float64) if value.dtype.kind == "f" else value).tolist()
+    return repr(value)

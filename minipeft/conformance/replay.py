@@ -2,13 +2,16 @@
 
     <property>-<case id>.safetensors    the arrays; under the key "minipeft" of the string map, JSON: schema, method,
                                         property, dtype, exact, params, conventions, declared, label, case
-    <property>-<case id>.py             see `script.py`
+    <property>-<case id>.py             see `script.py`; the eight hex digits that end its docstring are of the sha256
+                                        of the rest, by which the kit knows what it wrote itself
 
-A file that is there already stays as it is: the same failure is not written twice, another one gets a number, the same
-for both of its files.
+The same property on the same case is the same failure: the files of an earlier run are replaced, so that the newest
+files are those of the last run. Nothing else is ever overwritten, a script that was edited, or that is another
+plug-in's, included: the failure gets a number then, the same for both of its files.
 """
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -22,6 +25,7 @@ import numpy
 from minipeft.conformance.arithmetic import DTYPES, arithmetic, on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault
+from minipeft.conformance.importing import imports, name_of
 from minipeft.conformance.method import Method
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
@@ -36,17 +40,23 @@ _FIELDS = {"schema": str, "method": str, "property": str, "dtype": str, "exact":
            "conventions": dict, "declared": dict, "label": str, "case": str}
 _BYTES = 2 ** 26        # of a file; a failing case is small
 _TAIL = 200             # characters of a name that file systems take
+_NO_SCRIPT = "none: the plug-in is no module, which a script could import"
 
 
 def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_id: str, case: Case,
-          seen: Sequence[Observation | Fault], calls: Sequence[tuple[Case, Handle]]) -> tuple[Path, Path]:
-    """(case, script), written into `folder`, which is made if it is not there. plugin: or the name of its module.
-    seen, calls: of the failing run (`Plugin.made`); the property is run again, and where it does not fail a second
-    time, the script shows these."""
-    name = plugin if isinstance(plugin, str) else getattr(plugin.module, "__name__", plugin.name)
+          seen: Sequence[Observation | Fault], calls: Sequence[tuple[Case, Handle]]) -> tuple[Path, Path | str]:
+    """(case, script), written into `folder`, which is made if it is not there; in the script's place, words for people
+    where it could not import the plug-in. plugin: or the name of its module. seen, calls: of the failing run
+    (`Plugin.made`); the property is run again, and where it does not fail a second time, the script shows these."""
+    name = plugin if isinstance(plugin, str) else name_of(plugin.module)
     under_test = calls[0][1]._plugin if isinstance(plugin, str) and calls else plugin
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    stem, metadata = _safe(f"{prop_id}-{case.id}"), _metadata(prop_id, case)
+    if name is None:
+        file, _ = _free(folder, stem, prop_id, case, None)
+        write_tensors(file, dict(case.arrays), metadata)
+        return file, _NO_SCRIPT
     prop = property_named(method, prop_id)
     tape, wrong = taped(prop, case, under_test.make(method)) if isinstance(under_test, Plugin) else ([], None)
     if wrong is None:
@@ -54,8 +64,12 @@ def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_
     rho = f", rho {wrong.rho:.3g}" if isinstance(wrong, Observation) and wrong.level == "B" else ""
     about = wrong.name if isinstance(wrong, Observation) else wrong.kind
     title = f"{method.name}, {case.dtype}: {prop.id}, {prop.title}; wrong here: {about}{rho}"
-    text = script(name, method, title, tape, wrong)
-    return _written(folder, _safe(f"{prop_id}-{case.id}"), case, _metadata(prop_id, case), text.encode("utf-8"))
+    importing = imports(name, folder)
+    text = _signed(script(importing, method, title, tape, wrong))
+    file, path = _free(folder, stem, prop_id, case, importing)
+    write_tensors(file, dict(case.arrays), metadata)
+    write_atomic(path, text.encode("utf-8"))
+    return file, path
 
 
 def _safe(name: str) -> str:
@@ -63,19 +77,43 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[-_TAIL:]
 
 
-def _written(folder: Path, stem: str, case: Case, metadata: dict[str, str], text: bytes) -> tuple[Path, Path]:
-    """The two files under the first number under which neither holds anything else."""
+def _free(folder: Path, stem: str, prop_id: str, case: Case, importing: str | None) -> tuple[Path, Path]:
+    """The paths of case and script under the first number under which neither holds anything but what was written for
+    this failure before. importing: how the script imports the plug-in; None for no script."""
     for number in itertools.count(1):
         name = stem if number == 1 else f"{stem}-{number}"
-        file, script = folder / f"{name}.safetensors", folder / f"{name}.py"
-        if ((not os.path.lexists(file) or _same(file, case, metadata))
-                and (not os.path.lexists(script) or script.is_file() and script.read_bytes() == text)):
-            break
-    if not os.path.lexists(file):
-        write_tensors(file, dict(case.arrays), metadata)
-    if not os.path.lexists(script):
-        write_atomic(script, text)
-    return file, script
+        file, path = folder / f"{name}.safetensors", folder / f"{name}.py"
+        if ((not os.path.lexists(file) or _ours(file, prop_id, case))
+                and (importing is None or not os.path.lexists(path) or _our_script(path, importing))):
+            return file, path
+    raise AssertionError("the numbers came to an end")
+
+
+def _ours(file: Path, prop_id: str, case: Case) -> bool:
+    """Whether `write` wrote it, for this property and this case."""
+    try:
+        id, found = read(file)
+    except (OSError, ValueError):
+        return False
+    return not file.is_symlink() and (id, found.id) == (prop_id, case.id)
+
+
+def _our_script(path: Path, importing: str) -> bool:
+    """Whether `write` wrote it for this plug-in, and nobody changed it."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except (OSError, ValueError):
+        return False
+    head, _, body = text.partition("\n")
+    plain = re.sub(r' \[[0-9a-f]{8}\]"""$', '"""', head)
+    same_plugin = importing.rpartition("; ")[2] in body.partition("\n")[0].split("; ")
+    return same_plugin and not path.is_symlink() and _signed(f"{plain}\n{body}") == text
+
+
+def _signed(text: str) -> str:
+    """The script with eight digits of its sha256 at the end of the first line, which is its docstring."""
+    head, _, body = text.partition("\n")
+    return f'{head[:-3]} [{hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]}]"""\n{body}'
 
 
 def _metadata(prop_id: str, case: Case) -> dict[str, str]:
@@ -83,19 +121,6 @@ def _metadata(prop_id: str, case: Case) -> dict[str, str]:
               "params": dict(case.params), "conventions": dict(case.conventions), "declared": dict(case.declared),
               "label": case.label, "case": case.id}
     return {_KEY: json.dumps(fields, sort_keys=True, allow_nan=False)}
-
-
-def _same(file: Path, case: Case, metadata: dict[str, str]) -> bool:
-    try:
-        arrays, found = read_tensors(file)
-    except (OSError, ValueError):
-        return False
-    return found == metadata and sorted(arrays) == sorted(case.arrays) and all(
-        _bits(arrays[name]) == _bits(case[name]) for name in arrays)
-
-
-def _bits(array: numpy.ndarray) -> tuple:
-    return array.dtype.str, array.shape, numpy.ascontiguousarray(array).tobytes()
 
 
 def read(path: str | os.PathLike) -> tuple[str, Case]:

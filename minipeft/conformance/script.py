@@ -16,7 +16,7 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault
-from minipeft.conformance.literals import Names, result_of
+from minipeft.conformance.literals import Names, numbers_of, printed, result_of, rows_of
 from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Handle, last_lines
@@ -97,11 +97,9 @@ def listed(calls: Sequence[tuple[Case, Handle]]) -> list[Event]:
     return tape
 
 
-def script(plugin_name: str, method: Method, title: str, tape: Sequence[Event], wrong: Seen) -> str:
-    """The text. plugin_name: the dotted name of the module. title: what failed."""
-    if not all(part.isidentifier() for part in plugin_name.split(".")):
-        raise ValueError(f"the plug-in is called {plugin_name!r}; a script needs the dotted name of a module")
-    draft, clean = (Writer(plugin_name, method, tape, wrong) for _ in range(2))
+def script(imports: str, method: Method, title: str, tape: Sequence[Event], wrong: Seen) -> str:
+    """The text. imports: statements in a line after which `plugin` is the module. title: what failed."""
+    draft, clean = (Writer(imports, method, tape, wrong) for _ in range(2))
     draft.text(title)
     for event in tape:                                         # results are numbered in the order of time
         if event in draft.names.results:
@@ -112,8 +110,8 @@ def script(plugin_name: str, method: Method, title: str, tape: Sequence[Event], 
 class Writer:
     """Puts a script together: first what is printed at the end, then the calls that lead to it, then their inputs."""
 
-    def __init__(self, plugin_name: str, method: Method, tape: Sequence[Event], wrong: Seen):
-        self.plugin, self.method, self.wrong, self.tape = plugin_name, method, wrong, list(tape)
+    def __init__(self, imports: str, method: Method, tape: Sequence[Event], wrong: Seen):
+        self.imports, self.method, self.wrong, self.tape = imports, method, wrong, list(tape)
         self.names, self.used = Names(), dict[Event, str]()
         self.lines: list[str] = []
 
@@ -123,16 +121,15 @@ class Writer:
         quoted = title.replace("\\", "/").replace('"', "'")
         body = [*self.names.definitions, *self.lines, *last]
         names = [name for name in ("array", "inf", "nan", "zeros") if re.search(rf"\b{name}\b", "\n".join(body))]
-        imports = ["import sys", 'sys.path.insert(0, ".")', f"import {self.plugin} as plugin",
-                   *([f"from numpy import {', '.join(names)}"] if names else [])]
-        return "\n".join([f'"""{quoted}"""', "; ".join(imports), *body, ""])
+        numpy_too = [f"from numpy import {', '.join(names)}"] if names else []
+        return "\n".join([f'"""{quoted}"""', "; ".join([self.imports, *numpy_too]), *body, ""])
 
     def _difference(self, seen: Observation) -> list[str]:
         got = self._expression(seen.got)
         if got is None and seen.level == "S":                  # what was asked or done last is what it is about
             self._use(self.tape[-1])
             self._keep()
-            return [f"print('got', {_literal(seen.got)}, 'expected', {_literal(seen.want)})"]
+            return [f"print('got', {numbers_of(seen.got)}, 'expected', {numbers_of(seen.want)})"]
         if got is None:                                        # all of it is shown, and what came of it
             for event in self.tape:
                 if event.name and not isinstance(event.result, (Fault, type(None))):
@@ -140,11 +137,11 @@ class Writer:
             self._keep()
             self.shown = True
             return [f"# from these, by the property: {seen.name}",
-                    f"print('got', {_literal(seen.got)}, 'expected', {_literal(seen.want)})"]
+                    f"print('got', {numbers_of(seen.got)}, 'expected', {numbers_of(seen.want)})"]
         want = None if self._is_reference(seen.want) else self._expression(seen.want)
         self._keep()
-        return [f"print('got', {_shown(got, seen.got)}, 'expected', "
-                f"{_shown(want, seen.want) if want else _literal(seen.want)})"]
+        return [f"print('got', {printed(got, seen.got)}, 'expected', "
+                f"{printed(want, seen.want) if want else numbers_of(seen.want)})"]
 
     def _is_reference(self, want: Any) -> bool:
         case = self.tape[0].case
@@ -163,7 +160,7 @@ class Writer:
         if not isinstance(event.result, Fault):                # it returned, but no answer
             name = self._use(event)
             self._keep()
-            got = {"wrong shape": f"{name}.shape", "wrong type": f"type({name})"}.get(kind, _shown(name, event.result))
+            got = {"wrong shape": f"{name}.shape", "wrong type": f"type({name})"}.get(kind, printed(name, event.result))
             if isinstance(event.result, dict):
                 got = f"{{k: getattr(v, 'shape', v) for k, v in {name}.items()}}"
             return [f"print('got', {got}, 'expected', {detail.partition('; expected ')[2] or detail!r})"]
@@ -251,7 +248,7 @@ class Writer:
             if array.shape == value.shape and numpy.array_equal(array, value):
                 return self._use(event, key)
         for event, key, array in results:
-            rows = _rows(array, value)
+            rows = rows_of(array, value)
             if rows is not None:
                 return f"{self._use(event, key)}[{rows}]"
         for (e1, k1, a), (e2, k2, b) in itertools.product(results, repeat=2):
@@ -273,23 +270,3 @@ class Writer:
         elif not self.used.get(event):
             self.used[event] = self.names.result(event, result_of(event.name))
         return f"{self.used[event]}[{key!r}]" if key else self.used[event]
-
-
-def _rows(array: numpy.ndarray, value: numpy.ndarray) -> str | None:
-    """Which rows of the array these are, as an index."""
-    if array.ndim != value.ndim or not array.ndim or array.shape[1:] != value.shape[1:] or not len(value):
-        return None
-    rows = [next((i for i, row in enumerate(array) if numpy.array_equal(row, wanted)), -1) for wanted in value]
-    if -1 in rows:
-        return None
-    return f"{rows[0]}:" if rows == list(range(rows[0], len(array))) else str(rows)
-
-
-def _shown(expression: str, value: Any) -> str:
-    return f"{expression}.tolist()" if isinstance(value, numpy.ndarray) else expression
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, (numpy.ndarray, numpy.generic)):
-        value = (value.astype(numpy.float64) if value.dtype.kind == "f" else value).tolist()
-    return repr(value)

@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy
 import pytest
 
 from minipeft.conformance.again import again
 from minipeft.conformance.case import Case
+from minipeft.conformance.importing import found_in, imports, name_of
 from minipeft.conformance.literals import Names, literal
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.methods.lora_linear import METHOD
@@ -134,6 +137,40 @@ def test_the_same_failure_is_written_once_and_no_other_file_is_overwritten(mine,
     assert all(path.read_bytes() == b"mine" for path in first)
 
 
+def test_the_files_of_the_last_run_replace_those_of_an_earlier_one_and_are_the_newest(mine, tmp_path):
+    case, seen, made = failure(mine, "L1")
+    first = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    before = first[1].read_text()
+    mine.module.Layer.forward = lambda self, x: x[:, :0]
+    assert write(tmp_path, mine, METHOD, "L1", case, *look(property_named(METHOD, "L1"), case, mine,
+                                                           mine.make(METHOD))) == first
+    assert first[1].read_text() != before and len([*tmp_path.glob("L1-*")]) == 2
+    for path in first:
+        os.utime(path, (0, 0))
+    write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    assert all(path.stat().st_mtime > 0 for path in first)
+
+
+def test_a_script_that_was_edited_and_one_of_another_plug_in_stay_as_they_are(mine, tmp_path, monkeypatch):
+    case, seen, made = failure(mine, "L1")
+    first = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    edited = first[1].read_text() + "print(layer.alpha)\n"
+    first[1].write_text(edited)
+    second = write(tmp_path, mine, METHOD, "L1", case, seen, made)
+    assert second[1].stem == f"{first[1].stem}-2" and first[1].read_text() == edited
+    (tmp_path / "other_adapter.py").write_text(PLUGIN)
+    monkeypatch.setitem(sys.modules, "other_adapter", None)
+    monkeypatch.delitem(sys.modules, "other_adapter")
+    other = Plugin(importlib.import_module("other_adapter"))
+    theirs = written(other, tmp_path, "L1")[2:]
+    assert theirs[1].stem == f"{first[1].stem}-3" and written(other, tmp_path, "L1")[2:] == theirs
+    assert write(tmp_path, mine, METHOD, "L1", case, seen, made) == second and first[1].read_text() == edited
+    link = tmp_path / "link"
+    second[1].rename(link)
+    second[1].symlink_to(link)
+    assert write(tmp_path, mine, METHOD, "L1", case, seen, made)[1].stem == f"{first[1].stem}-4"
+
+
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_case_and_its_script_have_one_number(mine, tmp_path, taken):
     case, seen, made = failure(mine, "L1")
@@ -153,11 +190,48 @@ def test_the_name_of_a_file_has_nothing_that_a_file_system_minds(mine, tmp_path)
     assert file.name.startswith("V_y-lora_linear-")
 
 
-def test_a_plug_in_that_is_no_module_has_no_script(mine, tmp_path):
+def test_a_plug_in_that_is_no_module_has_a_case_and_no_script(mine, tmp_path):
     case, seen, made = failure(mine, "L1")
-    with pytest.raises(ValueError, match="dotted name of a module"):
-        write(tmp_path, "my adapter; import os", METHOD, "L1", case, seen, made)
+    for found in (mine.module.__dict__, {**mine.module.__dict__, "capabilities": {"name": "my lora"}}):
+        file, script = write(tmp_path, Plugin(SimpleNamespace(**found)), METHOD, "L1", case, seen, made)
+        assert read(file)[1].id == case.id and str(script).startswith("none: ") and not [*tmp_path.glob("L1-*.py")]
     assert write(tmp_path, "my_adapter", METHOD, "L1", case, seen, made)[1].exists()
+
+
+def test_only_what_another_process_can_import_has_a_name(mine):
+    assert name_of(mine.module) == "my_adapter"
+    by_hand = ModuleType("my_adapter")
+    assert [name_of(plugin) for plugin in (by_hand, sys.modules["__main__"], METHOD.plain, SimpleNamespace())] == [
+        None] * 4
+
+
+@pytest.mark.parametrize("name, statement", [
+    ("my_adapter", "import my_adapter as plugin"), ("a.b", "import a.b as plugin"),
+    ("my-plugin", "plugin = importlib.import_module('my-plugin')"),
+    ("class", "plugin = importlib.import_module('class')"),
+    ("os; print(1)", "plugin = importlib.import_module('os; print(1)')")])
+def test_a_name_that_no_import_takes_is_imported_all_the_same(name, statement, tmp_path):
+    line = imports(name, tmp_path)
+    assert line.endswith(f"; {statement}") and len(line.splitlines()) == 1
+
+
+def test_a_script_finds_the_module_where_it_was_from_any_folder_and_when_both_have_moved(tmp_path, monkeypatch):
+    package = tmp_path / "project" / "inside"
+    package.mkdir(parents=True)
+    (package / "adapter.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.chdir(tmp_path)
+    script = written(Plugin(importlib.import_module("inside.adapter")), package.parent / "a" / "b", "L1")[-1]
+    assert "os.path.join(os.path.dirname(__file__), '../..')" in script.read_text()
+    assert "expected" in output(script, script.parent)[-1] and "expected" in output(script, tmp_path)[-1]
+    package.parent.rename(tmp_path / "moved")
+    assert "expected" in output(tmp_path / "moved" / "a" / "b" / script.name, "/")[-1]
+
+
+def test_a_module_that_shares_no_folder_with_the_script_is_looked_for_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert found_in("my_adapter_of_no_file") == tmp_path.resolve()
+    assert f"insert(0, {str(tmp_path.resolve())!r})" in imports("my_adapter_of_no_file", Path("/elsewhere/found"))
 
 
 def changed(file, **fields):
