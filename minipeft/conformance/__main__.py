@@ -15,20 +15,23 @@ A plug-in is a module with one function per method that it has, over NumPy array
       return Layer(W, b, A, B, alpha / len(A))
 
 Every further method of the object that it knows (vjp, merge, unmerge, weight, save, load, ...) is one more property
-that can be held; what is missing is skipped, and counted.
+that can be held; what is missing is skipped, and counted. --list shows all of them, with arguments and results.
 
-Exit status: 0 conforms, 1 failures, 2 wrong usage or the plug-in cannot be imported, 3 nothing ran.
+Exit status: 0 conforms, 1 failures, 2 wrong usage or the plug-in cannot be imported, 3 nothing ran, 130 interrupted.
 """
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 
-from minipeft.conformance.hold import check
-from minipeft.conformance.methods import all_methods
+from minipeft.conformance.hold import Interrupted, check
+from minipeft.conformance.listing import listing
 from minipeft.conformance.progress import Progress
+from minipeft.conformance.report import Report
+from minipeft.conformance.writable import file_trouble
 
 
 def main(argv: list[str]) -> int:
@@ -45,31 +48,78 @@ def main(argv: list[str]) -> int:
             from minipeft.conformance.selftest import self_test
             return self_test(args.method, args.dtype)
         if args.list:
-            return _list()
+            return _print(*listing(args.method))
         if args.impl is None:
             parser.error("what is to be run? --impl MODULE, --self-test, --list, vectors, or compare")
-        if args.replay:
-            from minipeft.conformance.again import again
-            return again(args.impl, args.replay, args.time_limit)
+        _dotted(args.impl)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the plug-in's process is ended with this one
-        if args.json and not Path(args.json).resolve().parent.is_dir():
-            parser.error(f"--json {args.json}: there is no such folder")
-        with Progress(not args.quiet and sys.stderr.isatty()) as progress:
-            report = check(args.impl, args.method, args.dtype, vectors=not args.live_only, live=not args.vectors_only,
-                           cases=args.cases, seed=args.seed, limit=args.time_limit, folder=args.save_failures,
-                           watch=progress.take)
-        if args.json:
-            report.write_json(args.json)
+        if args.replay:
+            from minipeft.conformance.apart import again_apart
+            return again_apart(args.impl, args.replay, args.time_limit)
+        return _told(_run(args), args)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing is reported", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
-    print(report)
-    if args.skips:
-        print("skipped:", *report.skips(), sep="\n")
+
+
+def _run(args: argparse.Namespace) -> Report:
+    """What came out of a run, also of one that was interrupted."""
+    if args.json and (trouble := file_trouble(args.json)):
+        raise ValueError(f"--json {args.json} cannot be written: {trouble}")
+    try:
+        with Progress(not args.quiet and sys.stderr.isatty()) as progress:
+            return check(args.impl, args.method, args.dtype, vectors=not args.live_only, live=not args.vectors_only,
+                         cases=args.cases, seed=args.seed, limit=args.time_limit, folder=args.save_failures,
+                         watch=progress.take)
+    except Interrupted as stop:
+        return stop.report
+
+
+def _told(report: Report, args: argparse.Namespace) -> int:
+    """Prints it, then writes it where it is to be written."""
+    _print(report, *(["skipped:", *report.skips()] if args.skips else []))
+    if args.json:
+        report.write_json(args.json)
     return report.exit_code
+
+
+def _print(*lines: object) -> int:
+    """A reader that has read enough (`| head`) changes neither the exit status nor what else is to be done."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        _hush()
+    return 0
+
+
+def _hush() -> None:
+    """What is printed from now on goes nowhere; the interpreter would complain at its end of a pipe without reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _command(argv: list[str]) -> int:
+    """`main`, which ends quietly where nobody reads on."""
+    try:
+        status = main(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _hush()
+        return 128 + 13  # as of a program that SIGPIPE ended
+
+
+def _dotted(impl: str) -> None:
+    """Raises ValueError for a file in the place of a module's name."""
+    if impl.endswith(".py") and Path(impl).is_file():
+        name = Path(impl).with_suffix("")
+        inside = not name.is_absolute() and ".." not in name.parts
+        raise ValueError(f"--impl {impl} is a file; expected the name of a module, without .py: "
+                         + (f"--impl {'.'.join(name.parts)}" if inside else f"in {name.parent}, --impl {name.name}"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,23 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--save-failures", metavar="DIR", default="conformance-failures",
         help="where a failure's smallest case and script go (default conformance-failures)")
     add("--replay", metavar="FILE", help="run one saved failure again")
-    add("--list", action="store_true", help="list methods, conventions and properties")
+    add("--list", action="store_true", help="list methods, what a plug-in has for each, and properties")
     add("--self-test", action="store_true", help="hold the kit against itself")
     add("--quiet", action="store_true", help="no progress line")
     return parser
 
 
-def _list() -> int:
-    for name, method in all_methods().items():
-        print(f"{name}: {method.title}. {method.source['paper']}, {method.source['where']}")
-        for line in method.equation:
-            print(f"    {line}")
-        for convention, choices in method.conventions.items():
-            print(f"    declared convention {convention}: {', '.join(choices)} (the first is the default)")
-        for prop in method.properties:
-            print(f"  {prop.id:<6} {prop.title} [needs {', '.join(prop.needs) or 'nothing'}]")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_command(sys.argv[1:]))

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import numpy
 
 from minipeft.conformance.live import MISSING
 from minipeft.conformance.methods import all_methods
-from minipeft.conformance.result import Result
+from minipeft.conformance.result import Job, Result
 from minipeft.conformance.survival import RATIOS
 from minipeft.files import write_atomic
 
@@ -25,9 +26,12 @@ BLUNT = 0.1
 
 
 class Report:
-    """The results of one run, {(method, dtype, stage, property): Result}, and what ran."""
+    """The results of one run, {(method, dtype, stage, property): Result}, and what ran. job: what was asked for.
+    interrupted: whether it ended before all of that had run."""
 
-    def __init__(self, messages: Iterable[dict[str, Any]] = ()):
+    def __init__(self, messages: Iterable[dict[str, Any]] = (), job: Job | None = None):
+        self.job, self.begun = job, datetime.datetime.now(datetime.timezone.utc)
+        self.interrupted = False
         self.about: dict[str, Any] = {}
         self.found: dict[tuple, Result] = {}
         self.survival: list[dict[str, Any]] = []
@@ -58,7 +62,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 conforms, 1 failures, 3 nothing ran."""
+        """0 conforms, 1 failures, 3 nothing ran, 130 interrupted."""
+        if self.interrupted:
+            return 130
         if self.failures:
             return 1
         return 0 if self._ran() else 3
@@ -75,18 +81,29 @@ class Report:
             raise AssertionError(f"\n{self}")
 
     def as_json(self) -> dict[str, Any]:
+        """What was asked for and what was found: equal for two runs in which both are."""
         from minipeft.conformance.vectors.read import PACK
 
         counts = {status: sum(r.status == status for r in self.results) for status in ("pass", "fail", "skip")}
-        return {"pack": PACK, "spec": SPEC, "impl": self.about, "summary": counts,
+        return {"pack": PACK, "spec": SPEC, "impl": self.about, "run": self._asked(), "interrupted": self.interrupted,
+                "summary": counts,
                 "env": {"python": platform.python_version(), "numpy": numpy.__version__,
                         "machine": platform.machine()},
                 "merge_survival": self.survival,
                 "results": [r.as_json() for r in self.results]}
 
     def write_json(self, path: str | os.PathLike) -> None:
-        """The report as JSON, atomically."""
-        write_atomic(Path(path), (json.dumps(self.as_json(), indent=1) + "\n").encode())
+        """The report as JSON with the date on which the run began, atomically."""
+        found = {"date": self.begun.isoformat(timespec="seconds"), **self.as_json()}
+        write_atomic(Path(path), (json.dumps(found, indent=1) + "\n").encode())
+
+    def _asked(self) -> dict[str, Any] | None:
+        """What repeats the run; None for a report that was put together from messages."""
+        if self.job is None:
+            return None
+        job = self.job
+        return {"impl": job.impl, "methods": list(job.methods), "dtypes": job.dtypes and list(job.dtypes),
+                "stages": list(job.stages), "cases": job.cases, "seed": job.seed, "time_limit": job.limit}
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), *self._tables(), LEGEND, "", *self._survival(), *self._failures(),
@@ -97,7 +114,8 @@ class Report:
 
         about = self.about
         lines = [f"minipeft conformance: spec {SPEC}, vectors {PACK}",
-                 f"implementation: {about.get('name')} {about.get('version')} ({about.get('impl')})"]
+                 f"implementation: {about.get('name')} {about.get('version')} ({about.get('impl')})" if about else
+                 f"implementation: {self.job and self.job.impl}, which said nothing of itself yet"]
         for method, conventions in about.get("conventions", {}).items():
             if conventions:
                 lines.append(f"  {method}: " + ", ".join(f"{k} {v}" for k, v in conventions.items()))
@@ -177,6 +195,10 @@ class Report:
         results = self.results
         counts = {status: sum(r.status == status for r in results) for status in ("pass", "fail", "skip")}
         numbers = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped"
+        if self.interrupted:
+            wrong = ", ".join(dict.fromkeys(r.method for r in self.failures))
+            failed = f" It does not conform in {wrong}." if wrong else ""
+            return f"Interrupted: {numbers} until then; the rest did not run.{failed}"
         if self.exit_code == 3:
             return f"Nothing ran: {numbers}. {' '.join(sorted({r.reason for r in results if r.reason}))}"
         ran = self._ran()

@@ -21,6 +21,7 @@ from typing import Any, Iterator, Sequence
 
 import numpy
 
+from minipeft.conformance import live
 from minipeft.conformance.case import Case
 from minipeft.conformance.hold import check
 from minipeft.conformance.fault import Fault, Skip
@@ -50,7 +51,9 @@ class Verdict:
 
 def self_test(methods: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> int:
     """Prints a line per method and dtype, and what is wrong. 0 if nothing is, 1 otherwise. Raises ValueError for a
-    method or dtype that does not exist."""
+    method or dtype that does not exist, and where no cases can be drawn: half of it would not run."""
+    if not live.available():
+        raise ValueError(f"--self-test: {live.MISSING}")
     chosen = [name for name in all_methods() if methods is None or name in methods]
     wanted = [dtype for dtype in DTYPES if dtypes is None or dtype in dtypes]
     if not chosen or not wanted:
