@@ -1,9 +1,11 @@
 """The command: what is asked before a run, what is told after it or when it is cut short, and what `--list` says."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -199,6 +201,12 @@ def test_the_list_is_that_of_the_methods_that_are_asked_for(capsys):
                  ".add(name: str, A: array, B: array, alpha: float)", ".step(x: array, g: array, lr: float)"):
         assert line in out
     assert main(["--list", "--method", "dora"]) == 2 and "lora_linear" in capsys.readouterr().err
+
+
+def test_the_part_of_the_list_that_the_examples_show_is_what_is_printed():
+    page = (Path(__file__).parents[2] / "examples" / "conformance" / "README.md").read_text("utf-8")
+    shown = re.search(r"   ```text\n(.*?)   ```", page, re.DOTALL).group(1)
+    assert textwrap.dedent(shown) in textwrap.dedent("\n".join(list(listing.listing(["lora_linear"]))[4:]))
 
 
 @pytest.mark.parametrize("name", all_methods())
