@@ -59,27 +59,34 @@ class Case:
         return dataclasses.replace(self, arrays={k: v for k, v in self.arrays.items() if k not in names})
 
     @functools.cached_property
-    def id(self) -> str:
-        """The method and eight hex digits of the sha256 of inputs, params, dtype and conventions: the same for ever."""
+    def digest(self) -> str:
+        """sha256, in hex, of the inputs, params, dtype and conventions: the same for ever. What is derived from these
+        alone may be kept under it."""
         digest = hashlib.sha256(json.dumps([self.method, self.dtype, self.exact, dict(sorted(self.params.items())),
                                             dict(sorted(self.conventions.items()))], sort_keys=True).encode())
         for name in sorted(self.arrays):
             array = self.arrays[name]
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(numpy.ascontiguousarray(array).tobytes())
-        return f"{self.method}-{digest.hexdigest()[:8]}"
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The method and eight digits of the digest: short enough to read, and 32 bits are too few to tell thousands of
+        cases apart for sure."""
+        return f"{self.method}-{self.digest[:8]}"
 
     @functools.cached_property
     def seed(self) -> int:
         """For what a property draws by itself: the same for the same case."""
-        return int(self.id[-8:], 16)
+        return int(self.digest[:8], 16)
 
 
 class _Key:
     """A case as a key: equal where a reference and its bounds are."""
 
     def __init__(self, case: Case):
-        self.case, self.key = case, (case.id, case.arith)
+        self.case, self.key = case, (case.digest, case.arith)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.key == other.key

@@ -10,6 +10,9 @@ from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import ABSENT, observed
 
+REFUSALS = "X1"       # the property of what must be refused
+ABSENCE = "V absent"  # of gradients that must not exist, on the vectors
+
 
 def output_property(method: Method, name: str, stored: Case | None = None, value: Value | None = None) -> Property:
     """"V y": the output `y`. On the case `stored` it is held against the published `value`, on others, smaller ones
@@ -25,24 +28,24 @@ def output_property(method: Method, name: str, stored: Case | None = None, value
 
 
 def refusal_property(method: Method) -> Property:
-    """"X1": a case that must raise, when the layer is made or when it computes its first output."""
+    """REFUSALS: a case that must raise, when the layer is made or when it computes its first output."""
     first = next(iter(method.outputs.values()))[1]
 
     def run(case: Case, make: Make) -> Iterator[Observation]:
         yield refused(case, lambda: first(make, case))
 
-    return Property("X1", "S: what makes no sense is refused", (), run)
+    return Property(REFUSALS, "S: what makes no sense is refused", (), run)
 
 
 def absence_property(method: Method) -> Property:
-    """"V absent": gradients that must not exist, on the vectors."""
+    """ABSENCE: gradients that must not exist, on the vectors."""
     def run(case: Case, make: Make) -> Iterator[Observation]:
         for vector in read(method.name).vectors:
-            if vector.case.id == case.id:
+            if vector.case.digest == case.digest:
                 yield from (seen.what for seen in observed(method, vector, make)
                             if seen.output == ABSENT and isinstance(seen.what, Observation))
 
-    return Property("V absent", "S: gradients that must not exist do not", ("vjp",), run)
+    return Property(ABSENCE, "S: gradients that must not exist do not", ("vjp",), run)
 
 
 def property_named(method: Method, id: str) -> Property:
@@ -52,9 +55,9 @@ def property_named(method: Method, id: str) -> Property:
             return prop
     if id.startswith("V ") and id[2:] in method.outputs:
         return output_property(method, id[2:])
-    if id == "V absent":
+    if id == ABSENCE:
         return absence_property(method)
-    if id == "X1":
+    if id == REFUSALS:
         return refusal_property(method)
-    known = [*(prop.id for prop in method.properties), *(f"V {name}" for name in method.outputs), "X1"]
+    known = [*(prop.id for prop in method.properties), *(f"V {name}" for name in method.outputs), ABSENCE, REFUSALS]
     raise ValueError(f"{method.name} has no property {id!r}; it has {', '.join(known)}")
