@@ -35,6 +35,7 @@ class Report:
         self.about: dict[str, Any] = {}
         self.found: dict[tuple, Result] = {}
         self.survival: list[dict[str, Any]] = []
+        self.troubles: list[str] = []
         for message in messages:
             self.take(message)
 
@@ -45,7 +46,8 @@ class Report:
         elif "result" in message:
             result = Result.from_json(message["result"])
             self.found[result.key] = result
-
+        elif "trouble" in message:
+            self.troubles.append(message["trouble"])
         elif "survival" in message and message["survival"] not in self.survival:
             self.survival.append(message["survival"])
 
@@ -107,6 +109,7 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join([*self._head(), *self._tables(), LEGEND, "", *self._survival(), *self._failures(),
+                          *(f"TROUBLE  {line}" for line in self.troubles),
                           self.verdict])
 
     def _head(self) -> list[str]:
@@ -161,14 +164,14 @@ class Report:
         """What is wrong, first; then the properties that saw it, the first of them in full."""
         groups: dict[tuple[str, str], list[Result]] = {}
         for r in self.failures:
-            groups.setdefault((r.method, r.diagnosis or r.failure), []).append(r)
+            groups.setdefault((r.method, r.diagnosis or r.gist or r.failure), []).append(r)
         lines = []
-        for (method, diagnosis), group in groups.items():
+        for (method, _), group in groups.items():
             found_by: dict[str, list[str]] = {}
             for r in group:
                 found_by.setdefault(r.id, []).append(r.dtype)
             first = group[0]
-            lines += [f"FAILED  {method}: {diagnosis}",
+            lines += [f"FAILED  {method}: {first.diagnosis or first.failure}",
                       "  found by   " + "; ".join(f"{id} ({', '.join(dict.fromkeys(dtypes))})"
                                                   for id, dtypes in found_by.items()),
                       f"  {first.id + ',':<10} {self._title(first)}; {first.dtype}"]
