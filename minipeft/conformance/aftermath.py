@@ -55,7 +55,9 @@ class Failed:
         error = abs(got - want) / (o.tau if o.level == "B" else 1)
         at = numpy.unravel_index(int(numpy.argmax(error)), error.shape)
         size = f"rho {o.rho:.3g}" if o.level == "B" else "to be equal bit for bit"
-        return f"{o.name}{list(map(int, at))}: got {float(got[at]):.10g}, expected {float(want[at]):.10g}, {size}{why}"
+        digits = 10 if f"{float(got[at]):.10g}" != f"{float(want[at]):.10g}" else 17
+        numbers = f"got {float(got[at]):.{digits}g}, expected {float(want[at]):.{digits}g}"
+        return f"{o.name}{list(map(int, at))}: {numbers}, {size}{why}"
 
 
 def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Failed]], folder: str | None,

@@ -19,12 +19,12 @@ import numpy
 
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import NO_USE, Fault, Skip
-from minipeft.conformance.guard import last_lines
+from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.hints import hints
+from minipeft.conformance.look import unusable
 from minipeft.conformance.method import Make, Method, Mutant, Property
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.plugin import Handle, Plugin
 
 Seen = Observation | Fault
 Failure = tuple[Property, Case, Sequence[Seen]]
@@ -36,15 +36,21 @@ def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
     """Everything that a property sees on a case, up to where it cannot be put to the implementation; last the Fault
     that ended it, if one did."""
     seen: list[Seen] = []
+    made: list[Handle] = []
+
+    def noted(case: Case) -> Handle:
+        made.append(make(case))
+        return made[-1]
+
     try:
-        for one in prop.run(case, make):
+        for one in prop.run(case, noted):
             seen.append(one)
     except Fault as fault:
         seen.append(fault)
     except Skip:
         pass
     except Exception as error:  # an answer that the property cannot use
-        seen.append(Fault(NO_USE, last_lines(error)))
+        seen.append(unusable(error, made))
     return seen
 
 

@@ -1,14 +1,14 @@
 """One property on one case."""
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import NO_USE, Fault, Skip
 from minipeft.conformance.guard import last_lines
 from minipeft.conformance.method import Property
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.plugin import Plugin
+from minipeft.conformance.plugin import Handle, Plugin
 
 
 def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[list[Observation | Fault], list]:
@@ -25,8 +25,14 @@ def look(prop: Property, case: Case, plugin: Plugin, make: Callable) -> tuple[li
         if not fails(seen):
             raise
     except Exception as error:  # an answer that the property cannot use, such as trainable() = None
-        seen.append(Fault(NO_USE, last_lines(error)))
+        seen.append(unusable(error, [handle for _, handle in plugin.made]))
     return seen, list(plugin.made)
+
+
+def unusable(error: Exception, made: Sequence[Handle]) -> Fault:
+    """What a property could not compute with, and the last call before: it gave that."""
+    call = next((handle.last for handle in reversed(made) if handle.last), "")
+    return Fault(NO_USE, f"{call}: {last_lines(error)}" if call else last_lines(error))
 
 
 def fails(seen: list[Observation | Fault]) -> bool:

@@ -114,6 +114,11 @@ class Handle:
         self._plugin, self._method, self._inner, self._dtype = plugin, method, inner, dtype
         self._calls: list[tuple] = []
 
+    @property
+    def last(self) -> str:
+        """The call that was made last; "" before the first."""
+        return f"{self._method.name}.{self._calls[-1][0]}" if self._calls else ""
+
     def offers(self, *names: str) -> bool:
         return all(map(self._has, names))
 

@@ -173,3 +173,21 @@ def test_a_machine_that_stood_still_is_not_a_call_that_hangs():
     with pytest.raises(BaseException, match="^$"), time_limit(100.0):
         for _ in range(10):
             os.kill(os.getpid(), signal.SIGALRM)
+
+
+def test_an_answer_of_no_use_names_the_call_that_gave_it():
+    class Nothing(LoraLinear):
+        def trainable(self):
+            """Forgets to return."""
+
+    assert "an answer of no use: lora_linear.trainable: TypeError" in failed(inside(Nothing), "L7t").failure
+
+
+def test_one_last_digit_can_be_read():
+    class Off(LoraLinear):
+        def forward(self, x):
+            return numpy.nextafter(super().forward(x), 99)
+
+    text = failed(inside(Off), "V y").failure.split(", to be")[0]
+    got, want = (part.split()[-1] for part in text.split(", expected"))
+    assert float(got) != float(want)
