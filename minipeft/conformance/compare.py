@@ -6,12 +6,13 @@
 noise is what `trace` measured for each row of X at the unit of that dtype (float32's for float64), noise* the largest
 of the tensor (a row in which REF cancels exactly, such as the gradient of the only key that a query sees, need not do
 so in another order of summation), eta what underflow costs. 8: the margin between the worst of 8 samples and a run
-that is none of them. Integers must be equal.
+that is none of them. Integers must be equal. Axes of length 1 are no difference: [] and [1] are one shape.
 
 Tensors are looked at in REF's order of evaluation, forward first, then the gradients backwards: what is off first is
 nearest to the cause, everything after it inherits the error. So the verdict names it, the last one before it that
 agrees, and what MINE looks like, if it looks like anything: transposed, a constant multiple, rows in another order,
-one vector added to each row (`likeness.py`).
+one vector added to each row (`likeness.py`). Where what is off first is a shape, or a number that is none, the first
+one whose numbers are off has its likeness too.
 """
 from __future__ import annotations
 
@@ -20,116 +21,17 @@ import dataclasses
 import json
 import os
 import sys
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy
 
 from minipeft.conformance.arithmetic import DTYPES, UNIT, arithmetic
+from minipeft.conformance.comparison import Comparison, Held
 from minipeft.conformance.likeness import likeness
-from minipeft.conformance.recording import GRAD
 from minipeft.conformance.trace import FORMAT, NOISE
 from minipeft.files import read_dtypes, read_tensors
 
 _MARGIN = 8
-_SHOWN = 5
-_FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """One tensor. kind: "within", "off", "shape", "not finite" or "missing". rho is infinite where there is none.
-    where, got, want, tau: of the element that is worst. share: which part of the elements is off."""
-
-    name: str
-    kind: str
-    rho: float
-    words: str = ""
-    where: tuple[int, ...] = ()
-    got: float = 0.0
-    want: float = 0.0
-    tau: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.words}" if self.words else f"{self.name}: rho {self.rho:.2g}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """held: every tensor of REF in its order. extra: names that REF does not know. partial: whether MINE may leave
-    tensors out. looks_like: what the first one off looks like, in words, or ""."""
-
-    held: tuple[Held, ...]
-    extra: tuple[str, ...]
-    dtype: str
-    partial: bool
-    looks_like: str
-
-    @property
-    def compared(self) -> list[Held]:
-        return [h for h in self.held if h.kind != "missing"]
-
-    @property
-    def off(self) -> list[Held]:
-        """What differs, in order of evaluation; the first is nearest to the cause."""
-        return [h for h in self.compared if h.kind != "within"]
-
-    @property
-    def missing(self) -> list[str]:
-        return [h.name for h in self.held if h.kind == "missing"]
-
-    @property
-    def first(self) -> Held | None:
-        return self.off[0] if self.off else None
-
-    @property
-    def holds(self) -> bool:
-        """Something was compared, nothing of it is off, and nothing is left out that may not be."""
-        return bool(self.compared) and not self.off and (self.partial or not self.missing)
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        n = len(self.compared)
-        yield (f"{n} of {len(self.held)} tensors compared as {self.dtype}: {n - len(self.off)} within, "
-               f"{len(self.off)} off")
-        if self.missing:
-            yield f"missing in MINE{'' if self.partial else ' (--partial allows it)'}: {_listed(self.missing)}"
-        if self.extra:
-            yield f"not in REF, not looked at: {_listed(self.extra)}"
-        if self.first is None:
-            worst = max(self.compared, key=lambda h: h.rho, default=None)
-            if worst is None:
-                yield "nothing was compared: MINE holds no tensor under a name of REF"
-            else:
-                yield f"{'everything' if self.holds else 'what was compared'} agrees; largest rho: {worst}"
-            return
-        yield f"first off: {self.first}"
-        if self.looks_like:
-            yield f"looks like: {self.looks_like}"
-        yield self._verdict(self.first)
-        if self.off[1:]:
-            yield "off after it (most likely only because of it):"
-            yield from (f"    {h}" for h in self.off[1:_SHOWN])
-            if len(self.off) > _SHOWN:
-                yield f"    and {len(self.off) - _SHOWN} more"
-
-    def _verdict(self, first: Held) -> str:
-        before = self.compared[:self.compared.index(first)]
-        names = [h.name for h in self.held]
-        unseen = [h.name for h in self.held[:names.index(first.name)] if h.kind == "missing"]
-        hidden = (f" ({len(unseen)} before it missing in MINE, {unseen[-1]} the last of them: write them to see closer)"
-                  if unseen else "")
-        if not before:
-            return f"nothing before it was compared{hidden}: look at the inputs, the weights and {first.name} itself"
-        stretch = f"look at what stands between {before[-1].name} and {first.name}"
-        if first.name.startswith(GRAD) and not any(h.name.startswith(GRAD) for h in before):
-            return f"the forward agrees, all {len(before)} tensors of it, the backward does not{hidden}: {stretch}"
-        return f"all {len(before)} before it agree{hidden}: {stretch}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
 
 
 def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | None = None,
@@ -143,24 +45,31 @@ def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | Non
     theirs, metadata = read_tensors(ref)
     order = _order(theirs, metadata, ref)
     ours, _ = read_tensors(mine)
-    stored = {kind for name, kind in read_dtypes(mine).items() if name in order and kind in UNIT}
+    stored = {kind for name, kind in read_dtypes(mine).items() if name in theirs and kind in UNIT}
     dtype = dtype or max(stored, key=lambda kind: UNIT[kind], default="float32")
-    own = UNIT[metadata["dtype"]]
-    held: list[Held] = []
-    first = ""
+    u = UNIT[dtype] + UNIT[metadata["dtype"]]
+    floats = {name for name in order if theirs[name].dtype.kind == "f"}
+    held = []
     for name in order:
-        want = theirs[name]
-        if name not in ours:
-            if theirs[name].dtype.kind == "f":  # inputs may be left out: MINE was given them
-                held.append(Held(name, "missing", float("inf")))
-            continue
-        tau = _tau(theirs, name, UNIT[dtype] + own, dtype) if want.dtype.kind == "f" else None
-        held.append(_held(name, ours[name], want, tau))
-        if held[-1].kind in ("off", "shape") and not first and tau is not None:
-            first = likeness(ours[name], want, tau, _sizes(metadata))
-        first = first or ("-" if held[-1].kind not in ("within", "missing") else "")
-    extra = tuple(name for name in ours if name not in theirs)
-    return Comparison(tuple(held), extra, dtype, partial, "" if first == "-" else first)
+        if name in ours:
+            tau = _tau(theirs, name, u, dtype) if name in floats else None
+            held.append(_held(name, _fitted(ours[name], theirs[name]), theirs[name], tau))
+        elif name in floats:  # inputs may be left out: MINE was given them
+            held.append(Held(name, "missing", float("inf")))
+    off = [h for h in held if h.kind not in ("within", "missing")]
+    in_numbers = [h for h in off if h.kind == "off" and h.name in floats]
+    for h in {*off[:1], *in_numbers[:1]}:
+        if h.name in floats:
+            words = likeness(_fitted(ours[h.name], theirs[h.name]), theirs[h.name], _tau(theirs, h.name, u, dtype),
+                             _sizes(metadata))
+            held[held.index(h)] = dataclasses.replace(h, looks_like=words)
+    return Comparison(tuple(held), tuple(name for name in ours if name not in theirs), dtype, partial)
+
+
+def _fitted(got: numpy.ndarray, want: numpy.ndarray) -> numpy.ndarray:
+    """In the shape of `want`, if it differs from that in axes of length 1 alone."""
+    mine, theirs = ([n for n in x.shape if n != 1] for x in (got, want))
+    return got.reshape(want.shape) if mine == theirs else got
 
 
 def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], path: Any) -> list[str]:
@@ -173,11 +82,12 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata's order is not valid JSON: {error}") from None
     if not isinstance(order, list) or not all(isinstance(name, str) and name in tensors for name in order) \
-            or len(set(order)) != len(order):
-        raise ValueError(f"{path}: the metadata's order is not a list of the names in the file, each once")
-    if metadata.get("dtype") not in _FLOATS:
+            or len(set(order)) != len(order) or not all(name.isprintable() for name in order):
+        raise ValueError(f"{path}: the metadata's order is not a list of the names in the file, each once, in letters "
+                         f"that print")
+    if metadata.get("dtype") not in DTYPES:
         raise ValueError(f"{path}: the metadata's dtype is {metadata.get('dtype')!r}; expected one of "
-                         f"{', '.join(_FLOATS)}")
+                         f"{', '.join(DTYPES)}")
     floats = [name for name in order if tensors[name].dtype.kind == "f"]
     if not any(NOISE["float32"] + name in tensors for name in floats):
         raise ValueError(f"{path} holds no noise: it was traced with samples=0, and no bound can be made of that")
@@ -203,21 +113,28 @@ def _held(name: str, got: numpy.ndarray, want: numpy.ndarray, tau: numpy.ndarray
         return Held(name, "shape", float("inf"), f"has shape {list(got.shape)}; expected {list(want.shape)}")
     if not numpy.isfinite(got).all():
         at = _index(numpy.argmin(numpy.isfinite(got)), got)
-        words = f"holds {got[at]} at {list(at)}, where REF has {want[at]:.6g}"
+        words = f"holds {got[at]} at {list(at)}, where REF has {_number(want[at])}"
         return Held(name, "not finite", float("inf"), words, at)
     if want.size == 0:
         return Held(name, "within", 0.0)
-    error = abs(got.astype(numpy.float64) - want.astype(numpy.float64))
     bound = numpy.zeros(want.shape) if tau is None else tau
-    with numpy.errstate(divide="ignore", invalid="ignore"):
-        ratio = numpy.where(error == 0, 0.0, error / bound)
+    with numpy.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if tau is None:  # not by a difference of floats: they do not hold every integer
+            ratio = numpy.where(got == want, 0.0, numpy.inf)
+        else:
+            error = abs(got.astype(numpy.float64) - want)
+            ratio = numpy.where(error == 0, 0.0, error / bound)
     at = _index(ratio.argmax(), ratio)
     numbers = float(ratio[at]), at, float(got[at]), float(want[at]), float(bound[at])
     if numbers[0] <= 1:
         return Held(name, "within", numbers[0], "", *numbers[1:])
-    words = (f"rho {numbers[0]:.2g}, worst at {list(at)}: got {got[at]:.6g}, want {want[at]:.6g}, allowed "
-             f"{bound[at]:.2g}; {_extent(ratio > 1)}")
+    words = (f"rho {numbers[0]:.2g}, worst at {list(at)}: got {_number(got[at])}, want "
+             f"{_number(want[at])}, allowed {bound[at]:.2g}; {_extent(ratio > 1)}")
     return Held(name, "off", numbers[0], words, *numbers[1:])
+
+
+def _number(x: Any) -> str:
+    return f"{x:.6g}" if x.dtype.kind == "f" else str(x)
 
 
 def _index(flat: Any, array: numpy.ndarray) -> tuple[int, ...]:
@@ -241,7 +158,7 @@ def _sizes(metadata: Mapping[str, str]) -> dict[str, int]:
         config = json.loads(metadata.get("config", "null"))
     except (ValueError, RecursionError):
         return {}
-    return {name: size for name, size in config.items() if type(size) is int and size > 1} \
+    return {name: size for name, size in config.items() if type(size) is int and 1 < size < 2 ** 53} \
         if isinstance(config, dict) else {}
 
 

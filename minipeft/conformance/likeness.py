@@ -23,7 +23,11 @@ def likeness(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes:
     """In words, or "". mine of any shape, ref and tau of one; sizes: what a factor may be named after."""
     if mine.size == 0 or not numpy.isfinite(mine).all():
         return ""
-    mine, ref = mine.astype(numpy.float64), ref.astype(numpy.float64)
+    with numpy.errstate(over="ignore", invalid="ignore"):  # what overflows is not within
+        return _likeness(mine.astype(numpy.float64), ref.astype(numpy.float64), tau, sizes)
+
+
+def _likeness(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
     found = _axes(mine, ref, tau)
     if not found and mine.shape == ref.shape:
         found = _multiple(mine, ref, tau, sizes) or _order(mine, ref, tau) or _shift(mine, ref, tau)
@@ -38,13 +42,12 @@ def _within(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> bool
 
 
 def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
-    """Axes of length 1 have no order, and may be there or not."""
+    """Axes of length 1 have no order, and may be there or not. (Without any other order, nothing is off.)"""
     left_out = " (those of length 1 left out)" if 1 in (*mine.shape, *ref.shape) else ""
     mine, ref, tau = mine.squeeze(), ref.squeeze(), tau.squeeze()
-    for axes in itertools.permutations(range(ref.ndim)) if ref.ndim <= _MOST_AXES else ():
+    _, *others = itertools.permutations(range(ref.ndim)) if ref.ndim <= _MOST_AXES else ((),)
+    for axes in others:
         if _within(mine, ref.transpose(axes), tau.transpose(axes)):
-            if axes == tuple(range(ref.ndim)):
-                return "REF with axes of length 1 too many or too few"
             return (f"the transpose of REF{left_out}" if axes == (1, 0) else
                     f"REF with its axes in the order {list(axes)}{left_out}")
     return ""
@@ -52,20 +55,22 @@ def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
 
 def _multiple(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
     """The c that fits best in least squares. Its own error is at most sum(|REF| tau) / sum(REF^2)."""
-    square = float((ref * ref).sum())
     if not mine.any() and bool((abs(ref) > tau).any()):
         return "zero everywhere"
-    if square == 0:
+    largest = abs(ref).max()
+    if largest == 0:
         return ""
+    mine, ref, tau = mine / largest, ref / largest, tau / largest  # so that no square underflows
+    square = float((ref * ref).sum())
     c = float((mine * ref).sum()) / square
     slack = max(1.0, abs(c)) * tau
     error = float((abs(ref) * slack).sum()) / square
-    if c == 0 or not _within(mine, c * ref, slack + abs(ref) * error):
+    if c == 0 or not math.isfinite(c) or not _within(mine, c * ref, slack + abs(ref) * error):
         return ""
     name = _name_of(c, error, sizes)
     if ref.size == 1 and not name:
         return ""  # one number is a multiple of any other
-    certain = -math.log10(error / abs(c))
+    certain = -math.log10(max(error / abs(c), 2.0 ** -53))
     digits = math.ceil(min(9, max(1, certain, 1 - math.log10(abs(c - 1) or 1))))  # and enough to tell it from 1
     return f"MINE = {c:.{digits}g} x REF" + (f", and that is {name}" if name else "")
 

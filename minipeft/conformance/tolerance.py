@@ -7,8 +7,8 @@
     rho     = max |got - exact| / tau       conforms iff rho <= 1
 
 k counts the roundings to storage on the longest path, n is the total length of the sums along it. Cancellation is in M,
-so there is no absolute tolerance but n eta, what underflow costs n products (`running.py` derives it). N. Higham, Accuracy and Stability of Numerical Algorithms, ch. 3; rho is the ratio
-that LAPACK's own tests print, made componentwise.
+so there is no absolute tolerance but n eta, what underflow costs n products (`running.py` derives it). N. Higham,
+Accuracy and Stability of Numerical Algorithms, ch. 3; rho is the ratio that LAPACK's own tests print, componentwise.
 
 Where an equation is not a polynomial (exp, gelu, a norm), M does not exist, and `running.py` derives the bound.
 """

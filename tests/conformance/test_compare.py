@@ -192,12 +192,85 @@ def test_a_loss_that_is_a_sum_shows_in_the_first_gradient_of_all(pair):
     ("decoder.0.attn.v", lambda x: x.reshape(4, 7, 3, 4).swapaxes(2, 3).reshape(4, 7, 12), "order along axis 2"),
     ("logits", lambda x: x + numpy.arange(13, dtype="float32"), "one vector added to every row"),
     ("logits", lambda x: x.reshape(28, 13), "REF in another shape"),
-    ("logits", lambda x: x[:, :-1], ""), ("loss", lambda x: x[None], "axes of length 1 too many or too few"),
+    ("logits", lambda x: x[:, :-1], ""),
     ("loss", lambda x: 1.5 * x, ""), ("loss", lambda x: x / 12, "1/d_model")])
 def test_what_a_wrong_tensor_looks_like_is_said(pair, name, change, words):
     held = pair("post-LN").changed(**{name: change})
     assert [h.name for h in held.off] == [name] and held.first.name == name
     assert re.search(words, held.looks_like) if words else not held.looks_like
+
+
+@pytest.mark.parametrize("name, change", [("loss", lambda x: x[None]), ("loss", lambda x: x[None, None]),
+                                          ("logits", lambda x: x[:, :, None]), ("attention_mask", lambda x: x[:, None]),
+                                          ("encoder.position", lambda x: x[None])])
+def test_axes_of_length_1_are_no_difference(pair, name, change):
+    p = pair("post-LN")
+    assert p.changed(**{name: change}).holds
+    held = p.changed(**{name: lambda x: change(x + numpy.ones_like(x))})
+    assert held.first.name == name and held.first.kind == "off"
+
+
+@pytest.mark.parametrize("name, change, kind", [
+    ("loss", lambda x: numpy.stack([x, x]), "shape"), ("logits", lambda x: x * numpy.float32(numpy.nan), "not finite"),
+    ("labels", lambda x: numpy.roll(x, 1, 0), "off")])
+def test_what_is_off_in_numbers_has_its_likeness_whatever_else_is_off_before_it(pair, name, change, kind):
+    p = pair("post-LN")
+    a = next(n for n in json.loads(read_metadata(p.ref)["order"]) if n.startswith("grad/") and n.endswith("lora.A"))
+    held = p.changed(**{name: change, a: numpy.transpose})
+    assert [h.name for h in held.off] == [name, a] and held.first.kind == kind and not held.looks_like
+    assert held.off[1].kind == "shape"
+    held = p.changed(**{name: change, a: lambda x: 1.5 * x})
+    assert (held.first.name, held.off[1].looks_like) == (name, "MINE = 1.5 x REF")
+    assert f"\n{a} looks like: MINE = 1.5 x REF" in str(held)
+
+
+def test_a_transposed_gradient_is_told_behind_a_loss_written_as_a_vector(pair):
+    p = pair("post-LN")
+    a = next(n for n in json.loads(read_metadata(p.ref)["order"]) if n.startswith("grad/") and n.endswith("lora.A"))
+    held = p.changed(loss=numpy.ascontiguousarray, **{a: numpy.transpose})
+    assert held.first.name == a and held.looks_like == "the transpose of REF"
+
+
+def test_integers_and_truths_are_held_to_the_last_bit(pair, tmp_path):
+    ref, mine = tmp_path / "a", tmp_path / "b"
+    _, metadata = read_tensors(pair("post-LN").ref)
+    for want, got, words in ((numpy.array([2 ** 53, 1]), numpy.array([2 ** 53 + 1, 1]),
+                              "got 9007199254740993, want 9007199254740992"),
+                             (numpy.array([True, True]), numpy.array([False, True]), "got False, want True"),
+                             (numpy.array([True, True]), numpy.array([numpy.nan, 1]), "where REF has True")):
+        noise = {f"{prefix}/loss": numpy.array(1.0) for prefix in ("noise", "noise.float16", "noise.bfloat16")}
+        write_tensors(ref, {"ids": want, "loss": numpy.array(1.0), **noise},
+                      {**metadata, "order": '["ids", "loss"]'})
+        write_tensors(mine, {"ids": got, "loss": numpy.array(1.0)})
+        held = compare(mine, ref)
+        assert held.first.name == "ids" and words in str(held), str(held)
+        write_tensors(mine, {"ids": want, "loss": numpy.array(1.0)})
+        assert compare(mine, ref).holds
+
+
+@pytest.mark.parametrize("size, factor, words", [
+    (1.0, 2.0 ** 997, r"MINE = 1\.3\d*e\+300 x REF"), (2.0, -1e308, ""), (1e-160, 4.0, "MINE = 4 x REF"),
+    (1e-300, 4.0, "MINE = 4 x REF"), (1e300, 2.0 ** -997, r"MINE = 7\S*e-301 x REF")])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_numbers_of_any_size_are_held_and_described_without_a_warning(pair, tmp_path, size, factor, words, noise):
+    ref, mine = tmp_path / "a", tmp_path / "b"
+    x = numpy.array([[1.0, -3.0, 2.0], [4.0, 0.5, 0.25]]) * size
+    _, metadata = read_tensors(pair("post-LN").ref)
+    rows = {f"{prefix}/x": noise * abs(x).max(1) for prefix in ("noise", "noise.float16", "noise.bfloat16")}
+    write_tensors(ref, {"x": x, **rows}, {**metadata, "order": '["x"]'})
+    with numpy.errstate(over="ignore"):
+        write_tensors(mine, {"x": numpy.clip(x * factor, -1.7e308, 1.7e308)})
+    held = compare(mine, ref)
+    assert held.first.name == "x"
+    assert re.match(words, held.looks_like) if words else not held.looks_like
+
+
+def test_a_name_that_does_not_print_is_written_so_that_it_does(pair):
+    p = pair("t5 v1.0")
+    trace(p.model, p.batch, p.mine, samples=0)
+    tensors, _ = read_tensors(p.mine)
+    write_tensors(p.mine, {**tensors, "a\neverything agrees\x1b[2J": tensors["loss"]})
+    assert "not looked at: 'a\\neverything agrees\\x1b[2J'" in str(compare(p.mine, p.ref))
 
 
 def test_where_it_is_worst_is_said_with_both_numbers(pair):
@@ -275,7 +348,9 @@ def spoilt(metadata=None, **tensors):
     (spoilt({"format": "other"}), "metadata format"), (spoilt({"order": "["}), "not valid JSON"),
     (spoilt({"order": "[" * 100_000}), "not valid JSON"), (spoilt({"order": '{"a": 1}'}), "not a list"),
     (spoilt({"order": '["loss", "loss"]'}), "not a list"), (spoilt({"order": '["gone"]'}), "not a list"),
-    (spoilt({"order": '[["loss"]]'}), "not a list"), (spoilt({"dtype": "float8"}), "dtype is 'float8'"),
+    (spoilt({"order": '[["loss"]]'}), "not a list"),
+    (spoilt({"order": '["a\\nb"]'}, **{"a\nb": numpy.array(1.0)}), "not a list.*that print"),
+    (spoilt({"dtype": "float8"}), "dtype is 'float8'"),
     (spoilt({"order": '["labels"]'}), "holds no noise"),
     (spoilt(**{"noise/loss": numpy.array(-1.0)}), "noise of loss"),
     (spoilt(**{"noise.float16/loss": numpy.array(numpy.nan)}), "noise of loss"),
@@ -292,7 +367,8 @@ def test_a_reference_that_is_none_is_refused(pair, change, words):
         compare(p.mine, p.ref)
 
 
-@pytest.mark.parametrize("config", ["[", "3", '{"d_model": "large"}', '{"d_model": 1e400}'])
+@pytest.mark.parametrize("config", ["[", "3", '{"d_model": "large"}', '{"d_model": 1e400}',
+                                    f'{{"d_model": 1{"0" * 400}}}'])
 def test_a_configuration_that_means_nothing_only_costs_the_names_of_factors(pair, config):
     p = pair("post-LN", adapted=False)
     tensors, metadata = read_tensors(p.ref)
