@@ -82,7 +82,7 @@ def _header(file: Any, size: int, path: Any) -> tuple[dict[str, Any], int]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, at any depth. json keeps the last of two entries of one name; another reader may keep the first."""
+    """An object, at any depth: json would keep the last of two entries of one name, another reader the first."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name appears twice")
