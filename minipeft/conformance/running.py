@@ -24,11 +24,11 @@ from minipeft.conformance.arithmetic import Arithmetic
 from minipeft.conformance.numbers import wide
 from minipeft.conformance.tolerance import Value, kappa
 
-# Roundings of exp, erf and tanh themselves, a rule of the kit's design: "exp, erf, tanh <= 4 u unless declared". IEEE
-# 754 demands correct rounding of + - * / and sqrt (which costs 1), and of none of these, so a number must be chosen. An
-# ulp of f is at most 2 u |f|: 4 u is a library within two ulps. NumPy's float32 exp was measured at 3.4 u, its tanh at
-# 1.9 u; a test holds both to it.
-FUNCTION_ROUNDINGS = 4
+# Roundings of exp, erf and tanh themselves. IEEE 754 demands correct rounding of + - * / and sqrt (which costs 1), and
+# of none of these, so a number must be chosen. An ulp of f is at most 2 u |f|: 8 u is a library within four ulps.
+# Departure from the notes (4 u): NumPy's float32 exp was measured at 3.4 u, its tanh at 1.9 u (a test holds both to
+# it), but torch's erf at 6 u, and a correct GELU failed.
+FUNCTION_ROUNDINGS = 8
 _ERF = numpy.vectorize(math.erf, otypes=[numpy.longdouble])
 
 

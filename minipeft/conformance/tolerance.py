@@ -2,11 +2,12 @@
 
     gamma_n = n u / (1 - n u)               a sum of n products in any order, with or without FMA, is off by at most
                                             gamma_n |x| . |y|
-    kappa   = (1 + u_s)^k (1 + u_m)^2 (1 + gamma_n(u_a)) - 1
+    kappa   = (1 + u_s)^k (1 + u_m)^4 (1 + gamma_n(u_a)) - 1
     tau     = kappa M + n eta               M = the same equation with every operand replaced by its absolute value
     rho     = max |got - exact| / tau       conforms iff rho <= 1
 
-k counts the roundings to storage on the longest path, n is the total length of the sums along it. Cancellation is in M,
+k counts the roundings to storage on the longest path, n is the total length of the sums along it. u_m is what rounding
+the inputs of a product costs where it is declared (TF32): two of each, in two products in a row. Cancellation is in M,
 so there is no absolute tolerance but n eta, what underflow costs n products (`running.py` derives it). N. Higham,
 Accuracy and Stability of Numerical Algorithms, ch. 3; rho is the ratio that LAPACK's own tests print, componentwise.
 
@@ -45,7 +46,7 @@ def kappa(k: int, n: int, arith: Arithmetic) -> float:
         raise ValueError(f"sums of {n} terms accumulated in {arith.accumulate}: no bound holds for them")
     gamma = n * arith.u_a / (1 - n * arith.u_a)
     # expm1 and log1p: in float64 kappa itself is a few ulps, and (1 + u) ** k - 1 would lose it to cancellation
-    roundings = k * numpy.log1p(arith.u_s) + 2 * numpy.log1p(arith.u_m) + numpy.log1p(gamma)
+    roundings = k * numpy.log1p(arith.u_s) + 4 * numpy.log1p(arith.u_m) + numpy.log1p(gamma)
     return float(numpy.expm1(roundings))
 
 

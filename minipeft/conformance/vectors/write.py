@@ -22,7 +22,7 @@ VERDICT = (
     "level B: |got - want| <= kappa(k, n, dtype) * mag + n * tiny    for every element of every output",
     "level E: got == want    bit for bit (+0 = -0): nothing is ever rounded, in any order of summation",
     "level S: an error is raised, when the layer is made or when it is first used",
-    "kappa(k, n, dtype) = (1 + u_s)^k * (1 + u_m)^2 * (1 + n * u_a / (1 - n * u_a)) - 1 + 2^-53: k roundings to "
+    "kappa(k, n, dtype) = (1 + u_s)^k * (1 + u_m)^4 * (1 + n * u_a / (1 - n * u_a)) - 1 + 2^-53: k roundings to "
     "storage, sums of n products, half an ulp of `want`; as expm1(k * log1p(u_s) + ...) in float64",
     "u = 2^-53 for float64, 2^-24 for float32, 2^-11 for float16 and tf32, 2^-8 for bfloat16; u_s: of the dtype; u_a: "
     "of what sums are accumulated in, float32 for float16 and bfloat16; u_m = 0, or u of what a product's inputs are "
