@@ -17,6 +17,7 @@ from minipeft.conformance.fault import HANGS, Fault
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation
+from minipeft.conformance.outputs import REFUSALS
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.replay import write
 from minipeft.conformance.result import Result
@@ -83,7 +84,7 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
                 return False  # a slow implementation keeps a larger case
             return prop.applies(case) and fails(look(prop, case, plugin, make)[0])
 
-        case = shrink(failed.case, method, still_fails) if failed.prop.id != "X1" else failed.case
+        case = shrink(failed.case, method, still_fails) if failed.prop.id != REFUSALS else failed.case
         small = Failed(failed.prop, case, *look(failed.prop, case, plugin, make))
         if not fails(small.seen):
             small = failed  # it does not fail every time

@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = compare(options.mine, options.ref, dtype=options.dtype, partial=options.partial)
     except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     if options.all:
         print("\n".join(f"{h.kind:>10}  {h}" for h in result.held))

@@ -25,12 +25,13 @@ import numpy
 from minipeft.conformance.arithmetic import DTYPES, arithmetic, on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.fault import Fault
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.importing import imports, name_of
 from minipeft.conformance.method import Method
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.outputs import property_named
-from minipeft.conformance.plugin import Handle, Plugin, last_lines
+from minipeft.conformance.outputs import REFUSALS, property_named
+from minipeft.conformance.plugin import Handle, Plugin
 from minipeft.conformance.script import listed, script, taped
 from minipeft.files import read_tensors, write_atomic, write_tensors
 
@@ -60,7 +61,7 @@ def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_
     prop = property_named(method, prop_id)
     tape, wrong = taped(prop, case, under_test.make(method)) if isinstance(under_test, Plugin) else ([], None)
     if wrong is None:
-        tape, wrong = listed(calls), next(o for o in seen if isinstance(o, Fault) or not o.holds)
+        tape, wrong = listed(calls), next(o for o in seen if not o.holds)
     rho = f", rho {wrong.rho:.3g}" if isinstance(wrong, Observation) and wrong.level == "B" else ""
     about = wrong.name if isinstance(wrong, Observation) else wrong.kind
     title = f"{method.name}, {case.dtype}: {prop.id}, {prop.title}; wrong here: {about}{rho}"
@@ -193,7 +194,7 @@ def _sense(method: Method, case: Case, prop_id: str) -> None:
     # some arrays are a choice; among the published cases there is one without them
     if missing := [name for name in absent if all(name in other for other in method.vectors())]:
         raise ValueError(f"the array {missing[0]!r} is missing")
-    if prop_id == "X1":
+    if prop_id == REFUSALS:
         _tried("the arguments of the layer", lambda: method.arguments(case))
         return
     lengths: dict[str, int] = {}

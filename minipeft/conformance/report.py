@@ -15,11 +15,11 @@ import numpy
 
 from minipeft.conformance.live import MISSING
 from minipeft.conformance.methods import all_methods
+from minipeft.conformance.outputs import REFUSALS
 from minipeft.conformance.result import Job, Result
 from minipeft.conformance.survival import RATIOS
 from minipeft.files import write_atomic
 
-SPEC = 1
 LEGEND = ("rho = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where nothing may "
           "move.\nS: a fact.  -: skipped, see --skips.  ~: an error of a tenth of the largest number could hide.")
 BLUNT = 0.1
@@ -74,7 +74,7 @@ class Report:
     def _ran(self) -> list[Result]:
         """What passed, of methods of which something was computed: refusing nonsense alone is not conforming."""
         passed = [r for r in self.results if r.status == "pass"]
-        computed = {r.method for r in passed if r.id != "X1"}
+        computed = {r.method for r in passed if r.id != REFUSALS}
         return [r for r in passed if r.method in computed]
 
     def raise_for_failures(self) -> None:
@@ -85,6 +85,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """What was asked for and what was found: equal for two runs in which both are."""
         from minipeft.conformance.vectors.read import PACK
+        from minipeft.conformance.vectors.schema import SPEC
 
         counts = {status: sum(r.status == status for r in self.results) for status in ("pass", "fail", "skip")}
         return {"pack": PACK, "spec": SPEC, "impl": self.about, "run": self._asked(), "interrupted": self.interrupted,
@@ -114,6 +115,7 @@ class Report:
 
     def _head(self) -> list[str]:
         from minipeft.conformance.vectors.read import PACK
+        from minipeft.conformance.vectors.schema import SPEC
 
         about = self.about
         lines = [f"minipeft conformance: spec {SPEC}, vectors {PACK}",

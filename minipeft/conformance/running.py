@@ -186,7 +186,11 @@ def softmax(x: Any) -> Any:
     error. The maximum is exact to subtract: any shift gives the same function, so its own error does not matter.
 
     Bounded: p moves by a factor exp(+-2 e) at most where scores move by e; exp sees x - max rounded. Each exp may also
-    underflow, by w, and their sum, which is 1 at least, by n of that: p by w + n p w."""
+    underflow, by w, and their sum, which is 1 at least, by n of that: p by w + n p w.
+
+    Or exp(x - l), l = max + log sum exp(x - max): what moves the sum by a factor exp(+-e) moves l by e; l is rounded,
+    by u |l|, and so is what exp sees, by u |x - l|. As errors of an exponent, both are relative ones of p, also where
+    all x are the same and the other form has nothing to round. The bound is the larger of both."""
     if not isinstance(x, Bounded):
         shifted = exp(x - x.max(axis=-1, keepdims=True)) if numpy.asarray(x).dtype != object else _exp_masked(x)
         return shifted / shifted.sum(axis=-1, keepdims=True)
@@ -199,10 +203,22 @@ def softmax(x: Any) -> Any:
     own = FUNCTION_ROUNDINGS * arith.u_a + arith.u_s
     moved = numpy.where(seen, off + arith.u_s * (shift + off + off_by_most) + own, 0)
     most = moved.max(axis=-1, keepdims=True)
-    relative = numpy.expm1(2 * most + numpy.log1p(kappa(1, x.shape[-1], arith)))
+    summed = most + numpy.log1p(kappa(1, x.shape[-1], arith))
+    relative = numpy.expm1(numpy.maximum(most + summed, _by_log_sum(x, seen, off, summed) + own))
     lost = (FUNCTION_ROUNDINGS + 1) * arith.eta * (1 + x.shape[-1] * p)
     stored = x._stored(p, p * relative + lost * (1 + relative))
     return Bounded(stored.value, numpy.where(seen, stored.error, 0), arith)
+
+
+def _by_log_sum(x: Bounded, seen: Any, off: Any, summed: Any) -> Any:
+    """How far x - l is off, l = log sum exp x, where it is computed. off: of x; summed: of the logarithm of the sum."""
+    arith, top = x.arith, x.value.max(axis=-1, keepdims=True)
+    log = numpy.log(numpy.exp(x.value - top).sum(axis=-1, keepdims=True))
+    of_log = summed + (FUNCTION_ROUNDINGS * arith.u_a + arith.u_s) * (log + summed)
+    of_log = of_log + (FUNCTION_ROUNDINGS + 1) * arith.eta
+    of_l = of_log + arith.u_s * (abs(top + log) + of_log) + arith.eta
+    far = abs(numpy.where(seen, x.value, 0) - top - log)
+    return off + of_l + arith.u_s * (far + off + of_l) + arith.eta
 
 
 def _exp_masked(x: numpy.ndarray) -> numpy.ndarray:

@@ -15,11 +15,12 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault
+from minipeft.conformance.fault import HANGS, NO_USE, WRITES, WRONG_SHAPE, WRONG_TYPE, Fault
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.literals import Names, numbers_of, printed, result_of, rows_of
 from minipeft.conformance.method import Make, Method, Property
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.plugin import Handle, last_lines
+from minipeft.conformance.plugin import Handle
 
 Seen = Observation | Fault
 _LATEST = 24  # results that what was got is looked for among
@@ -84,7 +85,7 @@ def taped(prop: Property, case: Case, make: Make) -> tuple[list[Event], Seen | N
     except Fault as fault:
         return tape, fault
     except Exception as error:  # an answer that the property cannot use
-        return tape, Fault("an answer of no use", last_lines(error))
+        return tape, Fault(NO_USE, last_lines(error))
     return tape, None
 
 
@@ -152,7 +153,7 @@ class Writer:
         """The call that went wrong is the last one."""
         assert isinstance(self.wrong, Fault)
         kind, detail = self.wrong.kind, self.wrong.detail
-        self.names.locked = kind == "writes into its inputs"
+        self.names.locked = kind == WRITES
         if not self.tape:
             return [f"print('got', {str(self.wrong)!r}, 'expected no error')"]
         event = self.tape[-1]
@@ -160,14 +161,14 @@ class Writer:
         if not isinstance(event.result, Fault):                # it returned, but no answer
             name = self._use(event)
             self._keep()
-            got = {"wrong shape": f"{name}.shape", "wrong type": f"type({name})"}.get(kind, printed(name, event.result))
+            got = {WRONG_SHAPE: f"{name}.shape", WRONG_TYPE: f"type({name})"}.get(kind, printed(name, event.result))
             if isinstance(event.result, dict):
                 got = f"{{k: getattr(v, 'shape', v) for k, v in {name}.items()}}"
             return [f"print('got', {got}, 'expected', {detail.partition('; expected ')[2] or detail!r})"]
         self._keep()
         self.tape.remove(event)
         last = self._call(event)
-        hang = ["print('expected an answer in time, got none')"] if kind == "does not return" else []
+        hang = ["print('expected an answer in time, got none')"] if kind == HANGS else []
         return [*hang, "try:", f"    {last}", "except Exception as error:",
                 "    print('got', repr(error), 'expected no error')"]
 

@@ -29,7 +29,7 @@ from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Mutant, Property
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.outputs import refusal_property
+from minipeft.conformance.outputs import REFUSALS, refusal_property
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import run
@@ -136,7 +136,7 @@ def killers_of(method: Method, mutant: Mutant, dtype: str) -> list[str]:
     refusal = refusal_property(method)
     unrefused = any(fails(look(refusal, plugin.settle(r.case, method), plugin, plugin.make(method))[0])
                     for r in method.refusals(dtype))
-    return [*(["V"] if by_vectors else []), *(["X1"] if unrefused else []), *(prop.id for prop in found)]
+    return [*(["V"] if by_vectors else []), *([REFUSALS] if unrefused else []), *(prop.id for prop in found)]
 
 
 def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:

@@ -24,7 +24,7 @@ from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Method, Property
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.observe import Observation
-from minipeft.conformance.outputs import absence_property, output_property, refusal_property
+from minipeft.conformance.outputs import ABSENCE, REFUSALS, absence_property, output_property, refusal_property
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.result import AFTERMATH, Job, Result
 from minipeft.conformance.survival import survival
@@ -84,7 +84,7 @@ class Tally:
             self.failed = Failed(self.prop, case, seen, made)
             result.failure = self.failed.words
             result.gist = self.failed.worst.gist if isinstance(self.failed.worst, Fault) else ""
-        elif fails(seen) and self.prop.id == "X1" and case.label not in result.failure:
+        elif fails(seen) and self.prop.id == REFUSALS and case.label not in result.failure:
             result.failure += f"; {Failed(self.prop, case, seen, made).words}"  # everything that is not refused
         return worst
 
@@ -140,7 +140,7 @@ class Stage:
         if self._dead(prop.id):
             return 0.0
         tally = self.tally(prop)
-        if tally.failed and prop.id != "X1" or tally.result.cases >= prop.examples or not prop.applies(case):
+        if tally.failed and prop.id != REFUSALS or tally.result.cases >= prop.examples or not prop.applies(case):
             return 0.0
         if not self._offers(prop, case):
             self.skip(prop, f"not offered: {', '.join(n for n in prop.needs if not self._has(n))}")
@@ -181,12 +181,12 @@ class Stage:
                 continue
             vector = judged(self.method, vector, self.plugin.arith.get(self.dtype, {}))
             alive = {name: value for name, value in vector.outputs.items() if not self._dead(f"V {name}")}
-            if alive or vector.result == "must_raise" and not self._dead("X1"):
+            if alive or vector.result == "must_raise" and not self._dead(REFUSALS):
                 self._observe(dataclasses.replace(vector, outputs=alive))
 
     def _observe(self, vector: Vector) -> None:
         """Every output of a vector; what is being computed is said before."""
-        ids = [*(f"V {name}" for name in vector.outputs), *(["V absent"] if vector.outputs else ["X1"])]
+        ids = [*(f"V {name}" for name in vector.outputs), *([ABSENCE] if vector.outputs else [REFUSALS])]
         self._now(ids[0])
         self.plugin.made.clear()
         for i, seen in enumerate(observed(self.method, vector, self.make), 1):

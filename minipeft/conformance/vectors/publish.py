@@ -123,7 +123,7 @@ def _for_ours(method: Method, vector: Vector, ours: Any) -> Vector:
 
 
 def _wrong(seen: Seen) -> bool:
-    return isinstance(seen.what, Fault) or not isinstance(seen.what, str) and not seen.what.holds
+    return not isinstance(seen.what, str) and not seen.what.holds
 
 
 def _with_kills(method: Method, vector: Vector) -> Vector:

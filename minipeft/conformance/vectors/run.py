@@ -8,10 +8,11 @@ import numpy
 
 from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import Fault, Skip
+from minipeft.conformance.fault import NO_USE, Fault, Skip
+from minipeft.conformance.guard import last_lines
 from minipeft.conformance.method import Make, Method
-from minipeft.conformance.observe import Observation, fact, near, refused
-from minipeft.conformance.plugin import Plugin, last_lines
+from minipeft.conformance.observe import Observation, near, none_of, refused
+from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import Vector
 
@@ -99,8 +100,7 @@ def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
         yield Seen(vector, name, _or_fault(lambda: near(case, name, compute(_spying(make, spies), case), value)))
         gradients = gradients or next((spy.gradients for spy in spies if spy.gradients is not None), None)
     if vector.absent and gradients is not None:
-        there = sorted(name for name in vector.absent if gradients.get(name) is not None)
-        yield Seen(vector, ABSENT, fact("gradients that must not exist", there, []))
+        yield Seen(vector, ABSENT, none_of(vector.absent, gradients))
     elif vector.absent:
         yield Seen(vector, ABSENT, "not offered: vjp")
 
@@ -115,7 +115,7 @@ def _or_fault(look: Callable[[], Observation]) -> Observation | Fault | str:
     except Fault as fault:
         return fault
     except Exception as error:
-        return Fault("an answer of no use", last_lines(error))
+        return Fault(NO_USE, last_lines(error))
 
 
 class _Spy:
