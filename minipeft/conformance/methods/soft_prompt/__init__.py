@@ -9,6 +9,7 @@ from minipeft.conformance.methods.soft_prompt.cases import draw, refusals, vecto
 from minipeft.conformance.methods.soft_prompt.equations import (BASE, LEFT_PADDING, POSITIONS, exact_values,
                                                                 never_rounded, values)
 from minipeft.conformance.methods.soft_prompt.laws import LAWS, out
+from minipeft.conformance.methods.soft_prompt.laws_of_files import LAWS as LAWS_OF_FILES
 from minipeft.conformance.methods.soft_prompt.laws_of_training import LAWS as LAWS_OF_TRAINING
 from minipeft.conformance.methods.soft_prompt.laws_of_training import gradient
 from minipeft.conformance.methods.soft_prompt.mutants import PLANTED
@@ -40,5 +41,6 @@ METHOD = Method(
     sizes={"b": (1, 4), "t": (2, 7), "p": (1, 4), "d": (1, 16), "V": (2, 9)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values,
     outputs={"y": (("forward",), lambda make, c: out(make(c), c)), "dP": (("vjp",), _dP)},
-    properties=(*LAWS.all, *LAWS_OF_TRAINING.all), plain=SoftPrompt, mutants=(*PLANTED.all, *PLANTED_IN_TRAINING.all),
-    refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",), exact_when=never_rounded)
+    properties=(*LAWS.all, *LAWS_OF_TRAINING.all, *LAWS_OF_FILES.all), plain=SoftPrompt,
+    mutants=(*PLANTED.all, *PLANTED_IN_TRAINING.all), refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",),
+    exact_when=never_rounded)

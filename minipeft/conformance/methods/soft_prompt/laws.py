@@ -12,7 +12,7 @@ from minipeft.conformance.case import Case
 from minipeft.conformance.fault import RAISES, WRONG_TYPE, Fault, Skip
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.soft_prompt.equations import (LEFT_PADDING, Layout, embeddings, layout,
-                                                                masked_first, never_rounded, values)
+                                                                masked_first, values)
 from minipeft.conformance.numbers import derangement, floats
 from minipeft.conformance.observe import Observation, between, fact, near, same
 from minipeft.conformance.plugin import checked
@@ -31,9 +31,8 @@ def out(layer: Any, case: Case, name: str = "forward") -> numpy.ndarray:
 
 
 def bare(case: Case) -> Case:
-    """The layer with a prompt of length 0. What was exact may be no more: other keys share the weight."""
-    twin = case.but({"P": case["P"][:0]})
-    return twin.but(exact=case.exact and never_rounded(twin))
+    """The layer with a prompt of length 0."""
+    return case.but({"P": case["P"][:0]})
 
 
 def with_no_vectors(case: Case, make: Make) -> numpy.ndarray:
@@ -106,15 +105,20 @@ def _base_row(case: Case, twin: Case, at: Layout, make: Make, row: int) -> numpy
     return out_of_base(alone.but({"position": case["position"][at.positions[row]]}), make)[0]
 
 
-@law("P2", "M: what is masked changes nothing, bit for bit", "forward", where=lambda case: not case["mask"].all())
+def other_ids(case: Case) -> numpy.ndarray:
+    """[b, t]: none of them as it was."""
+    return (case["ids"] + 1) % len(case["E"])
+
+
+@law("P2", "M: what is masked changes nothing", "forward", where=lambda case: not case["mask"].all())
 def masked_is_inert(case: Case, make: Make) -> Seen:
-    layer = make(case)
-    other = (case["ids"] + 1) % len(case["E"])
-    twin = case.but({"ids": numpy.where(case["mask"], case["ids"], other)})
-    yield same("y with other ids under the mask", out(layer, twin), out(layer, case))
+    """Not bit for bit: the largest score that is subtracted before exp may be one under the mask."""
+    layer, ref = make(case), values(case)["y"]
+    twin = case.but({"ids": numpy.where(case["mask"], case["ids"], other_ids(case))})
+    yield between(case, "y with other ids under the mask", out(layer, twin), out(layer, case), ref, ref)
 
 
-@law("P2p", "M: every row sees the prompt", "forward", kinds=("bounded",))
+@law("P2p", "M: every row sees the prompt", "forward")
 def prompt_is_seen(case: Case, make: Make) -> Seen:
     twin = case.but({"P": -case["P"][::-1]})
     ref, there = values(case)["y"], values(twin)["y"]
@@ -136,9 +140,10 @@ def independent_rows(case: Case, make: Make) -> Seen:
                       part(ref, chosen))
 
 
-@law("P2z", "M: a prompt of length 0 is no prompt, bit for bit", "forward", "base_forward")
+@law("P2z", "M: a prompt of length 0 is no prompt", "forward", "base_forward")
 def empty_prompt(case: Case, make: Make) -> Seen:
-    yield same("y with a prompt of length 0", with_no_vectors(case, make), out(make(case), case, "base_forward"))
+    ref, y = values(bare(case))["y"], with_no_vectors(case, make)
+    yield between(case, "y with a prompt of length 0", y, out(make(case), case, "base_forward"), ref, ref)
 
 
 @law("P2d", "M: switched off, nothing of the prompt is left; switched on, it is as before", "disabled", "forward")
@@ -170,16 +175,12 @@ def _with_table(case: Case) -> Case:
     """The same with a table of positions, if it had relative ones; with two rows to spare."""
     n, d = len(case["P"]) + case["ids"].shape[1], case["E"].shape[1]
     rng = numpy.random.default_rng(case.seed)
-    table = case["position"][:n] if "position" in case else _numbers(rng, (n, d), case)
-    return case.without("relative").but({"position": numpy.concatenate([table, _numbers(rng, (2, d), case)])})
-
-
-def _numbers(rng: numpy.random.Generator, shape: tuple, case: Case) -> numpy.ndarray:
-    return rng.choice([-1.0, 1.0], shape) if case.exact else floats(rng, shape, case.dtype)
+    table = case["position"][:n] if "position" in case else floats(rng, (n, d), case.dtype)
+    return case.without("relative").but({"position": numpy.concatenate([table, floats(rng, (2, d), case.dtype)])})
 
 
 @law("P5", "M: with relative positions, the side on which a row is padded changes nothing", "forward",
-     kinds=("bounded",), where=lambda case: case["ids"].shape[1] > 1 and
+     where=lambda case: case["ids"].shape[1] > 1 and
      case.conventions.get("left_padding", LEFT_PADDING[0]) == LEFT_PADDING[0])
 def padding_side(case: Case, make: Make) -> Seen:
     left = _padded_left(case)

@@ -67,7 +67,7 @@ class MaskIgnored(SoftPrompt):
         return 0.0
 
 
-@planted("mask_weak", "MaskWeak")
+@planted("mask_weak", "MaskWeak", below={"bfloat16": "a fiftieth of a weight is within the bounds of a softmax there"})
 class MaskWeak(SoftPrompt):
     def hidden(self):
         return -4.0
@@ -132,7 +132,8 @@ class NotStripped(SoftPrompt):
         return y
 
 
-@planted("row_zero_leaks", "RowsMixed")                                                 # 41
+@planted("row_zero_leaks", "RowsMixed", below={                                         # 41
+    "bfloat16": "a hundredth of a row is within the bounds there"})
 class RowZeroLeaks(SoftPrompt):
     def run(self, ids, mask, P):
         y = super().run(ids, mask, P)

@@ -6,7 +6,7 @@ import safetensors.numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
-from minipeft.conformance.planted import Accumulates
+from minipeft.conformance.planted import Accumulates, StaleForward, UsesLastInput
 
 PLANTED = planted = Planted("prompt")
 
@@ -112,3 +112,95 @@ class LoadUnchecked(SoftPrompt):
 @planted("gradients_accumulate", "GradientsAccumulate")
 class GradientsAccumulate(Accumulates, SoftPrompt):
     pass
+
+
+@planted("gradient_of_last_forward", "GradientOfLastForward")
+class GradientOfLastForward(UsesLastInput, SoftPrompt):
+    pass
+
+
+@planted("gradient_off", "GradientOff")
+class GradientOff(SoftPrompt):
+    """Switched off for one call, the prompt is not trained from then on."""
+
+    on = True
+
+    def disabled(self, ids, mask):
+        self.on = False
+        return super().disabled(ids, mask)
+
+    def vjp(self, ids, mask, g):
+        found = super().vjp(ids, mask, g)
+        return {**found, "P": found["P"] * self.on}
+
+
+@planted("forward_stale", "ForwardStale")
+class ForwardStale(StaleForward, SoftPrompt):
+    pass
+
+
+@planted("expanded_once", "ExpandedOnce")
+class ExpandedOnce(SoftPrompt):
+    """The prompt is taken at the first call, and kept."""
+
+    first = numpy.zeros((0, 0))
+
+    def prompts(self, P, b):
+        if not len(self.first):
+            self.first = P
+        return super().prompts(self.first if len(P) else P, b)
+
+
+@planted("gradient_stale", "GradientStale")
+class GradientStale(SoftPrompt):
+    """Gradients are those of the prompt that was there before load."""
+
+    old = None
+
+    def load(self, blob):
+        self.old = self.P
+        super().load(blob)
+
+    def rows_of(self, ids, mask, g):
+        new, self.P = self.P, self.P if self.old is None else self.old
+        found, self.P = super().rows_of(ids, mask, g), new
+        return found
+
+
+@planted("loaded_into_base", "LoadedIntoBase")
+class LoadedIntoBase(SoftPrompt):
+    """What was loaded is never taken off."""
+
+    loaded = False
+
+    def load(self, blob):
+        super().load(blob)
+        self.loaded = True
+
+    def base_forward(self, ids, mask):
+        return self.forward(ids, mask) if self.loaded else super().base_forward(ids, mask)
+
+
+@planted("load_keeps_length", "LoadKeepsLength")
+class LoadKeepsLength(SoftPrompt):
+    """A file of another length is cut, or filled with zeros."""
+
+    def load(self, blob):
+        p = len(self.P)
+        super().load(blob)
+        self.P = numpy.concatenate([self.P, numpy.zeros((p, self.P.shape[1]))])[:p]
+
+
+@planted("prompt_of_class", "PromptShared")
+class PromptOfClass(SoftPrompt):
+    """An attribute of the class: the layer that was made last gives it to all."""
+
+    value = numpy.zeros((0, 0))
+
+    @property
+    def P(self):
+        return PromptOfClass.value
+
+    @P.setter
+    def P(self, value):
+        PromptOfClass.value = value
