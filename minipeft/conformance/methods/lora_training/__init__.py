@@ -7,12 +7,13 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method
-from minipeft.conformance.methods.lora_training import mutants_of_steps  # noqa: F401  (plants the second half)
+from minipeft.conformance.methods.lora_training import mutants_of_state, mutants_of_steps  # noqa: F401  (they plant)
 from minipeft.conformance.methods.lora_training.batches import settings, steps_of
 from minipeft.conformance.methods.lora_training.cases import draw, refusals, vectors
 from minipeft.conformance.methods.lora_training.equations import CLIPS, WARMUPS, exact_values, values
 from minipeft.conformance.methods.lora_training.lattice import stays_exact
 from minipeft.conformance.methods.lora_training.laws import LAWS, number, step, weights
+from minipeft.conformance.methods.lora_training.laws_of_adamw import LAWS as LAWS_OF_ADAMW
 from minipeft.conformance.methods.lora_training.laws_of_moves import LAWS as LAWS_OF_MOVES
 from minipeft.conformance.methods.lora_training.mutants import PLANTED
 from minipeft.conformance.methods.lora_training.notes import NOTES
@@ -55,5 +56,5 @@ METHOD = Method(
           "w": ("N",), "step": ("N",), "micro": ("N",)},
     sizes={"N": (3, 6), "in": (1, 6), "out": (1, 5), "r": (1, 3)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_MOVES.all), plain=LoraTraining, mutants=tuple(PLANTED.all),
+    properties=(*LAWS.all, *LAWS_OF_MOVES.all, *LAWS_OF_ADAMW.all), plain=LoraTraining, mutants=tuple(PLANTED.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("W", "b"), exact_when=stays_exact)

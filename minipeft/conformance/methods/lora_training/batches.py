@@ -39,6 +39,15 @@ def first_steps(case: Case, count: int) -> Case:
     return case.but({name: case[name][kept] for name in ("x", "t", "w", "step", "micro")})
 
 
+def repeated(case: Case, count: int) -> Case:
+    """The case with so many steps: its own, again and again."""
+    own, names = int(case["step"].max()) + 1, ("x", "t", "w", "micro")
+    times = -(-count // own)
+    tiled = {name: numpy.concatenate([case[name]] * times) for name in names}
+    step = numpy.concatenate([case["step"] + i * own for i in range(times)])
+    return first_steps(case.but({**tiled, "step": step}), count)
+
+
 def settings(case: Case) -> dict[str, Any]:
     """The factory's argument `optimizer`, of the case's params."""
     p: Mapping[str, Any] = case.params

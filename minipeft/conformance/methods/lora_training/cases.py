@@ -111,8 +111,7 @@ def dyadic(rng: numpy.random.Generator, dtype: str) -> Case:
             "W": (d_out, d_in), "b": (d_out,), "A": (r, d_in), "x": (len(layout["w"]), d_in),
             "t": (len(layout["w"]), d_out)}.items()}
         arrays["B"] = nonzero(rng, (d_out, r), dtype, True)
-        schedule = {"schedule": "linear", "warmup": 2, "steps": 4} if rng.random() < 0.5 else {}
-        params = {**PLAIN, "alpha": r * float(rng.choice([0.5, 2.0, -1.0])), **schedule,
+        params = {**PLAIN, "alpha": r * float(rng.choice([0.5, 2.0, -1.0])),
                   "lr": float(rng.choice([0.5, 0.25])), "weight_decay": float(rng.choice([0.5, 0.25]))}
         case = Case("lora_training", dtype, True, params, {**arrays, **layout})
         if stays_exact(case):

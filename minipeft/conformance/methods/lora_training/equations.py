@@ -103,7 +103,7 @@ def train(case: Case, field: Field) -> list[After]:
             scale = field.clipped(p["clip"], norm, extra)
             g = {name: field.within(field.block(lambda a, c: a * c, 1, 1, value, scale), p["clip"], 12)
                  for name, value in g.items()}
-        lr = field.scalar(p["lr"]) * field.factor(factor(case, t, field))
+        lr = field.scalar(p["lr"]) * field.factor(factor(case, t, field), t)
         weights, moments = updated(p, field, t, lr, weights, moments, g)
         path.append(After(found, norm, lr, weights, moments))
     return path

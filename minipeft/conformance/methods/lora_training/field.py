@@ -27,8 +27,8 @@ class Field:
     array: Callable = staticmethod(wide)
     scalar: Callable = staticmethod(numpy.longdouble)
 
-    def factor(self, x: Any) -> Any:
-        """What a schedule gives."""
+    def factor(self, x: Any, t: int) -> Any:
+        """What a schedule gives at step t."""
         return x
 
     def stored(self, x: Any) -> Any:
@@ -91,10 +91,14 @@ class Bounds(Field):
         """Off the accumulator's grid, it may have been rounded to it."""
         return Bounded(x, abs(on_grid(x, self.arith.accumulate) - x), self.sums)
 
-    def factor(self, x: Any) -> Bounded:
-        """At most 1, and off by at most 10 u: cos is steepest where pi x, of three roundings, is pi / 2; 4 u of its own
-        count half, as these do; the sum, its product with the warm-up, and that one's division round once each."""
-        return Bounded(x, 10 * self.sums.u_s, self.sums)
+    def factor(self, x: Any, t: int) -> Bounded:
+        """At most 1, and off by at most (10 + 2 t) u. A formula is by 10 u: cos is steepest where pi x, of three
+        roundings, is pi / 2; 4 u of its own count half, as these do; the sum, its product with the warm-up, and that
+        one's division round once each. A schedule may also be stepped, f times a ratio: this and the product round once
+        each, at t steps. A ratio (1 + cos) / (1 + cos) has the last one's numerator below, to the bit: nothing is left
+        of it but the last, as in the formula. Of 1 + a / b, a / b has five roundings, and f a / b is how far f goes at
+        that step: up and down by 2 in all, which makes 10 u."""
+        return Bounded(x, (10 + 2 * t) * self.sums.u_s, self.sums)
 
     def stored(self, x: Bounded) -> Bounded:
         once = abs(on_grid(x.value, self.arith.store) - x.value)

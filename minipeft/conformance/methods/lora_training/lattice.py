@@ -108,9 +108,11 @@ class _Exact(Field):
 
 
 def stays_exact(case: Case) -> bool:
-    """SGD without clipping, on dyadic numbers, for as many steps as the digits of the dtype last. Both the tokens of a
+    """SGD without clipping at one learning rate, on dyadic numbers, for as many steps as the digits of the dtype last.
+    A schedule may be a formula, or be stepped: the last rate times a quotient, and that rounds. Both the tokens of a
     step and those of a micro-batch must be a power of two: an implementation may divide by either."""
-    if case.params["optimizer"] != "sgd" or case.params.get("clip") is not None or case.params["schedule"] == "cosine":
+    p = case.params
+    if p["optimizer"] != "sgd" or p.get("clip") is not None or p["schedule"] != "constant":
         return False
     steps = steps_of(case)
     tokens = [n for parts in steps for n in [sum(w.sum() for _, _, w in parts), *(w.sum() for _, _, w in parts)]]

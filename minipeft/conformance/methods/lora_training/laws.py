@@ -48,6 +48,11 @@ def trained(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> A
     return run
 
 
+def ended(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> dict[str, numpy.ndarray]:
+    """The weights after all steps."""
+    return weights(trained(case, make, steps), case)
+
+
 def sgd(case: Case, **params: Any) -> Case:
     """The same case under plain SGD."""
     kept = {name: value for name, value in case.params.items() if name not in ("beta1", "beta2", "eps")}
@@ -108,6 +113,22 @@ def rates(case: Case, make: Make) -> Seen:
     for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
         step(run, micro_batches)
         yield near(case, f"learning rate of step {t}", number("lora_training.lr", run.lr()), after.lr)
+
+
+@law("T5w", "V: without a warm-up, and after the last step of a schedule, the learning rate is the schedule's", "step",
+     "weights", kinds=("bounded",), examples=20)
+def ends_of_schedules(case: Case, make: Make) -> Seen:
+    """Three of the steps are in the schedule; from the fourth on it has come down to 0, and stays there."""
+    for kind in ("linear", "cosine"):
+        twin = sgd(case, schedule=kind, warmup=0, steps=3)
+        run = make(twin)
+        for t, (micro_batches, after) in enumerate(zip(steps_of(twin), path_values(twin)), start=1):
+            step(run, micro_batches)
+            found = weights(run, twin)
+            for name, value in after.weights.items():
+                yield near(twin, f"{name} after step {t}, {kind}", found[name], value)
+            if run.offers("lr"):
+                yield near(twin, f"learning rate of step {t}, {kind}", number("lora_training.lr", run.lr()), after.lr)
 
 
 @law("T6", "M: W and b are never touched, bit for bit", "step", "weights")
