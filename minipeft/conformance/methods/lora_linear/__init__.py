@@ -10,8 +10,10 @@ from minipeft.conformance.methods.lora_linear.equations import (SCALINGS, exact_
                                                                 values)
 from minipeft.conformance.methods.lora_linear.laws import LAWS
 from minipeft.conformance.methods.lora_linear.laws_of_moves import LAWS as LAWS_OF_MOVES
+from minipeft.conformance.methods.lora_linear.laws_of_state import LAWS as LAWS_OF_STATE
 from minipeft.conformance.methods.lora_linear.mutants import PLANTED
 from minipeft.conformance.methods.lora_linear.mutants_of_moves import PLANTED as OF_MOVES
+from minipeft.conformance.methods.lora_linear.mutants_of_state import PLANTED as OF_STATE
 from minipeft.conformance.methods.lora_linear.notes import NOTES
 from minipeft.conformance.methods.lora_linear.plain import LoraLinear
 from minipeft.conformance.numbers import float_of
@@ -49,6 +51,7 @@ METHOD = Method(
     axes={"W": ("out", "in"), "b": ("out",), "A": ("r", "in"), "B": ("out", "r"), "x": ("N", "in"), "g": ("N", "out")},
     sizes={"N": (1, 7), "in": (1, 48), "out": (1, 33), "r": (1, 5)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_MOVES.all), plain=LoraLinear, mutants=(*PLANTED.all, *OF_MOVES.all),
+    properties=(*LAWS.all, *LAWS_OF_MOVES.all, *LAWS_OF_STATE.all), plain=LoraLinear,
+    mutants=(*PLANTED.all, *OF_MOVES.all, *OF_STATE.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("W", "b"),
     exact_when=never_rounded, in_defaults=in_defaults)

@@ -88,10 +88,11 @@ def never_rounded(case: Case) -> bool:
     return rule == "alpha/r" or isinstance(alpha, (int, float)) and abs(alpha) <= 2
 
 
-def unmerge_bound(case: Case) -> numpy.ndarray:
-    """[out, in]: how far W + D - D may be from W: two roundings of the sum, with the same computed D in both passes."""
-    u = case.arith.u_s
-    size = abs(case["W"]) + abs(float(scale_of(case))) * (abs(case["B"]) @ abs(case["A"]))
+def unmerge_bound(case: Case, A: Any = None, B: Any = None) -> numpy.ndarray:
+    """[out, in]: how far W + D - D may be from W: two roundings of the sum, with the same computed D in both passes.
+    A, B: of another D than the case's."""
+    u, A, B = case.arith.u_s, case["A"] if A is None else A, case["B"] if B is None else B
+    size = abs(case["W"]) + abs(float(scale_of(case))) * (abs(B) @ abs(A))
     return 2 * (1 + u) ** 3 * u * size + 2 * case.arith.eta
 
 

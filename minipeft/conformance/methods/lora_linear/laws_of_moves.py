@@ -7,8 +7,9 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Laws, Make
-from minipeft.conformance.methods.lora_linear.equations import unmerge_bound, values
-from minipeft.conformance.methods.lora_linear.laws import Seen, out
+from minipeft.conformance.methods.lora_linear.equations import SCALINGS, scale_of, unmerge_bound, values
+from minipeft.conformance.methods.lora_linear.laws import Seen, gradients_of, out, refusal, restored
+from minipeft.conformance.methods.lora_linear.steps import rate_of, values_after
 from minipeft.conformance.observe import Observation, between, fact, near, raised, same
 
 LAWS = Laws()
@@ -16,46 +17,98 @@ law = LAWS.law
 
 
 def second(case: Case) -> Case:
-    """Another adapter for the same layer: of the same numbers, so on the same grid."""
-    return case.but({"A": case["A"][::-1] * -1, "B": numpy.roll(case["B"], 1, axis=0)},
-                    {"alpha": 2 * case.params["alpha"]})
+    """Another adapter for the same layer: of the same numbers, so on the same grid, of another rank where the layer has
+    room for one, twice as strong. (Ranks 4 and 1 have a root in fractions, as the case's own rank if it is exact.)"""
+    (r, d_in), d_out, rule = case["A"].shape, len(case["B"]), case.conventions.get("scaling", SCALINGS[0])
+    rank = 1 if r > 1 else 4 if min(d_in, d_out) >= 4 else 1
+    a = numpy.stack([numpy.roll(-case["A"][-1 - i % r], i) for i in range(rank)])
+    b = numpy.stack([numpy.roll(case["B"][:, i % r], i + 1) for i in range(rank)], axis=1)
+    divisor = {"alpha/r": rank, "alpha/sqrt(r)": rank ** 0.5, "alpha": 1}[rule]
+    return case.but({"A": a, "B": b}, {"alpha": 2 * float(scale_of(case)) * divisor})
 
 
-def with_two(case: Case, make: Make) -> Any:
+def with_two(case: Case, make: Make, active: str = "default") -> Any:
     layer, other = make(case), second(case)
     layer.add("second", other["A"], other["B"], other.params["alpha"])
+    layer.activate([active])
     return layer
+
+
+def _untrained(case: Case) -> Case:
+    return case.but({"A": 0 * case["A"], "B": 0 * case["B"]}, {"alpha": 1.0})
+
+
+def no_adapter(case: Case) -> Case:
+    return case.but({"B": 0 * case["B"]})
 
 
 @law("L9", "M: adapters do not see each other", "add", "activate", "forward")
 def swapped(case: Case, make: Make) -> Seen:
     layer, ref = with_two(case, make), values(second(case))["y"]
-    layer.activate(["default"])
     first = out(layer, case)
     layer.activate(["second"])
-    other = out(layer, case)
-    yield near(case, "y of the second adapter", other, ref)
+    yield near(case, "y of the second adapter", out(layer, case), ref)
+    layer.activate([])
+    yield near(case, "y with no adapter active", out(layer, case), values(no_adapter(case))["y"])
     layer.activate(["default"])
-    yield same("y of the first, after the second", out(layer, case), first)
+    yield same("y of the first, after the others", out(layer, case), first)
     if layer.offers("remove"):
         layer.remove("second")
         yield same("y of the first, the second removed", out(layer, case), first)
 
 
+@law("L9a", "M: what is trained, merged and saved is the active adapter", "add", "activate", "forward")
+def active_alone(case: Case, make: Make) -> Seen:
+    other, bounded = second(case), case.but(exact=False)
+    layer, ref, after = with_two(case, make, "second"), values(other), values_after(other)
+    if layer.offers("vjp"):
+        found = gradients_of(layer, other)
+        for leaf in "ABx":
+            yield near(case, f"d{leaf} of the second", found[leaf], ref[f"d{leaf}"])
+    if layer.offers("save", "load"):
+        fresh = make(_untrained(other))
+        fresh.load(layer.save())
+        yield near(case, "y of the second, saved and loaded", out(fresh, case), ref["y"])
+    if layer.offers("step"):
+        layer.step(case["x"], case["g"], rate_of(ref))
+        yield near(bounded, "y of the second after a step", out(layer, case), after["y"])
+        layer.activate(["default"])
+        yield near(case, "y of the first, after a step of the second", out(layer, case), values(case)["y"])
+    if layer.offers("merge", "weight"):
+        layer = with_two(case, make, "second")
+        layer.merge()
+        yield near(case, "W with the second merged", layer.array("weight", case["W"].shape), ref["W_merged"])
+
+
 @law("L9m", "M: a merged and unmerged adapter leaves nothing to the next one", "add", "activate", "merge", "unmerge",
      "forward")
 def swapped_after_a_merge(case: Case, make: Make) -> Seen:
-    layer, ref = with_two(case, make), values(second(case))["y"]
-    layer.activate(["default"])
+    layer = with_two(case, make)
     layer.merge()
     layer.unmerge()
     layer.activate(["second"])
-    y = out(layer, case)
+    yield _second_after_a_merge(case, "y of the second", layer)
+
+
+@law("L9w", "M: a merged adapter leaves nothing where another takes its place or it is removed, if that is not refused",
+     "add", "activate", "merge", "forward")
+def replaced_while_merged(case: Case, make: Make) -> Seen:
+    layer = with_two(case, make)
+    layer.merge()
+    no = refusal("activate() while another is merged", lambda: layer.activate(["second"]))
+    yield from no or [_second_after_a_merge(case, "y of the second, activated while the first was merged", layer)]
+    if layer.offers("remove", "weight"):
+        layer = with_two(case, make)
+        layer.merge()
+        no = refusal("remove() while merged", lambda: layer.remove("default"))
+        yield from no or [restored("W, the merged adapter removed", layer, case)]
+
+
+def _second_after_a_merge(case: Case, name: str, layer: Any) -> Observation:
+    ref, y = values(second(case))["y"], out(layer, case)
     if case.exact:
-        yield near(case, "y of the second", y, ref)
-    else:
-        bound = case.tau(ref) + abs(case["x"]) @ unmerge_bound(case).T
-        yield Observation("y of the second", "B", y, ref.exact, bound)
+        return near(case, name, y, ref)
+    return Observation(name, "B", y, ref.exact, case.tau(ref) + abs(case["x"]) @ unmerge_bound(case).T)
 
 
 @law("L9r", "M: each row of a mixed batch is that row with its adapter", "add", "activate", "forward", "forward_rows")
@@ -63,7 +116,7 @@ def rows(case: Case, make: Make) -> Seen:
     layer, n = with_two(case, make), len(case["x"])
     names = [("default", "second", None)[i % 3] for i in range(n)]
     y = layer.array("forward_rows", (n, case["W"].shape[0]), case["x"], names)
-    for name, twin in (("default", case), ("second", second(case)), (None, case.but({"B": 0 * case["B"]}))):
+    for name, twin in (("default", case), ("second", second(case)), (None, no_adapter(case))):
         chosen = [i for i in range(n) if names[i] == name]
         if chosen:
             alone = twin.but({"x": case["x"][chosen], "g": case["g"][chosen]})
@@ -72,18 +125,30 @@ def rows(case: Case, make: Make) -> Seen:
 
 @law("L13", "M: saved and loaded, it is the same, bit for bit", "save", "load", "forward")
 def round_trip(case: Case, make: Make) -> Seen:
-    layer = make(case)
+    layer, ref = make(case), values(case)
     y = out(layer, case)
     fresh = make(_untrained(case))
+    out(fresh, case)                                          # what it keeps of this is old after the load
     fresh.load(layer.save())
     yield same("y after save and load", out(fresh, case), y)
+    if fresh.offers("vjp"):
+        found = gradients_of(fresh, case)
+        for leaf in "ABx":
+            yield near(case, f"d{leaf} after save and load", found[leaf], ref[f"d{leaf}"])
     if layer.offers("state_keys"):
         names = sorted(layer.state_keys())
         yield fact("the base in the saved state", [name for name in names if name in ("W", "b", "weight", "bias")], [])
 
 
-def _untrained(case: Case) -> Case:
-    return case.but({"A": 0 * case["A"], "B": 0 * case["B"]}, {"alpha": 1.0})
+@law("L13r", "M: a file of another rank is loaded with that rank, or refused", "save", "load", "forward")
+def other_rank(case: Case, make: Make) -> Seen:
+    other = second(case)
+    blob, layer = make(other).save(), make(case)
+    y = out(layer, case)
+    no = refusal("load() of a file of another rank", lambda: layer.load(blob))
+    yield from no or [near(case, "y after the load", out(layer, case), values(other)["y"])]
+    if no:
+        yield same("y after the refusal", out(layer, case), y)
 
 
 @law("L13m", "M: saved while merged and loaded, it is not merged twice", "save", "load", "merge", "forward")
@@ -92,6 +157,9 @@ def merged_round_trip(case: Case, make: Make) -> Seen:
     y = out(layer, case)
     layer.merge()
     fresh = make(_untrained(case))
+    if fresh.offers("unmerge"):                               # what it keeps of this is old after the load
+        fresh.merge()
+        fresh.unmerge()
     fresh.load(layer.save())
     if not (fresh.offers("is_merged") and fresh.is_merged()):
         fresh.merge()
@@ -102,20 +170,23 @@ def merged_round_trip(case: Case, make: Make) -> Seen:
      where=lambda case: case["x"].shape[1] > 1)
 def wrong_file(case: Case, make: Make) -> Seen:
     blob = make(case).save()
-    narrow = case.but({"W": case["W"][:, 1:], "A": case["A"][:, 1:], "x": case["x"][:, 1:]})
+    narrow = case.but({"W": case["W"][:, 1:], "A": case["A"][:, 1:], "x": case["x"][:, 1:]},
+                      {"alpha": 2 * case.params["alpha"]})
     layer = make(narrow)
     y = out(layer, narrow)
     yield raised("load() of an adapter for another d_in", lambda: layer.load(blob))
     yield same("y after the refusal", out(layer, narrow), y)
 
 
-@law("L14", "M: both ways of merging give the same weight, bit for bit", "merge", "merge_safe", "weight")
+@law("L14", "M: both ways of merging give the same weight, bit for bit, and the same state", "merge", "merge_safe",
+     "weight", "forward")
 def one_rounding_rule(case: Case, make: Make) -> Seen:
-    plain, safe = make(case), make(case)
+    plain, safe, ref = make(case), make(case), values(case)
     plain.merge()
     safe.merge_safe()
     w = plain.array("weight", case["W"].shape)
     yield same("W by the checked merge", safe.array("weight", case["W"].shape), w)
+    yield near(case, "y after the checked merge", out(safe, case), ref["y_merged"])
 
 
 @law("X2", "S: what is refused leaves everything as it was", "add", "activate", "forward", kinds=("exact",))
@@ -124,5 +195,9 @@ def refused(case: Case, make: Make) -> Seen:
     y = out(layer, case)
     wide = numpy.concatenate([other["A"], other["A"][:1]])
     yield raised("add() with A and B of different rank", lambda: layer.add("second", wide, other["B"], 1.0))
+    yield raised("activate() of what was not added", lambda: layer.activate(["second"]))
     yield raised("activate() of an unknown name", lambda: layer.activate(["nobody"]))
-    yield same("y after both", out(layer, case), y)
+    if layer.offers("forward_rows"):
+        names = ["nobody"] * len(case["x"])
+        yield raised("forward_rows() with an unknown name", lambda: layer.forward_rows(case["x"], names))
+    yield same("y after these", out(layer, case), y)

@@ -20,7 +20,6 @@ from minipeft.ops import mul
 from minipeft.ops import sum as total
 from minipeft.peft.attach import Attachment, attach, put
 from minipeft.peft.lora import LoRA, LowRank
-from minipeft.train.optim import AdamW
 
 Array = numpy.ndarray
 capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"]}
@@ -99,9 +98,10 @@ class Layer:
         return {name.rsplit(".", 1)[-1]: found.astype(numpy.float64) for name, found in self._gradients(x, g).items()}
 
     def step(self, x: Array, g: Array, lr: float) -> None:
+        """Plain gradient descent, written here: minipeft's only optimizer is AdamW."""
         grads = self._gradients(x, g)
-        del grads["x"]
-        AdamW(lr=lr).step(self._first().parameters, grads)
+        for name, parameter in self._first().parameters.items():
+            parameter.data = (parameter.data - lr * grads[name]).astype(self.dtype)
 
     def trainable(self) -> set[str]:
         return {name.rsplit(".", 1)[-1] for name in self._first().parameters}

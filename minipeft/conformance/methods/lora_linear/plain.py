@@ -107,6 +107,8 @@ class LoraLinear:
         self.active = list(names)
 
     def remove(self, name: str) -> None:
+        if self.kept is not None and name in self.active:
+            self.unmerge()
         del self.adapters[name]
         self.active = [n for n in self.active if n != name]
 
