@@ -96,10 +96,14 @@ class SoftPrompt:
             x = r(x + base["position"][positions])
         q, k, v = (mm(x, base[name].T) for name in "qkv")
         scores = r(r(mm(q, k.swapaxes(1, 2)) * self.scale(x.shape[-1])) + self.bias(seen, positions))
-        weights = numpy.exp(r(scores - scores.max(axis=-1, keepdims=True)))
-        weights = r(weights / weights.sum(axis=-1, keepdims=True))
+        weights = self.weights_of(scores)
         self.kept = {"q": q, "k": k, "v": v, "weights": weights}
         return mm(mm(weights, v), base["o"].T)
+
+    def weights_of(self, scores: Array) -> Array:
+        """[b, query, key]: the softmax over the keys."""
+        weights = numpy.exp(self.e.r(scores - scores.max(axis=-1, keepdims=True)))
+        return self.e.r(weights / weights.sum(axis=-1, keepdims=True))
 
     def run(self, ids: Array, mask: Array, P: Array) -> Array:
         x, seen, positions, at = self.laid_out(ids, mask, P)
