@@ -109,7 +109,10 @@ def test_what_makes_no_sense_is_refused(refusal):
 
 @pytest.mark.parametrize("id, law", [("mean_of_means", "T8"), ("decay_coupled", "T10"), ("clipped_apart", "T11"),
                                      ("eps_inside_root", "T16"), ("frozen_moments", "T7"), ("empty_nan", "T8z"),
-                                     ("resume_without_moments", "T12"), ("warmup_from_zero", "T5")])
+                                     ("resume_without_moments", "T12"), ("warmup_from_zero", "T5"),
+                                     ("resume_keeps_step", "T12"), ("resume_keeps_moments", "T12"),
+                                     ("warmup_of_nothing", "T5w"), ("linear_goes_on", "T5w"), ("cosine_rises", "T5w"),
+                                     ("correction_ends", "T16"), ("beta_replaced", "T17"), ("empty_loses_next", "T8z")])
 def test_a_planted_bug_is_seen_by_the_law_about_it(id, law):
     build = next(m.build for m in METHOD.mutants if m.id == f"training.{id}")
     case = of_adamw(4, "float32")
