@@ -127,6 +127,95 @@ def test_both_give_what_is_published(build):
                 assert near(case, name, METHOD.outputs[name][1](plug.make(METHOD), case), value).holds
 
 
+class Welford(Selective):
+    """Running mean and squares: dyadic numbers leave this norm rounded."""
+
+    def statistics(self, x):
+        mean, squares = 0 * x[:, :1], 0 * x[:, :1]
+        for i in range(x.shape[1]):
+            off = x[:, i:i + 1] - mean
+            mean = mean + off / (i + 1)
+            squares = squares + off * (x[:, i:i + 1] - mean)
+        return mean, 1 / self.root(squares / x.shape[1])
+
+    def normalized(self, x):
+        x = numpy.asarray(x, self.e.wide)
+        mean, inverse = self.statistics(x)
+        return self.e.r((x - mean) * inverse), inverse
+
+
+class Kept(Welford):
+    """What the gradients need of the norm is stored in the dtype: x, mean and 1 / root."""
+
+    def all_gradients(self, x, g):
+        self.backward = True
+        found = super().all_gradients(x, g)
+        self.backward = False
+        return found
+
+    backward = False
+
+    def parts(self, x):
+        found = super().parts(x)
+        if self.backward:
+            wide = numpy.asarray(x, self.e.wide)
+            mean, inverse = (numpy.asarray(self.e.r(v), self.e.wide) for v in self.statistics(wide))
+            found |= {"z": (wide - mean) * inverse, "inverse": inverse}
+        return found
+
+
+class OnesTimes(Selective):
+    """Where biases alone are trained, their gradients are products with ones, summed from the other end."""
+
+    def vjp(self, x, g):
+        found = super().vjp(x, g)
+        if set(self.chosen) == {"norm.bias", "fc1.bias", "fc2.bias"}:
+            found["fc2.bias"] = self.e.mm(numpy.ones((1, len(g))), g[::-1])[0]
+        return found
+
+
+class RowsAlone(Selective):
+    """Of fc2.weight, gradients of the chosen rows alone are computed, one by one."""
+
+    def restricted(self, name, gradient):
+        found = super().restricted(name, gradient)
+        if name == "fc2.weight" and found is not None:
+            for row in numpy.flatnonzero(self.chosen[name].all(axis=1)):
+                found[row] = self.e.mm(self.seen[1][::-1, row], self.seen[0][::-1])
+        return found
+
+    def all_gradients(self, x, g):
+        self.seen = self.parts(x)["a"], g
+        return super().all_gradients(x, g)
+
+
+@pytest.mark.parametrize("build", [Welford, Kept, OnesTimes, RowsAlone])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_no_bit_is_demanded_of_a_norm_nor_of_another_sum(build, dtype):
+    """A norm that is computed otherwise, statistics that are stored, a subset that is summed in another order."""
+    assert not [*failures(plugin(build), dtype, range(4))]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_exact_cases_do_not_depend_on_the_norm(dtype):
+    for case in cases(True, dtype, range(8)):
+        assert case.exact and METHOD.exact_when(case) and not case["norm.weight"].any()
+        assert not METHOD.exact_when(case.but({"norm.weight": case["norm.weight"] + 1}))
+        assert not METHOD.exact_when(case.but(params={"train": "norm.weight"}))
+        bounds = values(case)
+        assert abs(bounds["d fc1.weight"].mag).any() and (values(case.but({"x": 2 * case["x"]}))["d fc1.weight"].exact
+                                                          == bounds["d fc1.weight"].exact).all()
+
+
+def test_no_relu_of_a_dyadic_case_is_at_its_kink():
+    for case in METHOD.vectors():
+        if case.label.startswith("dyadic"):
+            z = (case["x"] - case["x"].mean(axis=1, keepdims=True)) / numpy.sqrt(
+                case["x"].var(axis=1, keepdims=True) + case.params["eps"])
+            n = z * case["norm.weight"] + case["norm.bias"]
+            assert (abs(n @ case["fc1.weight"].T + case["fc1.bias"]) >= 0.25).all()
+
+
 class Summed(Selective):
     """Gradient and decay are summed before they are multiplied by the rate."""
 

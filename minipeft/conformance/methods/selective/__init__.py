@@ -9,13 +9,13 @@ may be missing:
     forward(x)                        y [N, d]
     vjp(x, g)                         {name: array, or None or no entry where it is frozen}, and "x"
     trainable()                       the set of names that are trained
-    step(x, g, lr, weight_decay=0.0)  one step of gradient descent; the decay is decoupled, times lr, and acts on what
-                                      is trained alone
+    step(x, g, lr, weight_decay=0.0)  one step of gradient descent at this rate; the decay is decoupled, times lr, and
+                                      acts on what is trained alone. While it is off, it may be refused
     weights()                         {name: array}, all six, as forward uses them
     select(pattern)                   from now on, the names in which the regular expression is found are trained,
                                       whole, and nothing else. What was trained before stays where it is
     train_elements({name: booleans})  likewise, those elements; gradients have the weight's shape, 0 elsewhere
-    train_rows({name: integers})      likewise, these rows
+    train_rows({name: integers})      likewise, these rows, in any order; of a vector, these elements
     off(), on()                       without what was trained, and with it again
 """
 from __future__ import annotations
@@ -25,11 +25,14 @@ from typing import Any, Callable
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Make, Method
 from minipeft.conformance.methods.selective.cases import draw, refusals, vectors
-from minipeft.conformance.methods.selective.equations import DECAYS, NAMES, exact_reference, reference, trained
+from minipeft.conformance.methods.selective.equations import (DECAYS, NAMES, exact_reference, polynomial, reference,
+                                                              trained)
 from minipeft.conformance.methods.selective.laws import LAWS, advance, chosen_by, gradients, out, weights
 from minipeft.conformance.methods.selective.laws_of_choice import LAWS as LAWS_OF_CHOICE
+from minipeft.conformance.methods.selective.laws_of_state import LAWS as LAWS_OF_STATE
 from minipeft.conformance.methods.selective.mutants import PLANTED
 from minipeft.conformance.methods.selective.mutants_of_choice import PLANTED as PLANTED_IN_CHOICE
+from minipeft.conformance.methods.selective.mutants_of_state import PLANTED as PLANTED_IN_STATE
 from minipeft.conformance.methods.selective.notes import NOTES
 from minipeft.conformance.methods.selective.plain import Selective
 from minipeft.conformance.numbers import float_of
@@ -89,6 +92,7 @@ METHOD = Method(
           "mask": ("hidden", "d"), "rows": ("d",)},
     sizes={"N": (1, 6), "d": (1, 12), "hidden": (1, 10)},
     draw=draw, arguments=arguments, reference=reference, exact=exact_reference, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_CHOICE.all), plain=Selective,
-    mutants=(*PLANTED.all, *PLANTED_IN_CHOICE.all),
-    refusals=refusals, vectors=vectors, notes=NOTES)
+    properties=(*LAWS.all, *LAWS_OF_CHOICE.all, *LAWS_OF_STATE.all), plain=Selective,
+    mutants=(*PLANTED.all, *PLANTED_IN_CHOICE.all, *PLANTED_IN_STATE.all),
+    refusals=refusals, vectors=vectors, notes=NOTES,
+    exact_when=lambda case: polynomial(case, *trained(case)))

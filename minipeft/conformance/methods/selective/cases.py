@@ -1,7 +1,9 @@
 """Cases of selective tuning: drawn, published, and to be refused.
 
-Exact ones: rows m + a and m - a, as many of each, so that the variance is a^2; eps is chosen so that a^2 + eps is the
-square of a power of two, and width is one. Then z is 1/2 or -1/2 and nothing is rounded, in the norm neither.
+Exact ones are what does not depend on how a norm is rounded: norm.weight is 0, so that n is norm.bias, and is not
+trained. Dyadic ones where it is trained are bounded, though no digit need be lost: rows m + a and m - a, as many of
+each, so that the variance is a^2; eps is chosen so that a^2 + eps is the square of a power of two, and width is one.
+Then z is 1/2 or -1/2. fc1.bias keeps every h off 0, where relu has no slope.
 """
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from minipeft.conformance.numbers import floats
 SELECTIONS = {"the biases (BitFit)": "norm.bias fc1.bias fc2.bias", "the norm": "norm.weight norm.bias",
               "one layer": "fc1.weight fc1.bias", "one matrix": "fc2.weight", "one matrix below": "fc1.weight",
               "the norm's scale and a matrix": "norm.weight fc2.weight", "everything": " ".join(NAMES)}
+POLYNOMIAL = [names for names in SELECTIONS.values() if "norm.weight" not in names.split()]
 BOUNDED = {"eps": 1e-5, "lr": 2.0 ** -4, "decay": 0.5, "steps": 5}
 EXACT = {"lr": 0.5, "decay": 0.5, "steps": 1}
 
@@ -30,8 +33,8 @@ def selections(case: Case) -> list[Case]:
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
     n, d, hidden = (sizes[axis] for axis in ("N", "d", "hidden"))
-    names = list(SELECTIONS.values())[rng.integers(len(SELECTIONS))]
-    return exact_case(rng, dtype, n, d, hidden, names) if exact else bounded_case(rng, dtype, n, d, hidden, names)
+    some = POLYNOMIAL if exact else list(SELECTIONS.values())
+    return (dyadic_case if exact else bounded_case)(rng, dtype, n, d, hidden, some[rng.integers(len(some))])
 
 
 def bounded_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
@@ -47,19 +50,21 @@ def bounded_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden
     return Case("selective", dtype, False, {"train": names, **BOUNDED}, {**arrays, **chosen(rng, d, hidden)})
 
 
-def exact_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
-    """The first of ever sparser ones that fits the dtype; small ones, or all zeros, do."""
+def dyadic_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
+    """The first of ever sparser ones that fits the dtype; small ones, or nearly all zeros, do."""
+    exact = names in POLYNOMIAL
     d, most = 2 ** max(1, min(d, 8).bit_length() - 1), 1 if dtype in ("bfloat16", "float16") else 2
-    shapes = {"fc1.weight": (hidden, d), "fc1.bias": (hidden,), "fc2.weight": (d, hidden), "fc2.bias": (d,),
-              "norm.bias": (d,), "g": (n, d)}
+    shapes = {"fc1.weight": (hidden, d), "fc2.weight": (d, hidden), "fc2.bias": (d,), "g": (n, d)}
     for share in (0.8, 0.5, 0.5, 0.3, 0.3, 0.2, 0.2, 0.1, 0.0):
         arrays = {name: rng.integers(-most, most + 1, shape) * (rng.random(shape) < share) * 1.0
                   for name, shape in shapes.items()}
         a, eps = ((1.0, 3.0), (0.5, 0.75))[rng.integers(2)]
         signs = rng.permuted(numpy.tile(numpy.repeat([1.0, -1.0], d // 2), (n, 1)), axis=1)
-        arrays["norm.weight"] = rng.choice([-1.0, 1.0, 2.0], d)
+        arrays["norm.weight"] = 0 * rng.choice([-1.0, 1.0], d) if exact else rng.choice([-1.0, 1.0, 2.0], d)
+        arrays["norm.bias"] = rng.choice([-1.0, 1.0], d)
+        arrays["fc1.bias"] = rng.choice([-1.0, 1.0], hidden) * (0.5 if exact else 0.25)  # n is of halves in the second
         arrays["x"] = rng.integers(-1, 2, (n, 1)) + a * signs
-        case = Case("selective", dtype, True, {"train": names, "eps": eps, **EXACT},
+        case = Case("selective", dtype, exact, {"train": names, "eps": eps, **EXACT},
                     {**arrays, **chosen(rng, d, hidden)})
         if fits(case):
             return case
@@ -95,7 +100,7 @@ def fits(case: Case) -> bool:
 
 def refusals(dtype: str) -> list[Refusal]:
     """What must be refused when it is made or at its first forward."""
-    good = exact_case(numpy.random.default_rng(5), dtype, 2, 4, 3, "fc1.weight")
+    good = dyadic_case(numpy.random.default_rng(5), dtype, 2, 4, 3, "fc1.weight")
     return [Refusal("a name that does not exist", good.but(params={"train": "fc1.weight fc3.weight"})),
             Refusal("a part of a name", good.but(params={"train": "fc1"})),
             Refusal("nothing is selected", good.but(params={"train": ""})),
@@ -116,9 +121,10 @@ def vectors() -> list[Case]:
             cases.append(case.but(params={"steps": 2}, label=f"{which} trained; a row of small variance"
                                   f"{', a constant row' if n > 3 else ''}{', square weights' if d == hidden else ''}"))
     for seed, (n, d, hidden, which) in enumerate([(3, 4, 3, "the norm's scale and a matrix"), (2, 2, 2, "everything"),
-                                                  (2, 4, 4, "one matrix below")]):
+                                                  (2, 4, 4, "one matrix below"), (3, 4, 3, "the biases (BitFit)")]):
         # one set of numbers for all dtypes, drawn so that the narrowest holds everything
-        case = exact_case(numpy.random.default_rng([2, seed]), "bfloat16", n, d, hidden, SELECTIONS[which])
-        case = case.but(label=f"dyadic, {which} trained: bit for bit, in the norm too")
+        case = dyadic_case(numpy.random.default_rng([2, seed]), "bfloat16", n, d, hidden, SELECTIONS[which])
+        how = ": bit for bit, norm.weight is 0" if case.exact else "; through the norm, so within a bound"
+        case = case.but(label=f"dyadic, {which} trained{how}")
         cases += [case.but(dtype=dtype) for dtype in ("float64", "float32", "bfloat16")]
     return cases

@@ -16,6 +16,10 @@ What is trained is a set of names, or of elements; everything else has no gradie
     W <- (1 - lr decay) W - lr dW     where it is trained, "towards 0";     "towards the start": W0 is added to lr decay
 
 In half precision the statistics of a row are taken in the accumulator's precision, and z is rounded when it is stored.
+For the gradients nobody keeps z: it is formed again from x and from mean and r, which were stored, each rounded once.
+
+A norm is no polynomial: numbers that are dyadic when they enter it leave it rounded, or not, depending on how it is
+written. Where norm.weight is 0, n is norm.bias whatever z is, and only d norm.weight still sees z: see `polynomial`.
 """
 from __future__ import annotations
 
@@ -36,19 +40,20 @@ DECAYS = ("towards 0", "towards the start")
 def equations(w: Mapping[str, Any], x: Any, g: Any, eps: Any) -> dict[str, Any]:
     """The equations above, over longdoubles, Bounded numbers, or objects of many digits: y, dx, and d and a name."""
     d, inner = x.shape[-1], _inner(x)
-    centred = inner - inner.sum(axis=-1, keepdims=True) / d
+    mean = inner.sum(axis=-1, keepdims=True) / d
+    centred = inner - mean
     r = 1 / sqrt((centred * centred).sum(axis=-1, keepdims=True) / d + eps)            # [N, 1]
-    z = centred * r                                                                    # [N, d]
-    seen = _stored(z, x)
-    n = seen * w["norm.weight"] + w["norm.bias"]
+    z = _stored(centred * r, x)                                                        # [N, d]
+    again = _stored((inner - _kept(mean, x)) * _kept(r, x), x)                         # z, as the gradients have it
+    n = z * w["norm.weight"] + w["norm.bias"]
     h = n @ w["fc1.weight"].T + w["fc1.bias"]                                          # [N, hidden]
     a = relu(h)
     gh = (g @ w["fc2.weight"]) * positive(h)
     gn = gh @ w["fc1.weight"]                                                          # [N, d]
-    q, s = _inner(gn * w["norm.weight"]), _inner(seen)
-    through = r * (q - q.sum(axis=-1, keepdims=True) / d - s * ((q * s).sum(axis=-1, keepdims=True) / d))
+    q, s = _inner(gn * w["norm.weight"]), _inner(again)
+    through = _kept(r, x) * (q - q.sum(axis=-1, keepdims=True) / d - s * ((q * s).sum(axis=-1, keepdims=True) / d))
     return {"y": x + (a @ w["fc2.weight"].T + w["fc2.bias"]), "dx": g + _stored(through, x),
-            "d norm.weight": (gn * seen).sum(axis=0), "d norm.bias": gn.sum(axis=0),
+            "d norm.weight": (gn * again).sum(axis=0), "d norm.bias": gn.sum(axis=0),
             "d fc1.weight": gh.T @ n, "d fc1.bias": gh.sum(axis=0),
             "d fc2.weight": g.T @ a, "d fc2.bias": g.sum(axis=0)}
 
@@ -66,17 +71,26 @@ def _stored(x: Any, like: Any) -> Any:
     return Bounded(x.value, x.error, like.arith) * 1 if isinstance(x, Bounded) else x
 
 
+def _kept(x: Any, like: Any) -> Any:
+    """Rounded to storage, and computed with in the accumulator's precision."""
+    return _inner(_stored(x, like))
+
+
+def polynomial(case: Case, *trains: str) -> bool:
+    """Whether everything is a polynomial, if `trains` are looked at: nothing that comes out of the norm is."""
+    return not case["norm.weight"].any() and "norm.weight" not in trains
+
+
 def moved(w0: Mapping[str, Any], chosen: Mapping[str, numpy.ndarray], x: Any, g: Any, eps: Any,
           case: Case, difference: bool = False) -> dict[str, Any]:
     """The weights after the case's steps. chosen: {name: which elements are trained}.
 
     difference: W = W0 + d is formed from a d that is stored, as what can be taken off again is; otherwise W is
     stored. `1 *` is one rounding more, of a gradient and a decay that are summed before they are multiplied by lr."""
-    lr, decay = case.params["lr"], case.params["decay"]
-    keep, home = 1 - lr * decay, case.conventions.get("decay", DECAYS[0]) == DECAYS[1]
+    decay, home = case.params["decay"], case.conventions.get("decay", DECAYS[0]) == DECAYS[1]
     w, apart = dict(w0), {name: 0 * w0[name] for name in chosen}
-    for _ in range(case.params["steps"]):
-        found = equations(w, x, g, eps)
+    for lr in rates(case):
+        found, keep = equations(w, x, g, eps), 1 - lr * decay
         for name, here in chosen.items():
             grad = 1 * found[f"d {name}"]
             if difference:
@@ -94,6 +108,11 @@ def _where(here: numpy.ndarray, a: Any, b: Any) -> Any:
     if isinstance(a, Bounded):
         return Bounded(numpy.where(here, a.value, b.value), numpy.where(here, a.error, b.error), a.arith)
     return numpy.where(here, a, b)
+
+
+def rates(case: Case) -> list[float]:
+    """The rate of every step: one for all, or "rates" of their own."""
+    return case.params.get("rates") or [case.params["lr"]] * case.params["steps"]
 
 
 def trained(case: Case) -> list[str]:

@@ -1,18 +1,23 @@
-"""What holds where the choice changes, or is switched off. All M and S."""
+"""What holds where the choice changes. All M and S."""
 from __future__ import annotations
+
+from typing import Any
 
 import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.selective.cases import SELECTIONS, refusals
-from minipeft.conformance.methods.selective.equations import NAMES, trained
-from minipeft.conformance.methods.selective.laws import Seen, advance, gradients, out, weights
-from minipeft.conformance.observe import fact, raised, same
+from minipeft.conformance.methods.selective.equations import NAMES, trained, values
+from minipeft.conformance.methods.selective.laws import (Seen, advance, everything, gradients, judged, names_of, out,
+                                                         weights)
+from minipeft.conformance.observe import between, fact, raised, same
+from minipeft.conformance.tolerance import Value
 
 LAWS = Laws()
 law = LAWS.law
-PATTERNS = {r"\.bias$": "the biases (BitFit)", "^norm": "the norm", r"^fc1\.": "one layer", "fc2.weight": "one matrix"}
+PATTERNS = {r"\.bias$": "the biases (BitFit)", "^norm": "the norm", r"^fc1\.": "one layer", "fc2.weight": "one matrix",
+            r"^norm\.weight$|^fc2\.weight$": "the norm's scale and a matrix"}
 
 
 @law("S1", "M: a pattern selects the names in which it is found, and nothing else; twice is the same as once", "select",
@@ -22,14 +27,16 @@ def pattern(case: Case, make: Make) -> Seen:
     for text, which in PATTERNS.items():
         twin = case.but(params={"train": SELECTIONS[which]})
         layer.select(text)
-        found = gradients(layer, twin)
-        yield fact(f"gradients after select({text!r})",
-                   sorted(name for name, g in found.items() if g is not None and name != "x"), sorted(trained(twin)))
+        found, ref = gradients(layer, twin), values(case)
+        yield fact(f"gradients after select({text!r})", names_of(found), sorted(trained(twin)))
+        if layer.offers("trainable"):
+            yield fact(f"trainable() after select({text!r})", sorted(layer.trainable()), sorted(trained(twin)))
         layer.select(text)
         again, fresh = gradients(layer, twin), gradients(make(twin), twin)
         for name in trained(twin):
-            yield same(f"d {name} after select({text!r}) twice", again[name], found[name])
-            yield same(f"d {name} after select({text!r}) and where it was selected at once", found[name], fresh[name])
+            for how, other in (("twice", again), ("and where it was selected at once", fresh)):
+                yield between(judged(case, name), f"d {name} after select({text!r}) {how}", other[name], found[name],
+                              *[ref[f"d {name}"]] * 2)
 
 
 @law("S2", "M: what was trained before another selection stays where it is, bit for bit", "select", "step", "weights")
@@ -48,38 +55,46 @@ def next_selection(case: Case, make: Make) -> Seen:
             yield same(f"{name}, trained before, after steps of the others", after[name], before[name])
 
 
-@law("D1", "M: off, everything is as before training, bit for bit, biases too; on, it is back", "off", "on", "step",
-     "weights", "forward")
-def switched(case: Case, make: Make) -> Seen:
-    for twin in (case, case.but(params={"train": SELECTIONS["the biases (BitFit)"]}),
-                 case.but(params={"train": SELECTIONS["everything"]})):
-        layer = make(twin)
-        base = out(layer, twin)
-        advance(layer, twin)
-        y, tuned = out(layer, twin), weights(layer, twin)
-        for time in ("once", "twice"):
-            layer.off()
-            yield same(f"y after off(), {time}", out(layer, twin), base)
-            restored = weights(layer, twin)
-            for name in NAMES:
-                yield same(f"{name} after off(), {time}", restored[name], case[name])
-            layer.on()
-            yield same(f"y after on(), {time}", out(layer, twin), y)
-            again = weights(layer, twin)
-            for name in trained(twin):
-                yield same(f"{name} after on(), {time}", again[name], tuned[name])
+@law("S3", "M: a mask holds until the next choice, every name has its own, and a name that is selected is whole",
+     "train_elements", "select", "vjp")
+def mask_after_mask(case: Case, make: Make) -> Seen:
+    layer, mask = make(case), case["mask"]
+    layer.train_elements({"fc1.weight": mask})
+    layer.select(r"^fc1\.weight$")
+    yield from _chosen(layer, case, make, {"fc1.weight": mask | True}, "a name selected after a mask of it")
+    layer.train_elements({"fc1.weight": mask})
+    picked = case["rows"]
+    chosen = {"fc2.weight": mask.T if mask.all() else ~mask.T, "norm.bias": picked,
+              "fc2.bias": picked if picked.all() else ~picked}
+    layer.train_elements(chosen)
+    yield from _chosen(layer, case, make, chosen, "three masks after another one")
 
 
-@law("D2", "S: switched off and on, it trains what it did", "off", "on", "trainable", "vjp")
-def still_selected(case: Case, make: Make) -> Seen:
-    for twin in (case, case.but(params={"train": SELECTIONS["the norm"]})):
-        layer = make(twin)
-        layer.off()
-        layer.on()
-        yield fact("trainable() after off() and on()", sorted(layer.trainable()), sorted(trained(twin)))
-        found = layer.arrays("vjp", {}, twin["x"], twin["g"])
-        yield fact("gradients after off() and on()",
-                   sorted(name for name, g in found.items() if g is not None and name != "x"), sorted(trained(twin)))
+@law("S4", "M: rows may come in any order, of a vector its elements, and those chosen before are left", "train_rows",
+     "vjp")
+def rows_after_rows(case: Case, make: Make) -> Seen:
+    layer, rows = make(case), case["rows"]
+    ids, others = numpy.flatnonzero(rows), numpy.flatnonzero(~rows)
+    layer.train_rows({"fc2.weight": others if len(others) else ids})
+    layer.train_rows({"fc2.weight": ids[::-1].copy()})
+    whole = numpy.broadcast_to(rows[:, None], case["fc2.weight"].shape)
+    yield from _chosen(layer, case, make, {"fc2.weight": whole}, "rows, the last first, after other rows")
+    layer.train_rows({"fc2.bias": ids})
+    yield from _chosen(layer, case, make, {"fc2.bias": rows}, "elements of a vector, after rows of a matrix")
+
+
+def _chosen(layer: Any, case: Case, make: Make, chosen: dict[str, numpy.ndarray], how: str) -> Seen:
+    """Gradients, and names, are of this choice."""
+    found, ref = gradients(layer, case, list(chosen)), values(case)
+    full = gradients(make(everything(case)), case, NAMES)
+    yield fact(f"gradients of {how}", names_of(found), sorted(chosen))
+    if layer.offers("trainable"):
+        yield fact(f"trainable() of {how}", sorted(layer.trainable()), sorted(chosen))
+    for name, here in chosen.items():
+        yield same(f"d {name} outside {how}", found[name][~here], 0 * found[name][~here])
+        value = ref[f"d {name}"]
+        part = Value(value.exact[here], value.mag[here], value.k, value.n)
+        yield between(case, f"d {name} of {how}", found[name][here], full[name][here], part, part)
 
 
 @law("X2", "S: names that do not exist, nothing at all and weights of other shapes are refused", "forward",
@@ -97,8 +112,9 @@ def nothing_matches(case: Case, make: Make) -> Seen:
     y = out(layer, case)
     yield raised("select() of a pattern that matches nothing", lambda: layer.select(r"attention\.q"))
     yield raised("select() of a name with a letter too many", lambda: layer.select(r"^fc1\.weights$"))
-    yield fact("trainable() after both", sorted(layer.trainable()), sorted(trained(case)))
-    yield same("y after both", out(layer, case), y)
+    yield raised("select() of a name in capitals", lambda: layer.select(r"FC1\.WEIGHT"))
+    yield fact("trainable() after all", sorted(layer.trainable()), sorted(trained(case)))
+    yield same("y after all", out(layer, case), y)
 
 
 @law("X2e", "S: a mask of another shape, of nothing, or of a name that does not exist is refused", "train_elements",

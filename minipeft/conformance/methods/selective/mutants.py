@@ -110,17 +110,6 @@ class DxStatisticsStopped(Selective):
         return self.e.r(p["inverse"] * (gn * self.w["norm.weight"]))
 
 
-@planted("subset_order", "SubsetInAnotherOrder", below={
-    "bfloat16": "sums are accumulated in float32: their order is lost when they are rounded"})
-class SubsetOrder(Selective):
-    """Where not everything is trained, the batch is summed from its other end."""
-
-    def vjp(self, x, g):
-        if len(self.chosen) == len(self.base):
-            return super().vjp(x, g)
-        return {**super().vjp(x[::-1], g[::-1]), "x": super().vjp(x, g)["x"]}
-
-
 @planted("decay_outside_mask", "DecayOutsideMask")
 class DecayOutsideMask(Selective):
     """The gradient is masked, and the optimizer decays what is not."""

@@ -6,6 +6,7 @@ step are written out.
 """
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Mapping, Sequence
 
@@ -62,8 +63,8 @@ class Handle:
         self._train(Selective(mask={name: self._elements(name, ids) for name, ids in rows.items()}))
 
     def _elements(self, name: str, rows: Array) -> Array:
-        """The flat indices of rows of a matrix."""
-        width = self.model.slots[name].base.shape[1]
+        """The flat indices of rows of a matrix, or of elements of a vector."""
+        width = math.prod(self.model.slots[name].base.shape[1:])
         return (rows[:, None] * width + numpy.arange(width)).reshape(-1)
 
     def _run(self, x: Any) -> Any:
