@@ -8,8 +8,10 @@ from minipeft.conformance.method import Make, Method
 from minipeft.conformance.methods.lora_embedding.cases import draw, refusals, vectors
 from minipeft.conformance.methods.lora_embedding.equations import exact_values, values
 from minipeft.conformance.methods.lora_embedding.laws import LAWS
+from minipeft.conformance.methods.lora_embedding.laws_of_state import LAWS as LAWS_OF_STATE
 from minipeft.conformance.methods.lora_embedding.laws_of_ties import LAWS as LAWS_OF_TIES
 from minipeft.conformance.methods.lora_embedding.mutants import PLANTED
+from minipeft.conformance.methods.lora_embedding.mutants_of_state import PLANTED as PLANTED_IN_STATE
 from minipeft.conformance.methods.lora_embedding.mutants_of_uses import PLANTED as PLANTED_IN_USES
 from minipeft.conformance.methods.lora_embedding.notes import NOTES
 from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
@@ -58,6 +60,7 @@ METHOD = Method(
           "q": ("N", "V")},
     sizes={"b": (1, 4), "t": (1, 6), "V": (1, 16), "d": (1, 12), "r": (1, 4), "N": (1, 5)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values, outputs=OUTPUTS,
-    properties=(*LAWS.all, *LAWS_OF_TIES.all), plain=LoraEmbedding, mutants=(*PLANTED.all, *PLANTED_IN_USES.all),
+    properties=(*LAWS.all, *LAWS_OF_STATE.all, *LAWS_OF_TIES.all), plain=LoraEmbedding,
+    mutants=(*PLANTED.all, *PLANTED_IN_USES.all, *PLANTED_IN_STATE.all),
     refusals=refusals, vectors=vectors, notes=NOTES, absent=("E",),
     exact_when=never_rounded, in_defaults=in_defaults)

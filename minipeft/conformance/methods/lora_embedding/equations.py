@@ -13,12 +13,13 @@ Scalings as in `lora_linear`.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import Any, Callable
 
 import numpy
 
 from minipeft.conformance.case import Case, remembered
 from minipeft.conformance.methods.lora_linear.equations import scale_of
+from minipeft.conformance.methods.lora_linear.steps import outputs_after
 from minipeft.conformance.numbers import fractions, wide
 from minipeft.conformance.tolerance import Value, rounded_values
 
@@ -73,8 +74,18 @@ def exact_values(case: Case) -> dict[str, Value]:
     return rounded_values(valued(case, fractions, Fraction))
 
 
-def unmerge_bound(case: Case) -> numpy.ndarray:
-    """[V, d]: how far E + D - D may be from E: two roundings of the sum, with the same computed D in both passes."""
-    u = case.arith.u_s
-    size = abs(case["E"]) + abs(float(scale_of(case))) * (abs(case["B"]) @ abs(case["A"])).T
+def unmerge_bound(case: Case, A: Any = None, B: Any = None) -> numpy.ndarray:
+    """[V, d]: how far E + D - D may be from E: two roundings of the sum, with the same computed D in both passes. A, B:
+    of another D than the case's."""
+    u, A, B = case.arith.u_s, case["A"] if A is None else A, case["B"] if B is None else B
+    size = abs(case["E"]) + abs(float(scale_of(case))) * (abs(B) @ abs(A)).T
     return 2 * (1 + u) ** 3 * u * size + 2 * case.arith.eta
+
+
+@remembered
+def values_after(case: Case) -> dict[str, Value]:
+    """{output: its reference after a step, and its bound}: see `lora_linear/steps.py`."""
+    def formula(s: Any, of: Callable[[str], Any], A: Any, B: Any) -> dict[str, Any]:
+        return equations(s, case["ids"], of("E"), A, B, of("g"), of("h"), of("q"))
+
+    return outputs_after(case, values(case), formula, lengths(case))

@@ -6,10 +6,11 @@ from typing import Any, Iterator
 import numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.fault import RAISES, Fault
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.lora_embedding.equations import unmerge_bound, values
 from minipeft.conformance.methods.lora_linear.equations import SCALINGS
+from minipeft.conformance.methods.lora_linear.laws import refusal
+from minipeft.conformance.methods.lora_linear.steps import rate_of
 from minipeft.conformance.numbers import derangement
 from minipeft.conformance.observe import Observation, between, fact, near, none_of, raised, same
 from minipeft.conformance.tolerance import Value
@@ -87,10 +88,7 @@ def merged_once(case: Case, make: Make) -> Seen:
     once = table.array("weight", case["E"].shape)
     if table.offers("is_merged"):
         yield fact("is_merged() after merge()", bool(table.is_merged()), True)
-    try:
-        table.merge()
-    except Fault as fault:
-        yield fact("the second merge", fault.kind, RAISES)
+    yield from refusal("the second merge", table.merge)
     yield same("E after a second merge", table.array("weight", case["E"].shape), once)
 
 
@@ -99,7 +97,7 @@ def unmerged(case: Case, make: Make) -> Seen:
     table = make(case)
     table.merge()
     table.unmerge()
-    yield _restored("E after merge and unmerge", table, case)
+    yield restored("E after merge and unmerge", table, case)
     if table.offers("is_merged"):
         yield fact("is_merged() after unmerge()", bool(table.is_merged()), False)
 
@@ -111,19 +109,21 @@ def cycles(case: Case, make: Make) -> Seen:
     for _ in range(100):
         table.merge()
         table.unmerge()
-    yield _restored("E after 100 cycles", table, case)
+    yield restored("E after 100 cycles", table, case)
 
 
-def _restored(name: str, table: Any, case: Case) -> Observation:
+def restored(name: str, table: Any, case: Case) -> Observation:
     e = table.array("weight", case["E"].shape)
     return same(name, e, case["E"]) if case.exact else Observation(name, "B", e, case["E"], unmerge_bound(case))
 
 
-@law("L6", "M: with A = 0 or B = 0 nothing is added, bit for bit", "forward")
+@law("L6", "M: with A = 0 or B = 0 nothing is added: to E not a bit, to y within bounds", "forward")
 def zero_is_nothing(case: Case, make: Make) -> Seen:
+    """A lookup by a product with unit vectors may round E, where that is declared: of y, bits are held on dyadic data
+    only."""
     for leaf in "AB":
         zero = case.but({leaf: 0 * case[leaf]})
-        yield same(f"y with {leaf} = 0", out(make(zero), zero), case["E"][case["ids"]])
+        yield near(case, f"y with {leaf} = 0", out(make(zero), zero), values(zero)["y"])
         table = make(zero)
         if table.offers("merge", "weight"):
             table.merge()
@@ -140,21 +140,11 @@ def trainable(case: Case, make: Make) -> Seen:
     yield fact("trainable()", sorted(make(case).trainable()), ["A", "B"])
 
 
-@law("L7s", "M: a step leaves E as it was, bit for bit", "step", "weight", "forward")
+@law("L7s", "M: a step leaves E as it was, bit for bit", "step", "weight")
 def stepped(case: Case, make: Make) -> Seen:
     table = make(case)
-    before = out(table, case)
-    table.step(case["ids"], case["g"], 0.125)
+    table.step(case["ids"], case["g"], rate_of(values(case)))
     yield same("E after a step", table.array("weight", case["E"].shape), case["E"])
-    if _moves(case, 0.5):
-        yield fact("y after a step differs", not numpy.array_equal(out(table, case), before), True)
-
-
-def _moves(case: Case, lr: float) -> bool:
-    """Whether a step moves y by more than rounding hides."""
-    old = values(case)
-    new = values(case.but({k: numpy.asarray(case[k] - lr * old[f"d{k}"].exact, numpy.float64) for k in "AB"}))["y"]
-    return bool((abs(new.exact - old["y"].exact) > case.tau(new, old["y"])).any())
 
 
 @law("L10", "M: positions do not see each other", "forward")
@@ -235,28 +225,6 @@ def rank(case: Case, make: Make) -> Seen:
     yield Observation("singular values beyond r", "B", rest, 0 * rest, numpy.full(rest.shape, 4 * bound))
 
 
-@law("L13", "M: saved and loaded, it is the same, bit for bit", "save", "load", "forward")
-def round_trip(case: Case, make: Make) -> Seen:
-    table = make(case)
-    y = out(table, case)
-    fresh = make(case.but({"A": 0 * case["A"], "B": 0 * case["B"]}, {"alpha": 1.0}))
-    fresh.load(table.save())
-    yield same("y after save and load", out(fresh, case), y)
-    if table.offers("state_keys"):
-        yield fact("the base in the saved state", sorted({"E", "weight"} & set(table.state_keys())), [])
-
-
-@law("L13x", "S: a saved adapter for another vocabulary is refused", "save", "load",
-     where=lambda case: len(case["E"]) > 1 and len(case["E"]) - 1 >= len(case["A"]))
-def wrong_file(case: Case, make: Make) -> Seen:
-    blob = make(case).save()
-    small = case.but({"E": case["E"][:-1], "A": case["A"][:, :-1], "ids": 0 * case["ids"]})
-    table = make(small)
-    y = out(table, small)
-    yield raised("load() of an adapter for a larger vocabulary", lambda: table.load(blob))
-    yield same("y after the refusal", out(table, small), y)
-
-
 @law("X2", "S: ids that the table lacks are refused everywhere, and leave everything as it was", "forward",
      kinds=("exact",))
 def refused(case: Case, make: Make) -> Seen:
@@ -265,7 +233,8 @@ def refused(case: Case, make: Make) -> Seen:
     for what, wrong in (("V", V), ("-1", -1)):
         ids = case["ids"].copy()
         ids[-1, -1] = wrong
-        yield raised(f"forward() with id {what}", lambda: table.forward(ids))
-        if table.offers("vjp"):
-            yield raised(f"vjp() with id {what}", lambda: table.vjp(ids, case["g"]))
+        for call, args in (("forward", ()), ("forward_decoder", ()), ("vjp", ("g",)), ("vjp_tied", ("g", "h", "q"))):
+            if table.offers(call):
+                yield raised(f"{call}() with id {what}",
+                             lambda: getattr(table, call)(ids, *(case[name] for name in args)))
     yield same("y after these", out(table, case), y)

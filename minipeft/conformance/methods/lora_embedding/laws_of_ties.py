@@ -10,9 +10,10 @@ import numpy
 
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Laws, Make
-from minipeft.conformance.methods.lora_embedding.equations import values
+from minipeft.conformance.methods.lora_embedding.equations import unmerge_bound, values, values_after
 from minipeft.conformance.methods.lora_embedding.laws import Seen, out
-from minipeft.conformance.observe import between, near
+from minipeft.conformance.methods.lora_linear.steps import rate_of
+from minipeft.conformance.observe import Observation, between, near
 
 LAWS = Laws()
 law = LAWS.law
@@ -43,14 +44,25 @@ def both_stacks(case: Case, make: Make) -> Seen:
     table, ref = make(case), values(case)["y"]
     y = table.array("forward_decoder", case["g"].shape, case["ids"])
     yield between(case, "y of the decoder", y, out(table, case), ref, ref)
+    if table.offers("merge"):
+        table.merge()
+        y = table.array("forward_decoder", case["g"].shape, case["ids"])
+        yield near(case, "merged y of the decoder", y, values(case)["y_merged"])
 
 
-@law("T4", "M: merged, the head computes what it did before", "merge", "head")
+@law("T4", "M: merged, the head computes what it did before; unmerged again, it follows a step", "merge", "head")
 def merged_head(case: Case, make: Make) -> Seen:
+    """A head that keeps the merged table computes the same until there is a step."""
     table, ref = make(case), values(case)
     before = logits(table, case)
     table.merge()
     yield between(case, "merged logits", logits(table, case), before, ref["logits"], ref["logits_merged"])
+    if table.offers("unmerge", "step"):
+        table.unmerge()
+        table.step(case["ids"], case["g"], rate_of(ref))
+        after = values_after(case)["logits"]
+        bound = case.tau(after) + abs(case["h"]) @ unmerge_bound(case).T
+        yield Observation("logits after merge, unmerge and a step", "B", logits(table, case), after.exact, bound)
 
 
 @law("T5", "V: the gradients of both uses are added up", "vjp_tied")

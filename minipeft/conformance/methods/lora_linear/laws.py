@@ -31,10 +31,13 @@ def gradients_of(layer: Any, case: Case) -> dict:
 
 
 def refusal(name: str, action: Callable[[], Any]) -> list[Observation]:
-    """Of a move that may be refused: nothing where it is done, else the fact that what it raises is an error."""
+    """Of a move that may be refused: nothing where it is done, else the fact that it raises an error. Raises the Fault
+    where it does something else, such as not to return."""
     try:
         action()
     except Fault as fault:
+        if fault.kind != RAISES:
+            raise
         return [fact(name, fault.kind, RAISES)]
     return []
 

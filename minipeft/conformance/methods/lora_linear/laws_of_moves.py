@@ -34,7 +34,7 @@ def with_two(case: Case, make: Make, active: str = "default") -> Any:
     return layer
 
 
-def _untrained(case: Case) -> Case:
+def untrained(case: Case) -> Case:
     return case.but({"A": 0 * case["A"], "B": 0 * case["B"]}, {"alpha": 1.0})
 
 
@@ -66,7 +66,7 @@ def active_alone(case: Case, make: Make) -> Seen:
         for leaf in "ABx":
             yield near(case, f"d{leaf} of the second", found[leaf], ref[f"d{leaf}"])
     if layer.offers("save", "load"):
-        fresh = make(_untrained(other))
+        fresh = make(untrained(other))
         fresh.load(layer.save())
         yield near(case, "y of the second, saved and loaded", out(fresh, case), ref["y"])
     if layer.offers("step"):
@@ -127,7 +127,7 @@ def rows(case: Case, make: Make) -> Seen:
 def round_trip(case: Case, make: Make) -> Seen:
     layer, ref = make(case), values(case)
     y = out(layer, case)
-    fresh = make(_untrained(case))
+    fresh = make(untrained(case))
     out(fresh, case)                                          # what it keeps of this is old after the load
     fresh.load(layer.save())
     yield same("y after save and load", out(fresh, case), y)
@@ -156,7 +156,7 @@ def merged_round_trip(case: Case, make: Make) -> Seen:
     layer, ref = make(case), values(case)
     y = out(layer, case)
     layer.merge()
-    fresh = make(_untrained(case))
+    fresh = make(untrained(case))
     if fresh.offers("unmerge"):                               # what it keeps of this is old after the load
         fresh.merge()
         fresh.unmerge()
