@@ -1,12 +1,14 @@
 """LoRA on a table: the reference is checked by hand and by loops, then implementations are held against it."""
 import numpy
 import pytest
+import safetensors.numpy
 
 from minipeft.conformance.case import Case
-from minipeft.conformance.look import look
+from minipeft.conformance.look import fails, look
 from minipeft.conformance.methods.lora_embedding import METHOD
 from minipeft.conformance.methods.lora_embedding.equations import exact_values, values
 from minipeft.conformance.methods.lora_embedding.ours import lora_embedding
+from minipeft.conformance.methods.lora_embedding.plain import LoraEmbedding
 from minipeft.conformance.observe import near
 from minipeft.conformance.plugin import Fault
 from minipeft.conformance.selftest import drawn, plugin_of
@@ -91,3 +93,78 @@ def test_an_adapter_on_a_table_that_is_no_longer_used_is_found_by_four_laws():
     failing = {prop.id for prop in METHOD.properties if prop.applies(case)
                and not all(o.holds for o in look(prop, case, plugin, plugin.make(METHOD))[0])}
     assert {"L1", "L2", "L3m", "T1", "T4"} <= failing and not {"L3", "L5", "L6", "T2", "T3"} & failing
+
+
+def failing(build, dtype, cases):
+    """The ids of the laws that fail on any of the cases."""
+    plugin = plugin_of(METHOD, build, dtype)
+    settled = [plugin.settle(case, METHOD) for case in cases]
+    return {prop.id for case in settled for prop in METHOD.properties
+            if prop.applies(case) and fails(look(prop, case, plugin, plugin.make(METHOD))[0])}
+
+
+class Composed(LoraEmbedding):
+    """Rows of E + s (B A)^T by products with unit vectors; the head a product with the same."""
+
+    def table(self):
+        return self.E if self.kept is not None else self.merged()
+
+    def forward(self, ids):
+        return self.e.mm(numpy.eye(len(self.E))[self.checked(ids)], self.table())
+
+    def head(self, h):
+        return self.e.mm(h[:, ::-1], self.table()[:, ::-1].T)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_table_that_is_composed_before_it_is_used_is_not_blamed(dtype):
+    assert failing(Composed, dtype, [case for seed in range(4) for case in drawn(METHOD, dtype, seed)]) == set()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_step_too_small_to_move_y_in_half_precision_is_not_blamed(dtype):
+    one = numpy.ones((1, 1))
+    case = Case("lora_embedding", dtype, False, {"alpha": 1.0}, {
+        "E": 0 * one, "A": one, "B": one, "ids": numpy.zeros((1, 1), int), "g": 2.0 ** -6 * one[None], "h": one,
+        "q": one})
+    assert failing(LoraEmbedding, dtype, [case]) == set()
+
+
+class StepAscends(LoraEmbedding):
+    def step(self, ids, g, lr):
+        super().step(ids, g, -lr)
+
+
+class StepSquaresRate(LoraEmbedding):
+    def step(self, ids, g, lr):
+        super().step(ids, g, lr * lr)
+
+
+class ScaleStaleInVjp(LoraEmbedding):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.first = self.scale()
+
+    def vjp(self, ids, g):
+        alpha, self.alpha = self.alpha, self.first * len(self.A)
+        found = super().vjp(ids, g)
+        self.alpha = alpha
+        return found
+
+
+class TiedIdsWrap(LoraEmbedding):
+    def vjp_tied(self, ids, g, h, q):
+        return super().vjp_tied(ids % len(self.E), g, h, q)
+
+
+class LoadTakesAlphaFirst(LoraEmbedding):
+    def load(self, blob):
+        self.alpha = float(safetensors.numpy.load(blob)["alpha"])
+        super().load(blob)
+
+
+@pytest.mark.parametrize("build, law", [(StepAscends, "L7v"), (StepSquaresRate, "L7v"), (ScaleStaleInVjp, "L13"),
+                                        (TiedIdsWrap, "X2"), (LoadTakesAlphaFirst, "L13x")])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_bug_of_what_a_table_keeps_is_found_by_the_law_about_it(build, law, dtype):
+    assert law in failing(build, dtype, drawn(METHOD, dtype, 1))

@@ -18,13 +18,13 @@ law = LAWS.law
 
 def second(case: Case) -> Case:
     """Another adapter for the same layer: of the same numbers, so on the same grid, of another rank where the layer has
-    room for one, twice as strong. (Ranks 4 and 1 have a root in fractions, as the case's own rank if it is exact.)"""
+    room for one, twice as strong the other way. (1 and 4 have a root in fractions, as the rank of an exact case.)"""
     (r, d_in), d_out, rule = case["A"].shape, len(case["B"]), case.conventions.get("scaling", SCALINGS[0])
     rank = 1 if r > 1 else 4 if min(d_in, d_out) >= 4 else 1
-    a = numpy.stack([numpy.roll(-case["A"][-1 - i % r], i) for i in range(rank)])
+    a = numpy.stack([numpy.roll(case["A"][-1 - i % r], i) for i in range(rank)])
     b = numpy.stack([numpy.roll(case["B"][:, i % r], i + 1) for i in range(rank)], axis=1)
     divisor = {"alpha/r": rank, "alpha/sqrt(r)": rank ** 0.5, "alpha": 1}[rule]
-    return case.but({"A": a, "B": b}, {"alpha": 2 * float(scale_of(case)) * divisor})
+    return case.but({"A": a, "B": b}, {"alpha": -2 * float(scale_of(case)) * divisor})
 
 
 def with_two(case: Case, make: Make, active: str = "default") -> Any:
