@@ -165,17 +165,36 @@ def values_moved(case: Case, chosen: Mapping[str, numpy.ndarray]) -> dict[str, V
     return found
 
 
+@remembered
+def whole_moved(case: Case) -> dict[str, Value]:
+    """`values_moved` of what the case trains."""
+    return values_moved(case, whole(case))
+
+
+@remembered
+def elements_moved(case: Case) -> dict[str, Value]:
+    """`values_moved` of its mask."""
+    return values_moved(case, elements(case))
+
+
+@remembered
+def rows_moved(case: Case) -> dict[str, Value]:
+    """`values_moved` of its rows."""
+    return values_moved(case, rows(case))
+
+
 def reference(case: Case) -> dict[str, Value]:
     """Everything that is published of a case: y, dx, the gradients of what is trained, all weights after its steps;
     and those of a weight of which a mask, or some rows, are trained alone."""
     found = values(case)
     kept = {name: v for name, v in found.items() if name in ("y", "dx", *(f"d {leaf}" for leaf in trained(case)))}
-    kept |= {f"{name} after": v for name, v in values_moved(case, whole(case)).items()}
-    for what, chosen in (("elements", elements(case)), ("rows", rows(case))):
+    kept |= {f"{name} after": v for name, v in whole_moved(case).items()}
+    for what, chosen, after in (("elements", elements(case), elements_moved(case)),
+                                ("rows", rows(case), rows_moved(case))):
         (name, here), = chosen.items()
         v = found[f"d {name}"]
         kept[f"d {what} of {name}"] = Value(v.exact * here, v.mag * here, v.k, v.n)
-        kept[f"{what} of {name} after"] = values_moved(case, chosen)[name]
+        kept[f"{what} of {name} after"] = after[name]
     return kept
 
 

@@ -14,8 +14,8 @@ from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Laws, Make
 from minipeft.conformance.methods.selective.cases import SELECTIONS, selections
-from minipeft.conformance.methods.selective.equations import (NAMES, elements, polynomial, rates, rows, trained, values,
-                                                              values_moved, whole)
+from minipeft.conformance.methods.selective.equations import (NAMES, elements, elements_moved, polynomial, rates, rows,
+                                                              rows_moved, trained, values, whole_moved)
 from minipeft.conformance.numbers import derangement, floats
 from minipeft.conformance.observe import Observation, between, fact, near, same
 from minipeft.conformance.tolerance import Value
@@ -135,7 +135,7 @@ def frozen(case: Case, make: Make) -> Seen:
      "weights")
 def trained_weights(case: Case, make: Make) -> Seen:
     for twin in (case, everything(case), everything(case, decay=0.0)):
-        layer, ref = make(twin), values_moved(twin, whole(twin))
+        layer, ref = make(twin), whole_moved(twin)
         advance(layer, twin)
         after = weights(layer, twin)
         for name in trained(twin):
@@ -146,7 +146,7 @@ def trained_weights(case: Case, make: Make) -> Seen:
 @law("L7w", "V: every step has the rate that it is given", "step", "weights", kinds=("bounded",))
 def rate_of_each(case: Case, make: Make) -> Seen:
     twin = case.but(params={"rates": [case.params["lr"], 8 * case.params["lr"]]})
-    layer, ref = make(twin), values_moved(twin, whole(twin))
+    layer, ref = make(twin), whole_moved(twin)
     advance(layer, twin)
     after = weights(layer, twin)
     for name in trained(twin):
@@ -219,7 +219,7 @@ def _stepped(case: Case, make: Make, what: str) -> Seen:
         frozen_here = ~here if other == name else numpy.ones(case[other].shape, bool)
         yield same(f"{other} after steps, where the {what} of {name} that are trained are not it",
                    after[other][frozen_here], case[other][frozen_here])
-    ref = values_moved(case, chosen)[name]
+    ref = (elements_moved if what == "elements" else rows_moved)(case)[name]
     yield near(case, f"{what} of {name} after steps", after[name][here], _part(ref, here))
 
 
