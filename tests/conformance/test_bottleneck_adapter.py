@@ -6,8 +6,9 @@ import mpmath
 import numpy
 import pytest
 
+from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
-from minipeft.conformance.look import look
+from minipeft.conformance.look import fails, look
 from minipeft.conformance.methods.bottleneck_adapter import METHOD
 from minipeft.conformance.methods.bottleneck_adapter.activations import ACTIVATIONS, Constants
 from minipeft.conformance.methods.bottleneck_adapter.equations import PLACEMENTS, exact_values, many_digits, values
@@ -86,6 +87,37 @@ def test_no_law_blames_a_correct_implementation(build, dtype):
     clean(build, dtype)
 
 
+class Folded(BottleneckAdapter):
+    """The scale is part of U and b_U: of dU and db_U it multiplies what has been summed."""
+
+    def adapted(self, h):
+        r = self.e.r
+        return r(self.e.mm(self.f(self.inner(h)), r(self.s * self.U).T) + r(self.s * self.b_U))
+
+    def vjp(self, x, n, F, g):
+        e, h = self.e, self.read(x, n, F)
+        z = self.inner(h)
+        dz = e.r(e.mm(g, e.r(self.s * self.U)) * self.slope(z))
+        found = {"D": e.mm(dz.T, h), "b_D": e.sum(dz, axis=0), "U": e.r(self.s * e.mm(g.T, self.f(z))),
+                 "b_U": e.r(self.s * e.sum(g, axis=0))}
+        return {**found, **self.to_stream(g, e.mm(dz, self.D))}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("scale", [None, 0.1])
+def test_nor_one_that_folds_the_scale_into_its_weights(dtype, scale):
+    plugin = plugin_of(METHOD, Folded, dtype)
+    for seed in range(6):
+        for case in drawn(METHOD, dtype, seed):
+            if scale and not case.exact:
+                case = case.but(params={"scale": float(on_grid(scale, dtype))})
+            settled = plugin.settle(case, METHOD)
+            for prop in METHOD.properties:
+                if prop.applies(settled):
+                    for seen in look(prop, settled, plugin, plugin.make(METHOD))[0]:
+                        assert not isinstance(seen, Fault) and seen.holds, (prop.id, seen)
+
+
 class Twice(BottleneckAdapter):
     """The other residual: x once more."""
 
@@ -109,6 +141,20 @@ def test_nor_one_that_declares_another_convention(build, conventions):
     clean(build, "float32", **conventions)
     with pytest.raises(AssertionError):
         clean(build, "float32")  # and does not declare it
+
+
+@pytest.mark.parametrize("id, laws", [
+    ("adapter.save_scale_in_half", {"A13"}), ("adapter.load_half", {"A13x"}), ("adapter.load_misses_gradient", {"A13"}),
+    ("adapter.forward_stale", {"A13"}), ("adapter.last_input", {"A2s"}), ("adapter.activation_in_class", {"A14"})])
+def test_what_an_adapter_remembers_is_seen(id, laws):
+    """A used one that is loaded into, a refused file, another forward in between, another adapter beside it."""
+    mutant, = (m for m in METHOD.mutants if m.id == id)
+    plugin, found = plugin_of(METHOD, mutant.build, "float32"), set()
+    for case in drawn(METHOD, "float32", 1):
+        case = plugin.settle(case, METHOD)
+        found |= {prop.id for prop in METHOD.properties if prop.applies(case) and fails(
+            look(prop, case, plugin, plugin.make(METHOD))[0])}
+    assert found == laws
 
 
 def test_gelu_by_tanh_is_seen_in_float32_and_hidden_by_bfloat16():

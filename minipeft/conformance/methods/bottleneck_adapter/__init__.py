@@ -7,6 +7,7 @@ from minipeft.conformance.methods.bottleneck_adapter.cases import draw, refusals
 from minipeft.conformance.methods.bottleneck_adapter.activations import POLYNOMIAL
 from minipeft.conformance.methods.bottleneck_adapter.equations import CONVENTIONS, LEAVES, exact_values, values
 from minipeft.conformance.methods.bottleneck_adapter.laws import LAWS, y_of
+from minipeft.conformance.methods.bottleneck_adapter.laws_of_state import LAWS as LAWS_OF_STATE
 from minipeft.conformance.methods.bottleneck_adapter.mutants import PLANTED
 from minipeft.conformance.methods.bottleneck_adapter.mutants_of_training import PLANTED as PLANTED_IN_TRAINING
 from minipeft.conformance.methods.bottleneck_adapter.notes import NOTES
@@ -39,5 +40,6 @@ METHOD = Method(
     sizes={"N": (1, 6), "d": (1, 16), "m": (1, 6)},
     draw=draw, arguments=arguments, reference=values, exact=exact_values,
     outputs={"y": (("forward",), y_of), **{f"d{name}": _gradient(name) for name in (*LEAVES, "x", "F")}},
-    properties=tuple(LAWS.all), plain=BottleneckAdapter, mutants=(*PLANTED.all, *PLANTED_IN_TRAINING.all),
+    properties=(*LAWS.all, *LAWS_OF_STATE.all), plain=BottleneckAdapter,
+    mutants=(*PLANTED.all, *PLANTED_IN_TRAINING.all),
     refusals=refusals, vectors=vectors, notes=NOTES, exact_when=lambda case: case.params["activation"] in POLYNOMIAL)

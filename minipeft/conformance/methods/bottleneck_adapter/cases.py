@@ -5,19 +5,20 @@ from typing import Any, Mapping
 
 import numpy
 
+from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.method import Refusal
 from minipeft.conformance.methods.bottleneck_adapter.activations import ACTIVATIONS
 from minipeft.conformance.methods.bottleneck_adapter.equations import PLACEMENTS
 from minipeft.conformance.numbers import drawn, floats, nonzero
 
-SCALES = (1.0, 4.0, 0.5, -1.5)  # all dtypes hold them
+SCALES = (1.0, 4.0, 0.5, -1.5)  # all dtypes hold them; no narrower one holds what a dtype has for 0.1
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
     activation = "relu" if exact else str(rng.choice(list(ACTIVATIONS)))
     params = {"activation": activation, "placement": str(rng.choice(PLACEMENTS)),
-              "scale": float(rng.choice([0.5, 1.0, 2.0, -1.0] if exact else SCALES))}
+              "scale": float(rng.choice([0.5, 1.0, 2.0, -1.0] if exact else [*SCALES, float(on_grid(0.1, dtype))]))}
     return filled(rng, dtype, exact, sizes, params)
 
 

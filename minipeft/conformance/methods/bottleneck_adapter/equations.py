@@ -48,7 +48,8 @@ def stream_twice(case: Case) -> bool:
 
 def equations(case: Case, number: Callable, scale: Any) -> dict[str, Any]:
     """The equations above, over any kind of number that `number` makes of an array: fractions, 50 digits, or numbers
-    with their bounds. s meets U and b_U first: no order of the products has larger roundings."""
+    with their bounds. s meets U and b_U first: no order of the products has larger roundings. In dU and db_U it meets g
+    or, where it is folded into U and b_U, the finished sum: one rounding either way."""
     stream = {name: number(case[name]) for name in ("x", "n", "F")}
     D, b_D, U, b_U, g = (number(case[name]) for name in (*LEAVES, "g"))
     f, slope = ACTIVATIONS[case.params["activation"]]

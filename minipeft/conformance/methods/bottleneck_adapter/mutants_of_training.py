@@ -6,7 +6,7 @@ import safetensors.numpy
 
 from minipeft.conformance.method import Planted
 from minipeft.conformance.methods.bottleneck_adapter.plain import LEAVES, BottleneckAdapter
-from minipeft.conformance.planted import Accumulates
+from minipeft.conformance.planted import Accumulates, SharedState, StaleForward, UsesLastInput
 
 PLANTED = planted = Planted("adapter")
 
@@ -109,6 +109,53 @@ class LoadUnchecked(BottleneckAdapter):
         found, d = safetensors.numpy.load(blob), self.D.shape[1]
         self.take({"D": found["D"][:, :d], "b_D": found["b_D"], "U": found["U"][:d], "b_U": found["b_U"][:d]})
         self.s = float(found["scale"])
+
+
+@planted("save_scale_in_half", "SaveScaleInHalf", below={
+    "bfloat16": "float16 has all that bfloat16 has between 2^-14 and 2^16"})
+class SaveScaleInHalf(BottleneckAdapter):
+    def save(self):
+        found = safetensors.numpy.load(super().save())
+        return safetensors.numpy.save({**found, "scale": found["scale"].astype(numpy.float16)})
+
+
+@planted("load_half", "LoadHalf")
+class LoadHalf(BottleneckAdapter):
+    """The scale is taken before the file is looked at."""
+
+    def load(self, blob):
+        self.s = float(safetensors.numpy.load(blob)["scale"])
+        super().load(blob)
+
+
+@planted("load_misses_gradient", "LoadMissesGradient")
+class LoadMissesGradient(BottleneckAdapter):
+    """The gradient has the scale from when it was made."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.first = self.s
+
+    def vjp(self, x, n, F, g):
+        now, self.s = self.s, self.first
+        found = super().vjp(x, n, F, g)
+        self.s = now
+        return found
+
+
+@planted("forward_stale", "ForwardStale")
+class ForwardStale(StaleForward, BottleneckAdapter):
+    pass
+
+
+@planted("last_input", "LastInput")
+class LastInput(UsesLastInput, BottleneckAdapter):
+    pass
+
+
+@planted("activation_in_class", "SharedByAll")
+class ActivationInClass(SharedState, BottleneckAdapter):
+    shared = ("activation",)
 
 
 @planted("shapes_unchecked", "Broadcasts")

@@ -48,6 +48,15 @@ NOTES = {
     "SaveDropsScale": Note("the scale is not in the file"),
     "SaveDropsBiases": Note("the biases are not in the file"),
     "LoadUnchecked": Note("a file for another width is loaded all the same"),
+    "SaveScaleInHalf": Note("the scale is rounded to float16 in the file"),
+    "LoadHalf": Note("a file that is refused has been taken in part"),
+    "LoadMissesGradient": Note("gradients keep the scale from before a file was loaded"),
+    "ForwardStale": Note("the forward keeps what it prepared at its first call", "a file that is loaded later does not "
+                         "reach it"),
+    "LastInput": Note("gradients are taken at the inputs of the last forward, not at those given",
+                      "silent as long as each backward follows its own forward"),
+    "SharedByAll": Note("the activation is kept in the class, not in the object",
+                        "silent as long as one adapter lives at a time"),
     "UnknownNames": Note("an unknown activation or placement is taken for another one", "a name with a typing error "
                          "trains another model"),
     "Broadcasts": Note("arrays of a wrong shape are broadcast"),
