@@ -121,12 +121,17 @@ def test_a_table_that_is_composed_before_it_is_used_is_not_blamed(dtype):
     assert failing(Composed, dtype, [case for seed in range(4) for case in drawn(METHOD, dtype, seed)]) == set()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_step_too_small_to_move_y_in_half_precision_is_not_blamed(dtype):
-    one = numpy.ones((1, 1))
+@pytest.mark.parametrize("dtype, A, B, E, g", [
+    ("bfloat16", 1.2578125, 1.8046875, 0.2734375, 0.041259765625),
+    ("float16", 0.5927734375, 0.521484375, 0.365966796875, 0.0086669921875)])
+def test_a_correct_step_that_leaves_y_as_it_was_in_half_precision_is_not_blamed(dtype, A, B, E, g):
+    one, ids = numpy.ones((1, 1)), numpy.zeros((1, 1), int)
     case = Case("lora_embedding", dtype, False, {"alpha": 1.0}, {
-        "E": 0 * one, "A": one, "B": one, "ids": numpy.zeros((1, 1), int), "g": 2.0 ** -6 * one[None], "h": one,
-        "q": one})
+        "E": E * one, "A": A * one, "B": B * one, "ids": ids, "g": g * one[None], "h": one, "q": one})
+    table = LoraEmbedding(E * one, A * one, B * one, 1.0, dtype)
+    before = table.forward(ids)
+    table.step(ids, case["g"], 0.125)
+    assert table.forward(ids) == before
     assert failing(LoraEmbedding, dtype, [case]) == set()
 
 

@@ -69,6 +69,10 @@ def test_a_correct_step_that_moves_y_by_less_than_its_rounding_is_not_blamed(dty
     x, g = (LoraLinear(one, one[0], one, one, 1.0, dtype).e.r(v * one) for v in (x, g))
     case = Case("lora_linear", dtype, False, {"alpha": 1.0}, {"W": 0 * one, "b": 0 * one[0], "A": one, "B": one,
                                                               "x": x, "g": g})
+    layer = LoraLinear(0 * one, 0 * one[0], one, one, 1.0, dtype)
+    before = layer.forward(x)
+    layer.step(x, g, 0.125)
+    assert layer.forward(x) == before
     assert failing(LoraLinear, dtype, [case]) == set()
 
 
