@@ -63,10 +63,11 @@ def test_no_law_blames_minipeft(dtype):
     assert failing(lora_linear, dtype, several(dtype, 2)) == set()
 
 
-@pytest.mark.parametrize("dtype, x, g", [("bfloat16", 1.0, -0.020751953125), ("float16", 0.0033, 1.0)])
-def test_a_correct_step_that_moves_y_by_less_than_its_rounding_is_not_blamed(dtype, x, g):
+@pytest.mark.parametrize("dtype, x, g", [
+    ("bfloat16", 1.0, -0.020751953125), ("float16", 0.0069122314453125, 0.04107666015625)])
+def test_a_correct_step_that_leaves_y_as_it_was_in_half_precision_is_not_blamed(dtype, x, g):
     one = numpy.ones((1, 1))
-    x, g = (LoraLinear(one, one[0], one, one, 1.0, dtype).e.r(v * one) for v in (x, g))
+    x, g = x * one, g * one
     case = Case("lora_linear", dtype, False, {"alpha": 1.0}, {"W": 0 * one, "b": 0 * one[0], "A": one, "B": one,
                                                               "x": x, "g": g})
     layer = LoraLinear(0 * one, 0 * one[0], one, one, 1.0, dtype)
