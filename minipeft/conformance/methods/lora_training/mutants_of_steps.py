@@ -31,7 +31,8 @@ class DecayWithoutRate(LoraTraining):
         return self.e.r(p * (1 - self.o["weight_decay"]))
 
 
-@planted("decay_unscheduled", "DecayUnscheduled")
+@planted("decay_unscheduled", "DecayUnscheduled", below={
+    "bfloat16": "where the rate varies there are only bounds, and decay is a small part of a step"})
 class DecayUnscheduled(LoraTraining):
     def decayed(self, name, p):
         return self.e.r(p * (1 - self.o["lr"] * self.o["weight_decay"]))
