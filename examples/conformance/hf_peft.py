@@ -26,7 +26,7 @@ class Handle:
 
     def __init__(self, build, A, B, alpha, dtype, dropout, autocast):
         self.build, self.dtype, self.autocast = build, dtype, autocast
-        config = self.config(A, alpha, dropout)
+        self.active, config = "default", self.config(A, alpha, dropout)
         self.model = peft.get_peft_model(self.base(), config, autocast_adapter_dtype=autocast).eval()
         self.fill("default", A, B)
 
@@ -54,16 +54,21 @@ class Handle:
         return array(self.model(self.given(x), adapter_names=[name or "__base__" for name in rows]))
 
     def forward_train(self, x, keep):
-        factor = self.given(keep) / (1 - self.layer.lora_dropout["default"].p)
-        self.layer.lora_dropout["default"].forward = lambda given: given * factor  # the mask that the kit asks for
-        return self.forward(x)
+        dropout = self.layer.lora_dropout[self.active]
+        factor = self.given(keep) / (1 - dropout.p)
+        dropout.forward = lambda given: given * factor  # the mask that the kit asks for, this once
+        try:
+            return self.forward(x)
+        finally:
+            del dropout.forward
 
     def vjp(self, x, g):
         x = self.given(x)
         x.requires_grad = x.is_floating_point()
         self.model.zero_grad()
         self.model(x).backward(self.given(g))
-        found = {short(name): p.grad for name, p in self.model.named_parameters() if ".second." not in name}
+        found = {short(name): p.grad for name, p in self.model.named_parameters()
+                 if "lora_" not in name or f".{self.active}" in name}
         return {name: None if p is None else array(p) for name, p in {**found, "x": x.grad}.items()}
 
     def trainable(self):
@@ -90,21 +95,30 @@ class Handle:
 
     def add(self, name, A, B, alpha):
         self.model.add_adapter(name, self.config(A, alpha), autocast_adapter_dtype=self.autocast)
-        self.fill(name, A, B)
+        try:
+            self.fill(name, A, B)
+        except Exception:  # PEFT makes an adapter and fills it in two steps, and knows it after the first
+            self.model.delete_adapter(name)
+            raise
 
     def activate(self, names):
         self.model.base_model.enable_adapter_layers()
         if not names:
             self.model.base_model.disable_adapter_layers()
-        for name in names[:1]:
+        for name in names:
             self.model.set_adapter(name)
+        self.active = names[0] if names else "default"
+        if len(names) > 1:
+            self.model.base_model.set_adapter(list(names))
 
     def remove(self, name):
         self.model.delete_adapter(name)
 
     def save(self):
         with tempfile.TemporaryDirectory() as folder:
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, selected_adapters=[self.active])
+            if self.active != "default":
+                folder = str(Path(folder) / self.active)
             file = io.BytesIO()
             with zipfile.ZipFile(file, "w") as archive:
                 for path in sorted(Path(folder).iterdir()):
@@ -114,7 +128,9 @@ class Handle:
     def load(self, blob):
         with tempfile.TemporaryDirectory() as folder:
             zipfile.ZipFile(io.BytesIO(blob)).extractall(folder)
-            self.model = peft.PeftModel.from_pretrained(self.base(), folder, autocast_adapter_dtype=self.autocast)
+            self.model = peft.PeftModel.from_pretrained(self.base(), folder, is_trainable=True,
+                                                        autocast_adapter_dtype=self.autocast).eval()
+        self.active = "default"
 
     def state_keys(self):
         return {short(name) for name in peft.get_peft_model_state_dict(self.model)}

@@ -56,7 +56,8 @@ SAFE_MERGE = Remark(
     "is added, where the other adds it in float32. Both weights are within the bound; but copies of a model that were "
     "merged in different ways differ.", HALF)
 NO_OP = Remark(
-    "lora_embedding", "V (y|y_merged|logits|logits_merged|dA|dB)|L1|L2|L2r|L2a|L3m|L7s|L11e|T1|T4", "defect",
+    "lora_embedding",
+    "V (y|y_merged|logits|logits_merged|dA|dB)|L1|L2|L2r|L2a|L2s|L2f|L3m|L7s|L7v|L11e|L13|L13r|L15|T1|T4", "defect",
     "LoRA on the shared table of T5 has no effect until it is merged",
     "PEFT replaces the module `shared`. The encoder and the decoder keep the old one, the head the old weight: the "
     "forward is the base's, the factors have no gradient; and merging, which changes the weight itself, changes the "
@@ -72,7 +73,7 @@ STILL_ON = Remark(
     "soft_prompt", "P2d", "defect", "with disable_adapter(), generate() puts the prompt in front all the same",
     "Looked at through `generate()`, as an encoder-decoder is evaluated; `forward()` is right.")
 LEFT_PADDING = Remark(
-    "soft_prompt", "V (y|dP)|P0|P0e|P1|P3|P5", "convention", "the prompt stands left of the padding",
+    "soft_prompt", "V (y|dP)|P0|P0e|P1|P3|P3o|P5", "convention", "the prompt stands left of the padding",
     "Of a row that is padded on the left, PEFT puts the prompt before the padding. Where positions matter, the "
     "distance from prompt to text then depends on the padding, and so do outputs. The kit has a name for it, "
     "left_padding = outside the padding; hf_peft_prompt.py declares it, and these properties hold there. Here it is "
@@ -106,8 +107,8 @@ PLUGINS: dict[str, Plugin] = {
         "the kit's. It is declared that the prompt stands left of the padding. The prompt, which PEFT makes in "
         "float32, is cast with the model.",
         PEFT, ("peft", "torch", "transformers"), PEFT_PACKAGES, ("soft_prompt",),
-        (WIDTH, dataclasses.replace(PROMPT_FLOAT32, ids="P6", title="a loaded prompt is float32 in a float64 model")),
-        15),
+        (WIDTH, dataclasses.replace(PROMPT_FLOAT32, ids="P6|P6l",
+                                    title="a loaded prompt is float32 in a float64 model")), 15),
     "hf_peft_t5": Plugin(
         "Hugging Face PEFT, on an encoder-decoder", "LoRA on `shared`, the table that a tiny T5 uses three times; and "
         "`PeftModelForSeq2SeqLM` with the defaults of `PromptTuningConfig` around one attention layer, the kit's, in "

@@ -108,8 +108,11 @@ def test_where_sane_data_give_no_answer_refusals_are_not_asked_for_and_one_mista
 def test_a_plug_in_that_is_slow_in_every_call_is_not_taken_for_dead(tmp_path, monkeypatch):
     """A hundred cycles of merging take longer than anybody waits for one call: each of them is heard of."""
     change = """
+        slept = []
         def merge(self):
-            time.sleep(0.05)
+            self.times = getattr(self, "times", 0) + 1
+            if self.times > 20 and len(slept) < 80:
+                slept.append(time.sleep(0.05))
             self.merged = True
         def unmerge(self):
             self.merged = False
