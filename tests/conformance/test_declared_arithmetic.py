@@ -17,7 +17,7 @@ def rounded_to(kind, x):
     return numpy.ldexp(numpy.rint(digits / UNIT[kind]) * UNIT[kind], exponent)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 2, 5])
 @pytest.mark.parametrize("kind", ["tf32", "bfloat16"])
 def test_products_of_rounded_inputs_conform_where_that_is_declared(kind, seed):
     """B (A x) rounds four inputs on its way, not two."""
