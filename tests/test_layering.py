@@ -18,11 +18,12 @@ import minipeft
 
 PACKAGE = Path(minipeft.__file__).parent
 ROOT = PACKAGE.parent
-_BASE = ["files", "backend"]
+_BASE = ["files", "backend", "checks"]
 _BELOW_PEFT = ["nn", "ops", "autograd", *_BASE]
 MAY_IMPORT: dict[str, list[str]] = {
+    "checks": [],
     "backend": [],
-    "files": ["backend"],
+    "files": ["backend", "checks"],
     "autograd": _BASE,
     "ops": ["autograd", *_BASE],
     "nn": ["ops", "autograd", *_BASE],

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-import numpy
-
 from minipeft.autograd.tensor import Tensor, array_of
 from minipeft.backend import Array
 from minipeft.nn.attention import Attention, KeyValues, additive, causal
 from minipeft.nn.layers import FeedForward, LayerNorm, RMSNorm
 from minipeft.nn.module import Module
-from minipeft.nn.positions import Learned, RelativeBuckets, Sinusoidal
+from minipeft.nn.positions import Learned, RelativeBuckets, Sinusoidal, positions_of
 from minipeft.nn.site import Site
 from minipeft.ops import add, dropout, key_first
 
@@ -69,15 +67,11 @@ class Stack(Module):
         """The hidden states, and the mask that goes with them (an input site may have made both longer).
 
         x [batch, time, d_model]; masks [batch, time], True at tokens; with a cache, x continues what it holds."""
-        filling = None
         if self.input is not None:
-            x, mask, filling = self.input(x, mask)
+            x, mask = self.input(x, mask)
         start = cache[0][0].length if cache else 0
         time, dtype = array_of(x).shape[1], array_of(x).dtype
-        positions = numpy.arange(start, start + time)
-        if filling is not None:
-            positions = numpy.maximum(positions - filling[:, None], 0)  # what fills a row up takes no position
-        position = self.position.embed(positions)
+        position = self.position.embed(positions_of(mask, start, time))
         x = dropout(x if position is None else add(x, position), self.p, rng)
         seen = None if mask is None else mask[:, None, None, :]
         if memory is not None:

@@ -2,8 +2,10 @@
 
 Every kind answers two questions: `embed`, what is added to [batch, time, d_model] embeddings, and `bias`, what is added
 to [batch, heads, query, key] scores; the one that does not apply is None. Positions are integers on the host, [time],
-or [batch, time] where the rows of a batch are filled up on the left. `start` is the position of the first query, which
-is not 0 when decoding goes on from a cache.
+or [batch, time] where rows of a batch are padded on the left. `start` is the position of the first query, which is not
+0 when decoding goes on from a cache.
+
+A row's positions start at its first real token: padding on the left takes none, a hole in the mask keeps its place.
 """
 from __future__ import annotations
 
@@ -13,10 +15,20 @@ from typing import Any
 import numpy
 
 from minipeft.autograd.tensor import Tensor
-from minipeft.backend import Array, to_device
+from minipeft.backend import Array, to_device, to_host
 from minipeft.nn.module import Module
 from minipeft.nn.weight import Slot
 from minipeft.ops import reshape, transpose
+
+
+def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:
+    """start, start + 1, ... [time]; with a mask [batch, time] that hides columns on the left of some row, [batch, time]:
+    each row counts from its first True, and what is left of that stands at 0, unseen."""
+    columns = numpy.arange(start, start + time)
+    if mask is None:
+        return columns
+    padding = to_host(mask).argmax(axis=1)  # of a row of padding alone, 0
+    return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns
 
 
 class Sinusoidal(Module):

@@ -8,9 +8,8 @@
 What is attached is a callable with that signature. Entries are applied in the order in which they were plugged, or in
 the order that a routing names them.
 
-An input site also says, as a third result, how many columns on the left of each row are filling: where rows of one
-batch see prompts of different length, the shorter ones are filled up on their left, masked, and the filling takes no
-position.
+Where rows of one batch see prompts of different length, the shorter rows are padded on the left and masked there;
+padding on the left takes no position (`nn.positions`).
 """
 from __future__ import annotations
 
@@ -35,14 +34,13 @@ class Site(Place):
         super().__init__(kind)
 
     def __call__(self, *stream: Any) -> Any:
-        """F' at a sublayer; (embeddings', mask', filling) at an input, filling [batch] on the host or None for none
-        at all; (k', v', bias') at a memory, which refuses rows that see different attachments."""
+        """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at a memory, which refuses rows that see
+        different attachments."""
         if self.kind == "sublayer":
             return self.by_row(lambda names, *rows: self._apply(names, *rows)[-1], *stream)
         groups = self._groups()
         if len(groups) == 1:
-            stream = self._apply(groups[0][0], *stream)
-            return stream if self.kind == "memory" else (*stream, None)
+            return self._apply(groups[0][0], *stream)
         if self.kind == "memory":
             raise ValueError("rows of one batch see different attachments at a site of kind 'memory', where what is "
                              "plugged may change the number of keys; run these rows apart")
@@ -56,16 +54,15 @@ class Site(Place):
                 stream = self.attached[name](*stream)
         return stream
 
-    def _filled(self, groups: list, x: Any, mask: Any) -> tuple[Any, Any, Any]:
+    def _filled(self, groups: list, x: Any, mask: Any) -> tuple[Any, Any]:
         """Each group of rows by itself, then all as long as the longest: zeros on the left, masked."""
         mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
         parts = [self._apply(names, index(x, key=to_device(rows)), mask[to_device(rows)]) for names, rows in groups]
         longest = max(part.shape[1] for part, _ in parts)
-        xs, masks, filling = [], [], numpy.zeros(len(mask), dtype=numpy.int64)
-        for (part, seen), (_, rows) in zip(parts, groups):
+        xs, masks = [], []
+        for part, seen in parts:
             batch, time, d_model = part.shape
-            filling[rows] = longest - time
             xs.append(concat(xp.zeros((batch, longest - time, d_model), dtype=part.dtype), part, axis=1))
             masks.append(xp.concatenate([xp.zeros((batch, longest - time), dtype=bool), array_of(seen)], axis=1))
         back = to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))
-        return index(concat(*xs, axis=0), key=back), xp.concatenate(masks, axis=0)[back], filling
+        return index(concat(*xs, axis=0), key=back), xp.concatenate(masks, axis=0)[back]

@@ -18,7 +18,7 @@ from minipeft.backend import Array
 from minipeft.files import read_tensors, write_tensors
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.module import Module
-from minipeft.peft.fields import shown
+from minipeft.checks import shown
 
 _FORMAT, _VERSION = "minipeft-adapter", "1"
 

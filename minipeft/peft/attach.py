@@ -23,7 +23,7 @@ from minipeft.nn.module import Module, attachments_of
 from minipeft.nn.place import Place, Plugged
 from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
 from minipeft.peft import adapter_file
-from minipeft.peft.fields import shown
+from minipeft.checks import shown
 
 _clock = itertools.count()  # when something was plugged, for all models together
 

@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any, Iterable
 
 import numpy
 
 from minipeft.backend import xp
-
-_SHOWN = 200
+from minipeft.checks import is_integer, is_number, shown
 
 
 def plain(method: Any) -> None:
@@ -34,12 +32,6 @@ def expect(method: Any, name: str, holds: Any, expected: str) -> None:
         raise ValueError(f"{type(method).__name__}: {name} is {shown(getattr(method, name))}; expected {expected}")
 
 
-def shown(value: Any) -> str:
-    """Its repr; of one that would fill the screen, the beginning."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def one_of(value: Any, names: Iterable[str]) -> bool:
     """Whether it is a string among `names`; anything else may not be hashable."""
     return isinstance(value, str) and value in set(names)
@@ -52,9 +44,9 @@ def finite_in(scale: Any, dtype: Any) -> bool:
 
 def number(value: Any) -> bool:
     """A finite int or float, no bool."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return is_number(value)
 
 
 def integer(value: Any, least: int = 1) -> bool:
     """An int of at least `least`, no bool."""
-    return type(value) is int and value >= least
+    return is_integer(value, least)

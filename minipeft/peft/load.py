@@ -15,7 +15,7 @@ from minipeft.peft import adapter_file
 from minipeft.peft.adapter_file import AdapterFile
 from minipeft.peft.attach import Attachment, check_name, put
 from minipeft.peft.bottleneck import Bottleneck
-from minipeft.peft.fields import shown
+from minipeft.checks import shown
 from minipeft.peft.lora import LoRA
 from minipeft.peft.prompt import PromptTuning
 from minipeft.peft.selective import Selective
