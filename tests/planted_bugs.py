@@ -6,20 +6,7 @@ function; all of them pass on the sources as they are.
 """
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Bug:
-    """what, in words; file of the package; old text -> new text; the test that must fail."""
-
-    what: str
-    file: str
-    old: str
-    new: str
-    test: str
-
+from tests.planted.bug import Bug
 
 LAWS = "test_laws.py::test_law_"
 MASKING, ROUTING = "test_laws_masking.py::test_law_5_", "test_laws_routing.py::test_law_8_"
@@ -298,12 +285,3 @@ BUGS = [
         "return product, product * len(kept)", "return product, product * 2",
         "autograd/test_flops.py::test_linear_takes_2_n_d_in_d_out_for_the_output_for_dx_and_for_dw"),
 ]
-
-
-def plant(package: Path, bug: Bug) -> None:
-    """Edit a copy of the package. Raises ValueError unless the old text is there exactly once."""
-    path = package / bug.file
-    text = path.read_text("utf-8")
-    if text.count(bug.old) != 1:
-        raise ValueError(f"{bug.what}: {bug.old!r} is {text.count(bug.old)} times in {bug.file}; expected once")
-    path.write_text(text.replace(bug.old, bug.new), "utf-8")
