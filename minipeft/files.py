@@ -4,26 +4,34 @@
     n bytes    JSON {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, .., "__metadata__": {..}}
     the rest   little-endian data; the offsets count from its start
 
-A file is untrusted: every size is checked against the file's own length before anything is allocated, nothing is
-unpickled. float16 and bfloat16 are storage formats: widened to float32 on load, which is exact, and rounded once, to
-nearest even, on save. (The safetensors package does the writing; its NumPy interface does not know bfloat16, so the
-reading of raw bytes is here.)
+A file is untrusted: only regular files are opened, every size is checked against the file's own length before
+anything is allocated, nothing is unpickled. float16 and bfloat16 are storage formats: widened to float32 on load, which
+is exact, and rounded once, to nearest even, on save. (The safetensors package does the writing; its NumPy interface
+does not know bfloat16, so the reading of raw bytes is here.)
+
+What is written here is a function of its arguments, byte for byte, and carries a digest of its tensors in the metadata
+(`DIGEST`), which is checked by whoever reads it here. Files of others have none and are read as they are.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import tempfile
-from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, BinaryIO, Iterator, Mapping
 
 import numpy
 import safetensors
 
+from minipeft.atomic import check_regular, write_atomic
 from minipeft.backend import Array, to_host
+from minipeft.checks import shown
 
-_HEADER_LIMIT = 100_000_000  # bytes, as the format's own library has it
+__all__ = ["DIGEST", "STORAGE", "read_dtypes", "read_json", "read_metadata", "read_shapes", "read_tensors",
+           "round_bf16", "widen_bf16", "write_atomic", "write_tensors"]
+
+DIGEST = "tensors_sha256"  # SHA-256 over [name, dtype, shape] as a line of JSON and the stored bytes, by sorted names
+LIMIT = 8 * 2 ** 20        # bytes of JSON, in a header or a file: parsed, they take 50 times as much
 _BF16 = "bfloat16"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, "I64": "int64", "I32": "int32",
            "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
@@ -35,50 +43,73 @@ def read_tensors(path: str | os.PathLike, dtype: str | None = None) -> tuple[dic
     """({name: array}, metadata) of a safetensors file. float16 and bfloat16 come as float32.
 
     dtype: what floating-point tensors are converted to ("float32" or "float64"); None leaves the others as stored.
-    Raises ValueError that names the file and what is wrong with it."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header, start = _header(file, size, path)
-        metadata = header.pop("__metadata__", {})
-        spans = _checked(header, metadata, size - start, path)
-        return {name: _read(file, start + begin, stored, shape, dtype)
-                for name, (begin, _, stored, shape) in spans.items()}, metadata
+    Raises ValueError that names the file and what is wrong with it: no regular file, not this format, or tensors that
+    are not those of which the metadata holds the digest."""
+    with _opened(path) as file:
+        start, spans, metadata = _header(file, path)
+        said = metadata.pop(DIGEST, None)
+        digest = None if said is None else _sha256()
+        found = {}
+        for name in sorted(spans):
+            begin, _, stored, shape = spans[name]
+            flat = _raw(file, start + begin, stored, math.prod(shape), path)
+            if digest is not None:
+                _add(digest, name, stored, shape, flat)
+            found[name] = _widened(flat, stored, shape, dtype)
+        if digest is not None and digest.hexdigest() != said:
+            raise ValueError(f"{path}: damaged: its tensors are not those that were written (their SHA-256 is "
+                             f"{digest.hexdigest()}, the file says {shown(said)})")
+        return {name: found[name] for name in spans}, metadata
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The string map of a safetensors file; its tensors are checked but not read."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header, start = _header(file, size, path)
-        metadata = header.pop("__metadata__", {})
-        _checked(header, metadata, size - start, path)
-        return metadata
+    with _opened(path) as file:
+        metadata = _header(file, path)[2]
+    metadata.pop(DIGEST, None)
+    return metadata
 
 
 def read_dtypes(path: str | os.PathLike) -> dict[str, str]:
     """{name: the dtype it is stored in, "bfloat16" among them} of a safetensors file; checked, its tensors not read."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        header, start = _header(file, size, path)
-        metadata = header.pop("__metadata__", {})
-        return {name: stored for name, (_, _, stored, _) in _checked(header, metadata, size - start, path).items()}
+    with _opened(path) as file:
+        return {name: stored for name, (_, _, stored, _) in _header(file, path)[1].items()}
 
 
-def _header(file: Any, size: int, path: Any) -> tuple[dict[str, Any], int]:
-    """The parsed JSON header, and where the data starts."""
+def read_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a safetensors file; checked, its tensors not read."""
+    with _opened(path) as file:
+        return {name: shape for name, (_, _, _, shape) in _header(file, path)[1].items()}
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """The file, to be read. ValueError for a folder, a FIFO, a device or a socket, whose opening may never end; a
+    symbolic link is followed."""
+    check_regular(path, os.stat(path).st_mode)  # before it is opened, which can already change a device
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        check_regular(path, os.fstat(file.fileno()).st_mode)
+        yield file
+
+
+def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str, str]]:
+    """Where the data starts, {name: (begin, end, dtype, shape)}, and the metadata."""
+    size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise ValueError(f"{path}: {size} bytes; a safetensors file has at least 8")
     n = int.from_bytes(file.read(8), "little")
-    if n > min(size - 8, _HEADER_LIMIT):
-        raise ValueError(f"{path}: the header claims {n} bytes, but {size - 8} follow "
-                         f"(and at most {_HEADER_LIMIT} are read): truncated, or not a safetensors file")
+    if n > min(size - 8, LIMIT):
+        raise ValueError(f"{path}: the header claims {n} bytes, but {size - 8} follow (and at most {LIMIT} are read): "
+                         f"truncated, or not a safetensors file")
     try:
         header = json.loads(file.read(n).decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header is a JSON {type(header).__name__}; expected an object")
-    return header, 8 + n
+    metadata = header.pop("__metadata__", {})
+    return 8 + n, _checked(header, metadata, size - 8 - n, path), metadata
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,19 +127,19 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
     spans = {}
     for name, entry in header.items():
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{path}: {name!r} needs exactly dtype, shape and data_offsets")
+            raise ValueError(f"{path}: {shown(name)} needs exactly dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ValueError(f"{path}: {name!r} has dtype {dtype!r}; known are {', '.join(_DTYPES)}")
+            raise ValueError(f"{path}: {shown(name)} has dtype {shown(dtype)}; known are {', '.join(_DTYPES)}")
         if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 32 \
                 or math.prod(n or 1 for n in shape) >= 2 ** 59:
-            raise ValueError(f"{path}: {name!r} has shape {shape!r} and offsets {offsets!r}; expected sizes >= 0 "
-                             f"that an array can have")
+            raise ValueError(f"{path}: {shown(name)} has shape {shown(shape)} and offsets {shown(offsets)}; expected "
+                             f"sizes >= 0 that an array can have")
         begin, end = offsets
         wanted = math.prod(shape) * _itemsize(_DTYPES[dtype])
         if end - begin != wanted or end > room:
-            raise ValueError(f"{path}: {name!r}, {dtype} {shape}, takes {wanted} bytes; its offsets {offsets} give "
-                             f"{end - begin}, and the file holds {room} bytes of data")
+            raise ValueError(f"{path}: {shown(name)}, {dtype} {shown(shape)}, takes {wanted} bytes; its offsets "
+                             f"{offsets} give {end - begin}, and the file holds {room} bytes of data")
         spans[name] = (begin, end, _DTYPES[dtype], tuple(shape))
     reached = 0
     for begin, end, *_ in sorted(spans.values(), key=lambda span: span[:2]):
@@ -128,10 +159,17 @@ def _itemsize(dtype: str) -> int:
     return 2 if dtype == _BF16 else numpy.dtype(dtype).itemsize
 
 
-def _read(file: Any, at: int, stored: str, shape: tuple, dtype: str | None) -> numpy.ndarray:
-    file.seek(at)
+def _raw(file: BinaryIO, at: int, stored: str, count: int, path: Any) -> numpy.ndarray:
+    """[count] numbers as they lie in the file; bfloat16 as uint16, bool as uint8."""
     raw = numpy.dtype("<u2" if stored == _BF16 else "u1" if stored == "bool" else numpy.dtype(stored).newbyteorder("<"))
-    flat = numpy.fromfile(file, raw, count=math.prod(shape))
+    file.seek(at)
+    flat = numpy.fromfile(file, raw, count=count)
+    if flat.size != count:
+        raise ValueError(f"{path}: became shorter while it was read")
+    return flat
+
+
+def _widened(flat: numpy.ndarray, stored: str, shape: tuple, dtype: str | None) -> numpy.ndarray:
     if stored == _BF16:
         flat = widen_bf16(flat)
     elif stored == "float16":
@@ -143,6 +181,17 @@ def _read(file: Any, at: int, stored: str, shape: tuple, dtype: str | None) -> n
         return array
     with numpy.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         return array.astype(dtype, copy=False)
+
+
+def _sha256() -> Any:
+    import hashlib  # here, because it loads OpenSSL, which an import of minipeft need not wait for
+    return hashlib.sha256()
+
+
+def _add(digest: Any, name: str, stored: str, shape: tuple, array: numpy.ndarray) -> None:
+    """One tensor; its numbers as they lie in the file, C-contiguous. Nothing is copied."""
+    digest.update((json.dumps([name, stored, list(shape)]) + "\n").encode())
+    digest.update(array.reshape(-1).view(numpy.uint8))
 
 
 def widen_bf16(bits: numpy.ndarray) -> numpy.ndarray:
@@ -167,20 +216,43 @@ def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None,
-                  dtype: str | None = None) -> None:
+                  dtype: str | None = None, *, signed: bool = True) -> None:
     """Write a safetensors file atomically: after a crash at any moment there is the old file or the new one, whole.
 
     dtype: how floating-point tensors are stored ("float64", "float32", "float16", "bfloat16"), rounded once; None
-    stores them as they are. Raises ValueError, before the file system is touched, if a finite number would overflow
-    to infinity or a dtype cannot be stored."""
+    stores them as they are. signed: whether the metadata gets the digest of the tensors. Raises ValueError, before the
+    file system is touched, if a finite number would overflow to infinity, a dtype cannot be stored, or names and
+    metadata are more than can be read again; and what `write_atomic` raises."""
     if dtype is not None and dtype not in STORAGE:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(STORAGE)}")
+        raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(STORAGE)}")
     if "__metadata__" in tensors:
         raise ValueError("no tensor can be called __metadata__: in a safetensors file that is the string map")
+    if DIGEST in (said := dict(metadata or {})):
+        raise ValueError(f"metadata has an entry {DIGEST}, which is written here: leave it out")
     stored = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
+    if signed:
+        digest = _sha256()
+        for name in sorted(stored):
+            kind, array = stored[name]
+            _add(digest, name, kind, array.shape, array)
+        said[DIGEST] = digest.hexdigest()
     specs = {name: safetensors.TensorSpec(dtype=kind, shape=list(array.shape), data_ptr=array.ctypes.data,
                                           data_len=array.nbytes) for name, (kind, array) in stored.items()}
-    write_atomic(path, bytes(safetensors.serialize(specs, dict(metadata) if metadata else None)))
+    written = memoryview(safetensors.serialize(specs, said or None))
+    n = int.from_bytes(written[:8], "little")
+    header = _in_order(bytes(written[8:8 + n]))
+    if len(header) > LIMIT:
+        raise ValueError(f"{path}: names and metadata take {len(header)} bytes; at most {LIMIT} would be read again")
+    write_atomic(path, len(header).to_bytes(8, "little") + header, written[8 + n:])
+
+
+def _in_order(header: bytes) -> bytes:
+    """The header with its metadata sorted, which the package writes in another order in every process."""
+    entries = json.loads(header)
+    if "__metadata__" in entries:
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    return text.ljust(-(-len(text) // 8) * 8)
 
 
 def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, numpy.ndarray]:
@@ -199,38 +271,15 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, nu
     return stored, numpy.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, flush it to the disk, and rename it over `path`."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+def read_json(path: str | os.PathLike, limit: int = LIMIT) -> dict[str, Any]:
+    """A JSON object, each name in it once. Raises ValueError that names the file for anything else, and for a file of
+    more than `limit` bytes."""
+    with _opened(path) as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"{path}: more than {limit} bytes; such a file is not read")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
-
-
-def _umask() -> int:
-    """The process's file mode mask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object, each name in it once. Raises ValueError that names the file for anything else."""
-    try:
-        value = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_no_duplicates)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -1,14 +1,18 @@
 """files.py: what is written is what is read, what is bad is refused early, and a crash leaves one whole file."""
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import signal
+import socket
 import stat
 import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -20,8 +24,9 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings, strategies as st
 
-from minipeft import files
-from minipeft.files import read_json, read_metadata, read_tensors, round_bf16, widen_bf16, write_atomic, write_tensors
+from minipeft import atomic, files
+from minipeft.files import (DIGEST, LIMIT, read_dtypes, read_json, read_metadata, read_shapes, read_tensors, round_bf16,
+                            widen_bf16, write_atomic, write_tensors)
 
 DTYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8",
           "bool"]
@@ -82,7 +87,7 @@ def test_the_safetensors_package_reads_what_is_written_here(tmp_path_factory, se
     found = safetensors.numpy.load_file(path)
     assert {n: bits(a) for n, a in found.items()} == {"x": bits(array), "y": bits(array)}
     with safetensors.safe_open(path, framework="np") as file:
-        assert file.metadata() == {"k": "v"}
+        assert set(file.metadata()) == {"k", DIGEST} and file.metadata()["k"] == "v"
 
 
 @given(st.integers(0, 2**32), st.sampled_from([d for d in DTYPES if d != "float16"]), st.sampled_from(SHAPES))
@@ -468,7 +473,7 @@ def test_a_file_that_is_not_there_is_a_file_not_found_error(tmp_path):
 # What write_atomic asks of the system, each step wrapped so that `point` is passed before and after it. Written as
 # text because it runs in a process of its own: there each point is tried in a fork, which kills itself on it.
 POINTS = textwrap.dedent("""
-    import json, os, signal, sys, tempfile
+    import json, os, signal, sys
     from minipeft import files
 
     passed, doomed = [], None
@@ -486,28 +491,17 @@ POINTS = textwrap.dedent("""
             return result
         return call
 
-    class File:  # a file whose write is torn in the middle
-        def __init__(self, file): self.file = file
-        def __enter__(self): return self
-        def __exit__(self, *error):
-            point("before close")
-            self.file.close()
-            point("after close")
-        def write(self, data):
-            point("before write")
-            self.file.write(data[:len(data) // 2])
-            self.file.flush()
-            point("in the middle of write")
-            self.file.write(data[len(data) // 2:])
-            point("after write")
-        def __getattr__(self, name):
-            return wrapped(name, getattr(self.file, name))
+    def torn(handle, data, write=os.write):
+        point("before write")
+        done = write(handle, data[:len(data) // 2])
+        point("in the middle of write")
+        done += write(handle, data[len(data) // 2:])
+        point("after write")
+        return done
 
     def install():
-        opened = os.fdopen
-        os.fdopen = lambda *args, **options: File(opened(*args, **options))
-        tempfile.mkstemp = wrapped("mkstemp", tempfile.mkstemp)
-        for name in ("fsync", "chmod", "replace", "open", "close", "umask"):
+        os.write = torn
+        for name in ("open", "fsync", "fchmod", "replace", "close"):
             setattr(os, name, wrapped(name, getattr(os, name)))
 
     def run(target, at):
@@ -534,19 +528,23 @@ POINTS = textwrap.dedent("""
     folder = sys.argv[1]
     results = []
     target = os.path.join(folder, "first")
-    assert run(target, None) == 0
-    with open(target + ".points") as file:
-        points = json.load(file)
-    for start in ("old", "nothing"):
+    for start in ("nothing", "old"):
+        if start == "old":
+            os.chmod(target, 0o640)
+        assert run(target, None) == 0
+        with open(target + ".points") as file:
+            points = json.load(file)
         for at in range(len(points)):
             target = os.path.join(folder, f"{start}{at}")
             if start == "old":
                 with open(target, "wb") as file:
                     file.write(b"old " * 70_000)
+                os.chmod(target, 0o640)
             killed = run(target, at)
             left = contents(target)
             again = run(target, None)
-            results.append([start, points[at], killed, left, again, contents(target)])
+            hidden = [name for name in os.listdir(folder) if name.startswith(".")]
+            results.append([start, points[at], killed, left, again, contents(target), hidden])
     print(json.dumps(results))
 """)
 
@@ -557,63 +555,92 @@ def test_a_writer_killed_at_any_point_leaves_the_old_file_or_the_new_one_whole(t
                           env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    seen = [point for start, point, *_ in results if start == "old"]
-    written = seen.index("after replace")
-    for step in ("mkstemp", "write", "flush", "fsync", "chmod", "replace"):
-        assert {f"before {step}", f"after {step}"} <= set(seen), step
-    assert seen.count("before fsync") == 2, "the file's bytes, and the directory's entry, each reach the disk"
-    assert seen.index("after flush") < seen.index("before fsync") < seen.index("before replace")
-    assert seen.index("before replace") < len(seen) - 1 - seen[::-1].index("before fsync"), "the directory comes last"
-    assert len(results) == 2 * len(seen)
-    for i, (start, point, killed, left, again, after) in enumerate(results):
+    for start, steps in (("nothing", ["open", "write", "fsync", "replace", "close"]),
+                         ("old", ["open", "write", "fchmod", "fsync", "replace", "close"])):
+        seen = [point for begun, point, *_ in results if begun == start]
+        for step in steps:
+            assert {f"before {step}", f"after {step}"} <= set(seen), step
+        assert seen.count("before fsync") == 2, "the file's bytes, and the directory's entry, each reach the disk"
+        assert seen.index("after write") < seen.index("before fsync") < seen.index("before replace")
+        assert seen.index("before replace") < len(seen) - 1 - seen[::-1].index("before fsync"), "the directory is last"
+    renamed: set[str] = set()
+    for start, point, killed, left, again, after, hidden in results:
         assert killed == 9, point
-        assert left == ("new" if i % len(seen) >= written else start), point
-        assert (again, after) == (0, "new"), f"a later write after a crash at {point}"
-
-
-class Refusing:
-    """A file on a full disk: `step` fails with the bytes half written."""
-
-    def __init__(self, file: Any, step: str, error: BaseException):
-        self.file, self.step, self.error = file, step, error
-
-    def __enter__(self) -> "Refusing":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        if name != self.step:
-            return getattr(self.file, name)
-
-        def fail(data: bytes = b"") -> None:
-            self.file.write(data[:len(data) // 2])
-            raise self.error
-        return fail
+        assert left == ("new" if start in renamed or point == "after replace" else start), point
+        renamed |= {start} if left == "new" else set()
+        assert (again, after, hidden) == (0, "new", []), f"a later write after a crash at {point}"
+    assert renamed == {"nothing", "old"}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
-@pytest.mark.parametrize("step", ["mkstemp", "write", "flush", "fsync", "chmod", "replace"])
-def test_a_step_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, step, error):
+@pytest.mark.parametrize("step", ["open", "write", "fchmod", "fsync", "replace"])
+@pytest.mark.parametrize("when", ["instead", "half way"])
+def test_a_step_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, step, error, when):
+    """Half way: bytes are half written, or what the step does was done, and then the error came."""
     target = tmp_path / "a"
     write_tensors(target, {"x": np.zeros(3)})
-    before = names_and_contents(tmp_path)
+    os.chmod(target, 0o640)
+    before, real = names_and_contents(tmp_path), getattr(os, step)
 
-    def fail(*_: Any, **__: Any) -> None:
+    def fail(*arguments: Any) -> None:
+        if when == "half way":
+            real(*((arguments[0], arguments[1][:5]) if step == "write" else arguments))
         raise error
 
-    if step in ("write", "flush"):
-        opened = os.fdopen
-        monkeypatch.setattr(os, "fdopen", lambda *args: Refusing(opened(*args), step, error))
-    else:
-        monkeypatch.setattr("tempfile.mkstemp" if step == "mkstemp" else f"os.{step}", fail)
-    with pytest.raises(type(error)):
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(type(error)) as raised:
         write_tensors(target, {"x": np.ones(3)})
-    assert names_and_contents(tmp_path) == before
     monkeypatch.undo()
+    assert raised.value is error
+    if (step, when) == ("replace", "half way"):
+        assert set(names_and_contents(tmp_path)) == {"a"} and read_tensors(target)[0]["x"][0] == 1
+    else:
+        assert names_and_contents(tmp_path) == before
     write_tensors(target, {"x": np.ones(3)})
     assert set(names_and_contents(tmp_path)) == {"a"} and read_tensors(target)[0]["x"][0] == 1
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["replaced", "new"])
+def test_an_interrupt_at_any_line_leaves_the_old_file_or_the_new_one_and_no_temporary_one(tmp_path, exists):
+    target, at, ends = tmp_path / "a", 0, [""]
+
+    def write() -> None:
+        """In a thread of its own, with an interrupt before its line number `at`."""
+        lines = 0
+
+        def tracer(frame: Any, event: str, _: Any) -> Any:
+            nonlocal lines
+            if frame.f_code.co_filename != atomic.__file__:
+                return None
+            if event == "line":
+                lines += 1
+                if lines == at:
+                    raise KeyboardInterrupt
+            return tracer
+
+        sys.settrace(tracer)
+        try:
+            write_atomic(target, b"new")
+            ends.append("whole")
+        except BaseException as error:
+            ends.append(type(error).__name__)
+        finally:
+            sys.settrace(None)
+
+    while ends[-1] != "whole":
+        at += 1
+        target.unlink(missing_ok=True)
+        if exists:
+            target.write_bytes(b"old")
+            target.chmod(0o600)
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert [path.name for path in tmp_path.iterdir()] in (["a"], [] if not exists else ["a"]), at
+        if target.exists():
+            assert target.read_bytes() in (b"old", b"new") and (not exists or not target.stat().st_mode & 0o077), at
+    assert set(ends[1:-1]) == {"KeyboardInterrupt"}
+    assert at > 30 and target.read_bytes() == b"new"
 
 
 def test_a_directory_that_cannot_be_flushed_is_reported_and_the_new_file_is_whole(tmp_path, monkeypatch):
@@ -633,17 +660,194 @@ def test_a_directory_that_cannot_be_flushed_is_reported_and_the_new_file_is_whol
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_a_file_has_the_permissions_of_any_new_file_and_the_mask_is_put_back(tmp_path, mask):
+def test_a_new_file_has_the_permissions_of_any_new_file_and_the_mask_is_never_touched(tmp_path, monkeypatch, mask):
     before = os.umask(mask)
     try:
-        write_atomic(tmp_path / "a", b"1")
-        write_atomic(tmp_path / "a", b"2")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "umask", lambda _: pytest.fail("the mask belongs to all threads"))
+            write_atomic(tmp_path / "a", b"1")
         (tmp_path / "usual").write_bytes(b"")
-        found = os.umask(mask)
     finally:
-        os.umask(before)
-    assert found == mask
+        assert os.umask(before) == mask
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o666, 0o400, 0o444, 0o755, 0o2640, 0o000, 0o200])
+def test_a_file_that_is_replaced_keeps_its_permissions_and_nobody_else_reads_what_is_not_finished(
+        tmp_path, monkeypatch, mode):
+    target, seen, write = tmp_path / "a", [], os.write
+    target.write_bytes(b"old")
+    target.chmod(mode)
+
+    def looking(handle: int, data: Any) -> int:
+        seen.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "write", looking)
+    write_atomic(target, b"new")
+    assert stat.S_IMODE(target.stat().st_mode) == mode
+    assert seen and not any(found & ~mode for found in seen)
+    target.chmod(0o600)
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
+def test_a_file_that_is_replaced_keeps_its_owner_and_its_group(tmp_path, monkeypatch):
+    target = tmp_path / "a"
+    target.write_bytes(b"old")
+    os.chown(target, 1234, 5678)
+    target.chmod(0o640)
+    write_atomic(target, b"new")
+    found = target.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 5678, 0o640)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    write_atomic(target, b"new")  # what the group 5678 was allowed is not for ours
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_a_symbolic_link_is_followed_and_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    real = tmp_path / "far" / "real"
+    real.write_bytes(b"old")
+    (tmp_path / "link").symlink_to("far/real")
+    (tmp_path / "second").symlink_to(tmp_path / "link")
+    (tmp_path / "dangling").symlink_to("far/not yet")
+    write_atomic(tmp_path / "second", b"new")
+    write_atomic(tmp_path / "dangling", b"first")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "second").is_symlink() and real.read_bytes() == b"new"
+    assert (tmp_path / "dangling").is_symlink() and (tmp_path / "far" / "not yet").read_bytes() == b"first"
+    assert names_and_contents(tmp_path / "far").keys() == {"real", "not yet"}
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="circle"):
+        write_atomic(tmp_path / "circle", b"")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "a" * 250 + ".st", "-", " ", "new\nline", ".hidden"])
+def test_a_name_as_long_as_the_system_takes_can_be_written_and_written_again(tmp_path, name):
+    for data in (b"1", b"2"):
+        write_atomic(tmp_path / name, data)
+    assert names_and_contents(tmp_path) == {name: b"2"}
+
+
+def left_by_a_killed_writer(target: Path) -> Path:
+    """A writer in a process of its own, which is killed before it renames; its temporary file."""
+    code = ("import os, signal, sys\nfrom minipeft.files import write_atomic\n"
+            "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nwrite_atomic(sys.argv[1], b'killed')")
+    before = set(target.parent.iterdir())
+    done = subprocess.run([sys.executable, "-c", code, target], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    [left] = set(target.parent.iterdir()) - before
+    return left
+
+
+def test_files_left_by_killed_writers_go_with_the_next_write_to_the_same_target_and_no_others_do(tmp_path):
+    mine, other = tmp_path / ("m" * 250), tmp_path / "other"
+    left, others = left_by_a_killed_writer(mine), left_by_a_killed_writer(other)
+    more = left.with_name(f"{left.name[:19]}1-{'0' * 16}.tmp")  # of a process that lives, but does not write it
+    strangers = [tmp_path / name for name in (f"{left.name}x", f"x{left.name}", left.name[:-4], ".minipeft-1-2-3.tmp")]
+    for path in (more, *strangers):
+        path.write_bytes(b"mine")
+    write_atomic(mine, b"new")
+    assert set(tmp_path.iterdir()) == {mine, others, *strangers} and mine.read_bytes() == b"new"
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="no locks on this system")
+def test_the_file_of_a_writer_that_lives_is_not_removed(tmp_path):
+    """Another writer, in the middle of its write, while this one writes the same target: both succeed."""
+    code = ("import os, sys\nfrom minipeft.files import write_atomic\nreplace = os.replace\n"
+            "def wait(*names):\n    print('ready', flush=True)\n    sys.stdin.readline()\n    replace(*names)\n"
+            "os.replace = wait\nwrite_atomic(sys.argv[1], b'theirs')")
+    target = tmp_path / "a"
+    with subprocess.Popen([sys.executable, "-c", code, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        write_atomic(target, b"ours")
+        assert target.read_bytes() == b"ours" and len(list(tmp_path.iterdir())) == 2
+        print(file=process.stdin, flush=True)
+        assert process.wait(60) == 0
+    assert names_and_contents(tmp_path) == {"a": b"theirs"}
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="no locks on this system")
+def test_a_temporary_file_that_is_taken_for_a_dead_one_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process may see it in the moment between its creation and its lock."""
+    flock, thefts = atomic.fcntl.flock, []
+
+    def stolen(handle: int, how: int) -> None:
+        if len(thefts) < 2:
+            [temporary] = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+            thefts.append(temporary)
+            temporary.unlink()
+            if len(thefts) == 2:
+                raise BlockingIOError
+        flock(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", stolen)
+    write_atomic(tmp_path / "a", b"new")
+    assert len(set(thefts)) == 2 and names_and_contents(tmp_path) == {"a": b"new"}
+
+
+def test_without_locks_a_file_is_written_all_the_same(tmp_path, monkeypatch):
+    left = left_by_a_killed_writer(tmp_path / "a")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    write_atomic(tmp_path / "a", b"1")
+    monkeypatch.setattr(atomic, "fcntl", None)
+    write_atomic(tmp_path / "a", b"2")
+    assert names_and_contents(tmp_path) == {"a": b"2", left.name: b"killed"}
+
+
+def special_files(folder: Path) -> dict[str, Path]:
+    """{what an error calls it: such a file}."""
+    (folder / "folder").mkdir()
+    os.mkfifo(folder / "fifo")
+    with socket.socket(socket.AF_UNIX) as opened:
+        before = os.getcwd()
+        os.chdir(folder)  # the name of a socket has to be short
+        try:
+            opened.bind("socket")
+        finally:
+            os.chdir(before)
+    (folder / "link").symlink_to("fifo")
+    return {"a folder": folder / "folder", "a FIFO": folder / "fifo", "a socket": folder / "socket",
+            "a device": Path("/dev/zero")} | {"a FIFO ": folder / "link"}
+
+
+def test_what_is_no_regular_file_is_neither_read_nor_replaced(tmp_path):
+    found = special_files(tmp_path)
+    for what, path in found.items():
+        for read in (read_tensors, read_metadata, read_dtypes, read_shapes, read_json):
+            with pytest.raises(ValueError, match=f"{path} is {what.strip()}; expected a regular file"):
+                read(path)
+        with pytest.raises(ValueError, match=f"{path} is {what.strip()}; expected a regular file"):
+            write_atomic(path, b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "fifo", "socket", "link"}
+
+
+def test_a_link_to_a_regular_file_is_read(tmp_path):
+    write_tensors(tmp_path / "real", {"x": np.ones(2)}, {"k": "v"})
+    (tmp_path / "link").symlink_to("real")
+    assert read_tensors(tmp_path / "link")[0]["x"].tolist() == [1, 1] and read_metadata(tmp_path / "link") == {"k": "v"}
+
+
+@pytest.mark.parametrize("name, hint", [("none/a", ""), ("~/a", "'~' is not expanded"), ("~user/x/a", "'~' is not")])
+def test_a_missing_folder_is_named_and_nothing_is_made(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    folder = (tmp_path / name).parent
+    for path in (name, Path(name), tmp_path / name):
+        wanted = f"{path}: the folder {folder} does not exist; create it first"
+        with pytest.raises(FileNotFoundError) as error:
+            write_atomic(path, b"")
+        assert str(error.value).startswith(wanted) and (hint in str(error.value) or path == tmp_path / name)
+    assert names_and_contents(tmp_path) == {}
 
 
 def test_a_relative_path_is_written_where_it_says(tmp_path, monkeypatch):
@@ -653,6 +857,148 @@ def test_a_relative_path_is_written_where_it_says(tmp_path, monkeypatch):
 
 
 def test_a_missing_directory_is_an_error_and_creates_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="none.* does not exist; create it first"):
         write_tensors(tmp_path / "none" / "a", {"x": np.ones(1)})
     assert names_and_contents(tmp_path) == {}
+
+
+# -------------------------------------------------------------------------------------------------- bytes and digests
+
+TENSORS = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "é": np.array([True, False]), "none": np.zeros((0, 3)),
+           "one": np.array(7, np.int16), "h": np.array([1.5, -2], np.float16)}
+METADATA = {str(i): f"value {i} é\n\x1f\x7f/\"\\" for i in range(8)}
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    code = ("import sys, numpy as np\nfrom minipeft.files import write_tensors\n"
+            "write_tensors(sys.argv[1], {'w': np.arange(3.), 'a': np.ones(2, np.int8)}, "
+            "{str(i): 'x' for i in range(20)}, dtype='bfloat16')")
+    for seed in "0123":
+        subprocess.run([sys.executable, "-c", code, tmp_path / seed], check=True, timeout=60,
+                       env={**os.environ, "PYTHONHASHSEED": seed})
+    assert len({(tmp_path / seed).read_bytes() for seed in "0123"}) == 1
+
+
+def test_the_header_is_that_of_the_package_but_for_the_order_of_the_metadata(tmp_path):
+    write_tensors(tmp_path / "a", TENSORS, signed=False)
+    assert (tmp_path / "a").read_bytes() == safetensors.numpy.save(TENSORS)
+    write_tensors(tmp_path / "a", TENSORS, METADATA, signed=False)
+    raw, theirs = (tmp_path / "a").read_bytes(), safetensors.numpy.save(TENSORS, METADATA)
+    n = int.from_bytes(raw[:8], "little")
+    assert n % 8 == 0 and raw[:8] + raw[8 + n:] == theirs[:8] + theirs[8 + n:]
+    header, other = json.loads(raw[8:8 + n]), json.loads(theirs[8:8 + n])
+    assert header == other and list(header["__metadata__"]) == sorted(METADATA) and list(header) == list(other)
+
+
+def test_the_digest_is_the_sha_256_that_the_module_says(tmp_path):
+    write_tensors(tmp_path / "a", TENSORS, METADATA)
+    with safetensors.safe_open(tmp_path / "a", framework="np") as file:
+        said = file.metadata()
+        expected = hashlib.sha256()
+        kinds = {"F32": "float32", "BOOL": "bool", "F64": "float64", "I16": "int16", "F16": "float16"}
+        for name in sorted(file.keys()):
+            part = file.get_slice(name)
+            line = json.dumps([name, kinds[part.get_dtype()], part.get_shape()]) + "\n"
+            expected.update(line.encode() + file.get_tensor(name).tobytes())
+    assert said.pop(DIGEST) == expected.hexdigest() and said == METADATA
+    assert read_tensors(tmp_path / "a")[1] == METADATA == read_metadata(tmp_path / "a")
+
+
+def edited(path: Path, change: Any) -> None:
+    """The header of a file changed, its data kept."""
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:8 + n])
+    change(header)
+    put(path, header, raw[8 + n:])
+
+
+def test_every_bit_of_the_data_and_every_name_dtype_and_shape_is_covered_by_the_digest(tmp_path):
+    path = tmp_path / "the_file"
+    write_tensors(path, {"w": np.arange(4, dtype=np.float32).reshape(2, 2), "v": np.arange(4, dtype=np.int32)})
+    whole = path.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    for bit in range(8 * data, 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="the_file: damaged: its tensors are not those that were written"):
+            read_tensors(path)
+
+    def swap(h: dict) -> None:
+        h["w"]["data_offsets"], h["v"]["data_offsets"] = h["v"]["data_offsets"], h["w"]["data_offsets"]
+
+    for change in (swap, lambda h: h.update(u=h.pop("v")), lambda h: h["w"].update(shape=[4]),
+                   lambda h: h["w"].update(shape=[1, 4]), lambda h: h["v"].update(dtype="U32"),
+                   lambda h: h["w"].update(dtype="I32"), lambda h: h["__metadata__"].update({DIGEST: "0" * 64}),
+                   lambda h: h["__metadata__"].update({DIGEST: ""})):
+        path.write_bytes(whole)
+        edited(path, change)
+        with pytest.raises(ValueError, match="the_file: damaged"):
+            read_tensors(path)
+    path.write_bytes(whole)
+    edited(path, lambda h: h["__metadata__"].pop(DIGEST))
+    assert set(read_tensors(path)[0]) == {"w", "v"}, "a file of somebody else has none"
+
+
+def test_a_file_is_hashed_and_read_without_a_second_copy(tmp_path):
+    size = 1 << 22
+    write_tensors(tmp_path / "a", {"x": np.zeros(size, np.float32)})
+    tracemalloc.start()
+    found, _ = read_tensors(tmp_path / "a")
+    assert tracemalloc.get_traced_memory()[1] < 1.1 * found["x"].nbytes
+    tracemalloc.stop()
+
+
+def test_the_name_of_the_digest_is_taken(tmp_path):
+    with pytest.raises(ValueError, match=DIGEST):
+        write_tensors(tmp_path / "a", {"x": np.ones(1)}, {DIGEST: "mine"})
+    assert names_and_contents(tmp_path) == {}
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+def test_a_header_or_a_json_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "the_file"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", LIMIT + 1) + b"{}")
+        file.truncate(LIMIT + 100)
+    (tmp_path / "the.json").write_bytes(b'{"a": 1}' + b" " * LIMIT)
+    for read, name in ((read_tensors, "the_file"), (read_shapes, "the_file"), (read_json, "the.json")):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"{name}.* {LIMIT}"):
+            read(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 3 * LIMIT
+        tracemalloc.stop()
+    with pytest.raises(ValueError, match="the.json: more than 7 bytes"):
+        read_json(tmp_path / "the.json", 7)
+    put(path, b"{}".ljust(LIMIT))
+    assert read_tensors(path) == ({}, {})
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    write_tensors(tmp_path / "a", {"x": np.ones(1)}, {"k": "v" * (LIMIT - 300)})
+    assert len(read_metadata(tmp_path / "a")["k"]) == LIMIT - 300
+    old = names_and_contents(tmp_path)
+    with pytest.raises(ValueError, match=f"a: names and metadata take .* at most {LIMIT}"):
+        write_tensors(tmp_path / "a", {"x": np.zeros(1)}, {"k": "v" * LIMIT})
+    assert names_and_contents(tmp_path) == old
+
+
+LONG = "k" * 5000
+
+
+@pytest.mark.parametrize("header", [
+    {LONG: {}}, {LONG: entry([1], [0, 4], LONG)}, {LONG: entry([LONG], [0, 4])}, {LONG: entry([1] * 5000, [0, 4])},
+    {LONG: entry([1], [0] * 5000)}, {LONG: entry([1], [0, 8])}, {"x": entry([HUGE], [HUGE] * 2)}],
+    ids=["no entry", "dtype", "shape", "axes", "offsets", "too wide", "3,001 digits"])
+def test_an_error_about_a_long_name_is_short(tmp_path, header):
+    with pytest.raises(ValueError, match="the_file") as error:
+        read_tensors(put(tmp_path / "the_file", header, FOUR))
+    assert len(str(error.value)) < 600 + len(str(tmp_path))
+
+
+def test_the_shapes_and_dtypes_of_a_file_are_those_of_its_tensors(tmp_path):
+    write_tensors(tmp_path / "a", TENSORS)
+    assert read_shapes(tmp_path / "a") == {name: array.shape for name, array in TENSORS.items()}
+    assert read_dtypes(tmp_path / "a") == {name: array.dtype.name for name, array in TENSORS.items()}

@@ -1,7 +1,7 @@
 """The one-way order of the package, read from its imports; and what an import of it brings along.
 
     examples, __main__ -> conformance -> formats -> train | models | quant | peft;   quant -> peft
-    each of these -> nn -> ops -> autograd -> files, backend
+    each of these -> nn -> ops -> autograd -> files, backend;   files -> atomic
 """
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import minipeft
 
 PACKAGE = Path(minipeft.__file__).parent
 ROOT = PACKAGE.parent
-_BASE = ["files", "backend", "checks"]
+_BASE = ["files", "atomic", "backend", "checks"]
 _BELOW_PEFT = ["nn", "ops", "autograd", *_BASE]
 MAY_IMPORT: dict[str, list[str]] = {
     "checks": [],
     "backend": [],
-    "files": ["backend", "checks"],
+    "atomic": [],
+    "files": ["atomic", "backend", "checks"],
     "autograd": _BASE,
     "ops": ["autograd", *_BASE],
     "nn": ["ops", "autograd", *_BASE],
