@@ -10,7 +10,8 @@ from minipeft.conformance.trace import trace
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.weight import Parameter
-from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.attach import attach
+from minipeft.peft.attachment import Attachment
 from minipeft.peft.bottleneck import Bottleneck
 from minipeft.peft.load import load
 from minipeft.peft.lora import LoRA
@@ -20,6 +21,7 @@ from minipeft.peft.prompt import PromptTuning
 from minipeft.peft.report import report
 from minipeft.peft.select import select
 from minipeft.peft.selective import Selective
+from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
 from minipeft.train.optim import AdamW
@@ -28,6 +30,6 @@ from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear
 __version__ = "0.1.0"
 __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
            "cosine_decay", "fisher", "fit", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
-           "magnitude", "nearest_tokens", "Parameter", "PromptTuning", "report", "select", "Selective",
+           "magnitude", "nearest_tokens", "Parameter", "PromptTuning", "report", "restore", "select", "Selective",
            "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "Transformer",
            "TransformerConfig", "use", "value_and_grad", "xray"]

@@ -78,6 +78,7 @@ class Case:
         for p in model.base_parameters.values():
             if p.ndim == 1:
                 p.data += (0.2 * rng.standard_normal(p.shape)).astype(p.dtype)
+        assert model.host.now.attached == {}
         return model
 
     @property

@@ -442,8 +442,7 @@ def test_a_model_goes_to_another_backend_and_back_with_everything_attached(famil
     pieces = {**model.state(), **merged.parameters, **plugged.parameters, **off.parameters}
 
     def pieces_now() -> dict[str, Any]:
-        constants = {f"{name} merged": e.merged for name, slot in model.slots.items() for e in slot.plugged
-                     if e.merged is not None}
+        constants = {f"{name} merged": e.merged for name, slot in model.slots.items() for e in slot.merged}
         return {**model.state(), **merged.parameters, **plugged.parameters, **off.parameters, **constants}
 
     def train() -> tuple:

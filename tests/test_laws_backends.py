@@ -45,13 +45,16 @@ def life(library: Any, case: Variant, folder: Path) -> dict[str, Any]:
         near = minipeft.nearest_tokens(other, 3, numpy.random.default_rng(0))
         seen["near"] = (near.cosine_ids.tolist(), near.l2.tolist())
         other.unplug()
-        attachment.save(folder / "file")
+        for saved, file in ((attachment, "file"), (other, "partner")):  # trained together, so loaded together
+            saved.save(folder / file)
         if case.is_weight:
             attachment.merge()
             seen["merged"] = host({"": model.encode(batch["input_ids"])})
             attachment.unmerge()
         attachment.remove()
-        again = minipeft.load(model, folder / "file")
+        other.remove()
+        again, partner = minipeft.load(model, [folder / "file", folder / "partner"])
+        partner.unplug()
         assert all(isinstance(p.data, library.ndarray) for p in again.arrays.values())
         seen["loaded"] = host({"": model.encode(batch["input_ids"])} | again.tensors)
     return seen

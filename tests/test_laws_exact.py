@@ -20,8 +20,8 @@ import minipeft
 from minipeft import ops
 from minipeft.autograd.tensor import Tensor
 from minipeft.nn.layers import Embedding, Linear
-from minipeft.nn.module import Module
-from minipeft.nn.place import routed
+from minipeft.nn.module import Model
+from minipeft.nn.routing import routed
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter, Reparam
 from minipeft.ops import definitions
@@ -54,7 +54,7 @@ def equal(a: Any, b: Any) -> bool:
     return exact(a, b) and numpy.array_equal(a, b)
 
 
-class Small(Module):
+class Small(Model):
     def __init__(self, rng: numpy.random.Generator):
         self.embedding = Embedding(fractions(rng, VOCAB, D))
         self.input = Site("input")
@@ -63,12 +63,11 @@ class Small(Module):
         self.out = Site("sublayer")
         self.mix = Linear(fractions(rng, D, D))
         self.head = Linear(self.embedding.weight)
-        self.attachments: dict[str, Any] = {}
 
     def __call__(self, ids: numpy.ndarray, adapter: Any = None) -> Tensor:
         """ids [batch, time] -> logits [batch, time, vocab]."""
-        with routed(adapter, len(ids), self.attachments):
-            x, mask, _ = self.input(self.embedding(ids), None)
+        with routed(self.host, adapter, len(ids)):
+            x, mask = self.input(self.embedding(ids), None)
             if mask is None:
                 mask = numpy.ones(x.shape[:2], dtype=bool)
             seen = mask[..., None].astype(int).astype(object)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.autograd.tensor import _observer
-from minipeft.nn.place import _routing
+from minipeft.nn.routing import _view
 from tests.bounds import close, close_gradients
 from tests.methods_under_test import HALF, Variant, each, share, variants
 from tests.models_under_test import bits, logits, same_values
@@ -159,7 +159,7 @@ def test_a_bad_routing_raises_before_anything_is_computed_and_is_not_remembered(
                 call()
         finally:
             _observer.reset(token)
-        assert _routing.get() is None and not computed
+        assert _view.get() is None and not computed
     assert bits({"base": logits(model, batch)}) == before
 
 
@@ -167,7 +167,7 @@ def test_a_routing_ends_with_the_call_even_when_the_call_fails():
     model = with_three(dataclasses.replace(FEW, family="pre-LN"))
     with pytest.raises(ValueError, match="table of learned positions ends at 11"):
         model(numpy.ones((2, 3), int), numpy.ones((2, 13), int), adapter=["a", "b"])
-    assert _routing.get() is None
+    assert _view.get() is None
 
 
 def test_a_removed_attachment_can_no_longer_be_routed_to():

@@ -5,6 +5,7 @@ same weights, against an oracle that knows the rules of the design:
 
     off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged;    swap: from off
     off <--unplug-- plugged <--unmerge-- merged            save: from any;   attach, load: from removed
+    plug puts it back below what lay above it when it was unplugged, and otherwise on top
 
 merge needs all below at its places to be merged, and a method that acts on weights; unmerge needs nothing merged above;
 training needs "plugged". A swap unplugs the one on top, plugs another, and goes back and forth: A, B, A is A.
@@ -93,6 +94,7 @@ class Undo(RuleBasedStateMachine):
         self.state, self.own = dict.fromkeys("abc", "removed"), dict.fromkeys("abc", "")
         self.saved: dict[str, str] = {}
         self.order: list[str] = []
+        self.above: dict[str, list[str]] = {name: [] for name in "abc"}  # of one that is off, what lay above it
         self.seen = {(): _BASE_OUTPUT}
         self.now: tuple | None = None  # the last snapshot, until a legal move
 
@@ -136,18 +138,19 @@ class Undo(RuleBasedStateMachine):
             assert self.own[name] == self.saved[name]
 
     def arrived(self, name: str) -> None:
-        self.state[name], self.own[name] = "plugged", digest(self.handles[name].parameters)
+        self.state[name], self.own[name], self.above[name] = "plugged", digest(self.handles[name].parameters), []
         self.order.append(name)
 
     def plug(self, name: str, move: str = "plug") -> None:
         if self.made(move, name, self.state[name] == "off", self.handles[name].plug):
             self.state[name] = "plugged"
-            self.order.append(name)
+            at = next((i for i, n in enumerate(self.order) if n in self.above[name]), len(self.order))
+            self.order.insert(at, name)
 
     def unplug(self, name: str, move: str = "unplug") -> None:
         legal = self.state[name] == "plugged" and not self.merged_above(name)
         if self.made(move, name, legal, self.handles[name].unplug):
-            self.state[name] = "off"
+            self.state[name], self.above[name] = "off", self.order[self.order.index(name) + 1:]
             self.order.remove(name)
 
     def swap(self, name: str) -> None:
@@ -233,7 +236,7 @@ class Undo(RuleBasedStateMachine):
     def snapshot(self) -> tuple:
         """Everything that an illegal move must leave alone."""
         structure = [(name, list(place.attached), [(e.name, e.merged is None or digest({"": e.merged}))
-                                                   for e in place.plugged]) for name, place, _ in self.places]
+                                                   for e in place.entries]) for name, place, _ in self.places]
         own = {name: digest(handle.parameters) for name, handle in self.model.attachments.items()}
         return (digest(self.model.base_parameters), structure, own, {n: h.state for n, h in self.handles.items()},
                 self.rng.bit_generator.state, output_of(self.model), sorted(os.listdir(self.folder)))

@@ -29,6 +29,7 @@ _clock = itertools.count()
 _watched: contextvars.ContextVar[dict[int, "Node"] | None] = contextvars.ContextVar("watched", default=None)
 _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("observer", default=None)
 _stopped: contextvars.ContextVar["_Stopped | None"] = contextvars.ContextVar("stopped", default=None)
+_afterwards: contextvars.ContextVar[dict | None] = contextvars.ContextVar("afterwards", default=None)
 
 
 class Node:
@@ -87,7 +88,7 @@ class Leaf(Tensor):
 
     Models are made of `nn.weight.Parameter`, a Leaf with a place in a module."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)  # an optimizer remembers parameters without keeping them alive
 
     def __init__(self, data: Array):
         self.data = data
@@ -182,6 +183,16 @@ def stop_gradient(x: Any) -> Tensor:
     return Tensor(value)
 
 
+def when_differentiated(key: Any, call: Callable[[frozenset["Leaf"]], None]) -> None:
+    """Inside `value_and_grad`: once the gradients are there, call(the parameters that were differentiated).
+
+    Of several calls with one key the first counts. Outside of `value_and_grad` this does nothing. The engine knows
+    nothing of models: whoever runs a forward learns here which parameters it was run for."""
+    calls = _afterwards.get()
+    if calls is not None:
+        calls.setdefault(key, call)
+
+
 def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
                    unused: str = "raise") -> tuple[Any, dict[str, Array]]:
     """The loss `step()` and its gradient with respect to `params`, {name: Parameter} -> {name: array}.
@@ -199,6 +210,8 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
         raise RuntimeError("value_and_grad inside value_and_grad: only first-order gradients are computed")
     leaves = _leaves(params)
     token = _watched.set({id(p): leaves[name] for name, p in params.items()})
+    afterwards: dict[Any, Callable] = {}
+    after = _afterwards.set(afterwards)
     try:
         loss = step()
         if not isinstance(loss, Tensor):
@@ -207,6 +220,7 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
             raise ValueError(f"step() returned shape {list(loss.shape)}; expected one number")
         node = loss.node
     finally:
+        _afterwards.reset(after)
         _watched.reset(token)
     value = to_host(loss.data).item()
     one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
@@ -219,6 +233,9 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
         raise ValueError(f"the loss does not depend on {len(missing)} of {len(leaves)} selected parameters: "
                          f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; select fewer, "
                          f"or pass unused='zeros'")
+    differentiated = frozenset(params[name] for name, leaf in leaves.items() if leaf in found)
+    for call in afterwards.values():
+        call(differentiated)
     return value, {name: xp.asarray(found[leaf]) if leaf in found else xp.zeros_like(params[name].data)
                    for name, leaf in leaves.items()}
 

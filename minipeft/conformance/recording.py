@@ -183,9 +183,8 @@ def convert(model: Any, dtype: str, shake: Shake | None) -> None:
     """Changes a copy in place: its arrays, and what else it keeps a dtype for, become `dtype`."""
     done: set[int] = set()
     for _, place in model.named_places():
-        pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
-        for piece in pieces:
-            for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values() if piece else ():
+        for piece in place.pieces():
+            for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values():
                 if p.data.dtype.kind == "f" and id(p) not in done:
                     done.add(id(p))
                     array = to_host(p.data).astype("float64")

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minipeft.peft.attach import Attachment
+from minipeft.peft.attachment import Attachment
 from minipeft.peft.load import load
 
 

@@ -59,7 +59,7 @@ from minipeft.backend import Array, to_device, to_host
 from minipeft.conformance.arithmetic import UNIT
 from minipeft.conformance.recording import Run, Shake, record
 from minipeft.files import write_tensors
-from minipeft.nn.module import Module, attachments_of
+from minipeft.nn.module import Model, whole
 from minipeft.nn.weight import Parameter
 
 FORMAT = "minipeft-trace-1"
@@ -78,7 +78,7 @@ def trace(model: Any, batch: Mapping[str, Any], path: str | os.PathLike, *,
     Raises TypeError for keys that `loss` does not know and for a part of a model; ValueError for a random generator
     in the batch (dropout is not traced), for numbers that are not finite, and whatever `loss` and `value_and_grad`
     raise; nothing is written then."""
-    attachments = attachments_of(model)
+    attachments = whole(model).attachments
     if batch.get("rng") is not None:
         raise ValueError("the batch holds an rng: a trace is one of evaluation, where nothing is drawn; leave it out")
     if samples < 0:
@@ -102,7 +102,7 @@ def trace(model: Any, batch: Mapping[str, Any], path: str | os.PathLike, *,
                                                 for key, value in said.items()})
 
 
-def _dtype(model: Module) -> str:
+def _dtype(model: Model) -> str:
     """What the model computes in."""
     return str(next(iter(model.base_parameters.values())).dtype)
 

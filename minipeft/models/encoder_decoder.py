@@ -19,14 +19,14 @@ from minipeft.nn.blocks import Stack
 from minipeft.nn.init import check_rng
 from minipeft.nn.inputs import check_ids, check_mask, host_ids
 from minipeft.nn.layers import Embedding, Linear
-from minipeft.nn.module import Module
-from minipeft.nn.place import routed
+from minipeft.nn.module import Model
+from minipeft.nn.routing import routed
 from minipeft.ops import cross_entropy
 
 IGNORE = -100
 
 
-class EncoderDecoder(Module):
+class EncoderDecoder(Model):
     """Subclasses build `embedding`, `encoder`, `decoder`, `head`, and say how ids become vectors and vectors logits."""
 
     config: Any
@@ -34,16 +34,15 @@ class EncoderDecoder(Module):
     encoder: Stack
     decoder: Stack
     head: Linear
-    attachments: dict[str, Any]
     label_smoothing = 0.0
 
     def embed(self, ids: Array) -> Tensor:
         """ids [batch, time] -> [batch, time, d_model]."""
         return self.embedding(ids)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[batch, target, d_model] -> [batch, target, vocab]."""
-        return self.head(hidden)
+    def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
+        """[batch, target, d_model] -> [batch, target, vocab]. rng: dropout is on if given."""
+        return self.head(hidden, rng)
 
     def __call__(self, input_ids: Any, decoder_input_ids: Any, attention_mask: Any = None,
                  decoder_attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
@@ -60,17 +59,17 @@ class EncoderDecoder(Module):
         if len(ids) != len(targets):
             raise ValueError(f"input_ids has {len(ids)} rows and decoder_input_ids {len(targets)}")
         check_rng(rng)
-        with routed(adapter, len(ids), self.attachments):
+        with routed(self.host, adapter, len(ids)):
             memory, mask = self.encoder(self.embed(ids), mask, rng=rng)
             hidden, _ = self.decoder(self.embed(targets), target_mask, memory, mask, rng=rng)
-            return self.logits(hidden)
+            return self.logits(hidden, rng)
 
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
         """The encoder's output [batch, source, d_model]; arguments as in a call. With soft prompts it is longer: theirs
         come first, and rows with shorter ones than others in the batch are filled up on the left."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         check_rng(rng)
-        with routed(adapter, len(ids), self.attachments):
+        with routed(self.host, adapter, len(ids)):
             return self.encoder(self.embed(ids), mask, rng=rng)[0]
 
     def loss(self, input_ids: Any, labels: Any, attention_mask: Any = None, decoder_attention_mask: Any = None,
@@ -105,7 +104,7 @@ class EncoderDecoder(Module):
         if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():
             attention_mask = ~pads
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
-        with routed(adapter, len(ids), self.attachments):
+        with routed(self.host, adapter, len(ids)):
             return greedy(self, ids, mask, max_new_tokens, use_cache)
 
     def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:

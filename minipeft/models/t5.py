@@ -33,9 +33,10 @@ import re
 from typing import Any, Mapping, Self
 
 from minipeft.autograd.tensor import Tensor
-from minipeft.models.config import Config, checked_config
+from minipeft.checks import shown
+from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
-from minipeft.models.folder import existing_folder, write_folder
+from minipeft.models.folder import existing_folder, exported, naming, write_folder
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
@@ -94,6 +95,9 @@ class T5Config(Config):
         self._expect("relative_attention_max_distance", self.relative_attention_max_distance > buckets // 2,
                      f"more than half of the {buckets} buckets")
 
+    def resolved(self) -> dict[str, Any]:
+        return {**super().resolved(), "feed_forward_proj": "gated-" * self.gated + first_name(self.activation)}
+
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
         """From a Hugging Face config.json, old or new; fields that mean nothing here are passed over.
@@ -101,7 +105,7 @@ class T5Config(Config):
         Until transformers 4 the flag tie_word_embeddings also decides the scale; from 5 on that is
         scale_decoder_outputs, and tie_word_embeddings may be true although a head is stored."""
         if values.get("model_type", "t5") not in ("t5", "mt5"):
-            raise ValueError(f"config: model_type is {values['model_type']!r}; expected 't5'")
+            raise ValueError(f"config: model_type is {shown(values['model_type'])}; expected 't5'")
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if values.get(f.name) is not None}
         known.setdefault("num_decoder_layers", known.get("num_layers", 6))
         return cls(**known)
@@ -119,7 +123,6 @@ class T5(EncoderDecoder):
 
     def __init__(self, config: T5Config, rng: init.Rng, dtype: str = "float32"):
         self.config = checked_config(config, T5Config)
-        self.attachments = {}
         init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d, f = config.d_model, config.initializer_factor
@@ -129,10 +132,10 @@ class T5(EncoderDecoder):
         self.head = Linear(self.embedding.weight if config.tie_word_embeddings
                            else init.normal((config.vocab_size, d), f, rng, dtype))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
         if self.config.scale_decoder_outputs:
             hidden = mul(hidden, self.config.d_model ** -0.5)
-        return self.head(hidden)
+        return self.head(hidden, rng)
 
     def _stack(self, layers: int, decoder: bool, rng: init.Rng, dtype: str) -> Stack:
         c, d, inner = self.config, self.config.d_model, self.config.num_heads * self.config.d_kv
@@ -166,22 +169,27 @@ class T5(EncoderDecoder):
         """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded), computing in
         `dtype`; float16 and bfloat16 files are widened.
 
-        Raises ValueError for a pickle (with the remedy), a damaged file, wrong fields, missing or unknown keys, other
-        shapes, and several input embeddings that differ."""
-        path = existing_folder(directory)
-        config, tensors = read_checkpoint(path, T5Config.from_hf)
-        arrays = {cls.from_hf_name(name): array for name, array in tensors.items()}
-        model = cls(config, None, dtype)
-        model.load_state(arrays)
+        Raises ValueError, which names the folder, for a pickle (with the remedy), a damaged file, wrong fields, missing
+        or unknown keys, other shapes than config.json asks for, several input embeddings that differ, and weights that
+        were saved with another configuration; FileNotFoundError for a file that is not there."""
+        path, dtype = existing_folder(directory), init.compute_dtype(dtype)
+        with naming(path):
+            config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name)
+            model = cls(config, None, dtype)
+            model.load_state(arrays)
         return model
 
-    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None) -> None:
-        """Write config.json and model.safetensors as transformers reads them: the base model, whatever is plugged.
+    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
+                        merged: bool | None = None) -> None:
+        """Write config.json and model.safetensors as transformers reads them; the folder is made if it is missing.
 
-        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own.
+        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
+        True writes what the model computes, everything that is plugged merged into the weights; False writes the base;
+        None is for a model on which nothing is plugged. Raises ValueError, before anything is written, for None while
+        something is plugged or merged, for something plugged that no weight can absorb, and for overflow in `dtype`.
         A scale that differs from the tie is read right by transformers 5 and by us; transformers 4 ignores its flag."""
-        tensors = {self.to_hf_name(name): array for name, array in self.state().items()}
-        write_folder(directory, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
+        tensors = {self.to_hf_name(name): array for name, array in exported(self, merged).items()}
+        write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
 
     @staticmethod
     def to_hf_name(name: str) -> str:
@@ -198,7 +206,7 @@ class T5(EncoderDecoder):
         for pattern, replacement in _FROM_HF:
             if re.fullmatch(pattern, name):
                 return re.sub(pattern, replacement, name)
-        raise ValueError(f"{name!r} is not a key of a T5 state dict")
+        raise ValueError(f"{shown(name)} is not a key of a T5 state dict")
 
 
 _STACK, _N = r"(encoder|decoder)", r"(\d+)"

@@ -32,14 +32,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import Self
+from typing import Any, Self
 
 from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array
-from minipeft.files import read_json, read_tensors
-from minipeft.models.config import Config, checked_config
+from minipeft.files import read_metadata, read_shapes, read_tensors
+from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
-from minipeft.models.folder import CONFIG, WEIGHTS, existing_folder, write_folder
+from minipeft.models.folder import (CONFIG, WEIGHTS, check_saved_with, existing_folder, exported, naming, read_config,
+                                    write_folder)
+from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
@@ -77,6 +79,9 @@ class TransformerConfig(Config):
         self._expect("positions", self.positions in ("sinusoidal", "learned"), "'sinusoidal' or 'learned'")
         self._expect_activation("activation")
 
+    def resolved(self) -> dict[str, Any]:
+        return {**super().resolved(), "activation": first_name(self.activation)}
+
 
 class Transformer(EncoderDecoder):
     """The model. Linear weights start Xavier-uniform, biases 0, the table N(0, 1/d_model) so that embeddings times
@@ -84,7 +89,6 @@ class Transformer(EncoderDecoder):
 
     def __init__(self, config: TransformerConfig, rng: init.Rng, dtype: str = "float32"):
         self.config = checked_config(config, TransformerConfig)
-        self.attachments = {}
         init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d = config.d_model
@@ -131,19 +135,32 @@ class Transformer(EncoderDecoder):
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
         """A model from a folder that `save_pretrained` wrote (config.json, model.safetensors), computing in `dtype`.
 
-        Raises ValueError for a damaged file, wrong fields, missing or unexpected tensors and other shapes."""
-        path = existing_folder(directory)
-        values = read_json(path / CONFIG)
-        if values.pop("model_type", None) != "minipeft-transformer":
-            raise ValueError(f"{path / CONFIG}: model_type is not 'minipeft-transformer'; for T5 use "
-                             f"T5.from_pretrained")
-        model = cls(TransformerConfig.from_dict(values), None, dtype)
-        model.load_state(read_tensors(path / WEIGHTS)[0])
+        Raises ValueError, which names the folder, for a damaged file, wrong or missing fields, missing or unexpected
+        tensors, other shapes than config.json asks for, and weights that were saved with another configuration;
+        FileNotFoundError for a file that is not there."""
+        path, dtype = existing_folder(directory), init.compute_dtype(dtype)
+        with naming(path):
+            values = read_config(path)
+            if values.pop("model_type", None) != "minipeft-transformer":
+                raise ValueError(f"{path / CONFIG}: model_type is not 'minipeft-transformer'; for T5 use "
+                                 f"T5.from_pretrained")
+            config, shapes = TransformerConfig.from_dict(values), read_shapes(path / WEIGHTS)
+            check_layers(config, len(shapes))
+            check_shapes(shapes, transformer_shapes(config))
+            check_saved_with(config, read_metadata(path / WEIGHTS))
+            arrays, metadata = read_tensors(path / WEIGHTS)
+            check_saved_with(config, metadata)  # of what was read, should the file have been replaced
+            model = cls(config, None, dtype)
+            model.load_state(arrays)
         return model
 
-    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None) -> None:
-        """Write config.json and model.safetensors into `directory`: the base model, whatever is plugged.
+    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
+                        merged: bool | None = None) -> None:
+        """Write config.json and model.safetensors into `directory`, which is made if it is missing.
 
-        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own."""
-        config = {"model_type": "minipeft-transformer", **self.config.to_dict()}
-        write_folder(directory, config, self.state(), {"format": "minipeft"}, dtype)
+        dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
+        True writes what the model computes, everything that is plugged merged into the weights; False writes the base;
+        None is for a model on which nothing is plugged. Raises ValueError, before anything is written, for None while
+        something is plugged or merged, for something plugged that no weight can absorb, and for overflow in `dtype`."""
+        values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
+        write_folder(directory, self.config, values, exported(self, merged), {"format": "minipeft"}, dtype)

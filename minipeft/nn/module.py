@@ -8,6 +8,7 @@ its own, `place@attachment.leaf`, and renames nothing.
 from __future__ import annotations
 
 import copy
+import types
 from typing import Any, Iterator, Mapping, Self
 
 import numpy
@@ -15,19 +16,12 @@ import numpy
 from minipeft.backend import Array, resolve, to_device, to_host
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
+from minipeft.nn.state import Host
 from minipeft.nn.weight import Parameter, Slot, arrays_of
 
 
-def attachments_of(model: Any) -> dict[str, Any]:
-    """{name: Attachment} of a whole model, to be read and changed. TypeError for a part of one, or something else."""
-    attachments = getattr(model, "attachments", None)
-    if attachments is None:
-        raise TypeError(f"{type(model).__name__} is not a whole model; pass the model, and choose with `where`")
-    return attachments
-
-
 class Module:
-    """A node of the tree. `attachments` is filled on the root of a model: {name: Attachment}, plugged or not."""
+    """A node of the tree."""
 
     def named_places(self) -> Iterator[tuple[str, Place]]:
         """Every slot and site with its dotted name, in the order of the attributes, each object once."""
@@ -75,9 +69,8 @@ class Module:
         the constant that it was merged into would keep the old base."""
         params = self.base_parameters
         for name, slot in self.slots.items():
-            for entry in slot.plugged:
-                if entry.merged is not None:
-                    raise ValueError(f"{name} cannot be replaced while {entry.name!r} is merged: unmerge first")
+            for entry in slot.merged:
+                raise ValueError(f"{name} cannot be replaced while {entry.name!r} is merged: unmerge first")
         missing, extra = [n for n in params if n not in arrays], [n for n in arrays if n not in params]
         if missing or extra:
             raise ValueError("; ".join(f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if names[5:] else ''}"
@@ -89,6 +82,8 @@ class Module:
                 raise ValueError(f"{name} has dtype {arrays[name].dtype}; expected a kind of {p.dtype}")
             if p.dtype.kind == "f" and not numpy.isfinite(to_host(arrays[name])).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
+        for host in {place.host for _, place in self.named_places()}:
+            host.differentiated(frozenset(params.values()))
         for name, p in params.items():
             p.data = to_device(arrays[name].astype(p.dtype, copy=True))
 
@@ -101,9 +96,39 @@ class Module:
         attachments, plugged, merged or off. Run the model inside `with minipeft.use(backend)`. Returns the model."""
         target = resolve(backend)
         for _, place in self.named_places():
-            pieces = [getattr(place, "base", None), *place.attached.values(), *(e.merged for e in place.plugged)]
-            for piece in pieces:
-                held = [piece] if isinstance(piece, Parameter) else arrays_of(piece).values() if piece else ()
-                for p in held:
+            for piece in place.pieces():
+                for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values():
                     p.data = to_device(p.data, target)
         return self
+
+
+class Model(Module):
+    """A whole model: the root of the tree, to which methods are attached."""
+
+    _host: Host | None = None
+
+    @property
+    def host(self) -> Host:
+        """What the places of this model share. Made when it is first asked for."""
+        if self._host is None:
+            self._host = Host()
+            for _, place in self.named_places():
+                place.host = self._host
+        return self._host
+
+    @property
+    def attachments(self) -> Mapping[str, Any]:
+        """{name: Attachment} of everything that is attached, plugged or not, in the order of attaching. Read-only."""
+        return types.MappingProxyType(self.host.now.attached)
+
+    @property
+    def plugged(self) -> tuple[str, ...]:
+        """The names of the attachments that are plugged or merged, bottom first."""
+        return tuple(self.host.now.plugged)
+
+
+def whole(model: Any) -> Model:
+    """The model. TypeError for a part of one, or something else."""
+    if not isinstance(model, Model):
+        raise TypeError(f"{type(model).__name__} is not a whole model; pass the model, and choose with `where`")
+    return model

@@ -13,13 +13,14 @@ padding on the left takes no position (`nn.positions`).
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable, Sequence
 
 import numpy
 
 from minipeft.autograd.tensor import array_of
 from minipeft.backend import to_device, xp
-from minipeft.nn.place import Names, Place
+from minipeft.nn.place import Place
+from minipeft.nn.routing import Groups, view_of
 from minipeft.ops import concat, index
 
 KINDS = ("sublayer", "input", "memory")
@@ -37,27 +38,24 @@ class Site(Place):
         """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at a memory, which refuses rows that see
         different attachments."""
         if self.kind == "sublayer":
-            return self.by_row(lambda names, *rows: self._apply(names, *rows)[-1], *stream)
-        groups = self._groups()
+            return self.by_row(lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
+        groups = view_of(self.host).groups(self)
         if len(groups) == 1:
             return self._apply(groups[0][0], *stream)
         if self.kind == "memory":
             raise ValueError("rows of one batch see different attachments at a site of kind 'memory', where what is "
                              "plugged may change the number of keys; run these rows apart")
-        return self._filled(groups, *stream)
+        return self._padded(groups, *stream)
 
-    def _apply(self, names: Names | None, *stream: Any) -> Any:
-        for name in [entry.name for entry in self.plugged] if names is None else names:
-            if self.kind == "sublayer":
-                stream = (*stream[:-1], self.attached[name](*stream))
-            else:
-                stream = self.attached[name](*stream)
+    def _apply(self, pieces: Sequence[Callable] | None, *stream: Any) -> Any:
+        for piece in pieces or ():
+            stream = (*stream[:-1], piece(*stream)) if self.kind == "sublayer" else piece(*stream)
         return stream
 
-    def _filled(self, groups: list, x: Any, mask: Any) -> tuple[Any, Any]:
+    def _padded(self, groups: Groups, x: Any, mask: Any) -> tuple[Any, Any]:
         """Each group of rows by itself, then all as long as the longest: zeros on the left, masked."""
         mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
-        parts = [self._apply(names, index(x, key=to_device(rows)), mask[to_device(rows)]) for names, rows in groups]
+        parts = [self._apply(pieces, index(x, key=to_device(rows)), mask[to_device(rows)]) for pieces, rows in groups]
         longest = max(part.shape[1] for part, _ in parts)
         xs, masks = [], []
         for part, seen in parts:

@@ -16,12 +16,17 @@ from typing import Any, Protocol
 
 from minipeft.autograd.tensor import Leaf, Tensor, array_of
 from minipeft.backend import Array
-from minipeft.nn.place import Names, Place
+from minipeft.nn.place import Place
+from minipeft.nn.state import Entry, Names
 from minipeft.ops import embedding, linear, reshape
 
 
 class Weight(Protocol):
-    """What a slot holds and a layer uses. `rng` makes a product one of training (dropout), as everywhere."""
+    """What a slot holds and a layer uses. `rng` makes a product one of training (dropout), as everywhere.
+
+    drops: whether dropout acts somewhere in `project`, in this weight or in one below it."""
+
+    drops: bool
 
     @property
     def shape(self) -> tuple: ...
@@ -37,6 +42,7 @@ class Parameter(Leaf):
     """A leaf with a place in a module, and the trivial weight: W is itself."""
 
     __slots__ = ()
+    drops = False
 
     def dense(self) -> Tensor:
         return self
@@ -62,9 +68,16 @@ class Constant:
 
 class Reparam:
     """A weight built on `base`, with Parameters of its own as attributes. Subclasses write `dense`; `project` and
-    `rows` go through it unless they override them with something faster (law 1 holds the two together)."""
+    `rows` go through it unless they override them with something faster (law 1 holds the two together).
+
+    A dense weight has no input to drop, so that dropout below is lost in it: a subclass that writes `dense` alone is
+    refused above a weight with dropout, and one that writes `project` hands `rng` on to `base.project` (law 14)."""
 
     base: Weight
+
+    @property
+    def drops(self) -> bool:
+        return self.base.drops
 
     @property
     def shape(self) -> tuple:
@@ -87,7 +100,12 @@ class Reparam:
         return self.dense()
 
     def over(self, base: Weight) -> "Reparam":
-        """The same reparametrization, parameters shared, of another base."""
+        """The same reparametrization, parameters shared, of another base. ValueError for one with dropout where this
+        class has no `project` of its own that could hand `rng` on."""
+        if base.drops and type(self).project is Reparam.project:
+            raise ValueError(f"a weight below asks for dropout, and {type(self).__name__} defines dense() alone, where "
+                             f"dropout is lost: write {type(self).__name__}.project(x, rng), which hands rng on to "
+                             f"self.base.project(x, rng), or set the dropout below to 0")
         twin = copy.copy(self)
         twin.base = base
         return twin
@@ -109,30 +127,34 @@ class Slot(Place):
         super().__init__(kind)
         self.base: Weight = Parameter(base)
 
+    def compose(self, entries: tuple[Entry, ...]) -> Weight:
+        """The base, then each entry over what lies below it; a merged entry is its constant."""
+        weight = self.base
+        for entry in entries:
+            weight = entry.merged if entry.merged is not None else entry.piece.over(weight)
+        return weight
+
     def fold(self, names: Names | None = None) -> Weight:
         """The weight with what is plugged (None), or with just the attachments `names`, over the base."""
-        weight = self.base
-        if names is not None:
-            for name in names:
-                weight = self.attached[name].over(weight)
-            return weight
-        for entry in self.plugged:
-            weight = entry.merged if entry.merged is not None else self.attached[entry.name].over(weight)
-        return weight
+        state = self.host.now
+        return (state.composed if names is None else state.compose(names)).get(self, self.base)
+
+    def _or_base(self, weight: Weight | None) -> Weight:
+        return self.base if weight is None else weight
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
         """x [batch, time, d_in] -> x W^T [batch, time, d_out]."""
-        return self.by_row(lambda names, x: self.fold(names).project(x, rng), x)
+        return self.by_row(lambda weight, x: self._or_base(weight).project(x, rng), x)
 
     def rows(self, ids: Any) -> Tensor:
         """ids [batch, time] -> W[ids] [batch, time, d_in]."""
-        return self.by_row(lambda names, ids: self.fold(names).rows(array_of(ids)), ids)
+        return self.by_row(lambda weight, ids: self._or_base(weight).rows(array_of(ids)), ids)
 
     def table(self, ids: Array) -> Tensor:
         """W[ids] for ids [...] that all rows of the batch share: [..., d_in], or [batch, ..., d_in] when routed."""
-        return self.per_row(lambda names: self.fold(names).rows(ids))
+        return self.per_row(lambda weight: self._or_base(weight).rows(ids))
 
     def vector(self) -> Tensor:
         """[d], or [batch, 1, d] when rows see different entries."""
-        v = self.per_row(lambda names: self.fold(names).vector())
+        v = self.per_row(lambda weight: self._or_base(weight).vector())
         return v if v.ndim == 1 else reshape(v, shape=(v.shape[0], 1, v.shape[1]))

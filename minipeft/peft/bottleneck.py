@@ -29,11 +29,26 @@ from minipeft.nn.where import Where, matching
 from minipeft.ops import add, linear, mul
 from minipeft.peft.fields import expect, finite_in, integer, number, one_of, plain
 
+
+def _sublayer(x: Any, n: Any, F: Any) -> Any:
+    return F
+
+
+def _residual(x: Any, n: Any, F: Any) -> Tensor:
+    return add(x, F)
+
+
+def _stream(x: Any, n: Any, F: Any) -> Any:
+    return x
+
+
+def _norm(x: Any, n: Any, F: Any) -> Any:
+    return n
+
+
 # name: (after which sublayers, what A reads, s)
 PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
-    "houlsby": (("attn", "ff"), lambda x, n, F: F, 1),
-    "pfeiffer": (("ff",), lambda x, n, F: add(x, F), 1),
-    "parallel": (("ff",), lambda x, n, F: x, 4)}
+    "houlsby": (("attn", "ff"), _sublayer, 1), "pfeiffer": (("ff",), _residual, 1), "parallel": (("ff",), _stream, 4)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +124,7 @@ class Adapter:
         m, d = down.shape
         self.D, self.b_D = Parameter(down), Parameter(init.zeros((m,), down.dtype))
         self.U, self.b_U = Parameter(up), Parameter(init.zeros((d,), up.dtype))
-        self.reads = PLACEMENTS[method.placement][1]
-        if method.input == "norm":
-            self.reads = lambda x, n, F: n
+        self.reads = _norm if method.input == "norm" else PLACEMENTS[method.placement][1]
         self.f, self.scale = ACTIVATIONS[method.activation], method._scale
 
     def __call__(self, x: Any, n: Any, F: Any) -> Tensor:

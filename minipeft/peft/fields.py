@@ -26,6 +26,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def described(method: Any) -> dict[str, Any]:
+    """The method as an adapter file says it: its kind and its fields, but for `where` and `mask`, which stand there as
+    the names that were chosen and as tensors."""
+    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in ("where", "mask")}
+    return {"kind": type(method).__name__, **fields}
+
+
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:
     """Raises ValueError unless `holds`."""
     if not holds:

@@ -91,6 +91,10 @@ class LowRank(Reparam):
         self.base, self.A, self.B = base, Parameter(a), Parameter(b)
         self.scale, self.p = scale, p  # an exact number: it enters arrays in their own kind
 
+    @property
+    def drops(self) -> bool:
+        return self.p > 0 or self.base.drops
+
     def dense(self) -> Tensor:
         return add(self.base.dense(), mul(matmul(self.B, self.A), scalar(self.scale, self.A)))
 

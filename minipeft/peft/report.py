@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, Iterable, Mapping
 
 from minipeft.nn import parts
-from minipeft.nn.module import Module, attachments_of
+from minipeft.nn.module import Model, whole
 from minipeft.nn.place import Place
 from minipeft.nn.weight import Parameter
 
@@ -22,7 +22,8 @@ _EXAMPLE_RANK = 8
 class Report:
     """Counts of numbers, not of bytes, unless the name says so. `print` it for the table.
 
-    components: of the base; methods: {attachment: {component: what it trains there}}, or {"selected": ...}."""
+    components: of the base; methods: {attachment: {component: what it trains there}}, or {"selected": ...}.
+    ranks: of the LoRAs that are plugged, for the example at the end."""
 
     trainable: int
     all: int
@@ -31,10 +32,11 @@ class Report:
     weight_bytes: int
     training_bytes: int
     projection: tuple[int, int, int] | None  # d_out, d_in, and rows per head of a query projection
+    ranks: tuple[int, ...] = (_EXAMPLE_RANK,)
 
     @property
     def percent(self) -> float:
-        return 100 * self.trainable / self.all
+        return 100 * self.trainable / self.all if self.all else 0.0
 
     def __str__(self) -> str:
         lines = [f"trainable model parameters: {self.trainable}", f"all model parameters: {self.all}",
@@ -48,39 +50,65 @@ class Report:
                              + "".join(f"{n:>14,}" for n in trained))
         lines += ["", f"weights               {self.weight_bytes / 2 ** 20:>13.2f} MiB",
                   f"gradients and moments {self.training_bytes / 2 ** 20:>13.2f} MiB with AdamW"]
-        if self.projection:
-            d_out, d_in, d_head = self.projection
-            lines += ["", f"LoRA of rank {_EXAMPLE_RANK} in place of the dense update of"]
-            lines += [_example("one head's query", d_head, d_in), _example("the whole query projection", d_out, d_in)]
+        for rank in self.ranks if self.projection else ():
+            d_out, d_in, d_head = self.projection  # type: ignore[misc]
+            lines += ["", f"LoRA of rank {rank} in place of the dense update of",
+                      _example(rank, "one head's query", d_head, d_in),
+                      _example(rank, "the whole query projection", d_out, d_in)]
         return "\n".join(lines)
 
 
-def _example(what: str, d_out: int, d_in: int) -> str:
-    low, dense = _EXAMPLE_RANK * (d_in + d_out), d_in * d_out
-    return f"  {what} {d_in} x {d_out}: {low:,} for {dense:,}, {100 * (1 - low / dense):.2f} % fewer"
+def _example(rank: int, what: str, d_out: int, d_in: int) -> str:
+    low, dense = rank * (d_in + d_out), d_in * d_out
+    saving = f"{100 * (1 - low / dense):.2f} % fewer" if low < dense else "no fewer: r (d_in + d_out) >= d_in d_out"
+    return f"  {what} {d_in} x {d_out}: {low:,} for {dense:,}, {saving}"
 
 
-def report(model: Module, params: Mapping[str, Parameter] | None = None) -> Report:
-    """Counts for training `params`; None means the parameters of all plugged attachments, or, if nothing is plugged,
-    the whole model (full fine-tuning). What is merged cannot be trained and counts as memory alone, and so do
-    attachments that are off, and the indices of masks."""
-    plugged = {name: a.parameters for name, a in attachments_of(model).items() if a.state == "plugged"}
+def report(model: Model, params: Any = None) -> Report:
+    """Counts for training `params`: {name: Parameter} as `select` gives it, or an Attachment. None means the parameters
+    of all plugged attachments, or, if nothing is plugged or merged, the whole model (full fine-tuning). What is merged
+    cannot be trained and counts as memory alone, and so do attachments that are off, and the indices of masks.
+
+    Raises ValueError for a parameter that is not the model's, TypeError for a part of a model and for params of another
+    kind."""
+    attachments = whole(model).attachments
+    plugged = {name: a.parameters for name, a in attachments.items() if a.state == "plugged"}
     own = {name: p for found in plugged.values() for name, p in found.items()}
     base, places = model.base_parameters, dict(model.named_places())
-    constants = {name: [e.merged for e in slot.plugged if e.merged is not None] for name, slot in model.slots.items()}
-    free = {name: p for name, p in base.items() if not constants[name]}
-    trained: Mapping[str, Parameter] = params if params is not None else own or free
-    groups = plugged if params is None and own else {"selected": trained}
+    constants = [entry.merged for place in places.values() for entry in place.merged]
+    trained: Mapping[str, Parameter] = own if own or constants else base
+    groups = plugged if own else {"selected": trained}
+    if params is not None:
+        trained = _checked(model, getattr(params, "parameters", params))
+        groups = {"selected": trained}
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
-    held = {id(p): p for a in attachments_of(model).values() for p in a.arrays.values()}
-    memory = [*{**everything, **held}.values(), *(p for merged in constants.values() for p in merged)]
+    held = {id(p): p for a in attachments.values() for p in a.arrays.values()}
+    memory = [*{**everything, **held}.values(), *constants]
+    ranks = dict.fromkeys(attachments[name].method.rank for name in plugged
+                          if hasattr(attachments[name].method, "rank"))
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
         all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
         methods={name: {part: n for part, n in _counts(found.items(), places).items() if n}
                  for name, found in groups.items()},
         weight_bytes=sum(p.data.nbytes for p in memory),
-        training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model))
+        training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model),
+        ranks=tuple(ranks) or (_EXAMPLE_RANK,))
+
+
+def _checked(model: Model, params: Any) -> Mapping[str, Parameter]:
+    """{name: Parameter} of this model, under its own names."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is {type(params).__name__}; expected an Attachment, or {{name: Parameter}} as "
+                        f"select(model, where) gives it")
+    there = {id(p) for p in model.base_parameters.values()}
+    there.update(id(p) for a in model.attachments.values() for p in a.own)
+    names = {name for name, _ in model.named_places()}
+    for name, p in params.items():
+        if id(p) not in there or name.partition("@")[0] not in names:
+            raise ValueError(f"params[{name!r}] is not a parameter of this model under its name; "
+                             f"select(model, where) lists those that are")
+    return params
 
 
 def _counts(params: Iterable[tuple[str, Parameter]], places: Mapping[str, Place]) -> dict[str, int]:

@@ -5,21 +5,20 @@
 """
 from __future__ import annotations
 
-from minipeft.nn.module import Module, attachments_of
+from minipeft.nn.module import Model, whole
 from minipeft.nn.weight import Parameter
 from minipeft.nn.where import Where, matching
 
 
-def select(model: Module, where: Where) -> dict[str, Parameter]:
+def select(model: Model, where: Where) -> dict[str, Parameter]:
     """{name: Parameter} among base parameters and those of plugged attachments (`place@name.leaf`), in model order.
 
     where: a regular expression searched in the name, a callable on the name, or a list of these.
     Raises ValueError for a pattern that matches nothing, and for a weight that is merged or an attachment that is:
     what they were merged into is a constant."""
     params: dict[str, Parameter] = dict(model.base_parameters)
-    merged = {name: [e.name for e in slot.plugged if e.merged is not None] for name, slot in model.slots.items()}
-    frozen = {name: names[-1] for name, names in merged.items() if names}
-    for attachment in attachments_of(model).values():
+    frozen = {name: slot.merged[-1].name for name, slot in model.slots.items() if slot.merged}
+    for attachment in whole(model).attachments.values():
         if attachment.state != "off":
             params.update(attachment.parameters)
         if attachment.state == "merged":

@@ -9,6 +9,7 @@ import minipeft
 from minipeft.autograd.tensor import _observer, _watched
 from minipeft.conformance.trace import trace
 from minipeft.files import read_tensors
+from tests.by_hand import put
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 
@@ -70,10 +71,9 @@ def test_the_gradient_of_an_activation_is_what_the_loss_does_when_that_is_moved(
     tensors, _, _ = traced(tmp_path, model, batch, samples=0)
     direction = numpy.random.default_rng(0).standard_normal(tensors["encoder.0.attn.out"].shape)
     site = model.sites["encoder.0.attn.out"]
-    site.plugged.append(type("Entry", (), {"name": "moved", "merged": None})())
 
     def loss(t: float) -> float:
-        site.attached["moved"] = lambda x, n, f: f + t * direction
+        put(site, {"moved": lambda x, n, f: f + t * direction})
         return float(model.loss(**batch).data)
 
     h = 1e-5

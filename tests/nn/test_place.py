@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft import ops
 from minipeft.nn.layers import LayerNorm, Linear, RMSNorm
-from minipeft.nn.place import Place, Plugged, _routing, routed
+from minipeft.nn.place import Place
 from minipeft.nn.positions import Learned, RelativeBuckets
+from minipeft.nn.routing import _view, routed
+from minipeft.nn.state import Host
 from minipeft.nn.weight import Parameter, Reparam, Slot
 from tests.bounds import close, tau, within
-
-NAMES = {"a": 0, "b": 0, "c": 0}
+from tests.by_hand import put, replug
 
 
 class Plus(Reparam):
@@ -26,11 +27,15 @@ class Plus(Reparam):
 
 
 def slot(kind, shape, seed=0):
-    """A slot with Plus a and b attached, not plugged."""
+    """A slot with Plus a and b attached, not plugged; c is attached elsewhere."""
     rng = numpy.random.default_rng(seed)
     made = Slot(kind, rng.standard_normal(shape))
-    made.attached = {n: Plus(made.base, rng.standard_normal(shape)) for n in "ab"}
-    return made
+    return put(made, {**{n: Plus(made.base, rng.standard_normal(shape)) for n in "ab"}, "c": None}, plugged=())
+
+
+def rows_seen():
+    """The names that each row of the forward under way sees, or None."""
+    return _view.get() and _view.get().rows
 
 
 def entries():
@@ -52,7 +57,7 @@ def seen_by(entry, made):
 def test_a_slot_is_its_base_until_something_is_plugged_and_then_a_fold_in_order():
     made = slot("bias", (3,))
     assert made.fold() is made.base and made.vector() is made.base
-    made.plugged = [Plugged("b"), Plugged("a")]
+    replug(made, "b", "a")
     wanted = made.base.data + made.attached["b"].d.data + made.attached["a"].d.data
     assert numpy.array_equal(made.fold().dense().data, wanted)
     assert made.fold().shape == (3,) and made.fold().dtype == numpy.float64
@@ -61,20 +66,21 @@ def test_a_slot_is_its_base_until_something_is_plugged_and_then_a_fold_in_order(
 def test_a_merged_entry_is_a_constant_that_hides_what_lies_below():
     made = slot("bias", (3,))
     constant = Parameter(numpy.array([1.0, 2.0, 3.0]))
-    made.plugged = [Plugged("b"), Plugged("a", constant)]
-    assert made.fold() is constant
-    made.plugged.append(Plugged("b"))
+    put(made, {"d": Plus(made.base, numpy.ones(3))}, plugged=())
+    replug(made, "b", "a", a=constant)
+    assert made.fold() is constant and [e.name for e in made.merged] == ["a"]
+    replug(made, "a", "b", a=constant)
     assert numpy.array_equal(made.fold().dense().data, constant.data + made.attached["b"].d.data)
 
 
 def test_a_fold_of_names_ignores_the_list_and_changes_nothing():
     made = slot("bias", (3,))
-    made.plugged = [Plugged("b")]
+    replug(made, "b")
     piece = made.attached["a"]
     assert numpy.array_equal(made.fold(("a",)).dense().data, made.base.data + piece.d.data)
     assert made.fold(()) is made.base
     made.fold(("b", "a"))
-    assert piece.base is made.base and [e.name for e in made.plugged] == ["b"]
+    assert piece.base is made.base and [e.name for e in made.entries] == ["b"]
 
 
 def test_the_default_product_and_rows_go_through_dense_and_dense_must_be_written():
@@ -100,7 +106,7 @@ def test_a_product_row_by_row(routing, seed):
     x = numpy.random.default_rng(seed).integers(-4, 5, (n, 3, 4)) * 1.0
     for piece in (made.base, made.attached["a"].d, made.attached["b"].d):
         piece.data = numpy.round(piece.data * 4)  # integers: products and sums are exact in every order
-    with routed(routing, n, NAMES):
+    with routed(made.host, routing, n):
         y = made.project(x).data
     assert all(numpy.array_equal(y[i], x[i] @ seen_by(e, made).T) for i, e in enumerate(routing))
 
@@ -109,7 +115,7 @@ def test_a_product_row_by_row(routing, seed):
 def test_a_lookup_row_by_row(routing, seed):
     made, n = slot("embedding", (7, 4), seed), len(routing)
     ids = numpy.random.default_rng(seed).integers(0, 7, (n, 3))
-    with routed(routing, n, NAMES):
+    with routed(made.host, routing, n):
         y = made.rows(ids).data
     assert all(numpy.array_equal(y[i], seen_by(e, made)[ids[i]]) for i, e in enumerate(routing))
 
@@ -119,8 +125,10 @@ def test_a_vector_and_a_shared_table_row_by_row(routing, seed):
     """[d] becomes [batch, 1, d], and a table [.., d] becomes [batch, .., d], where rows differ."""
     bias, table, n = slot("bias", (4,), seed), slot("position", (6, 4), seed), len(routing)
     ids = numpy.array([[0, 5, 5], [1, 2, 3]])
-    with routed(routing, n, NAMES):
-        v, t = bias.vector().data, table.table(ids).data
+    with routed(bias.host, routing, n):
+        v = bias.vector().data
+    with routed(table.host, routing, n):
+        t = table.table(ids).data
     if len({tuple(x for x in ((e,) if isinstance(e, str) else e or ()) if x != "c") for e in routing}) == 1:
         assert v.shape == (4,) and t.shape == (2, 3, 4)  # one group: nothing is stacked
         v, t = numpy.broadcast_to(v, (n, 1, 4)), numpy.broadcast_to(t, (n, 2, 3, 4))
@@ -136,11 +144,14 @@ def test_layers_take_routed_biases_norm_scales_and_positions():
     layer, norm, rms = Linear(rng.standard_normal((4, 4)), rng.standard_normal(4)), LayerNorm(
         numpy.ones(4), numpy.zeros(4), 1e-5), RMSNorm(numpy.ones(4), 1e-6)
     learned, buckets = Learned(rng.standard_normal((5, 4))), RelativeBuckets(rng.standard_normal((8, 4)), 20, True)
+    host = Host()
     for made in (layer.bias, norm.weight, norm.bias, rms.weight, learned.weight, buckets.weight):
-        made.attached = {n: Plus(made.base, rng.standard_normal(made.base.shape)) for n in "ab"}
+        made.host = host
+        put(made, {n: Plus(made.base, rng.standard_normal(made.base.shape)) for n in "ab"}, plugged=())
+    layer.weight.host = host
 
     def outputs(x, adapter):
-        with routed(adapter, len(x), NAMES):
+        with routed(host, adapter, len(x)):
             found = [layer(x), norm(x), rms(x), ops.add(x, learned.embed(numpy.arange(5)))]
             scores = ops.add(numpy.zeros((len(x), 4, 5, 5)), buckets.bias(5, 5, 0))
             return [y.data for y in (*found, scores)]
@@ -156,7 +167,7 @@ def test_gradients_of_a_routed_batch_go_to_what_each_row_saw():
     leaves = {"W": made.base, "a": made.attached["a"].d, "b": made.attached["b"].d}
 
     def step():
-        with routed(["a", None, ("a", "b")], 3, NAMES):
+        with routed(made.host, ["a", None, ("a", "b")], 3):
             return ops.sum(ops.mul(made.vector(), x * numpy.array([1.0, 10.0, 100.0])[:, None, None]))
 
     _, grads = minipeft.value_and_grad(step, leaves)
@@ -168,16 +179,16 @@ def test_gradients_of_a_routed_batch_go_to_what_each_row_saw():
 
 def test_rows_that_see_the_same_here_are_run_together_and_put_back_in_order():
     place, calls = Place("sublayer"), []
-    place.attached = {"a": None, "b": None}
+    put(place, {"a": "A", "b": "B", "c": None}, plugged=())
 
-    def run(names, x):
-        calls.append((names, x.shape[0]))
-        return ops.mul(x, float(1 + len(names)))
+    def run(pieces, x):
+        calls.append((pieces, x.shape[0]))
+        return ops.mul(x, float(1 + len(pieces or ())))
 
     x = numpy.arange(5.0)[:, None]
-    with routed(["a", None, ("c", "a"), "c", ("a", "b")], 5, NAMES):
+    with routed(place.host, ["a", None, ("c", "a"), "c", ("a", "b")], 5):
         y = place.by_row(run, x).data
-    assert calls == [(("a",), 2), ((), 2), (("a", "b"), 1)]
+    assert calls == [(("A",), 2), (None, 2), (("A", "B"), 1)]
     assert y[:, 0].tolist() == [0.0, 1.0, 4.0, 3.0, 12.0]
 
 
@@ -190,9 +201,9 @@ def test_without_a_routing_everything_runs_once_with_what_is_plugged():
 
 def test_absent_streams_stay_absent_row_by_row():
     place = Place("sublayer")
-    place.attached = {"a": None}
+    put(place, {"a": "A"}, plugged=())
     seen = []
-    with routed(["a", None], 2, NAMES):
+    with routed(place.host, ["a", None], 2):
         place.by_row(lambda names, x, absent: seen.append(absent) or x, numpy.ones((2, 1)), None)
     assert seen == [None, None]
 
@@ -201,23 +212,41 @@ def test_absent_streams_stay_absent_row_by_row():
     ("a", [("a",)] * 3), (("a", "b"), [("a", "b")] * 3), (["a", None, ("b", "a")], [("a",), (), ("b", "a")]),
     ((), [()] * 3)])
 def test_what_an_adapter_argument_means(adapter, rows):
-    with routed(adapter, 3, NAMES):
-        assert _routing.get() == rows
-    assert _routing.get() is None
+    with routed(slot("bias", (3,)).host, adapter, 3):
+        assert rows_seen() == rows
+    assert rows_seen() is None
 
 
 def test_a_routing_is_restored_when_the_block_ends_however_it_ends():
-    with routed("a", 1, NAMES):
+    host = slot("bias", (3,)).host
+    with routed(host, "a", 1):
         with pytest.raises(ZeroDivisionError):
-            with routed(["b"], 1, NAMES):
+            with routed(host, ["b"], 1):
                 raise ZeroDivisionError
-        assert _routing.get() == [("a",)]
-        with pytest.raises(ValueError), routed("nobody", 1, NAMES):
+        assert rows_seen() == [("a",)]
+        with pytest.raises(ValueError), routed(host, "nobody", 1):
             pass
-        assert _routing.get() == [("a",)]
+        assert rows_seen() == [("a",)]
 
 
 def test_a_model_without_attachments_says_that_there_are_none():
     with pytest.raises(ValueError, match="adapter 'a' is not attached to this model; attached: none"):
-        with routed("a", 1, {}):
+        with routed(Host(), "a", 1):
             pass
+
+
+def test_a_forward_goes_on_with_the_state_that_it_began_with():
+    made = slot("bias", (3,))
+    replug(made, "a")
+    before = made.vector().data
+    with routed(made.host):
+        replug(made)
+        assert numpy.array_equal(made.vector().data, before)
+    assert made.vector() is made.base
+
+
+def test_a_view_of_one_model_is_none_of_another():
+    made, other = slot("bias", (3,)), slot("bias", (3,), 1)
+    replug(other, "b")
+    with routed(made.host, "a", 1):
+        assert numpy.array_equal(other.vector().data, other.base.data + other.attached["b"].d.data)

@@ -4,18 +4,17 @@ import pytest
 
 import minipeft
 from minipeft import ops
-from minipeft.nn.place import Plugged, routed
+from minipeft.nn.routing import routed
 from minipeft.nn.site import KINDS, Site
 from minipeft.nn.weight import Parameter
 from tests.bounds import close
+from tests.by_hand import put, replug
 from tests.models_under_test import FAMILIES, Case, logits
 
 
 def plugged(site, **pieces):
     """Attach and plug these by hand, in order."""
-    site.attached.update(pieces)
-    site.plugged = [Plugged(name) for name in pieces]
-    return site
+    return put(site, pieces)
 
 
 def stream(batch=3):
@@ -60,8 +59,8 @@ def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far(
 def test_input_and_memory_pieces_replace_the_whole_stream():
     longer = plugged(Site("input"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
     e, mask, _ = stream()
-    out, new_mask, filling = longer(e, mask)
-    assert out.shape == (3, 3, 4) and new_mask is None and filling is None
+    out, new_mask = longer(e, mask)
+    assert out.shape == (3, 3, 4) and new_mask is None
     twice = plugged(Site("memory"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
     k, v, b = stream()
     found = twice(k, v, b)
@@ -70,7 +69,7 @@ def test_input_and_memory_pieces_replace_the_whole_stream():
 
 def test_what_is_attached_but_not_plugged_does_nothing():
     site, (x, n, f) = Site("sublayer"), stream()
-    site.attached["a"] = lambda x, n, f: 1 / 0
+    put(site, {"a": lambda x, n, f: 1 / 0}, plugged=())
     assert site(x, n, f) is f
 
 
@@ -79,7 +78,7 @@ def test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_
                    c=lambda x, n, f: 1 / 0)
     x, n, f = stream(5)
     routing = ["a", None, ("a", "b"), ("b", "a"), "a"]
-    with routed(routing, 5, {"a": 0, "b": 0, "c": 0}):
+    with routed(site.host, routing, 5):
         out = site(x, n, f).data
     wanted = [f[0] + 1, f[1], (f[2] + 1) * 2, f[3] * 2 + 1, f[4] + 1]
     assert all(numpy.array_equal(out[i], w) for i, w in enumerate(wanted))
@@ -87,22 +86,22 @@ def test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_
 
 def test_pieces_get_the_same_rows_of_all_three_streams():
     site, seen = Site("sublayer"), []
-    site.attached["a"] = lambda x, n, f: seen.append((data(x), data(n), data(f))) or f
+    put(site, {"a": lambda x, n, f: seen.append((data(x), data(n), data(f))) or f}, plugged=())
     x, n, f = stream(4)
-    with routed(["a", None, None, "a"], 4, {"a": 0}):
+    with routed(site.host, ["a", None, None, "a"], 4):
         site(x, n, f)
     assert all(numpy.array_equal(found, whole[[0, 3]]) for found, whole in zip(seen[0], (x, n, f), strict=True))
 
 
 def test_a_memory_site_refuses_rows_that_differ():
-    site = plugged(Site("memory"), a=lambda *s: s)
-    with routed(["a", None], 2, {"a": 0, "elsewhere": 0}), pytest.raises(ValueError, match="run these rows apart"):
+    site = plugged(Site("memory"), a=lambda *s: s, elsewhere=None)
+    with routed(site.host, ["a", None], 2), pytest.raises(ValueError, match="run these rows apart"):
         site(*stream(2))
-    with routed(["a", ("a", "elsewhere")], 2, {"a": 0, "elsewhere": 0}):
+    with routed(site.host, ["a", ("a", "elsewhere")], 2):
         assert len(site(*stream(2))) == 3, "what is attached elsewhere makes no difference here"
 
 
-def test_an_input_site_fills_shorter_rows_up_on_the_left_and_says_by_how_much():
+def test_an_input_site_pads_shorter_rows_on_the_left_and_masks_that():
     """Rows: none, two vectors, one, three (one, then two in front of it): each [prompt; row] stands at the right."""
     def piece(value, count):
         def run(e, mask):
@@ -113,14 +112,15 @@ def test_an_input_site_fills_shorter_rows_up_on_the_left_and_says_by_how_much():
     site, (e, _, _) = plugged(Site("input"), two=piece(2.0, 2), one=piece(1.0, 1)), stream(4)
     mask = numpy.array([[True, True], [True, False], [False, True], [True, True]])
     for given_mask in (mask, None):
-        with routed([None, "two", "one", ("one", "two")], 4, {"one": 0, "two": 0}):
-            x, seen, filling = site(e, given_mask)
-        assert x.shape == (4, 5, 4) and filling.tolist() == [3, 1, 2, 0]
+        with routed(site.host, [None, "two", "one", ("one", "two")], 4):
+            x, seen = site(e, given_mask)
+        assert x.shape == (4, 5, 4)
         kept = mask if given_mask is not None else numpy.ones((4, 2), bool)
         for row, prompt in enumerate([[], [2, 2], [1], [2, 2, 1]]):
             assert numpy.array_equal(x.data[row, 5 - 2:], e[row])
-            assert x.data[row, filling[row]:3, 0].tolist() == prompt
-            assert seen[row].tolist() == [False] * filling[row] + [True] * len(prompt) + kept[row].tolist()
+            padding = 3 - len(prompt)
+            assert x.data[row, padding:3, 0].tolist() == prompt
+            assert seen[row].tolist() == [False] * padding + [True] * len(prompt) + kept[row].tolist()
 
 
 # ---- in a model
@@ -200,5 +200,5 @@ def test_a_stream_of_pieces_by_hand_is_undone_by_emptying_the_list():
     before = logits(model, case.batch())
     site = plugged(model.sites["decoder.0.ff.out"], a=lambda x, n, f: ops.mul(f, 3.0))
     assert not numpy.array_equal(logits(model, case.batch()), before)
-    site.plugged = []
+    replug(site)
     assert logits(model, case.batch()).tobytes() == before.tobytes()

@@ -24,7 +24,39 @@ def test_a_callable_is_asked_and_any_true_value_counts():
 @given(st.lists(st.sampled_from(["q", "bias", "head", r"\.1\.", "weight$"]), min_size=1, max_size=4), st.booleans())
 def test_a_list_chooses_what_any_of_it_does_each_once_in_the_order_of_the_names(patterns, as_tuple):
     found = matching(NAMES, tuple(patterns) if as_tuple else patterns)
-    assert found == [n for n in NAMES if any(re.search(p, n) for p in patterns)]
+    assert found == [n for n in NAMES if any(
+        p in n.split(".") if p.isalnum() else re.search(p, n) for p in patterns)]
+
+
+def test_a_bare_word_in_a_list_is_a_whole_segment_and_alone_it_is_searched():
+    names = [*(f"encoder.0.attn.{part}.weight" for part in "qkvo"), "decoder.0.cross.o.weight@lora.A",
+             "position.weight"]
+    assert matching(names, ["q", "o"]) == [names[0], names[3], names[4]]
+    assert matching(names, ("lora",)) == matching(names, ["A"]) == [names[4]]
+    assert matching(names, ["0"]) == names[:5] and matching(names, "o") == names
+    assert matching(names, [r"o"]) == [names[3], names[4]] and matching(names, [r"pos."]) == [names[5]]
+    with pytest.raises(ValueError, match="where='attn_q' matches none"):
+        matching(names, ["attn_q"])
+
+
+@pytest.mark.parametrize("theirs, ours", [("q_proj", "q"), (r"\.v_proj$", "v"), ("query", "q"), ("out_proj", "o"),
+                                          ("fc1", "wi"), ("linear2", "wo"), ("embed_tokens", "embedding"),
+                                          ("wieght", "weight")])
+def test_a_name_of_another_library_leads_to_ours(theirs, ours):
+    names = [f"encoder.0.{part}.weight" for part in ("attn.q", "attn.k", "attn.v", "attn.o", "ff.wi", "ff.wo")]
+    for where in (theirs, [theirs]):
+        with pytest.raises(ValueError) as caught:
+            matching([*names, "embedding.weight"], where)
+        near = str(caught.value).split("nearest: ")[1].split("; ")[0].split(", ")
+        assert all(ours in name.split(".") for name in near), near
+
+
+def test_a_tied_head_is_said_to_be_tied():
+    with pytest.raises(ValueError, match="the head of this model is tied to the embedding: choose 'embedding'"):
+        matching(["embedding.weight", "encoder.0.attn.q.weight"], "^head")
+    with pytest.raises(ValueError) as caught:
+        matching(["embedding.weight", "head.weight"], "^heads")
+    assert "tied" not in str(caught.value)
 
 
 def test_names_may_come_from_any_iterable():

@@ -98,7 +98,7 @@ def test_two_on_the_same_places_stack_and_each_can_be_undone(family):
     one = logits(model, batch)
     upper = case.attach(model, "upper", 3)
     both = logits(model, batch)
-    assert [e.name for e in model.slots["encoder.0.attn.q.weight"].plugged] == ["lower", "upper"]
+    assert [e.name for e in model.slots["encoder.0.attn.q.weight"].entries] == ["lower", "upper"]
     upper.unplug()
     assert logits(model, batch).tobytes() == one.tobytes() != both.tobytes()
     upper.plug()
@@ -140,7 +140,7 @@ def test_a_removed_attachment_refuses_every_move_and_frees_its_name(before, tmp_
     with pytest.raises(ValueError, match="cannot save 'lora': it was removed from its model"):
         attachment.save(tmp_path / "x")
     assert not list(tmp_path.iterdir())
-    assert not any(place.attached or place.plugged for _, place in model.named_places())
+    assert not any(place.attached or place.entries for _, place in model.named_places())
     assert CASE.attach(model).state == "plugged"
 
 
@@ -162,7 +162,7 @@ def test_a_merge_that_is_refused_at_its_last_place_has_merged_none():
     upper = CASE.attach(model, "upper", 3)
     with pytest.raises(ValueError, match="merge 'lower' first: at decoder.1.cross.v.weight"):
         upper.merge()
-    assert all(e.merged is None for place in upper.places.values() for e in place.plugged)
+    assert all(e.merged is None for place in upper.places.values() for e in place.entries)
 
 
 def test_what_shares_no_place_with_it_does_not_hinder_a_merge():
@@ -254,7 +254,7 @@ def test_moving_reaches_bases_merged_constants_and_all_attachments_once():
     model.to(Namespace)
     pieces = [piece for _, place in model.named_places() for piece in place.attached.values()]
     held = [*model.base_parameters.values(), *(p for piece in pieces for p in arrays_of(piece).values()),
-            *(e.merged for slot in model.slots.values() for e in slot.plugged if e.merged is not None)]
+            *(e.merged for slot in model.slots.values() for e in slot.merged)]
     assert len(held) == len(model.slots) + 3 * 2 * 10 + 10 and {type(p.data) for p in held} == {Moved}
 
 

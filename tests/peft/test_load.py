@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft.files import read_tensors, write_tensors
-from tests.models_under_test import FAMILIES, Case, bits, logits
+from minipeft.files import read_tensors
+from tests.adapters import write_signed
+from tests.models_under_test import Case, bits, logits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float32", 0)
 FIRST = "encoder.0.attn.q.weight.A"  # its shape is [2, 12]
@@ -53,7 +54,7 @@ def test_the_file_holds_its_own_tensors_and_resolved_names_and_nothing_of_the_ba
     places = json.loads(metadata["places"])
     assert set(tensors) == {f"{place}.{leaf}" for place in places for leaf in "AB"} and len(places) == 10
     assert json.loads(metadata["method"]) == {"kind": "LoRA", "rank": 2, "alpha": 3, "dropout": 0.0,
-                                              "start": "gaussian"}
+                                              "init": "gaussian"}
     assert metadata["name"] == "mine" and len(metadata["base"]) == 64
 
 
@@ -103,13 +104,13 @@ def another_base():
 
 
 def test_an_adapter_for_another_base_is_refused_unless_forced(saved):
-    refused(saved[0], "made for another base model .*or pass force=True", another_base())
+    refused(saved[0], "made for another base model, .*or pass force=True", another_base())
     assert minipeft.load(another_base(), saved[0], force=True).state == "plugged"
 
 
 def test_force_skips_no_other_check(saved, tmp_path):
     path, tensors, metadata, _ = saved
-    write_tensors(tmp_path / "a", {**tensors, FIRST: tensors[FIRST] * numpy.nan}, metadata)
+    write_signed(tmp_path / "a", {**tensors, FIRST: tensors[FIRST] * numpy.nan}, metadata)
     refused(tmp_path / "a", "not finite", another_base(), force=True)
 
 
@@ -177,7 +178,7 @@ def test_a_flipped_byte_is_refused_or_is_another_number_in_a_tensor(saved, tmp_p
 def test_tensors_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, message):
     tensors = {name: array.copy() for name, array in saved[1].items()}
     change(tensors)
-    write_tensors(tmp_path / "a", tensors, saved[2])
+    write_signed(tmp_path / "a", tensors, saved[2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         refused(tmp_path / "a", message)
@@ -193,19 +194,25 @@ def method(**changes):
 
 @pytest.mark.parametrize("change, message", [
     (lambda m: m.clear(), "not an adapter file of minipeft"),
-    (lambda m: m.update(format="pt"), "not an adapter file of minipeft, version 1 .*format 'pt'"),
-    (lambda m: m.update(version="2"), "not an adapter file of minipeft, version 1 .*version '2'"),
-    *((lambda m, k=key: m.pop(k), "incomplete or malformed") for key in ("name", "method", "places", "base")),
+    (lambda m: m.update(format="pt"), "not an adapter file of minipeft, version 1 or 2 .*format 'pt'"),
+    (lambda m: m.update(version="3"), "not an adapter file of minipeft, version 1 or 2 .*version '3'"),
+    *((lambda m, k=key: m.pop(k), f"incomplete or malformed .{key} is missing")
+      for key in ("name", "method", "places", "base", "below", "together")),
+    *((method(**{field: None}), f"LoRA: the field '{field}' is missing")
+      for field in ("rank", "alpha", "dropout", "init")),
+    *((lambda m, k=key, t=text: m.update({k: t}), f"{key} is not a list of names and fingerprints")
+      for key in ("below", "together")
+      for text in ("{}", "[1]", '[{"name": "a"}]', '[{"name": "a", "content": 1}]', "null", '"a"')),
     (lambda m: m.update(method="{"), "incomplete or malformed"), (lambda m: m.update(method="[]"), "or malformed"),
     (lambda m: m.update(method='"LoRA"'), "or malformed"), (lambda m: m.update(method="null"), "or malformed"),
     (lambda m: m.update(method="[" * 10 ** 5), "or malformed"),
     (method(kind=None), "or malformed"), (method(kind="DoRB"), "method 'DoRB' is not known; known are LoRA"),
-    (method(kind=[]), r"method '\[\]' is not known"), (method(kind={"a": 1}), "is not known"),
+    (method(kind=[]), r"method \[\] is not known"), (method(kind={"a": 1}), "is not known"),
     (method(rank=0), "rank is 0"), (method(rank=2.0), r"rank is 2\.0"), (method(rank="2"), "rank is '2'"),
     (method(rank=True), "rank is True"), (method(rank=99), "rank 99 exceeds 12"), (method(rank=3), "has shape"),
     (method(alpha=float("nan")), "alpha is nan"), (method(alpha=float("inf")), "alpha is inf"),
     (method(alpha=0), "alpha is 0"), (method(alpha=10 ** 400), "alpha is 1000"), (method(alpha="3"), "alpha is '3'"),
-    (method(dropout=1), "dropout is 1"), (method(start="zeros"), "start is 'zeros'"), (method(start=[]), "start is .."),
+    (method(dropout=1), "dropout is 1"), (method(init="zeros"), "start is 'zeros'"), (method(init=[]), "start is .."),
     (method(lora_alpha=16), "unexpected keyword argument 'lora_alpha'"), (method(where="."), "where"),
     *((lambda m, p=places: m.update(places=p), "places is not a list of distinct names$")
       for places in ("{}", "[]", "[1]", '"encoder"', "null", '["a", "a"]', '["a", ["a"]]')),
@@ -220,7 +227,7 @@ def method(**changes):
 def test_tampered_metadata_is_refused(saved, tmp_path, change, message):
     metadata = dict(saved[2])
     change(metadata)
-    write_tensors(tmp_path / "a", saved[1], metadata)
+    write_signed(tmp_path / "a", saved[1], metadata)
     refused(tmp_path / "a", message)
 
 
@@ -233,7 +240,7 @@ def test_a_models_file_a_checkpoint_and_no_file_are_refused(tmp_path):
     refused(tmp_path / "model.safetensors", "not an adapter file of minipeft")
     params = CASE.attach(model).parameters
     minipeft.fit(model, params, minipeft.Batches([([1], [2])], 1), steps=1, checkpoint=tmp_path / "run", progress=False)
-    refused(tmp_path / "run", "not an adapter file of minipeft.*'minipeft-checkpoint-1'")
+    refused(tmp_path / "run", "not an adapter file of minipeft.*'minipeft-checkpoint-2'")
     refused(tmp_path / "nowhere", "nowhere", error=FileNotFoundError)
     (tmp_path / "text").write_text("an adapter, honestly")
     refused(tmp_path / "text", "truncated, or not a safetensors file")
@@ -260,105 +267,3 @@ def test_saving_over_an_old_file_replaces_it_whole(saved, tmp_path):
     attachment.save(tmp_path / "a")
     assert set(read_tensors(tmp_path / "a")[0]) == {n.replace("@other", "") for n in attachment.parameters}
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_what_was_trained_on_top_of_another_needs_that_one_below_it(tmp_path):
-    rng = numpy.random.default_rng(0)
-    base = FAMILIES["t5 v1.0"](rng, "float32")
-    model, bare = base.clone(), base.clone()
-    for name in ("lower", "upper"):
-        adapter = minipeft.attach(model, minipeft.LoRA(1), rng, name)
-        for p in adapter.parameters.values():
-            p.data += rng.standard_normal(p.shape).astype(p.dtype)
-        if name == "lower":
-            adapter.merge()
-        adapter.save(tmp_path / name)
-    with pytest.raises(ValueError, match="trained on top of attachment 'lower'"):
-        minipeft.load(bare, tmp_path / "upper")
-    assert not bare.attachments
-    lower = minipeft.load(bare, tmp_path / "lower")
-    minipeft.load(bare, tmp_path / "upper")
-    assert {name: a.state for name, a in bare.attachments.items()} == {"lower": "plugged", "upper": "plugged"}
-    bare.attachments["upper"].remove()
-    next(iter(lower.parameters.values())).data += 1
-    with pytest.raises(ValueError, match="with the same tensors"):
-        minipeft.load(bare, tmp_path / "upper")
-    assert minipeft.load(bare, tmp_path / "upper", force=True).state == "plugged"
-
-
-# ---- what was plugged before it, anywhere in the model
-
-
-def lower_and_prompt(folder):
-    """Files of a LoRA and of a prompt that was trained on top of it: they share no place."""
-    model = CASE.model()
-    CASE.attach(model, "lower").save(folder / "lower")
-    minipeft.attach(model, minipeft.PromptTuning(2), numpy.random.default_rng(0), "prompt").save(folder / "prompt")
-    return model
-
-
-def below(path):
-    """The names that a file records."""
-    return list(json.loads(read_tensors(path)[1]["below"]))
-
-
-def test_a_prompt_that_was_trained_on_top_of_a_lora_needs_it_plugged(tmp_path):
-    model = lower_and_prompt(tmp_path)
-    output = logits(model, CASE.batch())
-    assert (below(tmp_path / "lower"), below(tmp_path / "prompt")) == ([], ["lower"])
-    message = "was trained on top of attachment 'lower', which is not plugged here with the same tensors; load and plug"
-    refused(tmp_path / "prompt", message)
-    bare = CASE.model()
-    lower = minipeft.load(bare, tmp_path / "lower")
-    lower.unplug()
-    refused(tmp_path / "prompt", message, bare)
-    lower.plug()
-    minipeft.load(bare, tmp_path / "prompt")
-    assert logits(bare, CASE.batch()).tobytes() == output.tobytes()
-    bare.attachments["prompt"].remove()
-    lower.merge()
-    assert minipeft.load(bare, tmp_path / "prompt").state == "plugged", "merged is plugged, for good"
-    assert minipeft.load(CASE.model(), tmp_path / "prompt", force=True).state == "plugged"
-
-
-def test_a_name_that_is_taken_by_another_is_not_the_one_below(tmp_path):
-    lower_and_prompt(tmp_path)
-    model = CASE.model()
-    CASE.attach(model, "lower", at=5)
-    refused(tmp_path / "prompt", "'lower', which is not plugged here with the same tensors", model)
-
-
-def test_what_was_plugged_later_is_not_recorded_wherever_it_lies(tmp_path):
-    model = lower_and_prompt(tmp_path)
-    first = model.attachments["lower"]
-    CASE.attach(model, "later", 5)                      # on top of it at the same slots
-    CASE.attach(model, "beside", 6, where="^embedding")
-    first.save(tmp_path / "a")
-    model.attachments["prompt"].save(tmp_path / "b")
-    model.attachments["beside"].save(tmp_path / "c")
-    assert below(tmp_path / "a") == [] and below(tmp_path / "b") == ["lower"]
-    assert below(tmp_path / "c") == ["lower", "prompt", "later"]
-    assert minipeft.load(CASE.model(), tmp_path / "a").state == "plugged"
-
-
-def test_it_is_when_they_were_plugged_that_counts_and_not_when_they_were_attached(tmp_path):
-    model = lower_and_prompt(tmp_path)
-    first, prompt = model.attachments["lower"], model.attachments["prompt"]
-    first.unplug()
-    prompt.save(tmp_path / "alone")
-    first.plug()
-    prompt.save(tmp_path / "first")
-    first.save(tmp_path / "second")
-    assert [below(tmp_path / name) for name in ("alone", "first", "second")] == [[], [], ["prompt"]]
-    first.merge()
-    model.clone().attachments["lower"].save(tmp_path / "merged in a copy")
-    assert below(tmp_path / "merged in a copy") == ["prompt"]
-
-
-def test_what_is_off_records_nothing_and_is_recorded_by_nothing(tmp_path):
-    model = lower_and_prompt(tmp_path)
-    model.attachments["prompt"].unplug()
-    model.attachments["prompt"].save(tmp_path / "off")
-    CASE.attach(model, "upper", 5).save(tmp_path / "upper")
-    assert below(tmp_path / "off") == [] and below(tmp_path / "upper") == ["lower"]
-    assert minipeft.load(CASE.model(), tmp_path / "off").state == "plugged"

@@ -8,9 +8,10 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.files import read_tensors, write_tensors
+from minipeft.files import read_tensors
 from minipeft.nn.weight import arrays_of
 from minipeft.peft.load import METHODS
+from tests.adapters import write_signed
 from tests.methods_under_test import VARIANTS
 from tests.models_under_test import Case, bits, logits
 
@@ -45,7 +46,7 @@ def refused(path, message):
         tracemalloc.stop()
     assert time.process_time() - start < 2 + path.stat().st_size / 1e6
     assert peak < 5e6 + 20 * path.stat().st_size
-    assert not model.attachments and not any(p.attached or p.plugged for _, p in model.named_places())
+    assert not model.attachments and not any(p.attached or p.entries for _, p in model.named_places())
     assert bits(model.state()) == before and logits(model, CASE.batch()).tobytes() == output.tobytes()
     assert len(str(error.value)) < 1000 + len(str(path))
     return str(error.value)
@@ -55,15 +56,15 @@ def tampered(saved, tmp_path, kind, fields=None, **metadata):
     """The path of a small file whose method has other fields, or whose metadata are others."""
     tensors, old = saved[kind]
     method = json.dumps({**json.loads(old["method"]), **(fields or {})})
-    write_tensors(tmp_path / "a", tensors, {**old, "method": method, **metadata})
+    write_signed(tmp_path / "a", tensors, {**old, "method": method, **metadata})
     return tmp_path / "a"
 
 
 @pytest.mark.parametrize("kind, fields, message", [
     ("PromptTuning", {"length": 10 ** 9}, r"encoder.input.P has shape \[3, 12\]; expected \[1000000000, 12\]$"),
     ("PromptTuning", {"length": 10 ** 18}, r"has shape \[3, 12\]; expected \[1000000000000000000, 12\]$"),
-    ("PromptTuning", {"length": 10 ** 9, "start": "random"}, r"has shape \[3, 12\]; expected \[1000000000, 12\]$"),
-    ("PromptTuning", {"length": 10 ** 9, "start": "tokens", "tokens": [3]}, r"expected \[1000000000, 12\]$"),
+    ("PromptTuning", {"length": 10 ** 9, "init": "random"}, r"has shape \[3, 12\]; expected \[1000000000, 12\]$"),
+    ("PromptTuning", {"length": 10 ** 9, "init": "tokens", "tokens": [3]}, r"expected \[1000000000, 12\]$"),
     ("Bottleneck", {"size": 10 ** 9}, r"encoder.0.attn.out.D has shape \[2, 12\]; expected \[1000000000, 12\]$"),
     ("Bottleneck", {"size": 10 ** 30}, r"has shape \[2, 12\]; expected \[10{30}, 12\]$"),
     ("Bottleneck", {"size": None, "reduction": 1}, r"has shape \[2, 12\]; expected \[12, 12\]$"),
@@ -81,26 +82,27 @@ def test_sizes_that_a_file_claims_and_does_not_hold_are_refused_before_they_are_
 
 
 @pytest.mark.parametrize("kind, field", [
-    ("LoRA", "start"), ("PromptTuning", "start"), ("Bottleneck", "placement"), ("Bottleneck", "activation"),
+    ("LoRA", "init"), ("PromptTuning", "init"), ("Bottleneck", "placement"), ("Bottleneck", "activation"),
     ("Bottleneck", "stacks"), ("Bottleneck", "input"), ("Selective", "component"), ("Selective", "type"),
     ("LoRA", "rank"), ("Selective", "layers")])
 def test_three_million_letters_are_not_printed(saved, tmp_path, kind, field):
     path = tampered(saved, tmp_path, kind, {field: 3_000_000 * "x"})
-    message = refused(path, rf"{field} is \(?'x{{198,199}}\.{{3}}; expected ")
+    message = refused(path, rf"{field.replace('init', 'start')} is \(?'x{{198,199}}\.{{3}}; expected ")
     assert message.count("x") < 210
 
 
 @pytest.mark.parametrize("metadata, message", [
     ({"name": 3_000_000 * "."}, "name is '[.]{202}; expected letters, digits, '_' and '-'$"),
     ({"places": json.dumps([3_000_000 * "x"])}, r"it has no place 'x{199}\.{3} \(1 of 1 are missing\)$"),
-    ({"below": json.dumps({3_000_000 * "x": ""})}, r"was trained on top of attachment 'x{199}\.{3}, which is not plug"),
+    ({"below": json.dumps([{"name": 3_000_000 * "x", "content": ""}])},
+     r"was trained on top of attachment 'x{199}\.{3}, which is not plug"),
     ({"method": json.dumps({"kind": 3_000_000 * "x"})}, r"method 'x{199}\.{3} is not known; known are LoRA, "),
-    ({"format": 3_000_000 * "x"}, r"its metadata says format 'x{199}\.{3}, version '1'\)$")])
+    ({"format": 3_000_000 * "x"}, r"its metadata says format 'x{199}\.{3}, version '2'\)$")])
 def test_nor_are_they_printed_from_the_metadata(saved, tmp_path, metadata, message):
     refused(tampered(saved, tmp_path, "LoRA", **metadata), message)
 
 
-@pytest.mark.parametrize("kind, field", [("LoRA", "start"), ("LoRA", "rank"), ("PromptTuning", "tokens"),
+@pytest.mark.parametrize("kind, field", [("LoRA", "init"), ("LoRA", "rank"), ("PromptTuning", "tokens"),
                                          ("Bottleneck", "stacks"), ("Selective", "rows"), ("Selective", "component")])
 @pytest.mark.parametrize("depth", [30, 300, 900, 3000, 10 ** 5])
 def test_fields_that_are_nested_too_deep_are_refused_at_any_depth(saved, tmp_path, kind, field, depth):
@@ -109,7 +111,7 @@ def test_fields_that_are_nested_too_deep_are_refused_at_any_depth(saved, tmp_pat
     fields = json.loads(metadata["method"])
     fields.pop(field)
     method = json.dumps(fields)[:-1] + f', "{field}": {depth * "["}{depth * "]"}}}'
-    write_tensors(tmp_path / "a", tensors, {**metadata, "method": method})
+    write_signed(tmp_path / "a", tensors, {**metadata, "method": method})
     refused(tmp_path / "a", "does not fit this model: |the adapter's metadata is incomplete or malformed")
 
 
@@ -122,11 +124,13 @@ def test_a_hundred_thousand_places_are_refused_whether_they_are_repeated_unknown
         refused(tampered(saved, tmp_path, "LoRA", places=json.dumps(places)), message)
 
 
-@pytest.mark.parametrize("below", [{"lower": 1}, {"lower": None}, {"a": "x", "lower": ["x"]}, {"lower": {"a": "b"}}, [],
-                                   [["lower", "x"]], "", "lower", None, 3, True])
-def test_below_is_a_map_of_names_to_fingerprints(saved, tmp_path, below):
-    path = tampered(saved, tmp_path, "LoRA", below=json.dumps(below))
-    refused(path, "below is not a map of names to fingerprints$")
+@pytest.mark.parametrize("key", ["below", "together"])
+@pytest.mark.parametrize("layers", [{"lower": "x"}, [{"name": "lower"}], [{"name": "lower", "content": 1}], [[]],
+                                    [None], [["lower", "x"]], [{"name": "a", "content": "b", "more": "c"}], "", None,
+                                    3, True])
+def test_what_it_was_trained_on_is_lists_of_names_and_fingerprints(saved, tmp_path, key, layers):
+    path = tampered(saved, tmp_path, "LoRA", **{key: json.dumps(layers)})
+    refused(path, f"{key} is not a list of names and fingerprints$")
 
 
 # ---- shapes, and what a load does not do
@@ -154,7 +158,7 @@ def test_the_shapes_that_a_method_says_are_those_that_it_makes(kind, variant, fa
 def test_a_load_draws_no_random_number_and_asks_for_no_embedding(saved, tmp_path, monkeypatch, kind):
     """`attach` does both, for a prompt."""
     tensors, metadata = saved[kind]
-    write_tensors(tmp_path / "a", tensors, metadata)
+    write_signed(tmp_path / "a", tensors, metadata)
     model, rngs, build = CASE.model(), [], METHODS[kind].build
 
     def watched(self, model, places, rng):

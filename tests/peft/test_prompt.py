@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import ops
-from minipeft.nn.place import Plugged
 from tests.bounds import WHOLE_MODEL, close, close_gradients
+from tests.by_hand import put
 from tests.models_under_test import FAMILIES, VOCAB, Case, bits, logits, same_values
 
 U, RNG, D_MODEL, NAME = 2.0 ** -53, numpy.random.default_rng, 12, "encoder.input@prompt.P"
@@ -284,8 +284,7 @@ def test_cross_attention_sees_the_prompt_and_not_the_padding(family):
     model, batch = case.model(), padded(case, "left")
     prompted(model, 2)
     site = model.decoder.blocks[0].cross.memory
-    site.attached["probe"] = lambda k, v, bias: seen.append((k.shape[:2], bias)) or (k, v, bias)
-    site.plugged = [Plugged("probe")]
+    put(site, {"probe": lambda k, v, bias: seen.append((k.shape[:2], bias)) or (k, v, bias)})
     logits(model, batch)
     (shape, bias), mask = seen.pop(), batch["attention_mask"]
     assert shape == (4, 8) and bias.shape == (4, 1, 1, 8)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.files import read_tensors, write_tensors
+from minipeft.nn.fingerprint import fingerprint
+from tests.adapters import write_signed
 from tests.bounds import close, close_gradients
 from tests.models_under_test import FAMILIES, VOCAB, bits, logits, same_values
 from tests.peft.test_prompt import NAME, RNG, U, case_of, longer, loss_of_logits, padded, vectors
@@ -103,7 +105,7 @@ def test_two_prompts_stand_in_order_and_rows_of_one_batch_see_their_own(family):
     assert close(stacked, logits(model, batch), U)
 
 
-def test_a_file_keeps_the_place_and_one_from_before_there_was_a_choice_means_the_default(tmp_path):
+def test_a_file_keeps_the_place_and_one_of_version_1_from_before_there_was_a_choice_means_the_default(tmp_path):
     case = case_of("t5 v1.1", dtype="float32")
     model, batch = case.model(), padded(case, "left")
     attachment = prompted(model, 2)
@@ -117,7 +119,13 @@ def test_a_file_keeps_the_place_and_one_from_before_there_was_a_choice_means_the
     tensors, metadata = read_tensors(tmp_path / "new")
     method = json.loads(metadata["method"])
     assert method.pop("next_to_text") is True
-    write_tensors(tmp_path / "old", tensors, {**metadata, "method": json.dumps(method)})
-    old = minipeft.load(model, tmp_path / "old")
+    write_signed(tmp_path / "less", tensors, {**metadata, "method": json.dumps(method)})
+    with pytest.raises(ValueError, match="PromptTuning: the field 'next_to_text' is missing"):
+        minipeft.load(model, tmp_path / "less")
+    method["start"] = method.pop("init")
+    write_tensors(tmp_path / "old", tensors, {
+        **metadata, "version": "1", "method": json.dumps(method), "base": fingerprint(model.state()), "below": "{}"})
+    with pytest.warns(UserWarning, match="adapter file of version 1"):
+        old = minipeft.load(model, tmp_path / "old")
     default = minipeft.PromptTuning(2, "random")
     assert dataclasses.replace(old.method, where=default.where) == default

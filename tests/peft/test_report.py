@@ -75,8 +75,9 @@ def test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not():
     assert sizes[1] == 2 * (13 + 12)
     assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sum(sizes), base + sum(sizes))
     first.unplug()
-    second.merge()  # the head, of 13 * 12 numbers, cannot be trained now
-    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (base - 13 * 12, base)
+    second.merge()  # nothing is plugged that could be trained, and nobody asked for the rest of the base
+    assert (minipeft.report(model).trainable, minipeft.report(model).all) == (0, base)
+    assert "percentage of trainable model parameters: 0.00%" in str(minipeft.report(model))
     second.unmerge()
     assert (minipeft.report(model).trainable, minipeft.report(model).all) == (sizes[1], base + sizes[1])
 
@@ -100,13 +101,13 @@ def test_weight_bytes_are_all_arrays_that_are_held_each_once():
     lora.merge()
     report = minipeft.report(model)
     assert report.weight_bytes == base + 24 + 200 + 4 * 13 * 12
-    assert report.trainable == base // 4 - 13 * 12 and report.training_bytes == 12 * report.trainable
+    assert report.trainable == report.training_bytes == 0
     assert minipeft.report(model, mask.parameters).weight_bytes == report.weight_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_merged_and_what_can_be_selected_agree(family):
-    """With nothing plugged, full fine-tuning trains what `select` would give: not the bases under a merge."""
+def test_what_can_be_selected_under_a_merge_is_counted_and_the_rest_refused(family):
+    """Without a selection nothing is trained, as nothing is plugged; the bases under a merge cannot be selected."""
     case = Case((family, "q and v"), 2, 3, "float32", 0)
     model = case.model()
     names = set(model.base_parameters)
@@ -114,7 +115,8 @@ def test_what_is_merged_and_what_can_be_selected_agree(family):
     attachment.merge()
     free = names - set(attachment.places)
     params = minipeft.select(model, lambda name: name in free)
-    assert minipeft.report(model).trainable == sum(p.data.size for p in params.values()) > 0
+    assert minipeft.report(model).trainable == 0
+    assert minipeft.report(model, params).trainable == sum(p.data.size for p in params.values()) > 0
     with pytest.raises(ValueError, match="unmerge"):
         minipeft.select(model, next(iter(attachment.places)))
 
@@ -149,3 +151,29 @@ def test_attention_and_feed_forward_shares_of_flan_t5_base():
     share = {part: round(100 * n / report.all, 1) for part, n in report.components.items()}
     assert (share["attention"], share["feed-forward"]) == (34.3, 45.7)
     assert round(100 * (report.components["embedding"] + report.components["head"]) / report.all, 1) == 19.9
+
+
+def test_an_attachment_can_be_counted_and_a_parameter_of_another_model_cannot():
+    case = Case(("t5 v1.1", "q and v"), 2, 3, "float32", 0)
+    model = case.model()
+    attachment = case.attach(model)
+    attachment.unplug()
+    assert minipeft.report(model, attachment) == minipeft.report(model, attachment.parameters)
+    assert minipeft.report(model, attachment).trainable == sum(p.data.size for p in attachment.parameters.values())
+    for params in ({"mine": minipeft.Parameter(numpy.zeros(2))}, minipeft.select(case.model(), "head"),
+                   {"other": next(iter(attachment.parameters.values()))}):
+        with pytest.raises(ValueError, match="is not a parameter of this model under its name; select"):
+            minipeft.report(model, params)
+    with pytest.raises(TypeError, match="params is list; expected an Attachment, or {name: Parameter}"):
+        minipeft.report(model, list(attachment.parameters))
+
+
+def test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_saving():
+    case = Case(("t5 v1.1", "q and v"), 2, 3, "float32", 0)
+    model = case.model()
+    case.attach(model)
+    assert "LoRA of rank 2 in place" in str(minipeft.report(model)) and "rank 8" not in str(minipeft.report(model))
+    minipeft.attach(model, minipeft.LoRA(12, where=r"ff\.wi"), RNG(0), "wide")
+    text = str(minipeft.report(model))
+    assert "LoRA of rank 2" in text and "LoRA of rank 12" in text and "-" not in text.split("LoRA of rank 12")[1]
+    assert "the whole query projection 12 x 15: 324 for 180, no fewer" in text

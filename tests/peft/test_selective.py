@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.autograd.tensor import _observer
-from minipeft.files import read_tensors, write_tensors
+from minipeft.files import read_tensors
+from tests.adapters import write_signed
 from tests.bounds import WHOLE_MODEL, close, close_gradients
 from tests.models_under_test import FAMILIES, TIED, Case, bits, logits, same_values
 
@@ -390,7 +391,7 @@ def refused(path, message):
     before, output = bits(model.state()), logits(model, case_of("post-LN").batch())
     with pytest.raises(ValueError, match=message):
         minipeft.load(model, path)
-    assert not model.attachments and not any(p.attached or p.plugged for _, p in model.named_places())
+    assert not model.attachments and not any(p.attached or p.entries for _, p in model.named_places())
     assert bits(model.state()) == before and logits(model, case_of("post-LN").batch()).tobytes() == output.tobytes()
 
 
@@ -427,7 +428,7 @@ MASK_RULE = "expected booleans .*, or distinct flat indices"
 def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_path, which, change, message):
     tensors = {name: array.copy() for name, array in saved[which][1].items()}
     change(tensors)
-    write_tensors(tmp_path / "a", tensors, saved[which][2])
+    write_signed(tmp_path / "a", tensors, saved[which][2])
     refused(tmp_path / "a", message)
 
 
@@ -445,7 +446,7 @@ def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_pat
 def test_tampered_fields_are_refused(saved, tmp_path, which, changes, message):
     _, tensors, metadata, _ = saved[which]
     fields = {**json.loads(metadata["method"]), **changes}
-    write_tensors(tmp_path / "a", tensors, {**metadata, "method": json.dumps(fields)})
+    write_signed(tmp_path / "a", tensors, {**metadata, "method": json.dumps(fields)})
     refused(tmp_path / "a", message)
 
 

@@ -8,24 +8,23 @@ import numpy
 from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Embedding
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter
 from minipeft.ops import add, mul
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.attach import attach
 from minipeft.peft.bottleneck import Bottleneck
 from minipeft.peft.select import select
 
 Array = numpy.ndarray
 
 
-class OneSublayer(Module):
+class OneSublayer(Model):
     """A model of one sublayer site, behind which the residual is added; its table says how wide it is."""
 
     def __init__(self, d: int, dtype: str):
         self.embedding, self.out = Embedding(numpy.zeros((1, d), dtype)), Site("sublayer")
-        self.attachments: dict[str, Attachment] = {}
 
     def __call__(self, x: Any, n: Any, F: Any) -> Tensor:
         return add(x, self.out(x, n, F))

@@ -9,22 +9,21 @@ from minipeft.autograd.tensor import Tensor, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.inputs import check_ids
 from minipeft.nn.layers import Embedding
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model
 from minipeft.ops import add, mul
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.attach import attach
 from minipeft.peft.lora import LoRA
 from minipeft.peft.select import select
 
 Array = numpy.ndarray
 
 
-class Tied(Module):
+class Tied(Model):
     """A model with nothing but a table, which is its head as well."""
 
     def __init__(self, table: Array):
         self.embedding = Embedding(table)
-        self.attachments: dict[str, Attachment] = {}
 
 
 class Ours:

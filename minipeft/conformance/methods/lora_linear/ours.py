@@ -13,12 +13,13 @@ import numpy
 from minipeft.autograd.tensor import array_of, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Linear
-from minipeft.nn.module import Module
-from minipeft.nn.place import routed
+from minipeft.nn.module import Model
+from minipeft.nn.routing import routed
 from minipeft.nn.weight import Parameter
 from minipeft.ops import mul
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach, put
+from minipeft.peft.attach import attach, put
+from minipeft.peft.attachment import Attachment
 from minipeft.peft.lora import LoRA, LowRank
 
 Array = numpy.ndarray
@@ -26,14 +27,14 @@ capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"]}
 PLACE = "layer.weight"
 
 
-class OneLinear(Module):
+class OneLinear(Model):
     """A whole model: x [N, in] -> [N, out]."""
 
     def __init__(self, W: Array, b: Array):
-        self.layer, self.attachments = Linear(W, b), dict[str, Attachment]()
+        self.layer = Linear(W, b)
 
     def __call__(self, x: Any, rng: Any = None, adapter: Any = None) -> Any:
-        with routed(adapter, len(array_of(x)), self.attachments):
+        with routed(self.host, adapter, len(array_of(x))):
             return self.layer(x, rng)
 
 
@@ -63,8 +64,9 @@ class Layer:
         method = LoRA(rank=r, alpha=alpha, dropout=self.dropout, where=f"^{PLACE}$")
         a, b = A.astype(self.dtype), B.astype(self.dtype)
         if r > min(slot.base.shape):  # LoRA refuses what cannot pay; the equation is held there too
-            return put(self.model, name, method, {PLACE: slot},
-                       {PLACE: LowRank(slot.base, a, b, Fraction(alpha) / r, self.dropout)})
+            piece = LowRank(slot.base, a, b, Fraction(alpha) / r, self.dropout)
+            put(self.model, [forced := Attachment(self.model, name, method, {PLACE: slot}, {PLACE: piece})])
+            return forced
         attachment = attach(self.model, method, numpy.random.default_rng(0), name)
         for leaf, array in (("A", a), ("B", b)):
             attachment.parameters[f"{PLACE}@{name}.{leaf}"].data = array

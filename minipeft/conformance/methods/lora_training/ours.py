@@ -1,10 +1,11 @@
 """minipeft itself behind the plug-in protocol: `attach(LoRA(...))`, and one call of its training loop for every step.
 
-Its loop refuses a micro-batch without tokens. Its only optimizer is AdamW, so plain SGD is written here, for the same
+Its loop refuses a step without tokens. Its only optimizer is AdamW, so plain SGD is written here, for the same
 loop. A file is a checkpoint of the loop.
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -16,28 +17,30 @@ import numpy
 
 from minipeft.autograd.tensor import Tensor
 from minipeft.nn.layers import Linear
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model
 from minipeft.ops import mul, sub
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach, put
+from minipeft.peft.attach import attach, put
+from minipeft.peft.attachment import Attachment
 from minipeft.peft.lora import LoRA, LowRank
 from minipeft.train import checkpoint as checkpoints
 from minipeft.train.data import IGNORE, Batches
 from minipeft.train.loop import fit
 from minipeft.train.optim import AdamW
 from minipeft.train.schedule import Schedule, constant, cosine_decay, linear_decay
-from minipeft.train.state import History, State
+from minipeft.train.saved import checked
+from minipeft.train.state import State
 
 Array = numpy.ndarray
 capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"]}
 PLACE = "layer.weight"
 
 
-class Regression(Module):
+class Regression(Model):
     """A whole model: a linear layer, and half the squared error per row whose label counts."""
 
     def __init__(self, W: Array, b: Array):
-        self.layer, self.attachments = Linear(W, b), dict[str, Attachment]()
+        self.layer = Linear(W, b)
 
     def loss(self, x: Array, t: Array, labels: Array, rng: Any = None) -> Tensor:
         """x [n, in], t [n, out], labels [n]: 0, or IGNORE for padding."""
@@ -48,6 +51,8 @@ class Regression(Module):
 
 class Given(Batches):
     """The micro-batches of one step, in the order given."""
+
+    batches_before = None  # type: ignore[assignment]
 
     def __init__(self, batches: Sequence[dict[str, Array]]):
         self.batches, self.position = list(batches), 0
@@ -60,15 +65,18 @@ class Given(Batches):
         return {"epoch": 0, "position": self.position}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        self.position = 0
+        self.position = state["position"]
 
 
 class Sgd(AdamW):
     """p = p - lr decay p - lr g."""
 
-    def _update(self, name: str, p: Array, g: Array, lr: float, decay: float) -> None:
-        p *= 1 - lr * decay
-        p -= g * lr
+    def step(self, params: Mapping[str, Any], grads: Mapping[str, Array], lr: float | None = None,
+             scale: float = 1.0) -> None:
+        rate, decayed = self.lr if lr is None else lr, set(self.decayed(params))
+        for name, p in params.items():
+            p.data *= 1 - rate * (self.weight_decay if name in decayed else 0)
+            p.data -= (grads[name] if scale == 1 else grads[name] * scale) * rate
 
 
 class Training:
@@ -90,8 +98,9 @@ class Training:
         if r <= min(slot.base.shape):
             return attach(self.model, method, numpy.random.default_rng(0), "lora")
         a, b = (numpy.zeros(shape, self.dtype) for shape in ((r, slot.base.shape[1]), (slot.base.shape[0], r)))
-        return put(self.model, "lora", method, {PLACE: slot},  # LoRA refuses what cannot pay; the equations hold there
-                   {PLACE: LowRank(slot.base, a, b, Fraction(alpha) / r, 0.0)})
+        piece = LowRank(slot.base, a, b, Fraction(alpha) / r, 0.0)  # LoRA refuses what cannot pay; the equations hold
+        put(self.model, [forced := Attachment(self.model, "lora", method, {PLACE: slot}, {PLACE: piece})])
+        return forced
 
     def step(self, micro_batches: Sequence[tuple[Array, Array, Array]]) -> float:
         given = Given([self._batch(*micro) for micro in micro_batches])
@@ -130,7 +139,9 @@ class Training:
         return self.line["lr"]
 
     def _state(self) -> State:
-        return State(self.params, self.optimizer, Given([]), None, History(self.t))
+        state = State(self.params, self.optimizer, Given([]), None)
+        state.record = dataclasses.replace(state.record, step=self.t, micro=self.t)
+        return state
 
     def state(self) -> bytes:
         state = self._state()
@@ -143,9 +154,9 @@ class Training:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "run").write_bytes(blob)
             saved = checkpoints.read(Path(folder) / "run")
-        state.check(saved)
-        state.restore(saved)
-        self.t = state.history.step
+        start = {"parameters": "", "batches": {}, "steps": {}}
+        state.restore(checked(saved, start, self.params, self.optimizer, state.batches, None))
+        self.t = state.record.step
 
 
 def _optimizer(o: Mapping[str, Any]) -> AdamW:

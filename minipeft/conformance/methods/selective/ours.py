@@ -14,11 +14,11 @@ import numpy
 
 from minipeft.autograd.tensor import array_of, value_and_grad
 from minipeft.nn.layers import LayerNorm, Linear
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model
 from minipeft.nn.weight import Parameter
 from minipeft.ops import add, mul, relu
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.attach import attach
 from minipeft.peft.selective import Selective
 
 Array = numpy.ndarray
@@ -26,13 +26,12 @@ CONVENTIONS = {"decay": "towards the start"}
 capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"], "conventions": {"selective": CONVENTIONS}}
 
 
-class Block(Module):
+class Block(Model):
     """x [N, d] -> [N, d]."""
 
     def __init__(self, w: Mapping[str, Array], eps: float):
         self.norm = LayerNorm(w["norm.weight"], w["norm.bias"], eps)
         self.fc1, self.fc2 = (Linear(w[f"{name}.weight"], w[f"{name}.bias"]) for name in ("fc1", "fc2"))
-        self.attachments = dict[str, Attachment]()
 
     def __call__(self, x: Any) -> Any:
         return add(x, self.fc2(relu(self.fc1(self.norm(x)))))

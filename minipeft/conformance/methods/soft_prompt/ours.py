@@ -14,12 +14,13 @@ from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.attention import Attention, additive
 from minipeft.nn.inputs import check_ids, check_mask
 from minipeft.nn.layers import Embedding, Linear
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model, Module
 from minipeft.nn.positions import Learned
 from minipeft.nn.site import Site
 from minipeft.ops import add, index, mul
 from minipeft.ops import sum as total
-from minipeft.peft.attach import Attachment, attach
+from minipeft.peft.attach import attach
+from minipeft.peft.attachment import Attachment
 from minipeft.peft.prompt import PromptTuning
 
 Array = numpy.ndarray
@@ -48,7 +49,7 @@ class Encoder(Module):
         self.input, self.position, self.attention = Site("input"), position, attention
 
     def __call__(self, x: Any, mask: Array) -> Tensor:
-        x, seen, _ = self.input(x, mask)
+        x, seen = self.input(x, mask)
         n, dtype = array_of(x).shape[1], array_of(x).dtype
         added = self.position.embed(numpy.arange(n))
         x = x if added is None else add(x, added)
@@ -58,7 +59,7 @@ class Encoder(Module):
         return self.attention(x, x, bias)
 
 
-class OneAttention(Module):
+class OneAttention(Model):
     """A whole model: ids [b, t], mask [b, t] -> [b, t, d] at the tokens."""
 
     def __init__(self, base: Mapping[str, Array], dtype: str):
@@ -67,7 +68,6 @@ class OneAttention(Module):
         q, k, v, o = (Linear(w[name]) for name in "qkvo")
         position = Learned(w["position"]) if "position" in w else Clipped(w["relative"])
         self.encoder = Encoder(position, Attention(q, k, v, o, heads=1, scale=len(w["q"]) ** -0.5, p=0.0))
-        self.attachments = dict[str, Attachment]()
 
     def inputs(self, ids: Array, mask: Array) -> tuple[Tensor, Any]:
         """Embeddings [b, t, d] and the mask, checked as every model of minipeft does."""
@@ -98,7 +98,7 @@ class Prompted:
         return array_of(self.model(ids, mask)).astype(numpy.float64)
 
     def embed(self, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
-        x, seen, _ = self.model.encoder.input(*self.model.inputs(ids, mask))
+        x, seen = self.model.encoder.input(*self.model.inputs(ids, mask))
         return (array_of(x).astype(numpy.float64), array_of(seen),
                 numpy.tile(numpy.arange(x.shape[1]), (len(ids), 1)))
 

@@ -1,0 +1,87 @@
+"""Which attachments each row of a batch sees: `adapter=["a", None, ("a", "b")]`.
+
+A *view* is set for one forward and read by every place of the model: the state of the model when the forward began,
+and, if `adapter` was given, the names that each row sees instead of what is plugged.
+"""
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from typing import Any, Iterator, Mapping
+
+import numpy
+
+from minipeft.autograd.tensor import when_differentiated
+from minipeft.nn.state import Host, Names
+
+Groups = list[tuple[Any, Any]]  # (what the place composed, or None for the bare base; its rows, or None for all)
+
+
+class View:
+    """The state that one forward reads. rows: the names that each row sees; None: all see what is plugged."""
+
+    def __init__(self, host: Host, rows: list[Names] | None = None):
+        self.host, self.state, self.rows = host, host.now, rows
+        orders = frozenset([tuple(self.state.plugged)] if rows is None else rows)
+        self.composed: dict[Names, Mapping[Any, Any]] = {
+            names: self.state.compose(names) for names in (() if rows is None else orders)}
+        self._groups: dict[Any, Groups] = {}
+        if host.recorder is not None and self.state.attached:
+            when_differentiated((self.state, orders), functools.partial(host.recorder, self.state, orders))
+
+    def groups(self, place: Any) -> Groups:
+        """The rows of the batch by what they see at this place; one group for all rows is (composed, None)."""
+        if self.rows is None:
+            return [(self.state.composed.get(place), None)]
+        if place not in self._groups:
+            here: dict[Names, list[int]] = {}
+            seen: dict[Names, Any] = {}
+            for row, names in enumerate(self.rows):
+                at_place = tuple(n for n in names if place in self.state.attached[n].at)
+                here.setdefault(at_place, []).append(row)
+                seen[at_place] = self.composed[names].get(place)
+            self._groups[place] = [(seen[names], numpy.array(rows) if len(here) > 1 else None)
+                                   for names, rows in here.items()]
+        return self._groups[place]
+
+
+_view: contextvars.ContextVar[View | None] = contextvars.ContextVar("view", default=None)
+
+
+def view_of(host: Host) -> View:
+    """The view of the forward that is under way on this model; outside of one, of what is plugged now."""
+    view = _view.get()
+    return view if view is not None and view.host is host else View(host)
+
+
+@contextlib.contextmanager
+def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
+    """Run a forward on the present state of a model, for a batch of that many rows. adapter: None leaves what is
+    plugged, a name (or a tuple of names) holds for all rows, a list has an entry for each row: a name, a tuple of
+    names, or None for the base alone.
+
+    Raises ValueError for a wrong length, an unknown name and attachments that cannot lie above each other, TypeError
+    for another kind of entry, before anything is computed."""
+    token = _view.set(View(host, None if adapter is None else _per_row(adapter, batch, host.now.attached)))
+    try:
+        yield
+    finally:
+        _view.reset(token)
+
+
+def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[Names]:
+    entries = adapter if isinstance(adapter, list) else [adapter] * batch
+    if len(entries) != batch:
+        raise ValueError(f"adapter lists {len(entries)} entries for a batch of {batch} rows; expected one per row")
+    for e in entries:
+        if not (e is None or isinstance(e, str) or isinstance(e, tuple) and all(isinstance(n, str) for n in e)):
+            raise TypeError(f"adapter holds {type(e).__name__}; expected names, tuples of names, or None")
+    rows = [() if e is None else (e,) if isinstance(e, str) else e for e in entries]
+    for name in {n for names in rows for n in names}:
+        if name not in attachments:
+            raise ValueError(f"adapter {name!r} is not attached to this model; "
+                             f"attached: {', '.join(attachments) or 'none'}")
+    if any(len(set(names)) != len(names) for names in rows):
+        raise ValueError("adapter names one attachment twice for a row")
+    return rows
