@@ -1,11 +1,14 @@
 """One checkpoint is one safetensors file: everything that the next step depends on.
 
     param/NAME, m/NAME, v/NAME, partial/NAME        parameters, moments, gradients accumulated so far
-    metadata "state" (JSON)                         counters, random state, data cursor, best score, log length
-    metadata "run" (JSON)                           what the run is (`identity.py`); that of another run is refused
-    metadata "sha256"                               of the two texts
+    metadata "state" (JSON)                         counters, random state, data cursor, scores, log length (`saved.py`)
+    metadata "run" (JSON)                           what the run is and where it began (`identity.py`); that of another
+                                                    run is refused
+    metadata "sha256"                               of the two texts; the file has one of its tensors, too
 
-It is written atomically (`files.write_atomic`): a run that is killed leaves this checkpoint or the one before, whole.
+It is written atomically (`atomic.write_atomic`): a run that is killed leaves this checkpoint or the one before, whole.
+The digests tell damage from data. They are no signatures: whoever can write the file can write them, too, so every
+number is checked again before a run goes on from it.
 """
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from typing import Any, Mapping
 import numpy
 
 from minipeft.backend import Array, to_host, xp
+from minipeft.checks import shown
 from minipeft.files import read_tensors, write_tensors
 from minipeft.nn.fingerprint import sha256
 
-_FORMAT = "minipeft-checkpoint-1"
+_FORMAT, _FIRST = "minipeft-checkpoint-2", "minipeft-checkpoint-1"
 GROUPS = ("param", "m", "v", "partial")
 
 
@@ -48,10 +52,16 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Mapping[str, Array]], st
 
 
 def read(path: str | os.PathLike) -> Checkpoint:
-    """Raises ValueError that names the file for one that is truncated, altered, or no checkpoint."""
+    """Raises ValueError that names the file for one that is truncated, altered, of an earlier version, or no
+    checkpoint. `state` and `run` are JSON objects; what is in them is not checked here."""
     tensors, metadata = read_tensors(path)
+    if metadata.get("format") == _FIRST:
+        raise ValueError(f"{path} is a checkpoint of an earlier version of minipeft ({_FIRST}), which does not know "
+                         f"where its run began: finish it with that version, or pass resume=False to start afresh over "
+                         f"it")
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of minipeft (its metadata says format {metadata.get('format')!r})")
+        raise ValueError(f"{path}: not a checkpoint of minipeft (its metadata says format "
+                         f"{shown(metadata.get('format'))})")
     texts = {key: metadata.get(key, "") for key in ("state", "run")}
     if metadata.get("sha256") != _digest(texts):
         raise ValueError(f"{path}: the checkpoint's metadata was altered: its sha256 does not match")
@@ -59,9 +69,33 @@ def read(path: str | os.PathLike) -> Checkpoint:
     for key, array in tensors.items():
         group, _, name = key.partition("/")
         if group not in arrays:
-            raise ValueError(f"{path}: {key!r} is not a tensor of a checkpoint")
+            raise ValueError(f"{path}: {shown(key)} is not a tensor of a checkpoint")
         arrays[group][name] = array
-    return Checkpoint(str(path), arrays, json.loads(texts["state"]), json.loads(texts["run"]))
+    return Checkpoint(str(path), arrays, *(_object(path, key, texts[key]) for key in ("state", "run")))
+
+
+def _object(path: Any, key: str, text: str) -> dict[str, Any]:
+    """A JSON object, each name in it once, and its numbers finite."""
+    try:
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {key!r} in the checkpoint's metadata is not valid JSON: "
+                         f"{str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: {key!r} in the checkpoint's metadata is a JSON {type(value).__name__}; expected an "
+                         f"object")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name appears twice")
+    return found
+
+
+def _no_number(literal: str) -> Any:
+    raise ValueError(f"{literal} is no number")
 
 
 def _digest(texts: Mapping[str, str]) -> str:

@@ -9,11 +9,13 @@ from typing import Any, Mapping, Sequence
 import numpy
 
 from minipeft.backend import to_host
+from minipeft.checks import integer, is_integer, shown
 from minipeft.nn.fingerprint import sha256
 
 Ids = Sequence[int]
 Pair = tuple[Ids, Ids]
 IGNORE = -100
+_ENDLESS = 2 ** 63  # no stream gets there
 
 
 def pad(rows: Sequence[Ids], value: int) -> numpy.ndarray:
@@ -32,21 +34,34 @@ def pad(rows: Sequence[Ids], value: int) -> numpy.ndarray:
 def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0) -> dict[str, numpy.ndarray]:
     """{input_ids, attention_mask, labels} of (source, target) pairs, labels padded with -100: what `model.loss` takes.
 
-    Raises ValueError for no pairs, or an empty source or target."""
-    if not pairs:
+    Raises ValueError for no pairs, an empty source or target, and ids that are not integers; TypeError for pairs that
+    are no list of (source, target)."""
+    if not _length(pairs):
         raise ValueError("an empty batch: there are no pairs")
-    _no_empty(pairs)
+    _check_pairs(pairs)
     sources, targets = zip(*pairs)
-    ids = pad(sources, pad_token_id)
+    ids = pad(sources, integer("pad_token_id", pad_token_id))
     lengths = numpy.array([len(s) for s in sources])
     return {"input_ids": ids, "attention_mask": (numpy.arange(ids.shape[1]) < lengths[:, None]).astype(numpy.int64),
             "labels": pad(targets, IGNORE)}
 
 
-def _no_empty(pairs: Sequence[Pair]) -> None:
-    for i, (source, target) in enumerate(pairs):
-        if not len(source) or not len(target):
-            raise ValueError(f"pair {i} has an empty {'source' if not len(source) else 'target'}")
+def _length(pairs: Any) -> int:
+    if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__") or isinstance(pairs, (dict, str, bytes)):
+        raise TypeError(f"pairs is a {type(pairs).__name__}; expected a list of (source ids, target ids): list(pairs) "
+                        f"makes one of a generator, list(pairs.items()) of a dict")
+    return len(pairs)
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    for i in range(len(pairs)):
+        try:
+            source, target = pairs[i]
+            lengths = len(source), len(target)
+        except (TypeError, ValueError):
+            raise TypeError(f"pair {i} is {shown(pairs[i])}; expected (source ids, target ids), two lists") from None
+        if not all(lengths):
+            raise ValueError(f"pair {i} has an empty {'source' if not lengths[0] else 'target'}")
 
 
 def label_tokens(batch: Mapping[str, Any]) -> int:
@@ -57,14 +72,17 @@ def label_tokens(batch: Mapping[str, Any]) -> int:
 class Batches:
     """An endless stream of batches: every epoch all pairs, shuffled by (seed, epoch), the last batch short.
 
-    Raises ValueError for no pairs, a pair that is half empty (its index is named), and numbers out of range."""
+    pairs: a list of (source ids, target ids); a target may begin with labels of -100, which the loss does not count.
+    Raises ValueError for no pairs, a pair that is half empty (its index is named), and numbers out of range; TypeError
+    for a generator, or anything else that is no list of pairs."""
 
     def __init__(self, pairs: Sequence[Pair], batch_size: int, seed: int = 0, pad_token_id: int = 0):
-        if not pairs or batch_size < 1 or seed < 0:
-            raise ValueError(f"{len(pairs)} pairs in batches of {batch_size}, seed {seed}; expected at least 1 pair in "
-                             f"batches of at least 1, seed >= 0")
-        _no_empty(pairs)
-        self.pairs, self.batch_size, self.seed, self.pad_token_id = pairs, batch_size, seed, pad_token_id
+        if not _length(pairs) or not is_integer(batch_size, 1) or not is_integer(seed):
+            raise ValueError(f"{len(pairs)} pairs in batches of {shown(batch_size)}, seed {shown(seed)}; expected at "
+                             f"least 1 pair in batches of an integer of at least 1, and an integer seed >= 0")
+        _check_pairs(pairs)
+        self.pairs, self.batch_size, self.seed = pairs, integer("batch_size", batch_size), integer("seed", seed)
+        self.pad_token_id = integer("pad_token_id", pad_token_id)
         self.epoch, self.position = 0, 0
         self._order: numpy.ndarray | None = None
 
@@ -85,11 +103,17 @@ class Batches:
 
     def load_state(self, state: Mapping[str, int]) -> None:
         """Continue from a cursor. Raises ValueError for one that this stream does not pass through."""
-        epoch, position = state["epoch"], state["position"]
-        if epoch < 0 or position not in range(0, len(self.pairs), self.batch_size):
-            raise ValueError(f"a cursor at {dict(state)} is none of {len(self.pairs)} pairs in batches of "
+        self.batches_before(state)
+        self.epoch, self.position, self._order = state["epoch"], state["position"], None
+
+    def batches_before(self, state: Mapping[str, int]) -> int:
+        """How many batches lie before a cursor. Raises ValueError for one that this stream does not pass through."""
+        if not isinstance(state, Mapping) or set(state) != {"epoch", "position"} \
+                or not all(type(n) is int and 0 <= n < _ENDLESS for n in state.values()) \
+                or state["position"] >= len(self.pairs) or state["position"] % self.batch_size:
+            raise ValueError(f"a cursor at {shown(state)} is none of {len(self.pairs)} pairs in batches of "
                              f"{self.batch_size}")
-        self.epoch, self.position, self._order = epoch, position, None
+        return state["epoch"] * -(-len(self.pairs) // self.batch_size) + state["position"] // self.batch_size
 
     def describe(self) -> dict[str, Any]:
         """What the stream depends on: a checkpoint of another stream is refused."""

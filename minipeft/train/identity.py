@@ -1,7 +1,9 @@
 """What a run is, but for its length: two runs that agree in this, and start alike, make the same bits.
 
 A checkpoint holds the trained parameters; the frozen ones, the data and the hyper-parameters it only names. So it
-carries this description, and a checkpoint of another run is refused with the first difference.
+carries this description, and a checkpoint of another run is refused with the first difference. What is plugged is
+described in its order, bottom first, because the order decides what a model computes. Where the run began (`Start`) is
+described by a fingerprint of the parameters at step 0.
 """
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import json
 from typing import Any, Mapping
 
 from minipeft.autograd.tensor import Leaf
+from minipeft.checks import python, shown
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW
@@ -17,19 +20,28 @@ from minipeft.train.optim import AdamW
 
 def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW,
              **settings: Any) -> dict[str, Any]:
-    """The model's configuration and what is frozen in it, the parameters, the data, the optimizer, the settings; as
-    JSON gives them back."""
+    """The model's configuration and what is frozen in it, what is plugged, the parameters, the data, the optimizer, the
+    settings; as JSON gives them back."""
     decayed = set(optimizer.decayed(params))
-    plugged = {name: a for name, a in getattr(model, "attachments", {}).items() if a.state != "off"}
-    arrays = {**model.state(), **{name: p.data for a in plugged.values() for name, p in a.arrays.items()}}
+    attachments = getattr(model, "attachments", None) or {}
+    order = getattr(model, "plugged", None)
+    plugged = [attachments[name] for name in (attachments if order is None else order)]
+    arrays = {**model.state(), **{name: p.data for a in plugged for name, p in a.arrays.items()}}
     return json.loads(json.dumps({
         "config": _plain_fields(getattr(model, "config", None)),
-        "attachments": {name: {"kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}
-                        for name, a in plugged.items()},
+        "attachments": [{"name": a.name, "kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}
+                        for a in plugged if a.state != "off"],
         "frozen weights": fingerprint({name: array for name, array in arrays.items() if name not in params}),
         "params": {name: {"shape": p.shape, "dtype": str(p.dtype), "decayed": name in decayed}
                    for name, p in params.items()},
         "batches": batches.describe(), "optimizer": optimizer.describe(), **settings}))
+
+
+def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> dict[str, Any]:
+    """Where a run begins: the parameters, the place in the data, and what the optimizer has behind it already."""
+    moments = {name: optimizer.moments(name, p) for name, p in params.items()}
+    return {"parameters": fingerprint({name: p.data for name, p in params.items()}), "batches": dict(batches.state()),
+            "steps": {name: held.t for name, held in moments.items() if held is not None}}
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
@@ -37,19 +49,29 @@ def _plain_fields(settings: Any) -> dict[str, Any]:
     the names, and a mask in the arrays.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
-    return {field.name: value for field in dataclasses.fields(settings)
-            if field.name != "where" and isinstance(value := getattr(settings, field.name), (str, int, float, tuple))}
+    values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    return {name: list(map(python, value)) if isinstance(value, tuple) else value for name, value in values.items()
+            if name != "where" and isinstance(value, (str, int, float, tuple))}
 
 
 def difference(there: Any, here: Any, at: str = "") -> str | None:
     """The first place where two descriptions differ, as a sentence; None if they agree."""
+    if isinstance(there, list) and isinstance(here, list) and _are_named(there) and _are_named(here):
+        names = [item["name"] for item in there], [item["name"] for item in here]
+        if sorted(names[0]) == sorted(names[1]) and names[0] != names[1]:
+            return f"{at} are {shown(', '.join(names[0]))} there and {shown(', '.join(names[1]))} here, bottom first"
+        there, here = ({item["name"]: item for item in items} for items in (there, here))
     if isinstance(there, dict) and isinstance(here, dict):
         for key in (*here, *(key for key in there if key not in here)):
             inside = f"{at} / {key}" if at else key
             if key not in there or key not in here:
-                return f"{inside} exists only {'here' if key in here else 'there'}"
+                return f"{shown(inside)[1:-1]} exists only {'here' if key in here else 'there'}"
             found = difference(there[key], here[key], inside)
             if found is not None:
                 return found
         return None
-    return None if there == here else f"{at} is {there!r} there and {here!r} here"
+    return None if there == here else f"{at} is {shown(there)} there and {shown(here)} here"
+
+
+def _are_named(items: list) -> bool:
+    return all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items)

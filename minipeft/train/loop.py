@@ -4,148 +4,285 @@ Accumulation weighs micro-batches by their label tokens: with n_i tokens and mea
 
     grad = sum_i n_i grad L_i / sum_i n_i
 
-is the gradient of the mean over all tokens, as of one big batch. (Averaging the L_i instead is a common error.)
+is the gradient of the mean over all tokens, as of one big batch. (Averaging the L_i instead is a common error.) A
+micro-batch without label tokens, n_i = 0, contributes nothing.
+
+Each micro-batch is made whole or not at all, whatever raises in it and wherever; then the run is saved, and the
+exception goes on. So a run that was stopped in any way and resumed is one that was never stopped, to the bit.
 """
 from __future__ import annotations
 
+import contextvars
+import dataclasses
 import math
 import os
 import time
-from pathlib import Path
 from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf, value_and_grad
+from minipeft.autograd.tensor import value_and_grad
 from minipeft.backend import Array, to_host, xp
-from minipeft.train import checkpoint as checkpoints
+from minipeft.checks import is_number, python, shown
+from minipeft.train import arguments, best as best_file, checkpoint as checkpoints
 from minipeft.train.data import Batches, label_tokens
-from minipeft.train.identity import describe, difference
-from minipeft.train.log import Log
+from minipeft.train.lock import Lock
+from minipeft.train.log import Log, line
+from minipeft.train.norm import global_norm
 from minipeft.train.optim import AdamW
 from minipeft.train.progress import Progress
-from minipeft.train.schedule import Schedule, constant
-from minipeft.train.state import History, State
+from minipeft.train.resume import Identity, resumed
+from minipeft.train.schedule import Schedule
+from minipeft.train.state import History, Record, State
 
 
-def fit(model: Any, params: Mapping[str, Leaf], batches: Batches, *, steps: int, optimizer: AdamW | None = None,
+def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: AdamW | None = None,
         schedule: Schedule | None = None, clip: float | None = 1.0, accumulate: int = 1, seed: int = 0,
         dropout: bool = True, evaluate: Callable[[], float] | None = None, eval_every: int | None = None,
-        log: str | os.PathLike | None = None, checkpoint: str | os.PathLike | None = None,
-        checkpoint_every: int = 100, resume: bool = True, progress: bool = True, label: str = "training") -> History:
+        patience: int | None = None, best: str | os.PathLike | None = None, log: str | os.PathLike | None = None,
+        checkpoint: str | os.PathLike | None = None, checkpoint_every: int = 100, resume: bool = True,
+        progress: bool = True, label: str = "training") -> History:
     """Train `params` in place for `steps` optimizer steps on model.loss(**batch, rng=rng).
 
-    params: {name: Parameter}, e.g. `select(model, ".*")` or `attachment.parameters`; nothing else changes.
-    schedule: factor on the learning rate, a function of the step. clip: largest global norm of the gradient, or None.
-    accumulate: micro-batches per step, weighted by label tokens. seed: of dropout, which `dropout=False` turns off.
-    evaluate: a score, higher is better, taken after every `eval_every` steps and after the last.
+    params: an attachment that is plugged, or {name: Parameter}, e.g. `select(model, ".*")`; nothing else changes.
+    schedule: factor on the learning rate, a function of the step (1, 2, ...); one that ends, such as
+    `cosine_decay(steps)`, may not end before `steps`. clip: largest global norm of the gradient, or None.
+    accumulate: micro-batches per step, weighted by label tokens; one without any (all labels -100) contributes nothing.
+    seed: of dropout, which `dropout=False` turns off.
+
+    evaluate: a score, higher is better, taken after every `eval_every` steps and after the last. It ends the run there
+    by raising StopIteration. patience: the run ends after this many evaluations in a row without a new best score.
+    best: a file for the weights of the best score so far, rewritten at every new one: the adapter file of an attachment
+    that is trained alone, otherwise the parameters by name; `minipeft.restore(params, best)` puts them back.
+
     log: a JSONL file, a line per step and per evaluation; a fresh run writes over it.
-    checkpoint: a file, written every `checkpoint_every` micro-batches and at the end. If it is there, the run goes on
-    from it and ends with the bits of a run that was never stopped (on one machine, BLAS and thread count); `steps` may
-    have grown since (an evaluation made after the old last step stays on record). With resume=False the run starts
-    afresh, over the checkpoint that is there.
+    checkpoint: a file, written every `checkpoint_every` micro-batches, at the end, and when an exception ends the run.
+    If it is there, the run goes on from it and ends with the bits of a run that was never stopped (on one machine, BLAS
+    and thread count), its log and best file included; `steps` may have grown since (an evaluation made after the old
+    last step stays on record). The parameters that are passed must be those that the run began with, or those of the
+    checkpoint. With resume=False the run starts afresh, over the checkpoint that is there. One run at a time may use a
+    checkpoint: a lock file `.NAME.lock` lies beside it until the run ends.
 
-    Raises FloatingPointError for a loss or gradient that is not finite, before parameters, moments or the checkpoint
-    are touched; ValueError, before anything is changed, for arguments out of range, a checkpoint that is damaged or of
-    another run, a log shorter than its checkpoint says; and for a batch without label tokens."""
-    _check(params, steps, accumulate, checkpoint_every, evaluate, eval_every, clip, seed, log, checkpoint)
+    Whatever an exception interrupts, Ctrl-C and a failing `evaluate` among it: the micro-batch is made whole or not at
+    all, the checkpoint is written if there is something new, and the exception goes on, with the History so far as its
+    attribute `history`. An evaluation that failed is made again when the run is resumed.
+
+    Raises FloatingPointError for a loss or gradient that is not finite, or whose squares are not, before parameters,
+    moments or the checkpoint's numbers are touched; ValueError for a step without label tokens and for a score that is
+    not finite; ValueError or TypeError, before anything is changed, for arguments that cannot be right, a checkpoint
+    that is damaged or of another run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if
+    another run holds the checkpoint."""
+    settings = arguments.settings(
+        steps=steps, schedule=schedule, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout, evaluate=evaluate,
+        eval_every=eval_every, patience=patience, best=best, log=log, checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every)
     optimizer = AdamW() if optimizer is None else optimizer
-    schedule = constant() if schedule is None else schedule
+    arguments.check_objects(model, batches, optimizer)
+    params = arguments.parameters(model, params)
     optimizer.decayed(params)  # raises for a pattern that matches nothing
-    state = State(params, optimizer, batches, numpy.random.default_rng(seed) if dropout else None)
-    fixed = {} if checkpoint is None else describe(
-        model, params, batches, optimizer, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout,
-        log="kept" if log is not None else "not kept")
+    state = State(params, optimizer, batches, numpy.random.default_rng(settings.seed) if settings.dropout else None)
+    run, lock = _Run(model, state, settings), Lock(settings.checkpoint)
+    try:
+        try:
+            lock.acquire()
+            return run.made(resume, Progress(settings.steps, 0, label, progress))
+        finally:
+            run.lines.close()
+            lock.release()
+    except BaseException as error:
+        run.lines.close()  # again, because an interrupt may have come just before
+        lock.release()
+        if run.begun:
+            error.history = state.history()  # type: ignore[attr-defined]
+        raise
 
-    def identity(step: int) -> dict[str, Any]:
-        return {**fixed, "schedule, summed over the steps made": math.fsum(map(schedule, range(1, step + 1)))}
 
-    def save() -> None:
-        if checkpoint is not None:
-            length = lines.sync()  # the log is on the disk before the checkpoint that counts on it
-            checkpoints.write(checkpoint, state.arrays(), {**state.counters(), "log": length},
-                              identity(state.history.step))
+class _Run:
+    """One call of `fit`."""
 
-    found = checkpoint is not None and Path(checkpoint).exists()
-    saved = checkpoints.read(checkpoint) if checkpoint is not None and found and resume else None
-    if saved is not None:
-        _refuse_another(saved, identity(saved.state["step"]), steps)
-        state.check(saved)
-    with Log(log, saved.state["log"] if saved else 0) as lines:
+    def __init__(self, model: Any, state: State, settings: arguments.Settings):
+        self.model, self.state, self.settings, self.lines = model, state, settings, Log(None)
+        self.identity: Identity | None = None
+        self.on_disk: Record | None = None  # what the checkpoint holds, as far as this call knows
+        self.begun, self.ended = 0.0, False  # the time at which this run would have begun without a pause; by evaluate
+
+    def made(self, resume: bool, progress: Progress) -> History:
+        """The whole run, from the checkpoint to the history."""
+        s, state = self.settings, self.state
+        found = s.checkpoint is not None and os.path.exists(s.checkpoint)
+        if s.checkpoint is not None:
+            self.identity = Identity(self.model, state, s)
+        saved = resumed(self.identity, self.model, state, s) if found and resume else None
+        self.lines = Log(s.log, saved.log if saved else 0)
         if saved is not None:
             state.restore(saved)
-        elif found:
-            save()  # so that a run killed early does not go on from the checkpoint that it was to replace
-        lines.begin()
-        history = state.history
-        begun = time.perf_counter() - history.seconds
-        with Progress(steps, history.step, label, progress) as bar:
-            while history.step < steps:
-                _micro_batch(model, state, accumulate)
-                if state.micro % accumulate == 0:
-                    lines.write(**_step(state, schedule, clip, accumulate))
-                    if evaluate and (history.step == steps or (eval_every and history.step % eval_every == 0)):
-                        lines.write(**_score(history, float(evaluate())))
-                    bar.update(history.step, _figures(history))
-                history.seconds = time.perf_counter() - begun
-                if state.micro % checkpoint_every == 0 or history.step == steps:
-                    save()
-    return history
+            self.on_disk = state.record
+        elif not found:
+            self.on_disk = state.record  # nothing was made yet, and nothing is worth a checkpoint
+        try:
+            if self.on_disk is None:
+                self._save()  # so that a run killed early does not go on from the checkpoint that it was to replace
+            self.begun = time.perf_counter() - state.seconds
+            self.lines.begin()
+            progress.done = state.record.step
+            with progress as bar:
+                self._train(bar)
+            return state.history()
+        except BaseException as error:
+            self._stopped(error)
+            raise
+
+    def _train(self, bar: Progress) -> None:
+        state, s = self.state, self.settings
+        if state.record.due and s.evaluate is not None:
+            self._evaluate(s.evaluate)  # the one before which the run was stopped
+        while not self._over():
+            self._micro_batch()
+            self.lines.write(*_tail(state.record))
+            if state.record.due and s.evaluate is not None:
+                self._evaluate(s.evaluate)
+            bar.update(state.record.step, _figures(*state.latest()))
+            state.seconds = time.perf_counter() - self.begun
+            if state.record.micro % s.checkpoint_every == 0:
+                self._save()
+        if state.record is not self.on_disk:
+            self._save()
+
+    def _over(self) -> bool:
+        record, patience = self.state.record, self.settings.patience
+        if record.step >= self.settings.steps or self.ended:
+            return True
+        if patience is None or record.best is None:
+            return False
+        scores = self.state.scores()
+        return len(scores) - 1 - scores.index(record.best) >= patience
+
+    def _micro_batch(self) -> None:
+        """Forward and backward, and the step if one is due; put on record at the end, by one assignment."""
+        state, s, record = self.state, self.settings, self.state.record
+        batch = state.batches.next()
+        tokens = label_tokens(batch)
+        after = dataclasses.replace(record, micro=record.micro + 1, tokens=record.tokens + tokens, due=False)
+        if tokens:
+            loss, grads = contextvars.copy_context().run(  # where nothing that an interrupt leaves behind is seen
+                value_and_grad, lambda: self.model.loss(**batch, rng=state.rng), state.params)
+            _finite(f"the loss of the batch at {dict(record.cursor)}", loss, record.step + 1)
+            partial, loss_sum = grads, loss  # if it is alone in its step, the weight would cancel
+            if s.accumulate > 1:
+                partial, loss_sum = _weighted(grads, tokens, record.partial), record.loss_sum + loss * tokens
+                _finite(f"the gradient's norm for the batch at {dict(record.cursor)}", global_norm(partial),
+                        record.step + 1)
+            after = dataclasses.replace(after, partial=partial, loss_sum=loss_sum)
+        after = dataclasses.replace(after, cursor=dict(state.batches.state()), rng=state.drawn())
+        if after.micro % s.accumulate == 0:
+            self._step(after)
+        else:
+            state.commit(after)
+
+    def _step(self, sums: Record) -> None:
+        """The update from the partial sums, and the record after it."""
+        state, s, step = self.state, self.settings, sums.step + 1
+        if not sums.tokens:
+            raise ValueError(f"step {step} has no label tokens: every label is -100, in all of its micro-batches "
+                             f"({s.accumulate}), of which the last is the batch at {dict(state.record.cursor)}")
+        weight = sums.tokens if s.accumulate > 1 else 1
+        norm = global_norm(sums.partial) / weight
+        _finite("the gradient's norm", norm, step)
+        scale = (s.clip / norm if s.clip is not None and norm > s.clip else 1.0) / weight
+        _has_squares(sums.partial, norm * scale * weight, step)
+        loss, lr = sums.loss_sum / weight, self._rate(step)
+        text = line(step=step, loss=loss, lr=lr, grad_norm=norm, tokens=sums.tokens)
+        due = s.evaluate is not None and bool(
+            step == s.steps or (s.eval_every is not None and step % s.eval_every == 0))
+        after = dataclasses.replace(sums, step=step, tokens=0, loss_sum=0.0, partial={}, losses=sums.losses + 1,
+                                    due=due, log=self._length(sums, text), tail=text)
+        state.commit(after, lambda: state.optimizer.step(state.params, sums.partial, lr, scale), loss=loss)
+
+    def _rate(self, step: int) -> float:
+        factor = python(self.settings.schedule(step))
+        if callable(factor):
+            raise TypeError(f"schedule({step}) is {shown(factor)}, a schedule itself: pass that one, not its maker")
+        if not isinstance(factor, (int, float)):
+            raise TypeError(f"schedule({step}) is {shown(factor)}; expected a factor on the learning rate")
+        lr = python(self.state.optimizer.lr) * factor
+        if not is_number(lr) or lr < 0:
+            raise ValueError(f"lr is {shown(lr)}; expected a finite number >= 0: schedule({step}) is {shown(factor)}")
+        return float(lr)
+
+    def _evaluate(self, evaluate: Callable[[], Any]) -> None:
+        """The evaluation that is due, put on record together with its line."""
+        state, s, record = self.state, self.settings, self.state.record
+        try:
+            returned = evaluate()
+        except StopIteration:
+            self.ended = True
+            return
+        score = _number(returned)
+        if not math.isfinite(score):
+            raise ValueError(f"evaluate() returned {shown(returned)} after step {record.step}; expected a finite "
+                             f"number")
+        best = record.best
+        if best is None or score > best[1]:
+            best = (record.step, score)
+            if s.best is not None:
+                best_file.keep(s.best, self.model, state.params)
+        text = line(step=record.step, score=score)
+        state.commit(dataclasses.replace(record, scores=record.scores + 1, best=best, due=False,
+                                         log=self._length(record, text), tail=text), score=score)
+        self.lines.write(*_tail(state.record))
+
+    def _length(self, before: Record, text: bytes) -> int:
+        return before.log + len(text) if self.settings.log is not None else 0
+
+    def _save(self) -> None:
+        """Write the checkpoint; the log is on the disk before, because the checkpoint counts on it."""
+        record = self.state.record
+        self.lines.write(*_tail(record))
+        if self.settings.checkpoint is not None and self.identity is not None:
+            self.lines.sync()
+            checkpoints.write(self.settings.checkpoint, self.state.arrays(), self.state.counters(),
+                              self.identity.at(record.step))
+        self.on_disk = record
+
+    def _stopped(self, error: BaseException) -> None:
+        """After an exception: nothing stays half made, and what was made is saved, if that is possible."""
+        try:
+            self.state.settle()
+            if self.state.record is not self.on_disk:
+                self._save()
+        except Exception as problem:
+            error.add_note(f"The checkpoint could not be written: {problem}")
 
 
-def _micro_batch(model: Any, state: State, accumulate: int) -> None:
-    """Forward and backward; adds to the partial sums of `state`."""
-    cursor = state.batches.state()
-    batch = state.batches.next()
-    tokens = label_tokens(batch)
-    if tokens == 0:
-        raise ValueError(f"the batch at {cursor} has no label tokens: every label is -100")
-    loss, grads = value_and_grad(lambda: model.loss(**batch, rng=state.rng), state.params)
-    _finite(f"the loss of the batch at {cursor}", loss, state.history.step + 1)
-    if accumulate == 1:
-        state.partial, state.loss_sum = grads, loss  # the weight would cancel; no second copy of the gradients
-    else:
-        _finite(f"the gradient's norm for the batch at {cursor}", global_norm(grads), state.history.step + 1)
-        for name, g in grads.items():
-            if name in state.partial:
-                state.partial[name] += g * tokens
-            else:
-                state.partial[name] = g * tokens  # an array of our own: those of value_and_grad may be shared
-        state.loss_sum += loss * tokens
-    state.tokens += tokens
-    state.micro += 1
+def _weighted(grads: dict[str, Array], tokens: int, partial: Mapping[str, Array]) -> dict[str, Array]:
+    """partial + tokens grads, in arrays of its own (those of value_and_grad may be shared); empties `grads`."""
+    found = {}
+    for name in list(grads):
+        found[name] = xp.asarray(grads.pop(name) * tokens)
+        if name in partial:
+            found[name] += partial[name]
+    return found
 
 
-def _step(state: State, schedule: Schedule, clip: float | None, accumulate: int) -> dict[str, Any]:
-    """The update from the partial sums, which it empties. Returns the line of the log."""
-    history, weight = state.history, state.tokens if accumulate > 1 else 1
-    norm = global_norm(state.partial) / weight
-    step = history.step + 1
-    _finite("the gradient's norm", norm, step)
-    scale = (clip / norm if clip is not None and norm > clip else 1.0) / weight
-    lr, loss, tokens = state.optimizer.lr * schedule(step), state.loss_sum / weight, state.tokens
-    state.optimizer.step(state.params, state.partial, lr, scale)
-    history.step = step
-    history.losses.append(loss)
-    state.partial, state.loss_sum, state.tokens = {}, 0.0, 0
-    return {"step": step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens}
+def _tail(record: Record) -> tuple[int, bytes]:
+    """Where the last line of the log is, and the line."""
+    return record.log - len(record.tail), record.tail
 
 
-def global_norm(grads: Mapping[str, Array]) -> float:
-    """The length of all gradients as one vector: sqrt(sum of squares); infinity if a square overflows."""
-    with numpy.errstate(over="ignore"):
-        squares = xp.stack([xp.asarray((g * g).sum()) for g in grads.values()])  # one copy to the host, not one each
-    return math.hypot(*map(math.sqrt, to_host(squares).tolist()))
+def _number(score: Any) -> float:
+    """What evaluate() returned, as a float; NaN for what is no number."""
+    try:
+        return math.nan if isinstance(score, (str, bytes)) else float(to_host(score).item()
+                                                                      if hasattr(score, "ndim") else score)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
-def _score(history: History, score: float) -> dict[str, Any]:
-    """Record an evaluation. Returns the line of the log."""
-    if not math.isfinite(score):
-        raise ValueError(f"evaluate() returned {score} after step {history.step}; expected a finite number")
-    history.scores.append((history.step, score))
-    if history.best is None or score > history.best[1]:
-        history.best = (history.step, score)
-    return {"step": history.step, "score": score}
+def _has_squares(grads: Mapping[str, Array], norm: float, step: int) -> None:
+    """The second moments are squares: raises FloatingPointError if one might be infinite in the gradient's dtype."""
+    largest = min(float(xp.finfo(g.dtype).max) for g in grads.values())
+    if norm > math.sqrt(largest):
+        _finite("the gradient's norm, squared,", math.inf, step)
 
 
 def _finite(what: str, value: float, step: int) -> None:
@@ -154,33 +291,5 @@ def _finite(what: str, value: float, step: int) -> None:
                                  f"weights. Parameters, moments and checkpoint are as they were before this step")
 
 
-def _figures(history: History) -> str:
-    score = f"  score {history.scores[-1][1]:.4f}" if history.scores else ""
-    return f"loss {history.losses[-1]:.4f}{score}"
-
-
-def _refuse_another(saved: checkpoints.Checkpoint, run: Mapping[str, Any], steps: int) -> None:
-    differs = difference(saved.run, run)
-    if differs is not None:
-        raise ValueError(f"{saved.path} belongs to another run: {differs}; delete it, or pass resume=False to start "
-                         f"afresh over it")
-    if saved.state["step"] > steps:
-        raise ValueError(f"{saved.path} is at step {saved.state['step']}, past the {steps} asked for")
-
-
-def _check(params: Mapping[str, Leaf], steps: int, accumulate: int, checkpoint_every: int, evaluate: Any,
-           eval_every: int | None, clip: float | None, seed: int, log: Any, checkpoint: Any) -> None:
-    if not params:
-        raise ValueError("nothing is selected: params is empty")
-    for what, value, least in (("steps", steps, 1), ("accumulate", accumulate, 1), ("seed", seed, 0),
-                               ("checkpoint_every", checkpoint_every, 1),
-                               ("eval_every", 1 if eval_every is None else eval_every, 1)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{what} is {value!r}; expected an integer >= {least}")
-    if eval_every is not None and evaluate is None:
-        raise ValueError(f"eval_every is {eval_every}, but there is nothing to evaluate: pass evaluate=")
-    if clip is not None and not 0 < clip < math.inf:
-        raise ValueError(f"clip is {clip!r}; expected a finite number > 0, or None")
-    for what, path in (("log", log), ("checkpoint", checkpoint)):
-        if path is not None and not Path(path).parent.is_dir():
-            raise ValueError(f"{what} is {str(path)!r}, in a folder that does not exist")
+def _figures(loss: float | None, score: float | None) -> str:
+    return ", ".join(f"{what} {value:.4f}" for what, value in (("loss", loss), ("score", score)) if value is not None)

@@ -5,88 +5,102 @@
 
 Loshchilov & Hutter, 2019, arXiv:1711.05101, Algorithm 2; Kingma & Ba, 2015, arXiv:1412.6980 (m, v, bias correction).
 Departure from the paper: the decay is multiplied by the learning rate, as torch and everybody after it does.
+
+The moments belong to the Parameter, not to its name: a new adapter under the name of one that was removed starts at
+t = 1, and a parameter keeps its moments under another name. A parameter that nobody holds any more takes its moments
+with it.
 """
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
+import weakref
 from typing import Any, Iterable, Mapping
+
+import numpy
 
 from minipeft.autograd.tensor import Leaf
 from minipeft.backend import Array, resolve, to_device, xp
+from minipeft.checks import is_number, number, python, shown
 from minipeft.nn.where import Where, matching
+from minipeft.train.update import Piece, Rates, Update, piece, to_its_end
+
+
+@dataclasses.dataclass
+class Moments:
+    """Of one parameter, after t steps. name: under which it was stepped last; when: in which step of the optimizer."""
+
+    m: Array
+    v: Array
+    t: int
+    name: str
+    when: int = 0
 
 
 class AdamW:
     """lr: learning rate; betas b1, b2; eps; weight_decay, applied to the parameters that `decay` selects by name (all
-    by default). m, v, steps: {name: moments, t}, for the parameters that were stepped and for no others."""
+    by default). Raises ValueError for numbers out of range.
+
+    m, v, steps: {name: moments, t}, for the parameters that were stepped, under the names that they had then; of two
+    with one name, the one that was stepped last. The mappings are made when they are asked for, the arrays in them are
+    the optimizer's own. made: how many steps were made.
+
+    A copy (copy.deepcopy, or through pickle) does not hold the parameters. It has the moments by name, and the first
+    parameter that it steps under a name gets those of that name."""
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.01, decay: Where = ""):
-        if not eps > 0:
-            raise ValueError(f"AdamW: eps is {eps!r}; expected a number > 0 (an unseen row's gradients are all 0)")
-        for what, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"AdamW: {what} is {value!r}; expected a finite number >= 0")
-        if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-            raise ValueError(f"AdamW: betas are {betas!r}; expected two numbers in [0, 1)")
-        self.lr, self.betas, self.eps, self.weight_decay, self.decay = lr, tuple(betas), eps, weight_decay, decay
-        self.m: dict[str, Array] = {}
-        self.v: dict[str, Array] = {}
-        self.steps: dict[str, int] = {}
+        eps = python(eps)
+        if not is_number(eps) or not eps > 0:
+            raise ValueError(f"AdamW: eps is {shown(eps)}; expected a number > 0 (an unseen row's gradients are all "
+                             f"0)")
+        self.lr, self.eps = number("AdamW: lr", lr, 0), float(eps)
+        self.weight_decay, self.decay = number("AdamW: weight_decay", weight_decay, 0), decay
+        found = list(map(python, betas)) if isinstance(betas, (list, tuple, numpy.ndarray)) else []
+        if len(found) != 2 or not all(is_number(b) and 0 <= b < 1 for b in found):
+            raise ValueError(f"AdamW: betas are {shown(betas)}; expected two numbers in [0, 1)")
+        self.betas = float(found[0]), float(found[1])
+        self.made = 0
+        self._held: weakref.WeakKeyDictionary[Leaf, Moments] = weakref.WeakKeyDictionary()
+        self._unclaimed: dict[str, Moments] = {}  # of a copy: {name: moments whose parameter is still to come}
+
+    @property
+    def m(self) -> dict[str, Array]:
+        return {name: held.m for name, held in self._named().items()}
+
+    @property
+    def v(self) -> dict[str, Array]:
+        return {name: held.v for name, held in self._named().items()}
+
+    @property
+    def steps(self) -> dict[str, int]:
+        return {name: held.t for name, held in self._named().items()}
 
     def step(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float | None = None,
              scale: float = 1.0) -> None:
         """Update in place: the arrays of `params`, and this optimizer's moments. lr overrides the one it was made
-        with. scale: a factor on the gradients, applied to one array at a time, so that clipping makes no second copy
-        of them all; the arrays of `grads` are not written into.
+        with. scale: a factor on the gradients, applied to a block of numbers at a time, so that clipping makes no
+        second copy of them all; the arrays of `grads` are not written into.
 
-        Raises ValueError, before anything changes, unless params, grads and existing moments have the same names and
-        shapes, and for an lr that is negative or not finite; TypeError if moments live on another backend."""
-        rate = self.lr if lr is None else lr
-        self._check(params, grads, rate)
-        decayed = set(self.decayed(params))
+        The step is made whole or not at all: an interrupt (KeyboardInterrupt) that arrives in the middle goes on when
+        the step is over. Raises ValueError, before anything changes, unless params, grads and existing moments have
+        the same names and shapes, and for an lr or scale that is out of range or one parameter under two names;
+        TypeError for what is no array of floating-point numbers, or lives on another backend."""
+        to_its_end(self._prepared(params, grads, lr, scale).run)
+
+    def moments(self, name: str, p: Leaf) -> Moments | None:
+        """Those of a parameter that is called `name` now; None if it was never stepped."""
+        held = self._held.get(p)
+        return self._unclaimed.get(name) if held is None else held
+
+    def restore(self, params: Mapping[str, Leaf], moments: Mapping[str, tuple[Array, Array, int]]) -> None:
+        """Replace all that is known about `params`: {name: (m, v, t)}, none for a name that is missing."""
         for name, p in params.items():
-            g = grads[name] if scale == 1 else grads[name] * scale
-            self._update(name, p.data, g, rate, self.weight_decay if name in decayed else 0.0)
-
-    def _check(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float) -> None:
-        if not math.isfinite(lr) or lr < 0:
-            raise ValueError(f"lr is {lr!r}; expected a finite number >= 0")
-        if set(params) != set(grads):
-            odd = sorted(set(params) ^ set(grads))
-            raise ValueError(f"params and grads differ in {len(odd)} names; first: {odd[0]!r}")
-        for name, p in params.items():
-            if grads[name].shape != p.shape:
-                raise ValueError(f"the gradient of {name} has shape {list(grads[name].shape)}; "
-                                 f"expected {list(p.shape)}")
-            m = self.m.get(name)
-            if m is not None and (m.shape != p.shape or m.dtype != p.dtype):
-                raise ValueError(f"the moments of {name} are {m.dtype} {list(m.shape)}, from an earlier parameter of "
-                                 f"this name; it is {p.dtype} {list(p.shape)} now: make a new optimizer")
-            if m is not None and type(m) is not type(p.data):
-                raise TypeError(f"the moments of {name} live on another backend than it: optimizer.to(backend)")
-
-    def _update(self, name: str, p: Array, g: Array, lr: float, decay: float) -> None:
-        if name not in self.m:
-            self.m[name], self.v[name], self.steps[name] = xp.zeros_like(p), xp.zeros_like(p), 0
-        b1, b2 = self.betas
-        m, v = self.m[name], self.v[name]
-        self.steps[name] = t = self.steps[name] + 1
-        work = xp.asarray(g * (1 - b1))  # asarray: NumPy makes a scalar of a 0-d product
-        m *= b1
-        m += work
-        xp.multiply(g, g, out=work)
-        work *= 1 - b2
-        v *= b2
-        v += work
-        xp.sqrt(v, out=work)
-        work /= math.sqrt(1 - b2 ** t)
-        work += self.eps
-        xp.divide(m, work, out=work)
-        work *= lr / (1 - b1 ** t)
-        if decay:
-            p *= 1 - lr * decay
-        p -= work
+            self._unclaimed.pop(name, None)
+            self._held.pop(p, None)
+            if name in moments:
+                self._held[p] = Moments(*moments[name], name, self.made)
 
     def decayed(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that weight decay acts on."""
@@ -94,12 +108,79 @@ class AdamW:
 
     def describe(self) -> dict[str, Any]:
         """The hyper-parameters, as JSON can hold them; what `decay` selects is for the caller to add."""
-        return {"lr": self.lr, "betas": list(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        return {"lr": python(self.lr), "betas": list(map(python, self.betas)), "eps": python(self.eps),
+                "weight_decay": python(self.weight_decay)}
 
     def to(self, backend: Any) -> "AdamW":
         """Moves the moments in place to a namespace or back to the host; returns the optimizer."""
         target = resolve(backend)
-        for moments in (self.m, self.v):
-            for name in moments:
-                moments[name] = to_device(moments[name], target)
+        for held in [*self._held.values(), *self._unclaimed.values()]:
+            held.m, held.v = to_device(held.m, target), to_device(held.v, target)
         return self
+
+    def _prepared(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float | None,
+                  scale: float) -> Update:
+        """The step, ready to be run; everything is checked and allocated, and nothing has changed."""
+        rate, scale = number("lr", self.lr if lr is None else lr, 0), number("scale", scale)
+        arrays = self._checked(params, grads)
+        decayed = set(self.decayed(params))
+        (b1, b2), made, pieces, moved = self.betas, self.made + 1, list[Piece](), list[tuple]()
+        for name, p in params.items():
+            held = self.moments(name, p) or Moments(xp.zeros_like(p.data), xp.zeros_like(p.data), 0, name)
+            t = held.t + 1
+            rates = Rates(b1, b2, scale, math.sqrt(1 - b2 ** t), self.eps, rate / (1 - b1 ** t),
+                          1 - rate * self.weight_decay if name in decayed else None)
+            pieces.append(piece(p.data, held.m, held.v, arrays[name], rates))
+            moved.append((name, p, held, t))
+
+        def after() -> None:
+            for name, p, held, t in moved:
+                held.t, held.name, held.when = t, name, made
+                self._held[p] = held
+                self._unclaimed.pop(name, None)
+            self.made = made
+
+        return Update(pieces, after)
+
+    def _checked(self, params: Mapping[str, Leaf], grads: Mapping[str, Array]) -> dict[str, Array]:
+        """The gradients as arrays: NumPy makes a scalar of one without axes."""
+        if set(params) != set(grads):
+            odd = sorted(set(params) ^ set(grads))
+            raise ValueError(f"params and grads differ in {len(odd)} names; first: {odd[0]!r}")
+        arrays, seen = {}, dict[int, str]()
+        for name, p in params.items():
+            if seen.setdefault(id(p), name) != name:
+                raise ValueError(f"{seen[id(p)]!r} and {name!r} are the same parameter")
+            g = numpy.asarray(grads[name]) if isinstance(grads[name], (numpy.generic, float, int)) else grads[name]
+            if g.shape != p.shape:
+                raise ValueError(f"the gradient of {name} has shape {list(g.shape)}; expected {list(p.shape)}")
+            if p.dtype.kind != "f" or g.dtype.kind not in "fiub":
+                raise TypeError(f"{name} is {p.dtype} and its gradient {g.dtype}; expected floating-point numbers")
+            if isinstance(g, numpy.ndarray) != isinstance(p.data, numpy.ndarray):
+                raise TypeError(f"the gradient of {name} lives on another backend than it")
+            if not getattr(getattr(p.data, "flags", None), "writeable", True):
+                raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes one of its own")
+            held = self.moments(name, p)
+            if held is not None and (held.m.shape != p.shape or held.m.dtype != p.dtype):
+                raise ValueError(f"the moments of {name} are {held.m.dtype} {list(held.m.shape)}, of the array that it "
+                                 f"had before; it is {p.dtype} {list(p.shape)} now: make a new optimizer")
+            if held is not None and type(held.m) is not type(p.data):
+                raise TypeError(f"the moments of {name} live on another backend than it: optimizer.to(backend)")
+            arrays[name] = g
+        return arrays
+
+    def _named(self) -> dict[str, Moments]:
+        found: dict[str, Moments] = dict(self._unclaimed)
+        for held in list(self._held.values()):
+            if held.name not in found or held.when >= found[held.name].when:
+                found[held.name] = held
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{key: value for key, value in vars(self).items() if key != "_held"}, "_unclaimed": self._named()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _held=weakref.WeakKeyDictionary())
+
+    def __copy__(self) -> "AdamW":
+        return copy.deepcopy(self)

@@ -1,43 +1,93 @@
-"""Learning-rate schedules: functions from the step (1, 2, ...) to a factor on the optimizer's lr."""
+"""Learning-rate schedules: functions from the step (1, 2, ...) to a factor on the optimizer's lr.
+
+A schedule that ends has `.steps`, the number of steps that it was made for; `fit` refuses to train longer than that.
+"""
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Callable
+from typing import Any, Callable, ClassVar
+
+from minipeft.checks import is_number, python, shown
 
 Schedule = Callable[[int], float]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decay:
+    """Up from 0 to 1 over `warmup` steps, then down by `_fall` to 0 one step after the last of `steps`."""
+
+    steps: int
+    warmup: int = 0
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "warmup"):
+            object.__setattr__(self, field, python(getattr(self, field)))
+        if not is_number(self.steps) or not is_number(self.warmup) or not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup is {shown(self.warmup)} and steps {shown(self.steps)}; "
+                             f"expected 0 <= warmup < steps")
+
+    def __call__(self, step: int) -> float:
+        rise = min(1.0, step / self.warmup) if self.warmup else 1.0
+        return self._fall(rise, step)
+
+    def _fall(self, rise: float, step: int) -> float:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{self.name}(steps={self.steps}, warmup={self.warmup})"
+
+
+class _Linear(_Decay):
+    name = "linear_decay"
+
+    def _fall(self, rise: float, step: int) -> float:
+        return rise * max(0.0, min(1.0, (self.steps - step + 1) / (self.steps - self.warmup)))
+
+
+class _Cosine(_Decay):
+    name = "cosine_decay"
+
+    def _fall(self, rise: float, step: int) -> float:
+        part = max(0.0, min(1.0, (step - 1 - self.warmup) / (self.steps - self.warmup)))
+        return rise * (1 + math.cos(math.pi * part)) / 2
+
+
 def constant() -> Schedule:
-    """1 at every step."""
+    """1 at every step, without an end."""
     return lambda step: 1.0
 
 
 def linear_decay(steps: int, warmup: int = 0) -> Schedule:
-    """Up from 0 to 1 over `warmup` steps, then down to 0 one step after the last of `steps`."""
-    _check(steps, warmup)
-    return lambda step: _warm(step, warmup) * max(0.0, min(1.0, (steps - step + 1) / (steps - warmup)))
+    """Up from 0 to 1 over `warmup` steps, then down to 0 one step after the last of `steps`.
+
+    Raises ValueError unless 0 <= warmup < steps."""
+    return _Linear(steps, warmup)
 
 
 def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
     """Up from 0 to 1 over `warmup` steps, then (1 + cos(pi x)) / 2 down to 0 one step after the last of `steps`.
 
-    Loshchilov & Hutter, 2017, arXiv:1608.03983, eq. (5), without restarts."""
-    _check(steps, warmup)
-    return lambda step: _warm(step, warmup) * (
-        1 + math.cos(math.pi * max(0.0, min(1.0, (step - 1 - warmup) / (steps - warmup))))) / 2
+    Loshchilov & Hutter, 2017, arXiv:1608.03983, eq. (5), without restarts. Raises ValueError unless
+    0 <= warmup < steps."""
+    return _Cosine(steps, warmup)
 
 
 def inverse_sqrt(d_model: int, warmup: int = 4000) -> Schedule:
-    """d_model^-0.5 min(step^-0.5, step warmup^-1.5), with an optimizer of lr 1.   Vaswani et al., 2017, sec. 5.3."""
-    if d_model < 1 or warmup < 1:
-        raise ValueError(f"d_model is {d_model} and warmup {warmup}; expected at least 1 of both")
+    """d_model^-0.5 min(step^-0.5, step warmup^-1.5), with an optimizer of lr 1, without an end.
+
+    Vaswani et al., 2017, sec. 5.3. Raises ValueError for a d_model or warmup below 1."""
+    d_model, warmup = python(d_model), python(warmup)
+    if not is_number(d_model) or not is_number(warmup) or d_model < 1 or warmup < 1:
+        raise ValueError(f"d_model is {shown(d_model)} and warmup {shown(warmup)}; expected at least 1 of both")
     return lambda step: d_model ** -0.5 * min(step ** -0.5, step * warmup ** -1.5)
 
 
-def _warm(step: int, warmup: int) -> float:
-    return min(1.0, step / warmup) if warmup else 1.0
+MAKERS = (constant, linear_decay, cosine_decay, inverse_sqrt)
 
 
-def _check(steps: int, warmup: int) -> None:
-    if not 0 <= warmup < steps:
-        raise ValueError(f"warmup is {warmup} and steps {steps}; expected 0 <= warmup < steps")
+def ends_after(schedule: Any) -> float:
+    """How many steps a schedule was made for: its `.steps`, infinity if it has none."""
+    steps = getattr(schedule, "steps", None)
+    return python(steps) if is_number(steps) else math.inf

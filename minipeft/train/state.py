@@ -1,16 +1,23 @@
-"""The state of a run: everything that its next step depends on, to and from a checkpoint."""
+"""The state of a run: everything that its next step depends on.
+
+What a micro-batch changes is one immutable `Record`, and a micro-batch is made by one assignment of the next record.
+The parameters, the moments, the data's cursor and the generator of dropout are changed in place; `State.settle` makes
+them agree with a record again, whatever interrupted the run: a step that began is finished (`update.py`), and
+everything else goes back to the last record.
+"""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy
 
 from minipeft.autograd.tensor import Leaf
 from minipeft.backend import Array, to_device
-from minipeft.train.checkpoint import Checkpoint
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW
+from minipeft.train.saved import Saved
+from minipeft.train.update import to_its_end
 
 
 @dataclasses.dataclass
@@ -25,66 +32,109 @@ class History:
     seconds: float = 0.0
 
 
-@dataclasses.dataclass
-class State:
-    """partial, loss_sum, tokens: of the micro-batches since the last step; micro: of all. rng: of dropout, or None."""
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """partial, loss_sum, tokens: of the micro-batches since the last step; micro: of all. cursor, rng: of the data and
+    of dropout. losses, scores: how many of the state's lists are on record. due: whether an evaluation is to be made
+    before the next step. log: the log's length in bytes, of which the last ones are `tail`."""
 
-    params: Mapping[str, Leaf]
-    optimizer: AdamW
-    batches: Batches
-    rng: numpy.random.Generator | None
-    history: History = dataclasses.field(default_factory=History)
-    partial: dict[str, Array] = dataclasses.field(default_factory=dict)
-    loss_sum: float = 0.0
-    tokens: int = 0
+    step: int = 0
     micro: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    partial: Mapping[str, Array] = dataclasses.field(default_factory=dict)
+    cursor: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rng: Mapping[str, Any] | None = None
+    losses: int = 0
+    scores: int = 0
+    best: tuple[int, float] | None = None
+    due: bool = False
+    log: int = 0
+    tail: bytes = b""
+
+
+class State:
+    """rng: of dropout, or None. record: the last micro-batch that was made, and everything before it."""
+
+    def __init__(self, params: Mapping[str, Leaf], optimizer: AdamW, batches: Batches,
+                 rng: numpy.random.Generator | None):
+        self.params, self.optimizer, self.batches, self.rng = params, optimizer, batches, rng
+        self.record = Record(cursor=dict(batches.state()), rng=self.drawn())
+        self.seconds = 0.0
+        self._losses: list[float] = []
+        self._scores: list[tuple[int, float]] = []
+        self._pending: tuple[Record, int] | None = None  # a step that may have begun; the optimizer's count after it
+
+    def drawn(self) -> Mapping[str, Any] | None:
+        """Where the generator of dropout is."""
+        return None if self.rng is None else self.rng.bit_generator.state
+
+    def scores(self) -> list[tuple[int, float]]:
+        return self._scores[:self.record.scores]
+
+    def history(self) -> History:
+        record = self.record
+        return History(record.step, self._losses[:record.losses], self._scores[:record.scores], record.best,
+                       self.seconds)
+
+    def latest(self) -> tuple[float | None, float | None]:
+        """The last loss of this call, and the last score."""
+        return (self._losses[self.record.losses - 1] if self.record.losses else None,
+                self._scores[self.record.scores - 1][1] if self.record.scores else None)
+
+    def commit(self, after: Record, step: Callable[[], None] | None = None, loss: float | None = None,
+               score: float | None = None) -> None:
+        """Put `after` on record, and the loss or score that it counts; with a `step` of the optimizer, if that was
+        made."""
+        if loss is not None:
+            self._losses[after.losses - 1:] = [loss]
+        if score is not None:
+            self._scores[after.scores - 1:] = [(after.step, score)]
+        if step is not None:
+            self._pending = after, self.optimizer.made + 1
+            step()
+        self.record = after
+        self._pending = None
+
+    def settle(self) -> None:
+        """After an exception: what is changed in place agrees with the record again. May be called again."""
+        if self._pending is not None and self.optimizer.made >= self._pending[1]:
+            self.record = self._pending[0]
+        self._pending = None
+        self.batches.load_state(self.record.cursor)
+        if self.rng is not None and self.record.rng is not None:
+            self.rng.bit_generator.state = self.record.rng
 
     def arrays(self) -> dict[str, dict[str, Array]]:
         """{group: {name: array}}, as a checkpoint holds them: not copies."""
-        stepped = [name for name in self.params if name in self.optimizer.steps]
+        found = {name: self.optimizer.moments(name, p) for name, p in self.params.items()}
+        stepped = {name: held for name, held in found.items() if held is not None}
         return {"param": {name: p.data for name, p in self.params.items()},
-                "m": {name: self.optimizer.m[name] for name in stepped},
-                "v": {name: self.optimizer.v[name] for name in stepped}, "partial": self.partial}
+                "m": {name: held.m for name, held in stepped.items()},
+                "v": {name: held.v for name, held in stepped.items()}, "partial": dict(self.record.partial)}
 
     def counters(self) -> dict[str, Any]:
-        """The rest, as JSON can hold it."""
-        h, steps = self.history, self.optimizer.steps
-        return {"step": h.step, "scores": h.scores, "best": h.best, "seconds": h.seconds, "micro": self.micro,
-                "tokens": self.tokens, "loss_sum": self.loss_sum, "batches": self.batches.state(),
-                "rng": self.rng.bit_generator.state if self.rng is not None else None,
-                "steps": {name: steps[name] for name in self.params if name in steps}}
+        """The rest, as JSON can hold it (`saved.py`)."""
+        r = self.record
+        found = {name: self.optimizer.moments(name, p) for name, p in self.params.items()}
+        return {"step": r.step, "micro": r.micro, "tokens": r.tokens, "loss_sum": r.loss_sum, "scores": self.scores(),
+                "best": r.best, "due": r.due, "seconds": self.seconds, "batches": dict(r.cursor), "rng": r.rng,
+                "log": r.log, "steps": {name: held.t for name, held in found.items() if held is not None}}
 
-    def check(self, saved: Checkpoint) -> None:
-        """Raises ValueError unless the arrays of a checkpoint are those of these parameters."""
-        stepped, groups = set(saved.state["steps"]), saved.arrays
-        partial = set(self.params) if saved.state["tokens"] else set()
-        for group, expected in (("param", set(self.params)), ("m", stepped), ("v", stepped), ("partial", partial)):
-            odd = sorted(set(groups[group]) ^ expected)
-            if odd:
-                raise ValueError(f"{saved.path}: {group}/{odd[0]} is "
-                                 f"{'missing' if odd[0] in expected else 'not a selected parameter'}")
-            for name, array in groups[group].items():
-                p = self.params[name]
-                if array.shape != p.shape or array.dtype != p.dtype:
-                    raise ValueError(f"{saved.path}: {group}/{name} is {array.dtype} {list(array.shape)}; "
-                                     f"expected {p.dtype} {list(p.shape)}")
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Changes everything in place to what a checkpoint, which `check` has passed, says."""
-        state, optimizer = saved.state, self.optimizer
+    def restore(self, saved: Saved) -> None:
+        """Change everything in place to what a checkpoint says that was checked. Made whole, whatever interrupts it."""
         moved = {group: {name: to_device(array) for name, array in members.items()}
                  for group, members in saved.arrays.items()}
-        moments = ((optimizer.m, moved["m"]), (optimizer.v, moved["v"]), (optimizer.steps, state["steps"]))
-        self.batches.load_state(state["batches"])
-        if self.rng is not None:
-            self.rng.bit_generator.state = state["rng"]
-        for name, p in self.params.items():
-            p.data[...] = moved["param"][name]
-            for kept, found in moments:
-                kept.pop(name, None)
-                if name in found:
-                    kept[name] = found[name]
-        self.partial, self.loss_sum = moved["partial"], state["loss_sum"]
-        self.tokens, self.micro = state["tokens"], state["micro"]
-        self.history = History(state["step"], [], [(at, score) for at, score in state["scores"]],
-                               tuple(state["best"]) if state["best"] else None, state["seconds"])
+        moments = {name: (moved["m"][name], moved["v"][name], t) for name, t in saved.steps.items()}
+        record = Record(saved.step, saved.micro, saved.tokens, saved.loss_sum, moved["partial"], saved.cursor,
+                        saved.rng, 0, len(saved.scores), saved.best, saved.due, saved.log)
+
+        def put() -> None:
+            for name, p in self.params.items():
+                p.data[...] = moved["param"][name]
+            self.optimizer.restore(self.params, moments)
+            self._losses, self._scores, self.seconds = [], list(saved.scores), saved.seconds
+            self.record = record
+            self.settle()
+
+        to_its_end(put)

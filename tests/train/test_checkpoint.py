@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.files import read_tensors, write_tensors
 from minipeft.train import checkpoint as checkpoints
+from minipeft.train.saved import checked
 from minipeft.train.state import State
 from tests.train import tiny
 
@@ -104,18 +105,17 @@ def test_a_restored_run_has_the_parameters_moments_random_state_cursor_and_sums_
         tmp_path: Path, dtype: str, lora: dict | None) -> None:
     killed, other = Run(tmp_path, dtype=dtype, lora=lora).killed(), Run(tmp_path, dtype=dtype, lora=lora)
     saved = checkpoints.read(killed.path)
-    state = State(other.params, other.optimizer, other.batches, numpy.random.default_rng(7))
+    state = State(other.params, other.optimizer, other.batches, numpy.random.default_rng(0))
     arrays = {name: p.data for name, p in other.params.items()}
-    state.check(saved)
-    state.restore(saved)
+    state.restore(checked(saved, saved.run["start"], state.params, state.optimizer, state.batches, state.rng, 2))
     assert tiny.bits(other.params, other.optimizer) == tiny.bits(killed.params, killed.optimizer)
     assert all(other.params[name].data is array for name, array in arrays.items())
     assert other.batches.state() == killed.batches.state() != tiny.batches().state()
-    assert set(state.partial) == set(killed.params) and state.tokens > 0 and state.loss_sum > 0
-    assert (state.micro, state.history.step) == (5, 2)
-    counters = {**saved.state}
-    assert counters.pop("log") == len((tmp_path / "log.jsonl").read_bytes())
-    assert state.counters() == {**counters, "scores": [], "seconds": state.history.seconds}
+    record = state.record
+    assert set(record.partial) == set(killed.params) and record.tokens > 0 and record.loss_sum > 0
+    assert (record.micro, record.step) == (5, 2)
+    assert saved.state["log"] == len((tmp_path / "log.jsonl").read_bytes()) > 0 and saved.state["seconds"] > 0
+    assert state.counters() == saved.state and state.rng.bit_generator.state == saved.state["rng"]
 
 
 def test_moments_of_parameters_that_are_not_trained_here_stay_with_the_optimizer(tmp_path: Path) -> None:
@@ -208,9 +208,15 @@ def test_an_adapter_file_or_a_model_in_its_place_is_refused(tmp_path: Path) -> N
     run = Run(tmp_path, lora=LORA)
     run.model.attachments["lora"].save(run.path)
     run.refused("not a checkpoint of minipeft .*'minipeft-adapter'")
-    run.model.save_pretrained(tmp_path)
+    run.model.save_pretrained(tmp_path, merged=False)
     (tmp_path / "model.safetensors").replace(run.path)
     run.refused("not a checkpoint of minipeft .*'minipeft'")
+
+
+def test_a_checkpoint_of_version_1_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    Run(tmp_path).killed()
+    rewrite(tmp_path / "run.safetensors", lambda _, metadata: metadata.update(format="minipeft-checkpoint-1"))
+    Run(tmp_path).refused(r"run.safetensors is a checkpoint of an earlier version of minipeft .*resume=False")
 
 
 # ---- what belongs to another run is refused

@@ -1,7 +1,8 @@
-"""A run that was killed and resumed ends with the bits of one that was not; on one machine, BLAS and thread count.
+"""A run that was killed or stopped and resumed ends with the bits of one that was not; on one machine, BLAS and thread
+count. Its log and its best file end with the same bytes, and no other file is left.
 
-The runs accumulate 3 micro-batches per step and write a checkpoint every 2 (or every 3), so that some fall inside an
-accumulation and some on a step with an evaluation due; dropout is on.
+The runs accumulate micro-batches and write a checkpoint every few, so that some fall inside an accumulation and some on
+a step with an evaluation due; dropout is on.
 """
 from __future__ import annotations
 
@@ -19,21 +20,21 @@ import pytest
 
 import minipeft
 from minipeft.train import checkpoint as checkpoints
-from minipeft.train.log import Log
-from tests.train import killed_run, tiny
+from tests.train import killed_run, stopped_run, tiny
+from tests.train.interrupted import InterruptedAt
 
 KINDS = ["full", "LoRA"]
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves behind: its final checkpoint, its log, what it returned. Only `seconds` may differ."""
+    """All that a finished run leaves behind: its files, and what it returned. Only `seconds` may differ."""
     saved = checkpoints.read(folder / "run.safetensors")
     assert saved.state.pop("seconds") > 0
-    result = folder / "result.json"
+    found = tiny.files(folder)
+    found.pop("trace.json", None)
+    found["run.safetensors"] = b""
     return {"arrays": {(group, name): (a.dtype, a.shape, a.tobytes()) for group, members in saved.arrays.items()
-                       for name, a in members.items()},
-            "state": saved.state, "run": saved.run, "log": (folder / "log.jsonl").read_bytes(),
-            "result": json.loads(result.read_text()) if result.exists() else None}
+                       for name, a in members.items()}, "state": saved.state, "run": saved.run, "files": found}
 
 
 # ---- SIGKILL to a subprocess
@@ -53,40 +54,32 @@ def end(process: subprocess.Popen) -> int:
     return process.returncode
 
 
-def nothing_lies_about(folder: Path) -> bool:
-    """The temporary file of a killed writer is gone after the next write."""
-    return set(tiny.files(folder)) <= {"run.safetensors", "log.jsonl", "result.json", "trace.json"}
-
-
-WRITE = ["write the first half", "write the second half"]
-FIRST = ["fsync", "open", *WRITE, *WRITE, "fsync", "replace", "close",
-         "open", "fsync", "close"]  # the log to the disk, the file (header and data), its name
-LATER = [*FIRST[:6], "fchmod", *FIRST[6:]]  # a file that is replaced keeps its permissions
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_at_any_point_of_writing_a_checkpoint_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
-    """At each point of the first checkpoint, which no other one precedes, and of the third, which falls on a step with
-    an evaluation due. To die after a thing is to die before the next one."""
+def test_a_run_killed_before_any_call_to_the_file_system_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
+    """From the lock to the end of the third checkpoint, which falls on a step with an evaluation, and a best file, due.
+    Every second call, the odd ones for one kind of run and the even ones for the other; to die after a call is to die
+    before the next one."""
     whole = tmp_path / "whole"
     assert end(start(whole, kind, "short", "trace")) == 0
-    assert json.loads((whole / "trace.json").read_text()) == FIRST + LATER * 7  # 15 micro-batches: 7 times 2, the end
+    calls = json.loads((whole / "trace.json").read_text())
+    saves = [i for i, call in enumerate(calls, 1) if call == "replace run.safetensors"]
+    assert len(saves) == 8 and "replace best.safetensors" in calls[:saves[2]]  # of 15 micro-batches
     wanted = outcome(whole)
     assert wanted["state"]["scores"][0][0] == 2 and wanted["state"]["micro"] == 15
+    assert set(wanted["files"]) == {"run.safetensors", "log.jsonl", "best.safetensors", "result.json"}
 
     def die_and_resume(at: int) -> None:
         folder = tmp_path / str(at)
         assert end(start(folder, kind, "short", at)) == -signal.SIGKILL
-        done = (FIRST + LATER * 7)[:at - 1].count("replace") - 1  # the last checkpoint that reached its name, from 0
-        assert (folder / "run.safetensors").exists() == (done >= 0)
-        if done >= 0:
-            assert checkpoints.read(folder / "run.safetensors").state["micro"] == 2 * (done + 1)
+        done = sum(save < at for save in saves)  # checkpoints that reached their name
+        assert (folder / "run.safetensors").exists() == (done > 0)
+        if done:
+            assert checkpoints.read(folder / "run.safetensors").state["micro"] == 2 * done
         assert end(start(folder, kind, "short")) == 0
-        assert outcome(folder) == wanted and nothing_lies_about(folder)
+        assert outcome(folder) == wanted, (at, calls[at - 1])
 
-    first, second = len(FIRST), len(FIRST + LATER)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(die_and_resume, [*range(1, first + 1), *range(second + 1, second + len(LATER) + 1)]))
+        list(pool.map(die_and_resume, range(1 + KINDS.index(kind), saves[3] - 8, 2)))
 
 
 def test_a_run_killed_at_twenty_random_times_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -107,7 +100,7 @@ def test_a_run_killed_at_twenty_random_times_resumes_to_the_same_bits(tmp_path: 
             process.kill()
             landed += end(process) == -signal.SIGKILL
         assert end(start(folder, kind, "long")) == 0
-        assert outcome(folder) == wanted[kind] and nothing_lies_about(folder)
+        assert outcome(folder) == wanted[kind]
         return landed
 
     landed = 0
@@ -118,71 +111,189 @@ def test_a_run_killed_at_twenty_random_times_resumes_to_the_same_bits(tmp_path: 
     assert landed >= 20
 
 
-# ---- an exception at any call, in this process
+# ---- an interrupt at any line, in this process
 
-class Stopping:
-    """A run of 3 steps whose n-th call, of those that change something or might fail, raises KeyboardInterrupt."""
-
-    def __init__(self, folder: Path, kind: str):
-        self.folder = folder
-        self.model = tiny.model()
-        if kind == "LoRA":
-            minipeft.attach(self.model, minipeft.LoRA(2, dropout=0.1), numpy.random.default_rng(0))
-        self.params = minipeft.select(self.model, "@lora" if kind == "LoRA" else ".*")
-        self.optimizer, self.batches = minipeft.AdamW(lr=1e-2), tiny.batches()
-
-    def fit(self, stop_at: int = 0) -> list[str]:
-        """The calls that were made. Stopped ones leave everything as it was at that moment."""
-        calls: list[str] = []
-        first = next(iter(self.params))
-
-        def wrapped(what: str, function: Any) -> Any:
-            def call(*arguments: Any, **options: Any) -> Any:
-                for when in ("before", "after"):
-                    if what != "update" or arguments[1] == first:  # the others are still to come
-                        calls.append(f"{when} {what}")
-                        if len(calls) == stop_at:
-                            raise KeyboardInterrupt
-                    if when == "before":
-                        result = function(*arguments, **options)
-                return result
-
-            return call
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.model, "loss", wrapped("loss", self.model.loss))
-            patch.setattr(minipeft.AdamW, "_update", wrapped("update", minipeft.AdamW._update))
-            patch.setattr(Log, "write", wrapped("log", Log.write))
-            patch.setattr(checkpoints, "write", wrapped("checkpoint", checkpoints.write))
-            evaluate = wrapped("evaluate", lambda: float(abs(self.params[first].data).sum()))
-            try:
-                minipeft.fit(self.model, self.params, self.batches, steps=3, optimizer=self.optimizer, accumulate=3,
-                             evaluate=evaluate, eval_every=2, log=self.folder / "log.jsonl",
-                             checkpoint=self.folder / "run.safetensors", checkpoint_every=2)
-            except KeyboardInterrupt:
-                assert len(calls) == stop_at
-        return calls
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: Any) -> dict[str, dict[str, Any]]:
+    """{kind: the outcome of a run that was never stopped}."""
+    found = {}
+    for kind in stopped_run.KINDS:
+        run = stopped_run.StoppedRun(tmp_path_factory.mktemp("whole"), kind)
+        history = run.fit()
+        assert history.step == 3 and [step for step, _ in history.scores] == [1, 2, 3]
+        found[kind] = run.outcome()
+        assert found[kind]["files"] == stopped_run.FILES
+    return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_at_any_call_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
-    """Among the calls: in the middle of an update, and between a step, its evaluation and its checkpoint. Where there
-    is a checkpoint, the run goes on with the very objects that it left half changed."""
-    (tmp_path / "whole").mkdir()
-    whole = Stopping(tmp_path / "whole", kind)
-    calls = whole.fit()
-    assert [calls.count(f"after {what}") for what in ("loss", "update", "log", "evaluate", "checkpoint")] == \
-        [9, 3, 5, 2, 5]
-    wanted = outcome(tmp_path / "whole"), tiny.bits(whole.params, whole.optimizer)
-    for stop_at in range(1, len(calls) + 1):
-        folder = tmp_path / str(stop_at)
+@pytest.mark.parametrize("kind", stopped_run.KINDS)
+@pytest.mark.parametrize("where, tries", [(("minipeft/train", "minipeft/atomic", "minipeft/files"), 40),
+                                          (("minipeft",), 10)], ids=["train", "anywhere"])
+def test_a_run_interrupted_at_any_line_resumes_to_the_same_bits(
+        tmp_path: Path, whole: dict, kind: str, where: tuple, tries: int) -> None:
+    """With the objects that it left, or with new ones. (tests/attacks/killed_runs.py tries every line.)"""
+    (tmp_path / "count").mkdir()
+    lines = stopped_run.lines_of(kind, tmp_path / "count", InterruptedAt(0, *where))
+    assert lines > 1000
+    rng = numpy.random.default_rng(0)
+    for i, n in enumerate([*range(1, 4), *rng.integers(4, lines - 9, tries), *range(lines - 9, lines + 1, 2)]):
+        interrupt, folder = InterruptedAt(int(n), *where), tmp_path / str(i)
         folder.mkdir()
-        run = Stopping(folder, kind)
-        assert run.fit(stop_at) == calls[:stop_at]
-        if not (folder / "run.safetensors").exists():
-            run = Stopping(folder, kind)
-        run.fit()
-        assert (outcome(folder), tiny.bits(run.params, run.optimizer)) == wanted, calls[stop_at - 1]
+        found, wrong = stopped_run.stop_and_resume(folder, kind, interrupt, again=i % 2 == 0)
+        assert interrupt.raised and wrong == "", (interrupt.where, wrong)
+        assert found == whole[kind], interrupt.where
+
+
+class Second(Exception):
+    """Not the first exception, but one on the way out."""
+
+
+@pytest.mark.parametrize("kind", stopped_run.KINDS)
+def test_where_even_the_checkpoint_cannot_be_written_the_exception_says_so_and_nothing_is_half_made(
+        tmp_path: Path, whole: dict, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stopped_run.StoppedRun(tmp_path, kind)
+
+    def fails(*_: Any) -> None:
+        raise Second("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write", fails)
+        with pytest.raises(Second) as found:
+            run.fit()
+    assert found.value.history.step == 1
+    assert any("could not be written: no room" in note for note in found.value.__notes__)
+    made = tiny.bits(run.params, run.optimizer)
+    assert set(made["steps"].values()) == {1} and set(tiny.files(tmp_path)) == {"log.jsonl", "best.safetensors"}
+    run = stopped_run.StoppedRun(tmp_path, kind)
+    run.fit()
+    assert run.outcome() == whole[kind]
+
+
+# ---- a run whose evaluation fails
+
+class Broken(Exception):
+    pass
+
+
+def failing(run: Any, at: int, what: Any) -> Any:
+    """The run's score, but at step `at` an exception is raised or a value returned."""
+    def evaluate() -> Any:
+        if run.optimizer.made == at:
+            if isinstance(what, BaseException):
+                raise what
+            return what
+        return run.score()
+
+    return evaluate
+
+
+@pytest.mark.parametrize("kind", stopped_run.KINDS)
+@pytest.mark.parametrize("what, error", [
+    (Broken("no data"), Broken), (KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(3), SystemExit),
+    (float("nan"), ValueError), (float("inf"), ValueError), (None, ValueError), ("0.5", ValueError),
+    (numpy.ones(2), ValueError), (10 ** 400, ValueError)], ids=lambda what: type(what).__name__)
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost(
+        tmp_path: Path, whole: dict, kind: str, what: Any, error: Any, at: int) -> None:
+    run = stopped_run.StoppedRun(tmp_path, kind)
+    with pytest.raises(error) as found:
+        run.fit(evaluate=failing(run, at, what))
+    history = found.value.history
+    assert history.step == len(history.losses) == at and len(history.scores) == at - 1 and history.seconds > 0
+    saved = checkpoints.read(tmp_path / "run.safetensors").state
+    assert saved["step"] == at and saved["due"] is True
+    run = stopped_run.StoppedRun(tmp_path, kind)
+    assert run.fit().scores[:at - 1] == history.scores
+    assert run.outcome() == whole[kind]
+
+
+@pytest.mark.parametrize("kind", stopped_run.KINDS)
+def test_stop_iteration_from_evaluate_ends_the_run_cleanly(tmp_path: Path, whole: dict, kind: str) -> None:
+    run = stopped_run.StoppedRun(tmp_path, kind)
+    history = run.fit(evaluate=failing(run, 2, StopIteration()))
+    assert history.step == 2 and len(history.scores) == 1 and len(history.losses) == 2
+    assert set(tiny.files(tmp_path)) == stopped_run.FILES
+    again = run.fit(evaluate=failing(run, 2, StopIteration()))  # and again
+    assert (again.step, again.scores, again.losses) == (2, history.scores, [])
+    run = stopped_run.StoppedRun(tmp_path, kind)  # one that has a score now goes on
+    run.fit()
+    assert run.outcome() == whole[kind]
+
+
+def test_an_evaluation_that_failed_is_forgotten_by_a_run_that_has_none(tmp_path: Path) -> None:
+    run = stopped_run.StoppedRun(tmp_path, "LoRA")
+    with pytest.raises(Broken):
+        run.fit(evaluate=failing(run, 1, Broken()))
+    settings = dict(evaluate=None, eval_every=None, best=None)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(schedule=lambda step: interrupted() if step == 3 else minipeft.cosine_decay(3)(step), **settings)
+    assert checkpoints.read(tmp_path / "run.safetensors").state["due"] is False
+    history = run.fit(**settings)
+    assert history.step == 3 and history.scores == []
+
+
+def interrupted() -> float:
+    raise KeyboardInterrupt
+
+
+# ---- patience, and the best weights
+
+SCORES = [1.0, 3.0, 2.0, 3.0, 2.5, 9.0]
+
+
+def patient(folder: Path, patience: int | None, steps: int = 6, **settings: Any) -> tuple[Any, Any]:
+    """A run whose evaluations give SCORES, one after each step; its history and its model."""
+    model, optimizer = tiny.model(), minipeft.AdamW(lr=1e-2)
+    settings = {"params": tiny.everything(model), "checkpoint": folder / "run", "best": folder / "best", **settings}
+    history = minipeft.fit(model, batches=tiny.batches(), steps=steps, optimizer=optimizer, patience=patience,
+                           eval_every=1, evaluate=lambda: SCORES[min(optimizer.steps.values()) - 1], **settings)
+    return history, model
+
+
+@pytest.mark.parametrize("patience, steps", [(1, 3), (2, 4), (3, 5), (4, 6), (9, 6), (None, 6)])
+def test_patience_ends_the_run_after_so_many_evaluations_without_a_new_best(
+        tmp_path: Path, patience: int | None, steps: int) -> None:
+    """A score that is only reached again is no new best."""
+    history, _ = patient(tmp_path, patience)
+    assert history.step == steps and [score for _, score in history.scores] == SCORES[:steps]
+    assert history.best == max(history.scores, key=lambda at: at[1])
+    again, _ = patient(tmp_path, patience)  # from the start's parameters
+    assert (again.step, again.losses, again.scores) == (steps, [], history.scores)
+    if patience == 2:
+        assert patient(tmp_path, None)[0].scores == [(i, score) for i, score in enumerate(SCORES, 1)]
+
+
+def test_the_best_file_holds_the_weights_of_the_best_step_and_restore_puts_them_back(tmp_path: Path) -> None:
+    for steps, best in ((1, 1), (2, 2), (5, 2), (6, 6)):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        history, model = patient(folder, None, steps)
+        assert history.best == (best, SCORES[best - 1])
+        wanted = tiny.everything(patient(folder, None, best, checkpoint=None, best=None)[1])
+        assert (tiny.bits(tiny.everything(model)) == tiny.bits(wanted)) == (steps == best)
+        arrays = {name: p.data for name, p in tiny.everything(model).items()}
+        minipeft.restore(tiny.everything(model), folder / "best")
+        assert tiny.bits(tiny.everything(model)) == tiny.bits(wanted)
+        assert all(p.data is arrays[name] for name, p in tiny.everything(model).items())  # in place
+
+
+def test_a_resumed_run_keeps_the_best_of_all_its_calls(tmp_path: Path) -> None:
+    """The checkpoint's best counts: a later score below it does not replace the file."""
+    patient(tmp_path, None, 3)
+    best = (tmp_path / "best").read_bytes()
+    assert patient(tmp_path, None, 5)[0].best == (2, 3.0) and (tmp_path / "best").read_bytes() == best
+    assert patient(tmp_path, None, 6)[0].best == (6, 9.0) and (tmp_path / "best").read_bytes() != best
+
+
+def test_a_best_file_that_is_missing_when_a_run_goes_on_is_an_error_that_says_so(tmp_path: Path) -> None:
+    patient(tmp_path, None, 3)
+    (tmp_path / "best").unlink()
+    before = tiny.files(tmp_path)
+    with pytest.raises(ValueError, match=r"best is .*best', which is missing: .*run has its best score from step 2"):
+        patient(tmp_path, None, 6)
+    assert tiny.files(tmp_path) == before
+    assert patient(tmp_path, None, 6, best=None)[0].step == 6
+    assert patient(tmp_path, None, 6, resume=False)[0].step == 6 and (tmp_path / "best").exists()
 
 
 # ---- a run that is over, one that goes further, one that starts afresh

@@ -1,0 +1,173 @@
+"""The arguments of `fit`, checked before anything is changed; each error says what was passed and what to pass."""
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any, Callable, Mapping
+
+from minipeft.autograd.tensor import Leaf
+from minipeft.checks import integer, number, shown
+from minipeft.train.optim import AdamW
+from minipeft.train.schedule import MAKERS, Schedule, constant, ends_after
+
+File = str | os.PathLike | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `fit` was told, in Python's numbers. best, log, checkpoint: files or None."""
+
+    steps: int
+    schedule: Schedule
+    clip: float | None
+    accumulate: int
+    seed: int
+    dropout: bool
+    evaluate: Callable[[], Any] | None
+    eval_every: int | None
+    patience: int | None
+    best: File
+    log: File
+    checkpoint: File
+    checkpoint_every: int
+
+
+def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any, dropout: Any, evaluate: Any,
+             eval_every: Any, patience: Any, best: Any, log: Any, checkpoint: Any, checkpoint_every: Any) -> Settings:
+    """Raises ValueError or TypeError, which names the argument."""
+    steps, accumulate = integer("steps", steps, 1), integer("accumulate", accumulate, 1)
+    seed, checkpoint_every = integer("seed", seed), integer("checkpoint_every", checkpoint_every, 1)
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(f"evaluate is {shown(evaluate)}; expected a function without arguments that returns a score, "
+                        f"higher is better")
+    for what, value, why in (("eval_every", eval_every, "there is nothing to evaluate"),
+                             ("patience", patience, "there is no score to be patient with"),
+                             ("best", best, "without scores none is the best")):
+        if value is not None and evaluate is None:
+            raise ValueError(f"{what} is {shown(value)}, but {why}: pass evaluate=")
+    if patience is not None and eval_every is None:
+        raise ValueError(f"patience is {shown(patience)}, but eval_every is None, so the only evaluation comes after "
+                         f"the last step: pass eval_every=")
+    if clip is not None:
+        expected = "a finite number > 0, or None"
+        if number("clip", clip, expected=expected) <= 0:
+            raise ValueError(f"clip is {shown(clip)}; expected {expected}")
+        clip = number("clip", clip)
+    files = {"log": log, "checkpoint": checkpoint, "best": best}
+    for what, path in files.items():
+        _check_file(what, path)
+    _check_different({what: path for what, path in files.items() if path is not None})
+    return Settings(steps, _schedule(schedule, steps), clip, accumulate, seed, bool(dropout), evaluate,
+                    None if eval_every is None else integer("eval_every", eval_every, 1),
+                    None if patience is None else integer("patience", patience, 1), best, log, checkpoint,
+                    checkpoint_every)
+
+
+def _schedule(schedule: Any, steps: int) -> Schedule:
+    if schedule is None:
+        return constant()
+    if schedule in MAKERS:
+        name = schedule.__name__
+        call = {"constant": "constant()", "inverse_sqrt": "inverse_sqrt(d_model)"}.get(name, f"{name}(steps)")
+        raise TypeError(f"schedule is the function {name}; expected the schedule that it makes: {call}")
+    if not callable(schedule):
+        raise TypeError(f"schedule is {shown(schedule)}; expected a function of the step (1, 2, ...), such as "
+                        f"linear_decay({steps})")
+    if ends_after(schedule) < steps:
+        raise ValueError(f"schedule is {shown(schedule)}, which ends before the {steps} steps that are to be made: its "
+                         f"rate would stay at its last value; make it for {steps} steps")
+    return schedule
+
+
+def _check_file(what: str, path: Any) -> None:
+    if path is None:
+        return
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} is {shown(path)}; expected the path of a file")
+    text = os.fsdecode(path)
+    if not text or "\0" in text or os.path.isdir(text):
+        raise ValueError(f"{what} is {shown(text)}, {'a folder' if text and os.path.isdir(text) else 'no path'}; "
+                         f"expected the path of a file")
+    if not os.path.isdir(os.path.dirname(os.path.realpath(text))):
+        hint = "'~' is not expanded: pass Path(...).expanduser()" if text.startswith("~") else "create it first"
+        raise ValueError(f"{what} is {shown(text)}, in a folder that does not exist: {hint}")
+
+
+def _check_different(files: Mapping[str, Any]) -> None:
+    for one, a in files.items():
+        for other, b in files.items():
+            if one != other and (os.path.realpath(a) == os.path.realpath(b)
+                                 or os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)):
+                raise ValueError(f"{one} and {other} are both {shown(os.fsdecode(a))}; expected different files")
+
+
+def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
+    """Raises TypeError, which says what to pass, for things of the wrong kind."""
+    if isinstance(model, type) or not callable(getattr(model, "loss", None)):
+        raise TypeError(f"model is {shown(model)}; expected a model, with a method `loss`")
+    if not all(callable(getattr(batches, name, None)) for name in ("next", "state", "load_state")):
+        raise TypeError(f"batches is a {type(batches).__name__}; expected a stream of batches: wrap pairs of ids with "
+                        f"Batches(pairs, batch_size)")
+    if isinstance(batches, type):
+        raise TypeError("batches is the class Batches; expected Batches(pairs, batch_size)")
+    if isinstance(optimizer, type):
+        raise TypeError(f"optimizer is the class {optimizer.__name__}; expected one that was made: "
+                        f"{optimizer.__name__}(lr=...)")
+    if not isinstance(optimizer, AdamW):
+        raise TypeError(f"optimizer is {shown(optimizer)}; expected AdamW(lr=...)")
+
+
+def parameters(model: Any, params: Any) -> dict[str, Leaf]:
+    """{name: Parameter} of a mapping or an attachment. Raises TypeError for anything else, ValueError where training
+    these would change nothing: for parameters of an attachment that is off, merged, removed or of another model."""
+    attachment = None if isinstance(params, Mapping) else params
+    if attachment is not None and (isinstance(params, type) or not isinstance(getattr(params, "state", None), str)
+                                   or not hasattr(params, "parameters")):
+        found = f"a {type(params).__name__}" if isinstance(params, (list, tuple, set)) else shown(params)
+        raise TypeError(f"params is {found}; expected an attachment, or {{name: Parameter}} as minipeft.select(model, "
+                        f"where) gives it")
+    if attachment is not None:
+        _check_attachment(model, attachment)
+        params = attachment.parameters
+    if not params:
+        raise ValueError("nothing is selected: params is empty")
+    for name, p in params.items():
+        if not isinstance(p, Leaf):
+            raise TypeError(f"params[{shown(name)}] is {type(p).__name__}; expected a Parameter (see minipeft.select)")
+        if not getattr(getattr(p.data, "flags", None), "writeable", True):
+            raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes one of its own")
+    _check_owners(model, params)
+    return dict(params)
+
+
+def _check_attachment(model: Any, attachment: Any) -> None:
+    name, state = attachment.name, attachment.state
+    if state == "removed":
+        raise ValueError(f"the attachment {name!r} was removed from its model: attach it again")
+    if attachment.model is not model:
+        raise ValueError(f"the attachment {name!r} belongs to another model than the one that is to be trained")
+    if state == "off":
+        raise ValueError(f"the attachment {name!r} is off, so the loss does not depend on it: plug() it first")
+    if state == "merged":
+        raise ValueError(f"the attachment {name!r} is merged, so the loss depends on the weights that it was merged "
+                         f"into: unmerge() first")
+
+
+def _check_owners(model: Any, params: Mapping[str, Leaf]) -> None:
+    """Says why the loss will not depend on a parameter, where the model can tell."""
+    attachments = getattr(model, "attachments", None)
+    base = getattr(model, "base_parameters", None)
+    if not isinstance(attachments, Mapping) or not isinstance(base, Mapping):
+        return
+    known, names = set(map(id, base.values())), set(base)
+    wanted = set(map(id, params.values()))
+    for attachment in attachments.values():
+        own = attachment.parameters
+        known.update(map(id, own.values()))
+        names.update(own)
+        if wanted.intersection(map(id, own.values())):
+            _check_attachment(model, attachment)
+    for name, p in params.items():
+        if id(p) not in known and (name in names or "@" in str(name)):
+            raise ValueError(f"params[{shown(name)}] is no parameter of this model: it belongs to another model, or to "
+                             f"an attachment that was removed")

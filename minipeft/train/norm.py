@@ -1,0 +1,42 @@
+"""The length of all gradients as one vector, sqrt(sum of squares), also where the squares have no room in their dtype.
+
+The square of 8e-26 is 0 in float32, and that of 1e20 is infinity. Where squares may have been lost, the sum is taken
+again of g / max |g|, in float64; everywhere else the plain sum is taken, and nothing is copied.
+"""
+from __future__ import annotations
+
+import math
+from typing import Mapping
+
+import numpy
+
+from minipeft.backend import Array, to_host, xp
+
+
+def global_norm(grads: Mapping[str, Array]) -> float:
+    """The length of all gradients, {name: array}, as one vector; NaN or infinity if one of them is."""
+    arrays = [xp.asarray(g) for g in grads.values()]
+    with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
+        squares = xp.stack([xp.asarray((g * g).sum()) for g in arrays])  # one copy to the host, not one each
+    found = to_host(squares).tolist()
+    if math.isfinite(total := sum(found)) and total >= sum(map(_lost, arrays)):
+        return math.hypot(*map(math.sqrt, found))
+    return _scaled([g for g in arrays if g.size])
+
+
+def _lost(g: Array) -> float:
+    """Below this, what an array's squares lost to underflow could show in its sum."""
+    if g.dtype.kind != "f":
+        return 0.0
+    limits = xp.finfo(g.dtype)
+    return g.size * float(limits.tiny) / float(limits.eps)
+
+
+def _scaled(arrays: list[Array]) -> float:
+    largest = max((float(to_host(abs(g).max())) for g in arrays), default=0.0)
+    if any(math.isnan(float(to_host(g.sum()))) for g in arrays) and not math.isinf(largest):
+        return math.nan
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    parts = [g.astype("float64") / largest for g in arrays]
+    return largest * math.sqrt(math.fsum(float(to_host((part * part).sum())) for part in parts))

@@ -1,0 +1,88 @@
+"""Whether a run may go on from a checkpoint: only if it is the same run, and its parameters are where that one was."""
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Mapping
+
+from minipeft.checks import shown
+from minipeft.nn.fingerprint import fingerprint
+from minipeft.train import checkpoint as checkpoints
+from minipeft.train.arguments import Settings
+from minipeft.train.identity import describe, difference, start_of
+from minipeft.train.saved import Saved, checked
+from minipeft.train.state import State
+
+_RATES = "schedule, summed over the steps made"
+_OTHER = "delete it, or pass resume=False to start afresh over it"
+
+
+class Identity:
+    """What the checkpoints of a run say about it. start: where it began, which a resumed run takes over."""
+
+    def __init__(self, model: Any, state: State, settings: Settings):
+        self.fixed = describe(
+            model, state.params, state.batches, state.optimizer, clip=settings.clip, accumulate=settings.accumulate,
+            seed=settings.seed, dropout=settings.dropout, log="kept" if settings.log is not None else "not kept")
+        self.start = start_of(state.params, state.batches, state.optimizer)
+        self._schedule, self._factors = settings.schedule, list[float]()
+
+    def rates(self, step: int) -> float:
+        """The schedule, summed over the first steps: another schedule is told by it, and a longer one is not."""
+        while len(self._factors) < step:
+            self._factors.append(float(self._schedule(len(self._factors) + 1)))
+        return math.fsum(self._factors[:step])
+
+    def at(self, step: int) -> dict[str, Any]:
+        return {**self.fixed, _RATES: self.rates(step), "start": self.start}
+
+
+def resumed(identity: Identity | None, model: Any, state: State, settings: Settings) -> Saved | None:
+    """The checked state of the checkpoint that is there; `identity` takes over where its run began.
+
+    Raises ValueError that names the file and says what to do, for one that is damaged, of another run or start, or
+    further than this run is to go, and if the weights of its best score are missing."""
+    assert identity is not None
+    found = checkpoints.read(settings.checkpoint)  # type: ignore[arg-type]
+    path = found.path
+    said = {key: value for key, value in found.run.items() if key not in ("start", _RATES)}
+    differs = difference(said, identity.fixed)
+    if differs is not None:
+        raise ValueError(f"{path} belongs to another run: {differs}; {_OTHER}")
+    for key in ("start", _RATES):
+        if key not in found.run:
+            raise ValueError(f"{path}: the checkpoint's run lacks {key!r}")
+    start = found.run["start"]
+    saved = checked(found, start, state.params, state.optimizer, state.batches, state.rng, settings.accumulate,
+                    settings.log is not None)
+    if saved.step > settings.steps:
+        raise ValueError(f"{path} is at step {saved.step}, past the {settings.steps} asked for")
+    rates = identity.rates(saved.step)
+    if found.run[_RATES] != rates:
+        raise ValueError(
+            f"{path} belongs to another run: {_RATES} is {shown(found.run[_RATES])} there and {shown(rates)} here, so "
+            f"its {saved.step} steps were made at other rates than {shown(settings.schedule)} has. A run whose "
+            f"schedule ends cannot be lengthened: finish it with the schedule that it began with, and start a second "
+            f"run on the result with a checkpoint of its own; or start afresh with resume=False")
+    _check_parameters(saved, start, identity, state)
+    best = settings.best
+    if best is not None and saved.best is not None and not os.path.isfile(best):
+        raise ValueError(f"best is {shown(str(best))}, which is missing: {path} has its best score from step "
+                         f"{saved.best[0]}, and the weights of that step were to be there; put the file back, or start "
+                         f"afresh with resume=False")
+    identity.start = start
+    if saved.micro:  # what is plugged below them now is what they were trained on
+        tell = getattr(getattr(model, "host", None), "differentiated", None)
+        if tell is not None:
+            tell(frozenset(state.params.values()))
+    return saved
+
+
+def _check_parameters(saved: Saved, start: Mapping[str, Any], identity: Identity, state: State) -> None:
+    """The parameters that were passed are those of the run's start, or of the checkpoint, bit for bit."""
+    here = identity.start["parameters"]
+    if here not in (start["parameters"], fingerprint(saved.arrays["param"])):
+        raise ValueError(
+            f"{saved.path} belongs to another run, of another start: the parameters here are neither those that its run "
+            f"began with nor those that it holds (another seed or base, or trained since): {_OTHER}, "
+            f"or put the parameters back")
