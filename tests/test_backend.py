@@ -383,9 +383,10 @@ def life(library: Any, family: str, dtype: str, lora: bool, folder: Path) -> dic
                                 optimizer=minipeft.AdamW(1e-2), checkpoint=folder / "run", checkpoint_every=1,
                                 log=folder / "log", evaluate=lambda: model.loss(**batch).data.item(), progress=False)
 
+        begun = {name: p.data.copy() for name, p in params.items()}
         train(2)
-        for p in params.values():
-            p.data = p.data * 0.0                         # the checkpoint has them
+        for name, p in params.items():
+            p.data = begun[name]                          # where the run began; the checkpoint has the rest
         history = train(4)
         seen["resumed"] = (history.step, history.losses, history.scores, host(params))
         seen["logits"] = host({"": model(batch["input_ids"], model.shift_right(batch["labels"]),

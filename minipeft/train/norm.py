@@ -33,9 +33,8 @@ def _lost(g: Array) -> float:
 
 
 def _scaled(arrays: list[Array]) -> float:
-    largest = max((float(to_host(abs(g).max())) for g in arrays), default=0.0)
-    if any(math.isnan(float(to_host(g.sum()))) for g in arrays) and not math.isinf(largest):
-        return math.nan
+    sizes = [float(to_host(abs(g).max())) for g in arrays]
+    largest = math.nan if any(map(math.isnan, sizes)) else max(sizes, default=0.0)
     if largest == 0 or not math.isfinite(largest):
         return largest
     parts = [g.astype("float64") / largest for g in arrays]
