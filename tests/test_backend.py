@@ -405,7 +405,7 @@ def life(library: Any, family: str, dtype: str, lora: bool, folder: Path) -> dic
             seen["loaded"] = host({"": model.encode(batch["input_ids"])})
             adapters = ["again", None, ("lora", "again"), "lora"]
             seen["routed"] = host({"": model.encode(batch["input_ids"], adapter=adapters)})
-        model.save_pretrained(folder / "model")
+        model.save_pretrained(folder / "model", merged=False)
         twin = type(model).from_pretrained(folder / "model", dtype)
         seen["clone"] = host({"": twin.clone().encode(batch["input_ids"])})
     return seen

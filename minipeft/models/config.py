@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Mapping, Self
+import json
+from typing import Any, Iterable, Mapping, Self
 
-import numpy
-
+from minipeft.checks import integer, number, python, shown
+from minipeft.nn.fingerprint import sha256
 from minipeft.nn.layers import ACTIVATIONS
+
+LARGEST = 2 ** 31 - 1  # of any number in a configuration
+_NOT_COMPUTED = {"dropout_rate", "label_smoothing", "initializer_factor", "max_length", "pad_token_id", "eos_token_id",
+                 "decoder_start_token_id"}
 
 
 def checked_config(config: Any, kind: type) -> Any:
@@ -17,26 +21,35 @@ def checked_config(config: Any, kind: type) -> Any:
     return config
 
 
+def listed(names: Iterable[str]) -> str:
+    """The first five of some names out of a file, for an error message, each cut where it is long."""
+    first = list(names)
+    return ", ".join(name if len(name) <= 60 and name.isprintable() else f"{shown(name)[:60]}..."
+                     for name in first[:5]) + (" ..." if first[5:] else "")
+
+
 class Config:
-    """Mixin for frozen dataclasses. Every int is a size >= 1 unless its name ends in _id; every float is finite."""
+    """Mixin for frozen dataclasses. Every int is a size >= 1, or >= 0 if its name ends in _id; every float is finite
+    and >= 0; none is larger than 2^31 - 1."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, numpy.generic):
-                value = value.item()
-                object.__setattr__(self, field.name, value)
+            what, value = f"config: {field.name}", python(getattr(self, field.name))
             if field.type == "bool":
                 self._expect(field.name, type(value) is bool, "true or false")
             elif field.type == "int":
-                least = 0 if field.name.endswith("_id") else 1
-                self._expect(field.name, type(value) is int and value >= least, f"an integer >= {least}")
+                value = integer(what, value, 0 if field.name.endswith("_id") else 1)
             elif field.type == "float":
-                number = type(value) in (int, float) and math.isfinite(value)
-                self._expect(field.name, number and value >= 0, "a finite number >= 0")
+                number(what, value, 0)
             elif field.type == "str":
                 self._expect(field.name, isinstance(value, str), "a string")
+            if not isinstance(value, str):
+                self._expect(field.name, value <= LARGEST, f"at most {LARGEST}")
+            object.__setattr__(self, field.name, value)
         self.check()
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.type == "float":  # a huge integer would overflow beside a float32 array
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def check(self) -> None:
         """What one field cannot say alone; subclasses add to it."""
@@ -50,7 +63,7 @@ class Config:
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"config: {name} is {getattr(self, name)!r}; expected {expected}")
+            raise ValueError(f"config: {name} is {shown(getattr(self, name))}; expected {expected}")
 
     def _expect_activation(self, name: str) -> None:
         self._expect(name, getattr(self, name) in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
@@ -58,13 +71,32 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
+    def resolved(self) -> dict[str, Any]:
+        """Every field, names that mean the same thing made the same: configurations that mean the same are equal
+        here."""
+        return self.to_dict()
+
+    def computes(self) -> dict[str, Any]:
+        """The kind of the model and every field that changes what it computes from ids, resolved. Dropout, smoothing,
+        initialization and special ids do not; how many positions a learned table has is seen from its tensor."""
+        kind = type(self).__name__.removesuffix("Config")
+        return {"kind": kind, **{name: value for name, value in self.resolved().items() if name not in _NOT_COMPUTED}}
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of `resolved` as JSON."""
+        return sha256([json.dumps(self.resolved(), sort_keys=True).encode()])
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that a JSON file holds. Raises ValueError for missing and unknown fields."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING]
-        missing, extra = [n for n in needed if n not in values], [n for n in values if n not in fields]
+        """The configuration that a JSON file of ours holds: all fields, and no others. ValueError otherwise."""
+        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        missing, extra = [n for n in names if n not in values], [n for n in values if n not in names]
         if missing or extra:
             raise ValueError("config: " + "; ".join(
-                f"{what} {', '.join(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names))
+                f"{what} {listed(odd)}" for what, odd in (("missing", missing), ("unknown", extra)) if odd))
         return cls(**values)
+
+
+def first_name(activation: str) -> str:
+    """The one of several names of an activation that comes first: gelu_new of gelu_tanh, silu of swish."""
+    return next(name for name, f in ACTIVATIONS.items() if f is ACTIVATIONS[activation])

@@ -1,29 +1,90 @@
-"""A pretrained model is a folder: config.json says what it is, model.safetensors holds its weights."""
+"""A pretrained model is a folder: config.json says what it is, model.safetensors holds its weights.
+
+The two are written one after the other, so a kill between them leaves new weights beside an old configuration. The
+weights carry a digest of the configuration that they were saved with, and such a pair is refused.
+"""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
+from minipeft.atomic import missing_folder
 from minipeft.backend import Array
-from minipeft.files import write_atomic, write_tensors
+from minipeft.checks import shown
+from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.models.config import Config
+from minipeft.nn.weight import Slot
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SAVED_WITH = "config_sha256"  # in the metadata of the weights
+_LIMIT = 2 ** 20  # bytes of a config.json
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
     """The folder as a Path. Raises FileNotFoundError, saying what is expected, if it holds no config.json."""
     directory = Path(path)
-    if not (directory / CONFIG).is_file():
+    if not (directory / CONFIG).exists():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
     return directory
 
 
-def write_folder(path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, Array],
+def read_config(directory: Path) -> dict[str, Any]:
+    """What config.json says. Raises ValueError for anything but a JSON object of at most a MiB."""
+    return read_json(directory / CONFIG, _LIMIT)
+
+
+@contextlib.contextmanager
+def naming(directory: Path) -> Iterator[None]:
+    """Every ValueError out of here names the folder."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(tuple(f"{directory}{after}" for after in (os.sep, ":", " "))):
+            raise
+        raise ValueError(f"{directory}: {error}") from None
+
+
+def check_saved_with(config: Config, metadata: Mapping[str, str], *others: Config) -> None:
+    """Raises ValueError if the weights say that they were saved with none of these configurations."""
+    said = metadata.get(SAVED_WITH)
+    if said is not None and said not in [c.digest() for c in (config, *others)]:
+        raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "
+                         f"save_pretrained was killed between the two files. Put the right {CONFIG} back, or save the "
+                         f"model again; for another configuration, save a model that was built with it")
+
+
+def exported(model: Any, merged: bool | None) -> dict[str, Array]:
+    """{name: array} of what `save_pretrained` writes: of the base, or of what the model computes.
+
+    Raises ValueError if something is plugged or merged and `merged` does not say which of the two, and if something
+    that is plugged cannot be merged into weights."""
+    if merged is not None and type(merged) is not bool:
+        raise TypeError(f"merged is {shown(merged)}; expected True, False or None")
+    acting = [a for a in model.attachments.values() if a.state != "off"]
+    if merged is None and acting:
+        raise ValueError(f"{acting[0].name!r} is {acting[0].state}: pass merged=True to save what the model computes, "
+                         f"with what is plugged merged into the weights, or merged=False to save the base alone "
+                         f"(attachments have files of their own: attachment.save)")
+    if not merged:
+        return model.state()
+    for attachment in acting:
+        for where, place in attachment.places.items():
+            if not isinstance(place, Slot):
+                raise ValueError(f"{attachment.name!r} cannot be merged: at {where} it acts on hidden states, which no "
+                                 f"weight of the model can absorb; unplug it, or pass merged=False to save the base")
+    return {name: slot.fold().dense().data for name, slot in model.slots.items()}
+
+
+def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], tensors: Mapping[str, Array],
                  metadata: Mapping[str, str], dtype: str | None) -> None:
-    """Write both files, each atomically, the folder made if it is missing. dtype: as for `files.write_tensors`."""
+    """Write both files, each atomically, the folder made if it is missing. values: config.json. dtype: as for
+    `files.write_tensors`. Raises FileNotFoundError for a new folder below '~', which is not expanded."""
     directory = Path(path)
+    if directory.parts[:1] and directory.parts[0].startswith("~") and not directory.exists():
+        raise missing_folder(path, directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS, tensors, metadata, dtype)
-    write_atomic(directory / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_tensors(directory / WEIGHTS, tensors, {**metadata, SAVED_WITH: config.digest()}, dtype)
+    write_atomic(directory / CONFIG, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,68 +1,115 @@
-"""Reading a Hugging Face T5 folder: which tensors are aliases, which may be absent, what decides tying."""
+"""Reading a Hugging Face T5 folder: which tensors are aliases, which may be absent, what decides tying.
+
+Names and shapes, which the headers of the files say, are held against the configuration before anything is read.
+"""
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.files import read_json, read_tensors
+from minipeft.checks import shown
+from minipeft.files import read_json, read_metadata, read_shapes, read_tensors
+from minipeft.models.folder import CONFIG, WEIGHTS, check_saved_with, read_config
+from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
 
 _INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 _INPUT_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in files of the first release
 
 
-def read_checkpoint(directory: Path, config_from: Callable[[dict], Any]) -> tuple[Any, dict[str, numpy.ndarray]]:
-    """(config, {Hugging Face key: array}) with the aliases resolved: shared.weight, and lm_head.weight if untied.
+def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
+                    name_from: Callable[[str], str]) -> tuple[Any, dict[str, numpy.ndarray]]:
+    """(config, {our name: array}) with the aliases resolved: one table, and a head if it is untied.
 
     Weights are tied if no head is stored, or one that equals the table, unless the config says tie_word_embeddings =
     false; then a missing head is an error."""
-    values = read_json(directory / "config.json")
-    config = config_from(values)
-    tensors = _read_all(directory)
-    tensors.pop(_UNUSED, None)
-    tables = {name: tensors.pop(name) for name in _INPUT_NAMES if name in tensors}
+    values = read_config(directory)
+    config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
+    del values  # a file of a MiB takes 50 when it is parsed, and the next one is not read yet
+    files = _files(directory)
+    shapes = {key: shape for file in files for key, shape in read_shapes(directory / file).items()}
+    shapes.pop(_UNUSED, None)
+    tables = [name for name in _INPUT_NAMES if name in shapes]
     if not tables:
-        raise ValueError(f"{directory}: no input embedding; expected one of {', '.join(_INPUT_NAMES)}")
-    first, *others = tables
-    for name in others:
-        if not numpy.array_equal(tables[name], tables[first]):
-            raise ValueError(f"{directory}: {first} and {name} differ; T5 has one table for both stacks")
-    table = tensors["shared.weight"] = tables[first]
-    head = tensors.get("lm_head.weight")
-    says_untied = values.get("tie_word_embeddings") is False
-    if head is None and says_untied:
-        raise ValueError(f"{directory}: config.json says tie_word_embeddings = false, but lm_head.weight is missing")
-    tied = head is None or (not says_untied and numpy.array_equal(head, table))
-    if tied:
-        tensors.pop("lm_head.weight", None)
-    return dataclasses.replace(config, tie_word_embeddings=tied), tensors
+        raise ValueError(f"no input embedding; expected one of {', '.join(_INPUT_NAMES)}")
+    if says_untied and _HEAD not in shapes:
+        raise ValueError(f"{CONFIG} says tie_word_embeddings = false, but {_HEAD} is missing")
+    for name in tables[1:]:
+        if shapes.pop(name) != shapes[tables[0]]:
+            raise _differ(tables[0], name)
+    shapes["shared.weight"] = shapes.pop(tables[0])
+    check_layers(config, len(shapes))
+    tied, untied = (dataclasses.replace(config, tie_word_embeddings=tie) for tie in (True, False))
+    check_shapes({name_from(key): shape for key, shape in shapes.items()},
+                 t5_shapes(untied if _HEAD in shapes else tied))
+    if files == [WEIGHTS]:
+        check_saved_with(tied, read_metadata(directory / WEIGHTS), untied)
+    tensors, metadata = _read_all(directory, files)
+    tensors.pop(_UNUSED, None)
+    table = tensors.pop(tables[0])
+    for name in tables[1:]:
+        if not numpy.array_equal(tensors.pop(name), table):
+            raise _differ(tables[0], name)
+    tensors["shared.weight"] = table
+    if _HEAD in tensors and not says_untied and numpy.array_equal(tensors[_HEAD], table):
+        del tensors[_HEAD]
+    config = untied if _HEAD in tensors else tied
+    check_saved_with(config, metadata)
+    return config, {name_from(key): array for key, array in tensors.items()}
 
 
-def _read_all(directory: Path) -> dict[str, numpy.ndarray]:
-    """Every tensor of the folder, from one file or from the shards that the index names."""
-    if (directory / "model.safetensors").is_file():
-        return read_tensors(directory / "model.safetensors")[0]
-    if not (directory / _INDEX).is_file():
+def _differ(first: str, other: str) -> ValueError:
+    return ValueError(f"{first} and {other} differ; T5 has one table for both stacks")
+
+
+def _read_all(directory: Path, files: list[str]) -> tuple[dict[str, numpy.ndarray], Mapping[str, str]]:
+    """Every tensor, and the metadata of a single file."""
+    tensors: dict[str, numpy.ndarray] = {}
+    metadata: Mapping[str, str] = {}
+    for file in files:
+        found, said = read_tensors(directory / file)
+        tensors.update(found)
+        metadata = said if files == [WEIGHTS] else {}
+    return tensors, metadata
+
+
+def _files(directory: Path) -> list[str]:
+    """The one file of weights, or the shards that the index names; the keys of each are those that the index lists."""
+    if (directory / WEIGHTS).exists():
+        return [WEIGHTS]
+    if not (directory / _INDEX).exists():
         raise _no_weights(directory)
+    listed: dict[str, set[str]] = {}
     weight_map = read_json(directory / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{directory / _INDEX}: weight_map is not a map from key to file name")
-    tensors: dict[str, numpy.ndarray] = {}
-    for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or shard in ("", ".", ".."):
-            raise ValueError(f"{directory / _INDEX}: shard {shard!r} is not a plain file name in the same folder")
-        if not (directory / shard).is_file():
-            raise FileNotFoundError(f"{directory}: shard {shard} of {_INDEX} is missing")
-        found = read_tensors(directory / shard)[0]
-        listed = {key for key, file in weight_map.items() if file == shard}
-        if set(found) != listed:
-            odd = sorted(set(found) ^ listed)
-            raise ValueError(f"{directory / shard}: its keys are not those that {_INDEX} lists; first: {odd[0]!r}")
-        tensors.update(found)
-    return tensors
+    for key, shard in weight_map.items():
+        listed.setdefault(shard, set()).add(key)
+    for shard in sorted(listed):
+        if not _plain(shard):
+            raise ValueError(f"{directory / _INDEX}: shard {shown(shard)} is not a plain file name in the same folder")
+        if not (directory / shard).exists():
+            raise FileNotFoundError(f"{directory}: shard {shown(shard)} of {_INDEX} is missing")
+    for shard, keys in sorted(listed.items()):
+        odd = sorted(set(read_shapes(directory / shard)) ^ keys)
+        if odd:
+            raise ValueError(f"{directory}: shard {shown(shard)}: its keys are not those that {_INDEX} lists; first: "
+                             f"{shown(odd[0])}")
+    return sorted(listed)
+
+
+def _plain(shard: str) -> bool:
+    """Whether this is a name that a file in the folder itself can have, on any system."""
+    try:
+        fits = len(os.fsencode(shard)) <= 255
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return fits and shard not in ("", ".", "..") and not any(c in shard for c in "/\\\0")
 
 
 def _no_weights(directory: Path) -> Exception:
@@ -72,4 +119,4 @@ def _no_weights(directory: Path) -> Exception:
             f"{directory}: {pickles[0]} is a pickle, which can run code when it is opened; minipeft reads safetensors "
             f"alone. Convert it once, where you trust it: in Python with torch and transformers, "
             f"T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
-    return FileNotFoundError(f"{directory}: neither model.safetensors nor {_INDEX} is there")
+    return FileNotFoundError(f"{directory}: neither {WEIGHTS} nor {_INDEX} is there")

@@ -206,7 +206,7 @@ def test_a_saved_model_is_loaded_as_it_was_rounded_once(tmp_path, fields, storag
     model.save_pretrained(tmp_path / "new" / "folder", storage)
     file = tmp_path / "new" / "folder" / "model.safetensors"
     with safetensors.safe_open(file, framework="np") as opened:
-        assert set(opened.keys()) == set(hf_keys(model.config)) and opened.metadata() == {"format": "pt"}
+        assert set(opened.keys()) == set(hf_keys(model.config)) and opened.metadata()["format"] == "pt"
         expected = {None: "F64", "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}[storage]
         assert {opened.get_slice(key).get_dtype() for key in opened.keys()} == {expected}
     wide = T5.from_pretrained(tmp_path / "new" / "folder", "float64")
@@ -230,17 +230,20 @@ def test_a_model_of_float32_is_widened_exactly(tmp_path):
             assert np.array_equal(array, model.state()[name]) and array.dtype == np.float64
 
 
-def test_saving_writes_the_base_whatever_is_plugged_or_merged(tmp_path):
+def test_saving_the_base_writes_it_whatever_is_plugged_or_merged(tmp_path):
     model = built()
     model.save_pretrained(tmp_path / "before")
     lora = attach(model, LoRA(2, 4), np.random.default_rng(0))
     for p in lora.parameters.values():
         p.data += 1
-    model.save_pretrained(tmp_path / "plugged")
+    model.save_pretrained(tmp_path / "plugged", merged=False)
     lora.merge()
-    model.save_pretrained(tmp_path / "merged")
+    model.save_pretrained(tmp_path / "merged", merged=False)
+    lora.unmerge()
+    lora.unplug()
+    model.save_pretrained(tmp_path / "off")
     for file in ("config.json", "model.safetensors"):
-        assert len({(tmp_path / when / file).read_bytes() for when in ("before", "plugged", "merged")}) == 1
+        assert len({(tmp_path / when / file).read_bytes() for when in ("before", "plugged", "merged", "off")}) == 1
 
 
 def test_a_weight_too_large_for_the_storage_is_named_and_nothing_is_written(tmp_path):

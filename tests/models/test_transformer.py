@@ -217,7 +217,7 @@ def test_a_saved_model_is_loaded_as_it_was_rounded_once(tmp_path, fields, storag
     if unit == 0:
         assert np.array_equal(wide(ids_of(), ids_of()).data, model(ids_of(), ids_of()).data)
     metadata = read_tensors(tmp_path / "new" / "folder" / "model.safetensors")[1]
-    assert metadata == {"format": "minipeft"}
+    assert metadata == {"format": "minipeft", "config_sha256": model.config.digest()}
 
 
 def saved(path: Any, config: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> None:

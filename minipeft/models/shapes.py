@@ -1,0 +1,69 @@
+"""{name: shape} of every parameter that a configuration asks for, without building the model.
+
+A file is compared with these before a model is built, so that a configuration of a few bytes cannot ask for more memory
+than the weights beside it take. A test holds them against the models.
+"""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from minipeft.models.config import listed
+
+Shapes = dict[str, tuple[int, ...]]
+_FEWEST = 4  # of tensors per layer: a layer has at least 8, and half of them may be missing for names to be told
+
+
+def t5_shapes(config: Any) -> Shapes:
+    """Of a T5; the names are in `t5.py`."""
+    c, d, inner = config, config.d_model, config.num_heads * config.d_kv
+    attention = {"q.weight": (inner, d), "k.weight": (inner, d), "v.weight": (inner, d), "o.weight": (d, inner)}
+    wide = ("wi_0", "wi_1") if c.gated else ("wi",)
+    ff = {**{f"{name}.weight": (c.d_ff, d) for name in wide}, "wo.weight": (d, c.d_ff)}
+    found: Shapes = {"embedding.weight": (c.vocab_size, d)}
+    for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
+        found |= _stack(stack, layers, attention, ff, {"weight": (d,)})
+        found[f"{stack}.position.weight"] = (c.relative_attention_num_buckets, c.num_heads)
+        found[f"{stack}.norm.weight"] = (d,)
+    return found if c.tie_word_embeddings else {**found, "head.weight": (c.vocab_size, d)}
+
+
+def transformer_shapes(config: Any) -> Shapes:
+    """Of a Transformer; the names are in `transformer.py`."""
+    c, d = config, config.d_model
+    attention = {f"{name}.{leaf}": shape for name in "qkvo" for leaf, shape in (("weight", (d, d)), ("bias", (d,)))}
+    ff = {"wi.weight": (c.d_ff, d), "wi.bias": (c.d_ff,), "wo.weight": (d, c.d_ff), "wo.bias": (d,)}
+    norm = {"weight": (d,), "bias": (d,)}
+    found: Shapes = {"embedding.weight": (c.vocab_size, d)}
+    for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
+        found |= _stack(stack, layers, attention, ff, norm)
+        if c.positions == "learned":
+            found[f"{stack}.position.weight"] = (c.max_length, d)
+        if c.final_norm:
+            found.update({f"{stack}.norm.{leaf}": shape for leaf, shape in norm.items()})
+    return found if c.tie_embeddings else {**found, "head.weight": (c.vocab_size, d)}
+
+
+def _stack(stack: str, layers: int, attention: Mapping, ff: Mapping, norm: Mapping) -> Shapes:
+    parts = [("attn", attention), ("attn_norm", norm), ("ff", ff), ("ff_norm", norm)]
+    if stack == "decoder":
+        parts += [("cross", attention), ("cross_norm", norm)]
+    return {f"{stack}.{i}.{part}.{leaf}": shape
+            for i in range(layers) for part, leaves in parts for leaf, shape in leaves.items()}
+
+
+def check_layers(config: Any, tensors: int) -> None:
+    """Raises ValueError if so many layers cannot be made of so many tensors, before any name is made."""
+    if (config.num_layers + config.num_decoder_layers) * _FEWEST > tensors:
+        raise ValueError(f"config: num_layers is {config.num_layers} and num_decoder_layers "
+                         f"{config.num_decoder_layers}; there are {tensors} tensors, too few for so many layers")
+
+
+def check_shapes(found: Mapping[str, tuple], wanted: Shapes) -> None:
+    """Raises ValueError, which names them, for missing and unexpected tensors and for other shapes."""
+    missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
+    if missing or extra:
+        raise ValueError("; ".join(f"{len(names)} {what}: {listed(names)}"
+                                   for what, names in (("missing", missing), ("unexpected", extra)) if names))
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise ValueError(f"{name} has shape {list(found[name])}; expected {list(shape)}")
