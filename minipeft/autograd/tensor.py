@@ -71,7 +71,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         made = f", from {self.node.op}" if self.node is not None else ""
-        return f"{type(self).__name__}({list(self.shape)} {self.dtype}{made})"
+        shown = f"{to_host(self.data).item()!r}" if self.data.size == 1 and self.data.ndim == 0 else list(self.shape)
+        return f"{type(self).__name__}({shown} {self.dtype}{made})"
 
     def __float__(self) -> float:
         return float(self.data)
@@ -241,6 +242,9 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
 
 
 def _leaves(params: Mapping[str, Leaf]) -> dict[str, Node]:
+    if not isinstance(params, Mapping):
+        there = "its .parameters" if hasattr(params, "parameters") else "select(model, where)"
+        raise TypeError(f"params is {type(params).__name__}; expected {{name: Parameter}}: pass {there}")
     if not params:
         raise ValueError("nothing is selected: params is empty")
     seen: dict[int, str] = {}

@@ -10,12 +10,12 @@ from typing import Any
 import numpy
 
 from minipeft.backend import Array, to_device, to_host
+from minipeft.checks import integer
 
 
 def greedy(model: Any, ids: Array, mask: Array | None, max_new_tokens: int, use_cache: bool) -> numpy.ndarray:
     """ids [batch, source], mask [batch, source] -> [batch, 1 + new tokens] on the host (see `generate`)."""
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected >= 0")
+    max_new_tokens = integer("max_new_tokens", max_new_tokens)
     config = model.config
     memory, mask = model.encoder(model.embed(ids), mask)
     cache = model.new_cache(max_new_tokens, memory.shape[1]) if use_cache and max_new_tokens else None

@@ -1,15 +1,22 @@
 """What a model is given: ids and masks, checked on the host before they are moved to the backend in use."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Mapping
 
 import numpy
 
 from minipeft.backend import Array, to_device, to_host
+from minipeft.checks import shown
 
 
 def host_ids(ids: Any, name: str) -> numpy.ndarray:
-    """Ids as one array on the host. Raises ValueError for lists of different length."""
+    """Ids as one array on the host. Raises ValueError for lists of different length, TypeError for a batch as a dict,
+    text, or nothing."""
+    if isinstance(ids, Mapping):
+        raise TypeError(f"{name} is a {type(ids).__name__} with {', '.join(map(str, list(ids)[:5]))}; expected ids "
+                        f"[batch, time]: pass {name}=batch[{name!r}], and its attention_mask by name")
+    if ids is None or isinstance(ids, (str, bytes)):
+        raise TypeError(f"{name} is {shown(ids)}; expected ids [batch, time], which a tokenizer makes of text")
     try:
         return to_host(ids)
     except ValueError:

@@ -90,20 +90,14 @@ class Attachment(Attached):
             yield self
             return
         without = self._taken_out("switch off", before)
-        self._become(without)
         try:
-            yield self
+            try:
+                self._become(without)
+                yield self
+            finally:
+                self._put_back(before, without)
         finally:
-            now = self.model.host.now
-            if now is without:
-                self._become(before)
-            elif self.state == "off":
-                back = self._inserted(now, before.plugged[self.name])
-                if self._state_in(back) == "merged" and any(
-                        self._around(place, back)[0] != self._around(place, before)[0] for place in self.at):
-                    raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was "
-                                     f"off; plug it and merge it again")
-                self._become(back)
+            self._put_back(before, without)  # again, in case the first was interrupted; else it changes nothing
 
     def merge(self) -> None:
         """Replace this entry by the constant dense weight, at every slot; the base array is kept beside it.
@@ -212,6 +206,19 @@ class Attachment(Attached):
         at = next((i for i, name in enumerate(order) if name in self._above), len(order))
         return now.replace(plugged={**{name: now.plugged[name] for name in order[:at]}, self.name: merged,
                                     **{name: now.plugged[name] for name in order[at:]}})
+
+    def _put_back(self, before: State, without: State) -> None:
+        """Back to where it was before it was switched off, if it is off still."""
+        now = self.model.host.now
+        if now is without:
+            self._become(before)
+        elif self._state_in(now) == "off":
+            back = self._inserted(now, before.plugged[self.name])
+            if self._state_in(back) == "merged" and any(
+                    self._around(place, back)[0] != self._around(place, before)[0] for place in self.at):
+                raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "
+                                 f"plug it and merge it again")
+            self._become(back)
 
 
 def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:

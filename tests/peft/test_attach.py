@@ -1,5 +1,6 @@
 """Attaching: names, generators, moves, stacks, copies, and methods that act in the stream."""
 import dataclasses
+import pickle
 
 import numpy
 import pytest
@@ -275,3 +276,127 @@ def test_what_is_no_method_is_refused_with_an_example_of_one(method):
 def test_a_part_of_a_model_is_not_asked_for_its_attachments(ask):
     with pytest.raises(TypeError, match="not a whole model"):
         ask(FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float32").encoder)
+
+
+# ---- off and on again
+
+
+def three(state="plugged"):
+    """a, b, c on the same slots, b in that state."""
+    model = CASE.model()
+    a, b, c = (CASE.attach(model, name, at) for at, name in enumerate("abc", 2))
+    if state == "merged":
+        c.unplug()
+        a.merge()
+        b.merge()
+        c.plug()
+    return model, a, b, c
+
+
+def test_off_and_on_again_is_where_it_was():
+    model, a, b, c = three()
+    output = logits(model, CASE.batch())
+    for attachment in (a, b, c):
+        attachment.unplug()
+        attachment.plug()
+        assert model.plugged == ("a", "b", "c")
+    for attachment in (c, a, b):
+        attachment.unplug()
+    for attachment in (b, c, a):
+        attachment.plug()
+    assert model.plugged == ("a", "b", "c") and logits(model, CASE.batch()).tobytes() == output.tobytes()
+
+
+def test_what_never_lay_below_anything_goes_on_top():
+    model, a, b, c = three()
+    for attachment in (c, b, a):
+        attachment.unplug()
+    for attachment in (b, a, c):
+        attachment.plug()
+    assert model.plugged == ("b", "a", "c"), "nothing lay above b and c when they were unplugged, nor above a"
+
+
+@pytest.mark.parametrize("state", ["plugged", "merged"])
+def test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends(state):
+    model, a, b, c = three(state)
+    before, output = model.host.now, logits(model, CASE.batch())
+    bare = CASE.model()
+    CASE.attach(bare, "a", 2)
+    CASE.attach(bare, "c", 4)
+    with b.off() as off:
+        assert off is b and b.state == "off" and model.plugged == ("a", "c")
+        close = abs(logits(model, CASE.batch()) - logits(bare, CASE.batch())).max()
+        assert close == 0 if state == "plugged" else close < 1e-12, "merging a is rounded"
+    assert model.host.now is before and logits(model, CASE.batch()).tobytes() == output.tobytes()
+    with pytest.raises(ZeroDivisionError), b.off():
+        raise ZeroDivisionError
+    assert model.host.now is before
+
+
+def test_with_off_inside_with_off_and_moves_inside_it():
+    model, a, b, c = three()
+    with b.off():
+        with a.off(), b.off():
+            assert model.plugged == ("c",)
+        assert model.plugged == ("a", "c") and b.state == "off"
+        a.unplug()
+    assert model.plugged == ("b", "c")
+    with b.off():
+        c.remove()
+    assert model.plugged == ("b",)
+    with b.off():
+        b.plug()
+    assert b.state == "plugged"
+    with b.off():
+        b.remove()
+    assert b.state == "removed"
+    with pytest.raises(ValueError, match="cannot switch off 'b': it was removed"), b.off():
+        pass
+    a.plug()
+    a.unplug()
+    with a.off():
+        assert a.state == "off"
+    assert a.state == "off", "it was off before"
+
+
+def test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_has_moved():
+    model, a, b, c = three("merged")
+    with pytest.raises(ValueError, match="cannot switch off 'a': 'b' was merged on top of it"), a.off():
+        pass
+    with pytest.raises(ValueError, match="'b' stays off: it was merged into weights that changed while it was off"):
+        with b.off():
+            a.unmerge()
+    assert b.state == "off" and a.state == "plugged"
+
+
+def test_a_move_replaces_the_state_once_and_never_changes_the_one_before():
+    model, a, b, c = three()
+    seen = [model.host.now]
+    for move in (c.unplug, c.plug, c.unplug, a.merge, a.unmerge, c.remove):
+        known = [(dict(s.attached), dict(s.plugged), dict(s.entries), dict(s.composed)) for s in seen]
+        move()
+        assert known == [(dict(s.attached), dict(s.plugged), dict(s.entries), dict(s.composed)) for s in seen]
+        assert model.host.now is not seen[-1]
+        seen.append(model.host.now)
+
+
+def test_the_attachments_of_a_model_are_listed_and_not_changed_through_the_list():
+    model, a, b, c = three()
+    assert list(model.attachments) == ["a", "b", "c"] and model.plugged == ("a", "b", "c")
+    with pytest.raises(TypeError):
+        del model.attachments["a"]
+    b.unplug()
+    assert list(model.attachments) == ["a", "b", "c"] and model.plugged == ("a", "c")
+
+
+@pytest.mark.parametrize("method", [minipeft.LoRA(2), minipeft.Selective(component="norm"), minipeft.PromptTuning(2),
+                                    minipeft.Bottleneck("pfeiffer", size=2), minipeft.Bottleneck("parallel", size=2)])
+def test_a_model_with_any_method_can_be_pickled_and_copied(method):
+    model = CASE.model()
+    minipeft.attach(model, method, RNG(0))
+    wanted = logits(model, CASE.batch())
+    for copy in (pickle.loads(pickle.dumps(model)), model.clone()):
+        assert logits(copy, CASE.batch()).tobytes() == wanted.tobytes()
+        (attachment,) = copy.attachments.values()
+        assert attachment.model is copy and attachment.state == "plugged"
+        attachment.remove()
