@@ -43,6 +43,7 @@ class StrictArray:
     size = property(lambda self: self._host.size)
     nbytes = property(lambda self: self._host.nbytes)
     itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
     T = property(lambda self: _out(self._host.T))
 
     # ---- out of the library, explicitly
@@ -218,12 +219,12 @@ _install_operators()
 StrictArray.__module__, StrictArray.__qualname__ = "strict", "ndarray"
 
 _UFUNCS = """abs add arctan copysign cos cosh divide equal exp exp2 expm1 floor floor_divide greater greater_equal
-invert isfinite isinf isnan less less_equal log log1p log2 logical_and logical_not logical_or maximum minimum multiply
-negative not_equal power remainder rint sign sin sinh sqrt square subtract tan tanh true_divide""".split()
+hypot invert isfinite isinf isnan less less_equal log log1p log2 logical_and logical_not logical_or maximum minimum
+multiply negative not_equal power remainder rint sign sin sinh sqrt square subtract tan tanh true_divide""".split()
 _FUNCTIONS = """all any arange argmax argmin argsort ascontiguousarray atleast_2d broadcast_to clip concatenate
-count_nonzero cumsum diag einsum empty_like expand_dims eye flip full full_like linspace matmul max mean min moveaxis
-nonzero ones ones_like outer pad prod repeat reshape roll searchsorted sort split squeeze stack sum swapaxes
-take_along_axis tile transpose tri tril triu unique var where zeros zeros_like""".split()
+count_nonzero cumsum diag einsum empty_like expand_dims eye flip frexp full full_like ldexp linspace matmul max
+mean min moveaxis nonzero ones ones_like outer pad prod repeat reshape roll searchsorted sort split squeeze stack
+sum swapaxes take_along_axis tile transpose tri tril triu unique var where zeros zeros_like""".split()
 _CONSTANTS = """bool_ dtype finfo float16 float32 float64 floating iinfo inf int16 int32 int64 int8 integer issubdtype
 nan newaxis pi result_type uint16 uint32 uint64 uint8""".split()
 
@@ -233,8 +234,8 @@ class StrictNamespace:
 
     __name__ = "strict"
     ndarray = StrictArray
-    offered = frozenset(["asarray", "array", "empty", "may_share_memory", "ndarray", *_UFUNCS, *_FUNCTIONS,
-                         *_CONSTANTS])
+    offered = frozenset(["asarray", "array", "copyto", "empty", "lib", "may_share_memory", "ndarray", *_UFUNCS,
+                         *_FUNCTIONS, *_CONSTANTS])
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONSTANTS:
@@ -257,6 +258,20 @@ class StrictNamespace:
     def array(value: Any, dtype: Any = None) -> StrictArray:
         """A copy, always."""
         return StrictArray(numpy.array(value._host if isinstance(value, StrictArray) else value, dtype=dtype))
+
+    @staticmethod
+    def copyto(target: StrictArray, source: StrictArray, where: StrictArray) -> None:
+        """Writes into `target`, of one dtype with `source`."""
+        if target.dtype != source.dtype:
+            raise TypeError(f"copyto of {source.dtype} into {target.dtype}")
+        numpy.copyto(_in(target), _in(source), where=_in(where))
+
+    class lib:  # noqa: N801  (as NumPy and CuPy spell it)
+        class stride_tricks:  # noqa: N801
+            @staticmethod
+            def as_strided(x: StrictArray, shape: tuple, strides: tuple) -> StrictArray:
+                """A view, as in CuPy, which has no `writeable`."""
+                return StrictArray(numpy.lib.stride_tricks.as_strided(_in(x), shape, strides, writeable=False))
 
     @staticmethod
     def may_share_memory(a: StrictArray, b: StrictArray) -> bool:

@@ -7,6 +7,7 @@ The projections of all heads are one matrix each: q, k, v [heads * d_k, d_model]
 """
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minipeft.autograd.tensor import Tensor, array_of
@@ -14,7 +15,7 @@ from minipeft.backend import Array, xp
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
-from minipeft.ops import attention
+from minipeft.ops import add, attention
 from minipeft.ops.drop import dropout_mask
 
 
@@ -51,8 +52,10 @@ class KeyValues:
 class Attention(Module):
     """x [batch, query, d_model], source [batch, key, d_model] -> [batch, query, d_model].
 
-    scale multiplies the scores: d_k^-1/2 in the paper, 1 in T5 (whose initialization of q absorbs it). bias is added
-    to the scores [batch, heads, query, key]: masks and relative positions. p: dropout on the probabilities."""
+    scale multiplies the scores: d_k^-1/2 in the paper, 1 in T5 (whose initialization of q absorbs it). bias and mask
+    are added to the scores [batch, heads, query, key]: relative positions, and what `additive` makes of a mask. They
+    stay apart, because their sum would be as large as the scores; a memory site, which may change the number of keys,
+    sees the sum as one bias. p: dropout on the probabilities."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
         self.q, self.k, self.v, self.o = q, k, v, o
@@ -61,7 +64,7 @@ class Attention(Module):
         self.heads, self.scale, self.p = heads, scale, p
 
     def __call__(self, x: Any, source: Any, bias: Any = None, rng: Any = None,
-                 cache: KeyValues | None = None) -> Tensor:
+                 cache: KeyValues | None = None, mask: Any = None) -> Tensor:
         q = self.q(x, rng)
         if cache is None:
             k, v = self.k(source, rng), self.v(source, rng)
@@ -69,12 +72,14 @@ class Attention(Module):
             if not cache.complete:
                 cache.extend(self.k(source, rng), self.v(source, rng))
             k, v = cache.read()
-        k, v, bias = self.memory(k, v, bias)
+        if self.memory.attached:
+            k, v, bias = self.memory(k, v, _sum(bias, mask))
+            mask = None
         keep = None
         if rng is not None and self.p:
             shape = (q.shape[0], self.heads, q.shape[1], array_of(k).shape[1])
             keep = dropout_mask(shape, self.p, rng, q.dtype)
-        return self.o(attention(q, k, v, bias, keep, heads=self.heads, scale=self.scale), rng)
+        return self.o(attention(q, k, v, bias, keep, mask, heads=self.heads, scale=self.scale), rng)
 
 
 def causal(queries: int, keys: int) -> Array:
@@ -83,11 +88,14 @@ def causal(queries: int, keys: int) -> Array:
 
 
 def additive(mask: Array | None, dtype: Any) -> Array | None:
-    """0 where the boolean `mask` holds and the smallest finite number elsewhere, to be added to scores once.
+    """0 where the boolean `mask` holds and -inf elsewhere, to be added to scores once.
 
-    Finite, so that a row in which everything is masked gives a uniform average and not NaN; its scores are then lost
-    in rounding, and its gradient is that of an unmasked softmax. Conditions are combined logically before this: two
-    such numbers added would overflow."""
+    Minus infinity hides a key whatever its score is, and what is hidden by two of these is hidden. A query that may
+    look nowhere gives a uniform average and not NaN (`ops.attention`)."""
     if mask is None:
         return None
-    return xp.where(mask, xp.zeros((), dtype), xp.full((), float(xp.finfo(dtype).min), dtype))
+    return xp.where(mask, xp.zeros((), dtype), xp.full((), -math.inf, dtype))
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return a if b is None else b if a is None else add(a, b)

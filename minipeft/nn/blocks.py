@@ -23,7 +23,9 @@ Norm = LayerNorm | RMSNorm
 
 
 class Block(Module):
-    """x [batch, time, d_model] -> the same. `cross` is None in an encoder."""
+    """x [batch, time, d_model] -> the same. `cross` is None in an encoder.
+
+    bias, mask and memory_mask are added to scores [batch, heads, query, key], as in `nn.attention`."""
 
     def __init__(self, attn: Attention, attn_norm: Norm, cross: Attention | None, cross_norm: Norm | None,
                  ff: FeedForward, ff_norm: Norm, pre_norm: bool, p: float):
@@ -32,14 +34,14 @@ class Block(Module):
         self.ff, self.ff_norm = ff, ff_norm
         self.pre_norm, self.p = pre_norm, p
 
-    def __call__(self, x: Any, bias: Any, memory: Any = None, memory_bias: Any = None, rng: Any = None,
-                 cache: tuple[KeyValues, KeyValues] | None = None) -> Tensor:
+    def __call__(self, x: Any, bias: Any, mask: Any = None, memory: Any = None, memory_mask: Any = None,
+                 rng: Any = None, cache: tuple[KeyValues, KeyValues] | None = None) -> Tensor:
         kept, kept_memory = cache if cache is not None else (None, None)
-        x = self._residual(x, lambda n: self.attn(n, n, bias, rng, kept), self.attn.out, self.attn_norm, rng)
+        x = self._residual(x, lambda n: self.attn(n, n, bias, rng, kept, mask), self.attn.out, self.attn_norm, rng)
         if self.cross is not None and self.cross_norm is not None:
             cross = self.cross
-            x = self._residual(x, lambda n: cross(n, memory, memory_bias, rng, kept_memory), cross.out,
-                               self.cross_norm, rng)
+            x = self._residual(x, lambda n: cross(n, memory, None, rng, kept_memory, memory_mask),
+                               cross.out, self.cross_norm, rng)
         return self._residual(x, lambda n: self.ff(n, rng), self.ff.out, self.ff_norm, rng)
 
     def _residual(self, x: Any, sublayer: Callable[[Any], Tensor], site: Site, norm: Norm, rng: Any) -> Tensor:
@@ -73,19 +75,20 @@ class Stack(Module):
         time, dtype = array_of(x).shape[1], array_of(x).dtype
         position = self.position.embed(positions_of(mask, start, time))
         x = dropout(x if position is None else add(x, position), self.p, rng)
-        seen = None if mask is None else mask[:, None, None, :]
-        if memory is not None:
-            before = causal(time, start + time)
-            seen = before if seen is None else seen & before
-        bias = _sum(self.position.bias(time, start + time, start), additive(seen, dtype))
-        bias = None if bias is None else key_first(bias)  # once for all: attention would do it in each block
-        memory_bias = additive(None if memory_mask is None else memory_mask[:, None, None, :], dtype)
+        bias = self.position.bias(time, start + time, start)
+        hidden = _hidden(mask, dtype, (time, start + time) if memory is not None else None)
+        hidden_memory = _hidden(memory_mask, dtype)
         for i, block in enumerate(self.blocks):
-            x = block(x, bias, memory, memory_bias, rng, cache[i] if cache else None)
+            x = block(x, bias, hidden, memory, hidden_memory, rng, cache[i] if cache else None)
         if self.norm is not None:
             x = self.norm(x)
         return (dropout(x, self.p, rng) if self.drop_last else x), mask
 
 
-def _sum(a: Any, b: Any) -> Any:
-    return a if b is None else b if a is None else add(a, b)
+def _hidden(mask: Array | None, dtype: Any, decoding: tuple[int, int] | None = None) -> Any:
+    """What to add to all scores of a stack, laid out once for its blocks: -inf where a query may not look, because the
+    mask [batch, key] hides the key, or it comes later: decoding (queries, keys). None if nothing is hidden."""
+    seen = None if mask is None else mask[:, None, None, :]
+    if decoding is not None and decoding[0] > 1:  # a single query is the last one: no key comes later
+        seen = causal(*decoding) if seen is None else seen & causal(*decoding)
+    return None if seen is None else key_first(additive(seen, dtype))

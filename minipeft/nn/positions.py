@@ -18,12 +18,12 @@ from minipeft.autograd.tensor import Tensor
 from minipeft.backend import Array, to_device, to_host
 from minipeft.nn.module import Module
 from minipeft.nn.weight import Slot
-from minipeft.ops import reshape, transpose
+from minipeft.ops import toeplitz
 
 
 def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:
-    """start, start + 1, ... [time]; with a mask [batch, time] that hides columns on the left of some row, [batch, time]:
-    each row counts from its first True, and what is left of that stands at 0, unseen."""
+    """start, start + 1, ... [time]; [batch, time] for a mask [batch, time] that hides columns on the left of some row:
+    each row counts from its first True, and everything to the left of that stands at 0, unseen."""
     columns = numpy.arange(start, start + time)
     if mask is None:
         return columns
@@ -83,13 +83,11 @@ class RelativeBuckets(Module):
         return None
 
     def bias(self, queries: int, keys: int, start: int) -> Tensor:
-        """[1, heads, query, key], or [batch, heads, query, key] when rows see different entries."""
-        distance = numpy.arange(keys)[None, :] - numpy.arange(start, start + queries)[:, None]
-        buckets = bucket(distance, self.weight.base.shape[0], self.max_distance, self.bidirectional)
-        b = self.weight.table(to_device(buckets))                       # [query, key, heads] or [batch, ...]
-        if b.ndim == 3:
-            b = reshape(b, shape=(1, *b.shape))
-        return transpose(b, axes=(0, 3, 1, 2))
+        """[1, heads, query, key], or [batch, heads, query, key] when rows see different entries: a view of the
+        queries + keys - 1 numbers of a head that there are, one for each distance, because no more are different."""
+        distances = numpy.arange(keys - 1 - start, -queries - start, -1)                  # of the last key, ... first
+        ids = bucket(distances, self.weight.base.shape[0], self.max_distance, self.bidirectional)
+        return toeplitz(self.weight.table(to_device(ids)), queries=queries)
 
 
 def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirectional: bool) -> numpy.ndarray:

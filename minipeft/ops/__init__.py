@@ -7,7 +7,7 @@ are what the models call, and what this package exports.
 from minipeft.ops import operators as _operators  # noqa: F401  (gives Tensor its +, *, @, ...)
 from minipeft.ops.drop import dropout  # noqa: F401
 from minipeft.ops.fused import (attention, cross_entropy, embedding, gelu, gelu_tanh, key_first,  # noqa: F401
-                                layer_norm, linear, low_rank_linear, rms_norm, silu, softmax)
+                                layer_norm, linear, low_rank_linear, rms_norm, silu, softmax, toeplitz)
 from minipeft.ops.primitives import (add, concat, div, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
                                      neg, power, relu, reshape, scatter, sub, sum, swap, tanh, transpose,
                                      where)

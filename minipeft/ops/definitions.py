@@ -2,6 +2,10 @@
 
 Read these first; `fused.py` is faster and equal (law 9: values and all gradients). `cross_entropy` and `gelu` are the
 formulas themselves; nothing here is arranged for speed or memory, only softmax is shifted against overflow.
+
+So what a formula holds on its way must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row
+in layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond, these give 0, NaN or infinities, where the fused ops
+still give the right number if it fits (`overflow.py`).
 """
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 from minipeft.autograd.tensor import Tensor, array_of, stop_gradient
 from minipeft.backend import Array, scalar, xp
 from minipeft.ops.primitives import add, div, erf, exp, log, matmul, mean, mul, power, reshape, sub, sum, swap, tanh
-from minipeft.ops.primitives import transpose
+from minipeft.ops.primitives import transpose, where
 
 
 def linear(x: Any, w: Any) -> Tensor:
@@ -39,19 +43,38 @@ def softmax(x: Any, *, axis: int = -1) -> Tensor:
     return div(e, sum(e, axis=axis, keepdims=True))
 
 
-def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, *, heads: int, scale: float) -> Tensor:
-    """concat_h softmax(scale Q_h K_h^T + bias_h) V_h.   Vaswani et al., 2017, arXiv:1706.03762, sec. 3.2.1, 3.2.2.
+def toeplitz(values: Any, *, queries: int) -> Tensor:
+    """bias[h, q, k] = values[q - k + keys - 1, h]: a number for each distance, the largest key - query first.
+
+    values [distances, heads] -> [1, heads, queries, keys], or [batch, distances, heads] -> [batch, heads, queries,
+    keys]; there are queries + keys - 1 distances."""
+    distances, heads = array_of(values).shape[-2:]
+    keys = distances + 1 - queries
+    at = xp.arange(queries)[:, None] - xp.arange(keys)[None, :] + keys - 1                # [query, key]
+    one_hot = (at[..., None] == xp.arange(distances)).astype(array_of(values).dtype)
+    bias = matmul(one_hot, reshape(values, shape=(-1, 1, distances, heads)))              # [batch, query, key, heads]
+    return transpose(bias, axes=(0, 3, 1, 2))
+
+
+def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: Any = None, *, heads: int,
+              scale: float) -> Tensor:
+    """concat_h softmax(scale Q_h K_h^T + bias_h + mask) V_h.   Vaswani et al., 2017, arXiv:1706.03762, sec. 3.2.1-2.
 
     q [batch, query, heads * d_k], k [batch, key, heads * d_k], v [batch, key, heads * d_v] -> [batch, query, heads *
-    d_v]. bias broadcasts to [batch, heads, query, key] and holds masks and relative positions; keep is a dropout
-    mask on the probabilities, of that shape, already divided by 1 - p. scale is d_k^-1/2 in the paper, 1 in T5."""
+    d_v]. bias and mask broadcast to [batch, heads, query, key]: relative positions, and a constant, 0 where a query may
+    look and -inf elsewhere. A query that may look nowhere averages all values, whatever its scores are. keep is a
+    dropout mask on the probabilities, of that shape, already divided by 1 - p. scale is d_k^-1/2 in the paper, 1 in
+    T5."""
 
     def split(x: Any) -> Tensor:  # [batch, time, heads * d] -> [batch, heads, time, d]
         batch, time, width = array_of(x).shape
         return transpose(reshape(x, shape=(batch, time, heads, width // heads)), axes=(0, 2, 1, 3))
 
     scores = mul(matmul(split(q), swap(split(k))), scale)         # [batch, heads, query, key]
-    probabilities = softmax(scores if bias is None else add(scores, bias))
+    for added in (bias, mask):
+        scores = scores if added is None else add(scores, added)
+    blind = (scores.data == -math.inf).all(axis=-1, keepdims=True)
+    probabilities = softmax(where(blind, xp.zeros((), scores.dtype), scores))
     if keep is not None:
         probabilities = mul(probabilities, keep)
     mixed = transpose(matmul(probabilities, split(v)), axes=(0, 2, 1, 3))

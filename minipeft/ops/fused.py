@@ -6,13 +6,12 @@ model, never on what is attached to it, so that no bit moves when something is p
 """
 from __future__ import annotations
 
-import math
-
 import numpy
 
 from minipeft.autograd.tensor import once, op
 from minipeft.backend import scalar, segment_sum, to_device, to_host, xp
-from minipeft.ops.erf import erf_of
+from minipeft.ops.activations import gelu, gelu_tanh, silu  # noqa: F401  (fused too)
+from minipeft.ops.overflow import mean_product, normalize_again, quiet, score_again
 
 
 FEW_ROWS, LARGE = 32, 2 ** 16  # rows of x below which, and numbers of w from which on, BLAS does better turned round
@@ -83,7 +82,8 @@ def embedding(table, ids):
 @op
 def softmax(x, *, axis=-1):
     """p = e^x / sum e^x along `axis`;   dx = p (g - sum(g p))."""
-    p = x - x.max(axis=axis, keepdims=True)
+    with quiet(over="ignore"):  # e^-inf is 0
+        p = x - x.max(axis=axis, keepdims=True)
     xp.exp(p, out=p)
     p /= p.sum(axis=axis, keepdims=True)
     return p, (lambda g: p * (g - (g * p).sum(axis=axis, keepdims=True)),)
@@ -97,12 +97,33 @@ def key_first(bias):
 
 
 @op
-def attention(q, k, v, bias=None, keep=None, *, heads, scale):
-    """concat_h softmax(scale Q_h K_h^T + bias_h) V_h; shapes as in `definitions.attention`.
+def toeplitz(values, *, queries):
+    """bias[h, q, k] = values[q - k + keys - 1, h], shapes as in `definitions.toeplitz`;   dvalues sums each diagonal.
+
+    A view of the values: it takes no memory of its own, and queries lie next to each other in it."""
+    n, heads = values.shape[-2:]
+    keys = n + 1 - queries
+    laid = xp.ascontiguousarray(values.reshape(-1, n, heads).swapaxes(1, 2))       # [batch, heads, n]
+    batch_step, head_step, step = laid.strides
+    view = xp.lib.stride_tricks.as_strided(laid, (len(laid), heads, queries, keys),
+                                           (batch_step, head_step, step, step))    # [.., q, k'], k' from the last key
+
+    def vjp(g):
+        d = xp.zeros((len(g), heads, n), dtype=g.dtype)
+        for k in range(keys):
+            d[..., keys - 1 - k:keys - 1 - k + queries] += g[..., k]
+        return d.swapaxes(1, 2).reshape(values.shape)
+
+    return view[..., ::-1], (vjp,)
+
+
+@op
+def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
+    """concat_h softmax(scale Q_h K_h^T + bias_h + mask) V_h; shapes as in `definitions.attention`.
 
     With P the probabilities, R = P * keep, and O = R V per head:
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
-        dbias = dS.
+        dbias = dS,   and dS = 0 where a query may look nowhere.
     Scores lie in memory as [batch, key, heads, query], and a sum over keys is one of long rows: NumPy reduces over a
     short last axis a few times as slowly. NumPy copies nothing for it: a head is a view of the projections, and a
     product is written where the next one reads it."""
@@ -125,10 +146,14 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
 
     s = scalar(scale, q)
     qh, kh, vh = split(q if s == 1 else q * s), split(k), split(v)
-    p = product(kh, qh.swapaxes(-1, -2))                                  # [batch, key, heads, query]
-    if bias is not None:
-        p += by_key(bias)
-    p -= p.max(axis=1, keepdims=True)
+    biases = [by_key(x) for x in (bias, mask) if x is not None]
+    with quiet(over="ignore", invalid="ignore"):
+        p = product(kh, qh.swapaxes(-1, -2))                              # [batch, key, heads, query]
+        for x in biases:
+            p += x
+        top = p.max(axis=1, keepdims=True)
+        blind = None if xp.isfinite(top).all() else score_again(p, top, qh, kh, biases, product)
+        p -= top
     xp.exp(p, out=p)
     p /= p.sum(axis=1, keepdims=True)
     kept = None if keep is None else by_key(keep)
@@ -141,6 +166,8 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
             dp *= kept
         dp *= p
         dp -= p * dp.sum(axis=1, keepdims=True)
+        if blind is not None:
+            dp *= ~blind
         return dp
 
     def dq(g):
@@ -154,13 +181,8 @@ def attention(q, k, v, bias=None, keep=None, *, heads, scale):
         lambda g: joined(product(d_scores(g).swapaxes(1, 2), qh)),
         lambda g: joined(product(r, split(g))),
         lambda g: d_scores(g).transpose(0, 2, 3, 1),
+        None,
         None)
-
-
-def _mean_product(a, b):
-    """mean(a b) over the last axis, which stays as 1: one pass, no array of products, and added up in order, not in
-    pairs as `mean` does."""
-    return xp.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
 
 
 @op
@@ -168,15 +190,19 @@ def layer_norm(x, w, b, *, eps):
     """z w + b with z = (x - mean) / sqrt(variance + eps) over the last axis (biased variance).
 
     dw = g z,   db = g,   and with h = g w:   dx = (h - mean(h) - z mean(h z)) / sqrt(variance + eps)."""
-    z = x - x.mean(axis=-1, keepdims=True)
-    r = 1 / xp.sqrt(_mean_product(z, z) + eps)
-    z *= r
+    with quiet(over="ignore", invalid="ignore"):
+        z = x - x.mean(axis=-1, keepdims=True)
+        variance = mean_product(z, z)
+        r = 1 / xp.sqrt(variance + eps)
+        z *= r
+    if not xp.isfinite(variance).all():
+        normalize_again(x, z, r, ~xp.isfinite(variance[..., 0]), eps, centered=True)
     out = z * w
     out += b
 
     def dx(g):
         h = g * w
-        h -= h.mean(axis=-1, keepdims=True) + z * _mean_product(h, z)
+        h -= h.mean(axis=-1, keepdims=True) + z * mean_product(h, z)
         h *= r
         return h
 
@@ -188,65 +214,19 @@ def rms_norm(x, w, *, eps):
     """z w with z = x / sqrt(mean(x^2) + eps) over the last axis.
 
     dw = g z,   and with h = g w:   dx = (h - z mean(h z)) / sqrt(mean(x^2) + eps)."""
-    r = 1 / xp.sqrt(_mean_product(x, x) + eps)
+    square = mean_product(x, x)
+    r = 1 / xp.sqrt(square + eps)
     z = x * r
+    if not xp.isfinite(square).all():
+        normalize_again(x, z, r, ~xp.isfinite(square[..., 0]), eps, centered=False)
 
     def dx(g):
         h = g * w
-        h -= z * _mean_product(h, z)
+        h -= z * mean_product(h, z)
         h *= r
         return h
 
     return z * w, (dx, lambda g: g * z)
-
-
-@op
-def gelu(x):
-    """x Phi(x);   dx = g (Phi(x) + x phi(x)), phi the normal density."""
-    cdf = erf_of(x * math.sqrt(0.5))
-    cdf += 1
-    cdf *= 0.5
-    return x * cdf, (lambda g: g * (cdf + x * xp.exp(-0.5 * (x * x)) * (1 / math.sqrt(2 * math.pi))),)
-
-
-@op
-def gelu_tanh(x):
-    """x (1 + t) / 2 with t = tanh(c (x + a x^3)), c = sqrt(2/pi), a = 0.044715.
-
-    dx = g ((1 + t) / 2 + x (1 - t^2) c (1 + 3 a x^2) / 2)."""
-    c, a = math.sqrt(2 / math.pi), 0.044715
-    t = xp.asarray(x * x)  # NumPy makes a scalar of a 0-d product
-    t *= a
-    t += 1
-    t *= x
-    t *= c
-    xp.tanh(t, out=t)
-    out = t + 1
-    out *= x
-    out *= 0.5
-
-    def vjp(g):
-        d = x * x
-        d *= 3 * a * c
-        d += c
-        d *= x
-        d *= 1 - t * t
-        d += t
-        d += 1
-        d *= 0.5
-        d *= g
-        return d
-
-    return out, (vjp,)
-
-
-@op
-def silu(x):
-    """x S(x), S(x) = 1 / (1 + e^-x);   dx = g S(x) (1 + x (1 - S(x)))."""
-    s = xp.tanh(x * 0.5)
-    s += 1
-    s *= 0.5
-    return x * s, (lambda g: g * (s * (1 + x * (1 - s))),)
 
 
 @op
@@ -261,10 +241,12 @@ def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
     rows = xp.arange(gold.shape[0])
     gold = xp.where(counted, gold, 0)
     z = logits.reshape(-1, vocab)
-    z = z - z.max(axis=-1, keepdims=True)
-    loss = -z[rows, gold] * (1 - smoothing)
-    if smoothing:
-        loss -= z.mean(axis=-1) * smoothing
+    with quiet(over="ignore"):  # e^-inf is 0
+        z = z - z.max(axis=-1, keepdims=True)
+        loss = -z[rows, gold] * (1 - smoothing)
+        if smoothing:
+            mean = z.mean(axis=-1)
+            loss -= (mean if xp.isfinite(mean).all() else (z / vocab).sum(axis=-1)) * smoothing
     p = xp.exp(z, out=z)
     total = p.sum(axis=-1)
     loss += xp.log(total)
@@ -276,4 +258,7 @@ def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
         d *= (counted * (g / count))[:, None]
         return d.reshape(shape)
 
-    return (loss * counted).sum() / count, (vjp, None)
+    loss = xp.where(counted, loss, xp.zeros((), loss.dtype))
+    with quiet(over="ignore"):
+        total = loss.sum()
+    return total / count if xp.isfinite(total) else (loss / count).sum(), (vjp, None)

@@ -10,7 +10,7 @@ import pytest
 import minipeft
 from minipeft import ops
 from minipeft.autograd.flops import PER_ELEMENT, RULES, flops, has_rule
-from minipeft.ops import fused, primitives
+from minipeft.ops import activations, primitives
 from tests.strategies import draw_array
 
 
@@ -68,12 +68,13 @@ CASES: dict[str, tuple] = {
     "transpose": (X, {"axes": (1, 0)}), "reshape": (X, {"shape": (-1,)}), "index": (X, {"key": slice(1, 3)}),
     "scatter": (VECTOR, numpy.arange(COLUMNS), {"shape": (2 * COLUMNS,)}),
     "layer_norm": (X, VECTOR, VECTOR, {"eps": 1e-6}), "rms_norm": (X, VECTOR, {"eps": 1e-6}),
-    "cross_entropy": (X, numpy.arange(ROWS)), "key_first": (X.reshape(1, 1, ROWS, COLUMNS),)}
+    "cross_entropy": (X, numpy.arange(ROWS)), "key_first": (X.reshape(1, 1, ROWS, COLUMNS),),
+    "toeplitz": (counted((ROWS + COLUMNS - 1, 1)), {"queries": ROWS})}
 
 
 @pytest.mark.parametrize("name", sorted(PER_ELEMENT))
 def test_an_op_without_products_takes_the_number_per_element_that_its_text_takes(name, monkeypatch):
-    for module in (primitives, fused):
+    for module in (primitives, activations):
         monkeypatch.setattr(module, "erf_of", lambda x: numpy.tanh(x))  # one call counts as 1
     inputs, options = CASES[name], {}
     if isinstance(inputs[-1], dict):

@@ -91,17 +91,21 @@ def attention_bound(c: Call, g: Any) -> Bound:
         return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
     q, k, v = (split(c.inputs[name]) for name in "qkv")
-    bias = c.inputs.get("bias", c.constants.get("bias"))
     keep = numpy.ones(()) if c.constants.get("keep") is None else c.constants["keep"]
-    b = numpy.zeros(()) if bias is None else bias
+    b, added = numpy.zeros(()), numpy.zeros(())
+    for name in ("bias", "mask"):
+        part = c.inputs.get(name, c.constants.get(name))
+        b, added = (b, added) if part is None else (b + part, added + abs(part))
     s = scale * q @ k.swapaxes(-1, -2) + b
+    blind = (s == -math.inf).all(axis=-1, keepdims=True)
+    s = numpy.where(blind, 0, s)
     p = numpy.exp(s - s.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    seen = numpy.where((p > 0) & (abs(b) < 1e30), abs(b), 0)      # -1.8e308 swallows its score, in both alike
+    seen = numpy.where((p > 0) & (added < 1e30), added, 0)        # -1.8e308 swallows its score, in both alike
     size = float((scale * abs(q) @ abs(k).swapaxes(-1, -2) + seen).max())
     g4, q, k, v = abs(split(g)), abs(q), abs(k), abs(v)
     d_s = p * ((g4 @ v.swapaxes(-1, -2)) * keep)
-    d_s = d_s + p * d_s.sum(axis=-1, keepdims=True)
+    d_s = (d_s + p * d_s.sum(axis=-1, keepdims=True)) * ~blind
     d_k, keys, queries = q.shape[-1], k.shape[2], q.shape[2]
     # p has a rounding for each term of its sum and 2 (d_k + 4) size for its argument and for those of its sum; it
     # enters dS three times. Every matrix product adds its length.
@@ -109,6 +113,17 @@ def attention_bound(c: Call, g: Any) -> Bound:
     found = [joined((p * keep) @ v), scale * joined(d_s @ k), scale * joined(d_s.swapaxes(-1, -2) @ q),
              joined((p * keep).swapaxes(-1, -2) @ g4)]
     return [n * m for m in found + ([d_s] if "bias" in c.inputs else [])]
+
+
+def toeplitz_bound(c: Call, g: Any) -> Bound:
+    """The view is exact; a number's gradient is the sum of a diagonal, of one for each query at most."""
+    values, queries = c.inputs["values"], c.options["queries"]
+    keys = values.shape[-2] + 1 - queries
+    out = numpy.zeros((len(g), *values.shape[-2:]))
+    for q in range(queries):
+        for k in range(keys):
+            out[:, q - k + keys - 1] += abs(g[:, :, q, k])
+    return [0 * g, queries * out.reshape(values.shape)]
 
 
 def layer_norm_bound(c: Call, g: Any) -> Bound:
@@ -207,21 +222,32 @@ def attention_calls(draw: Any, dtype: str) -> Call:
     alone = draw(st.sampled_from(["", "q", "k", "v", "kv"]))              # what all rows of the batch share
     inputs = {name: array(draw, (1 if name in alone else batch, time, heads * d), dtype)
               for name, time, d in (("q", queries, d_k), ("k", keys, d_k), ("v", keys, d_v))}
-    constants: dict[str, Any] = {"bias": None, "keep": None}
-    kind = draw(st.sampled_from(["none", "trained", "mask"]))
+    constants: dict[str, Any] = {"bias": None, "keep": None, "mask": None}
     full = (batch, heads, queries, keys)
-    bias_shape = tuple(1 if draw(st.booleans()) else n for n in full)
-    if kind == "trained":
-        constants.pop("bias")
-        inputs["bias"] = array(draw, bias_shape[draw(st.integers(0, 2)):], dtype)
-    elif kind == "mask":
-        rng = numpy.random.default_rng(draw(seeds()))
-        lowest = numpy.finfo(dtype).min
-        constants["bias"] = numpy.where(rng.random(bias_shape) < 0.6, numpy.zeros((), dtype), lowest)
+
+    def part() -> tuple:
+        return tuple(1 if draw(st.booleans()) else n for n in full)[draw(st.integers(0, 2)):]
+
+    for name, kinds in (("bias", ["none", "trained", "lowest", "hidden"]), ("mask", ["none", "lowest", "hidden"])):
+        kind = draw(st.sampled_from(kinds))
+        if kind == "trained":
+            constants.pop(name)
+            inputs[name] = array(draw, part(), dtype)
+        elif kind != "none":                                              # some hide all keys of a query
+            rng = numpy.random.default_rng(draw(seeds()))
+            low = numpy.finfo(dtype).min / 2 if kind == "lowest" else -math.inf  # twice half of it is still finite
+            constants[name] = numpy.where(rng.random(part()) < 0.6, 0, low).astype(dtype)
     if draw(st.booleans()):
         rng = numpy.random.default_rng(draw(seeds()))
         constants["keep"] = (rng.random(full) < 0.7).astype(dtype) * 2
     return Call(inputs, constants, {"heads": heads, "scale": draw(st.sampled_from([1.0, d_k ** -0.5]))})
+
+
+@st.composite
+def toeplitz_calls(draw: Any, dtype: str) -> Call:
+    queries, keys, heads, *batch = draw(sizes(4))
+    batch = batch[:draw(st.integers(0, 1))]
+    return Call({"values": array(draw, (*batch, queries + keys - 1, heads), dtype)}, options={"queries": queries})
 
 
 @st.composite
@@ -269,6 +295,7 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "low_rank_linear": (low_rank_calls, low_rank_bound),
     "embedding": (embedding_calls, embedding_bound),
     "softmax": (softmax_calls, softmax_bound),
+    "toeplitz": (toeplitz_calls, toeplitz_bound),
     "key_first": (bias_calls, lambda c, g: [numpy.zeros(g.shape)] * 2),  # nothing is computed
     "attention": (attention_calls, attention_bound),
     "layer_norm": (lambda dtype: norm_calls(dtype, True), layer_norm_bound),
@@ -278,7 +305,7 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "silu": (elementwise_calls, silu_bound),
     "cross_entropy": (cross_entropy_calls, cross_entropy_bound),
 }
-POLYNOMIAL = ("linear", "low_rank_linear", "embedding")
+POLYNOMIAL = ("linear", "low_rank_linear", "embedding", "toeplitz")
 every = pytest.mark.parametrize("name", OPS)
 
 
@@ -339,9 +366,10 @@ def within(a: Any, b: Any, n_m: Any, dtype: str) -> bool:
 @given(st.data(), seeds())
 def test_the_gradient_of_a_fused_op_is_that_of_central_differences(name, data, seed):
     call = data.draw(OPS[name][0]("float64"))
-    bias = call.constants.get("bias")
-    if bias is not None:
-        call.constants["bias"] = numpy.maximum(bias, -40)         # nothing to an exponential, but no rounding either
+    for part in ("bias", "mask"):
+        if call.constants.get(part) is not None:
+            low = call.constants[part]                            # nothing to an exponential, but no rounding either
+            call.constants[part] = numpy.where(numpy.isinf(low), low, numpy.maximum(low, -40))
     leaves = {n: Leaf(x) for n, x in call.inputs.items()}
 
     def step() -> Tensor:
@@ -402,6 +430,7 @@ def test_empty_batches_give_empty_values_and_zero_gradients(name):
         "layer_norm": Call({"x": x, "w": w, "b": w}, options={"eps": 1e-5}),
         "rms_norm": Call({"x": x, "w": w}, options={"eps": 1e-5}),
         "key_first": Call({"bias": x[None].swapaxes(0, 1)}),
+        "toeplitz": Call({"values": x}, options={"queries": 2}),
         "gelu": Call({"x": x}), "gelu_tanh": Call({"x": x}), "silu": Call({"x": x}),
     }
     if name not in calls:  # a mean over no labels has no meaning; the models refuse an empty batch before attention
@@ -471,15 +500,17 @@ def test_nan_propagates(module):
 
 @both
 @pytest.mark.parametrize("dtype", U)
-def test_a_query_that_may_look_nowhere_averages_all_values_and_stays_finite(module, dtype):
+@pytest.mark.parametrize("kind", ["lowest", "infinite", "two masks"])
+def test_a_query_that_may_look_nowhere_averages_all_values_and_stays_finite(module, dtype, kind):
     q, k, v = (Leaf(draw_array(i, (2, 3, 4), dtype)) for i in range(3))
-    bias = numpy.zeros((2, 1, 3, 3), dtype)
-    bias[0, 0, 1] = numpy.finfo(dtype).min
-    bias[1] = numpy.finfo(dtype).min
+    bias, mask = numpy.zeros((2, 1, 3, 3), dtype), None
+    bias[0, 0, 1] = bias[1] = numpy.finfo(dtype).min if kind == "lowest" else -math.inf
+    if kind == "two masks":                                               # neither hides all keys, both together do
+        bias[..., 2], mask = 0, numpy.where(numpy.arange(3) == 2, -math.inf, 0).astype(dtype)
     outs = []
 
     def step() -> Tensor:
-        outs.append(module.attention(q, k, v, bias, None, heads=2, scale=1.0))
+        outs.append(module.attention(q, k, v, bias, None, mask, heads=2, scale=1.0))
         return ops.sum(ops.mul(outs[0], outs[0]))
 
     with numpy.errstate(over="raise", invalid="raise", divide="raise"):
