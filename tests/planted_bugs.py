@@ -32,9 +32,11 @@ LONGER = "peft/test_prompt.py::test_prompting_is_running_the_base_on_a_vocabular
 GOLDEN = "models/test_transformer_golden.py::test_the_output_is_that_of_torch_to_1e_12"
 
 LORA, ATTACH, FUSED_OPS, ENGINE = "peft/lora.py", "peft/attach.py", "ops/fused.py", "autograd/tensor.py"
+MOVES = "peft/attachment.py"
 ADAPTERS, SELECTIVE, PROMPT, SITE = "peft/bottleneck.py", "peft/selective.py", "peft/prompt.py", "nn/site.py"
+TRAINED_ON = "peft/trained_on.py"
 SCALE = "return Fraction(self.alpha) / self.rank"
-CONSTANT = "constants.append(Parameter(place.attached[self.name].over(under).dense().data))"
+CONSTANT = "constants[place] = Parameter(self.at[place].over(under).dense().data)"
 
 BUGS = [
     # ---- the scale
@@ -48,33 +50,35 @@ BUGS = [
         "matmul(embedding(self.B, ids), self.A)",
         OF_LORA + "1_rows_are_rows_of_the_dense_weight_in_value_and_gradient"),
     # ---- merging, undoing, stacking
-    Bug("merging adds (B A)^T where W is square", ATTACH, CONSTANT,
-        "w, d = under.dense().data, place.attached[self.name].over(under).dense().data\n"
-        "            constants.append(Parameter(w + (d - w).T if w.shape[0] == w.shape[1] else d))", MERGED_SLOT),
-    Bug("merging forgets the scale", ATTACH, CONSTANT,
-        "piece = place.attached[self.name]\n"
-        "            constants.append(Parameter(under.dense().data + piece.B.data @ piece.A.data))", MERGED_SLOT),
-    Bug("merging ignores what was merged below", ATTACH, "under = below[-1].merged if below else place.base",
+    Bug("merging adds (B A)^T where W is square", MOVES, CONSTANT,
+        "w, d = under.dense().data, self.at[place].over(under).dense().data\n"
+        "            constants[place] = Parameter(w + (d - w).T if w.shape[0] == w.shape[1] else d)", MERGED_SLOT),
+    Bug("merging forgets the scale", MOVES, CONSTANT,
+        "piece = self.at[place]\n"
+        "            constants[place] = Parameter(under.dense().data + piece.B.data @ piece.A.data)", MERGED_SLOT),
+    Bug("merging ignores what was merged below", MOVES, "under = below[-1].merged if below else place.base",
         "under = place.base", MERGED_SLOT),
     Bug("a merged forward adds the adapter again", "nn/weight.py",
-        "weight = entry.merged if entry.merged is not None else self.attached[entry.name].over(weight)",
-        "weight = self.attached[entry.name].over(weight if entry.merged is None else entry.merged)", MERGED_MODEL),
+        "weight = entry.merged if entry.merged is not None else entry.piece.over(weight)",
+        "weight = entry.piece.over(weight if entry.merged is None else entry.merged)", MERGED_MODEL),
     Bug("the upper of two replaces the lower", "nn/weight.py",
-        "else self.attached[entry.name].over(weight)", "else self.attached[entry.name].over(self.base)", MERGED_MODEL),
-    Bug("a second merge is taken", ATTACH, 'self._require("merge", "plugged")',
-        'self._require("merge", "plugged", "merged")', ANY_SEQUENCE),
-    Bug("merging above an unmerged one is taken", ATTACH, "            if loose:\n", "            if False:\n",
+        "else entry.piece.over(weight)", "else entry.piece.over(self.base)", MERGED_MODEL),
+    Bug("a second merge is taken", MOVES, 'self._required("merge", "plugged")',
+        'self._required("merge", "plugged", "merged")', ANY_SEQUENCE),
+    Bug("merging above an unmerged one is taken", MOVES, "            if loose:\n", "            if False:\n",
         ANY_SEQUENCE),
-    Bug("unmerging below a merged one is taken", ATTACH, '        self._nothing_merged_above("unmerge")\n', "",
+    Bug("unmerging below a merged one is taken", MOVES, '        self._nothing_merged_above("unmerge", now)\n', "",
         "peft/test_attach.py::test_merging_above_an_unmerged_one_is_refused_and_names_it_and_the_place"),
-    Bug("unmerging subtracts from the base instead of keeping it", ATTACH,
-        "next(e for e in place.plugged if e.name == self.name).merged = None",
-        "entry, base = next(e for e in place.plugged if e.name == self.name), place.base\n"
-        "            base.data = entry.merged.data - (place.attached[self.name].dense().data - base.data)\n"
-        "            entry.merged = None", WALK),
-    Bug("unplugging leaves the last place as it is: a swap leaves the old one", ATTACH,
-        "        for place in self.places.values():\n            place.plugged = [",
-        "        for place in list(self.places.values())[:-1]:\n            place.plugged = [",
+    Bug("unmerging subtracts from the base instead of keeping it", MOVES,
+        'self._nothing_merged_above("unmerge", now)',
+        'self._nothing_merged_above("unmerge", now)\n        for place, constant in now.plugged[self.name].items():\n'
+        "            base = place.base\n"
+        "            base.data = constant.data - (self.at[place].dense().data - base.data)", WALK),
+    Bug("unplugging leaves the last place as it is: a swap leaves the old one", MOVES,
+        "        return now.replace(plugged=_without(now.plugged, self.name))\n",
+        "        last, kept = list(self.at)[-1], now.composed\n"
+        "        now = now.replace(plugged=_without(now.plugged, self.name))\n"
+        "        now.composed[last] = kept[last]\n        return now\n",
         ROUTING + "swapping_a_b_a_gives_the_bits_of_a_again"),
     Bug("attaching draws a number before it has checked", ATTACH, "    places = dict(method.places(model))\n",
         "    rng.random()\n    places = dict(method.places(model))\n",
@@ -83,11 +87,12 @@ BUGS = [
         "init.normal((d_out, self.rank), 0.01, rng, dtype)",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),
     Bug("LoRA on a tied table acts on lookups alone", "nn/weight.py",
-        "lambda names, x: self.fold(names).project(x, rng)",
-        'lambda names, x: (self.base if self.kind == "embedding" else self.fold(names)).project(x, rng)',
+        "lambda weight, x: self._or_base(weight).project(x, rng)",
+        'lambda weight, x: self._or_base(None if self.kind == "embedding" else weight).project(x, rng)',
         "test_laws_lora.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
     # ---- files
-    Bug("saving drops alpha", "peft/adapter_file.py", 'not in ("where", "mask")}', 'not in ("where", "mask", "alpha")}',
+    Bug("saving drops alpha", "peft/fields.py", 'if f.name not in ("where", "mask")}',
+        'if f.name not in ("where", "mask", "alpha")}',
         LAWS + "7_what_is_loaded_is_what_was_saved"),
     Bug("the fingerprint of a base ignores its values", "nn/fingerprint.py", "        flat = array.reshape(-1)\n",
         "        flat = array.reshape(-1)[:0]\n",
@@ -126,21 +131,22 @@ BUGS = [
         "peft/test_select.py::test_plugged_attachments_are_seen_and_those_that_are_off_are_not"),
     Bug("merged weights can be selected", "peft/select.py", "        if name in frozen:\n", "        if False:\n",
         "test_laws_masking.py::test_what_is_merged_cannot_be_selected_and_says_so"),
-    Bug("frozen weights decay", "train/loop.py", "    state.micro += 1\n",
-        "    state.micro += 1\n    for p in model.base_parameters.values():\n        p.data *= 1 - 1e-4\n",
+    Bug("frozen weights decay", "train/loop.py", "        if after.micro % s.accumulate == 0:\n",
+        "        for p in self.model.base_parameters.values():\n            p.data *= 1 - 1e-4\n"
+        "        if after.micro % s.accumulate == 0:\n",
         "train/test_loop.py::test_what_is_not_selected_keeps_every_bit"),
-    Bug("accumulation is not weighted by label tokens", "train/loop.py", "    tokens = label_tokens(batch)\n",
-        "    tokens = min(1, label_tokens(batch))\n", LAWS + "13_accumulated_micro_batches_are_one_batch"),
+    Bug("accumulation is not weighted by label tokens", "train/loop.py", "        tokens = label_tokens(batch)\n",
+        "        tokens = min(1, label_tokens(batch))\n", LAWS + "13_accumulated_micro_batches_are_one_batch"),
     # ---- the rows of a batch
     Bug("the rows of a mixed batch come back off by one", "nn/place.py",
         "to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))",
         "to_device(numpy.roll(numpy.argsort(numpy.concatenate([rows for _, rows in groups])), 1))", ROW_ALONE),
-    Bug("None in a routing means what is plugged", "nn/place.py",
-        "return [(names, numpy.array(rows)) for names, rows in groups.items()]",
-        "return [(names or None, numpy.array(rows)) for names, rows in groups.items()]",
+    Bug("None in a routing means what is plugged", "nn/routing.py",
+        "seen[at_place] = self.composed[names].get(place)",
+        "seen[at_place] = (self.composed[names] if names else self.state.composed).get(place)",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
-    Bug("a routing forgets the order of its names", "nn/place.py",
-        "tuple(n for n in names if n in self.attached)", "tuple(n for n in self.attached if n in names)",
+    Bug("a routing forgets the order of its names", "nn/routing.py",
+        "names: self.state.compose(names) for", "names: self.state.compose(tuple(sorted(names))) for",
         "nn/test_site.py::test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_order"),
     # ---- the model
     Bug("attention is scaled by d_model, not d_k", "models/transformer.py", "(d // c.num_heads) ** -0.5", "d ** -0.5",
@@ -157,12 +163,12 @@ BUGS = [
         "laid.transpose(0, 2, 1, 3), (lambda", LAW_9 + "[key_first]"),
     Bug("a query sees the next token", "nn/attention.py", "xp.tri(queries, keys, keys - queries",
         "xp.tri(queries, keys, keys - queries + 1", MODELS + "a_later_token_never_changes_earlier_logits"),
-    Bug("masked tokens leak", "nn/attention.py", "float(xp.finfo(dtype).min)", "-10.0",
+    Bug("masked tokens leak", "nn/attention.py", "xp.full((), -math.inf, dtype)", "xp.full((), -10.0, dtype)",
         MODELS + "what_is_masked_is_never_seen"),
     Bug("post-LN does not normalize after the residual", "nn/blocks.py", "return y if self.pre_norm else norm(y)",
         "return y", GOLDEN),
-    Bug("layer norm divides by n - 1", FUSED_OPS, "_mean_product(z, z) + eps",
-        "_mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1)) + eps", FUSED),
+    Bug("layer norm divides by n - 1", FUSED_OPS, "variance = mean_product(z, z)",
+        "variance = mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1))", FUSED),
     # ---- bottleneck adapters
     Bug("the adapter's residual is missing", ADAPTERS, "return add(F, mul(add(linear(h, self.U), self.b_U),",
         "return (lambda x: x)(mul(add(linear(h, self.U), self.b_U),", TRANSPARENT),
@@ -175,29 +181,29 @@ BUGS = [
     Bug("the up projection is transposed where it is square", ADAPTERS, "linear(h, self.U)",
         "linear(h, self.U if len(set(self.U.shape)) > 1 else self.U.data.T)", ADAPTER),
     Bug("the adapter has no nonlinearity", ADAPTERS, "h = self.f(add(", "h = (lambda y: y)(add(", ADAPTER),
-    Bug("a parallel adapter's scale is 1", ADAPTERS, "lambda x, n, F: x, 4)", "lambda x, n, F: x, 1)",
+    Bug("a parallel adapter's scale is 1", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _stream, 1)',
         "peft/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),
-    Bug("a parallel adapter reads the norm unasked", ADAPTERS, "lambda x, n, F: x, 4)", "lambda x, n, F: n, 4)",
+    Bug("a parallel adapter reads the norm unasked", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _norm, 4)',
         "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
-    Bug("a parallel adapter ignores input='norm'", ADAPTERS, 'if method.input == "norm":', "if False:",
+    Bug("a parallel adapter ignores input='norm'", ADAPTERS, '_norm if method.input == "norm" else', '',
         "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
-    Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), lambda x, n, F: F, 1)',
-        '("attn", "ff"), lambda x, n, F: add(x, F), 1)', ADAPTER),
-    Bug("pfeiffer reads the sublayer alone", ADAPTERS, "lambda x, n, F: add(x, F), 1)", "lambda x, n, F: F, 1)",
+    Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), _sublayer, 1)',
+        '("attn", "ff"), _residual, 1)', ADAPTER),
+    Bug("pfeiffer reads the sublayer alone", ADAPTERS, '(("ff",), _residual, 1)', '(("ff",), _sublayer, 1)',
         ADAPTER),
     Bug("houlsby acts after cross-attention unasked", ADAPTERS, '*(["cross"] if self.cross else [])', '"cross"',
         "peft/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say"),
     Bug("U does not start at 0", ADAPTERS, 'init.zeros(shape["U"], dtype)',
         'init.uniform(shape["U"], 0.01, rng, dtype)', TRANSPARENT),
     Bug("gelu is its tanh approximation", "nn/layers.py", '"gelu": gelu,', '"gelu": gelu_tanh,', GOLDEN),
-    Bug("what acts on hidden states is merged as if it were a weight", ATTACH, "if not isinstance(place, Slot):",
+    Bug("what acts on hidden states is merged as if it were a weight", MOVES, "if not isinstance(place, Slot):",
         "if not isinstance(place, Slot):\n                continue\n            if False:",
         LAWS + "3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes"),
     # ---- selective tuning
     Bug("a lookup forgets the difference", "peft/delta.py", "add(self.base.rows(ids), embedding(self.d, ids))",
         "self.base.rows(ids)", DELTA),
-    Bug("the difference is subtracted", "peft/delta.py", "return add(self.base.dense(), self.d)",
-        "return add(self.base.dense(), -self.d)", DELTA),
+    Bug("the difference is subtracted", "peft/delta.py", "return add(self.base.dense(), self.change())",
+        "return add(self.base.dense(), -self.change())", DELTA),
     Bug("a mask is read in another memory order", "peft/mask.py", "return numpy.flatnonzero(array).astype(kind)",
         'return numpy.flatnonzero(array.reshape(-1, order="F")).astype(kind)',
         "peft/test_selective.py::test_only_what_is_masked_ever_differs_from_the_base"),
@@ -220,11 +226,12 @@ BUGS = [
         '{"bias": "bias", "norm": "norm scale"}', '{"norm": "bias", "bias": "norm scale"}',
         "peft/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
     Bug("a loaded mask is forgotten", SELECTIVE, "mask=masks or None)", "mask=None)", ROUND_TRIP),
-    Bug("what an attachment was trained on top of is not recorded", ATTACH, "if time < times.get(self.name, 0)}",
-        "if False}", "peft/test_load.py::test_what_was_trained_on_top_of_another_needs_that_one_below_it"),
+    Bug("what an attachment was trained on top of is not recorded", TRAINED_ON,
+        "for n in order[:order.index(name)]]", "for n in order[:0]]",
+        "peft/test_trained_on.py::test_one_that_was_trained_above_another_needs_it_and_not_the_other_way_round"),
     Bug("the indices of a mask stay behind when the model moves", "nn/module.py",
-        "else arrays_of(piece).values() if piece",
-        "else [a for a in arrays_of(piece).values() if isinstance(a, Parameter)] if piece",
+        "else arrays_of(piece).values()",
+        "else [a for a in arrays_of(piece).values() if isinstance(a, Parameter)]",
         BACKENDS + "constants_go_to_another_backend_with_the_model_and_come_back"),
     Bug("Fisher information is not squared", "peft/mask.py", "total[name] + g * g if name in total else g * g",
         "total[name] + abs(g) if name in total else abs(g)",
@@ -249,15 +256,20 @@ BUGS = [
         "return (dropout(x, self.p, rng) if self.drop_last else x), mask | True if mask is not None else None",
         "peft/test_prompt.py::test_cross_attention_sees_the_prompt_and_not_the_padding"),
     Bug("positions are not shifted by the prompt", "nn/blocks.py",
-        "            x, mask, filling = self.input(x, mask)\n",
-        "            length = x.shape[1]\n            x, mask, filling = self.input(x, mask)\n"
-        "            filling = numpy.full(x.shape[0], x.shape[1] - length)\n", LONGER),
+        "self.input(x, mask)\n        start = cache[0][0].length if cache else 0\n"
+        "        time, dtype = array_of(x).shape[1], array_of(x).dtype\n"
+        "        position = self.position.embed(positions_of(mask, start, time))",
+        "(length := array_of(x).shape[1], *self.input(x, mask))[1:]\n"
+        "        start = cache[0][0].length if cache else 0\n"
+        "        time, dtype = array_of(x).shape[1], array_of(x).dtype\n"
+        "        shift = time - length if self.input is not None else 0\n"
+        "        position = self.position.embed((positions_of(mask, start, time) - shift).clip(0))", LONGER),
     Bug("the wrong end of the prompted row is read", "nn/blocks.py",
-        "            x, mask, filling = self.input(x, mask)\n",
-        "            n = x.shape[1]\n            x, mask, filling = self.input(x, mask)\n            x = x[:, :n]\n"
+        "            x, mask = self.input(x, mask)\n",
+        "            n = x.shape[1]\n            x, mask = self.input(x, mask)\n            x = x[:, :n]\n"
         "            mask = mask if mask is None else mask[:, :n]\n", LONGER),
-    Bug("what fills a row up takes positions", "nn/blocks.py", "numpy.maximum(positions - filling[:, None], 0)",
-        "positions + 0 * filling[:, None]", ROW_ALONE),
+    Bug("what fills a row up takes positions", "nn/positions.py",
+        "numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns", "columns", ROW_ALONE),
     Bug("what fills a row up is seen", SITE, "xp.zeros((batch, longest - time), dtype=bool)",
         "xp.ones((batch, longest - time), dtype=bool)", ROW_ALONE),
     Bug("shorter rows are filled up on the right", SITE,
@@ -265,7 +277,7 @@ BUGS = [
         "concat(part, xp.zeros((batch, longest - time, d_model), dtype=part.dtype), axis=1)", ROW_ALONE),
     Bug("prompted rows come back in the order of their groups", SITE, "index(concat(*xs, axis=0), key=back)",
         "concat(*xs, axis=0)", ROW_ALONE),
-    Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(names, index(",
+    Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(pieces, index(",
         "parts = [self._apply(groups[0][0], index(", ROW_ALONE),
     Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
         "            return greedy(self, ids, mask, max_new_tokens, use_cache)",

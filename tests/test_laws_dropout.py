@@ -65,6 +65,16 @@ def test_law_14_dropout_of_any_one_weight_reaches_the_loss_plugged_and_routed(fa
         assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 1, "merged, or off"
 
 
+@pytest.mark.parametrize("above", [("Selective", "a mask"), ("a mask", "Selective", "LoRA", "a mask")])
+def test_law_14_dropout_reaches_through_several_weights_above_it(above):
+    batch, name = Case(("t5 v1.0", "q and v"), 1, 1, "float64", 0).batch(), "decoder.0.ff.wo.weight"
+    model = without_dropout("t5 v1.0")
+    stacked(model, name, "nothing", "below")
+    for i, other in enumerate(above):
+        moved(minipeft.attach(model, OTHERS[other](name), RNG(i), f"above{i}"), RNG([i, 1]))
+    assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 2
+
+
 @pytest.mark.parametrize("order", ["below", "above"])
 @pytest.mark.parametrize("other", OTHERS)
 def test_law_14_the_mean_over_many_passes_is_the_undropped_product(other, order):

@@ -1,0 +1,129 @@
+"""Faults that were found from outside, planted again: dropout, files that say something untrue, moves, errors."""
+from tests.planted.bug import Bug
+
+MOVES, TRAINED_ON, LOAD, FILE = "peft/attachment.py", "peft/trained_on.py", "peft/load.py", "peft/adapter_file.py"
+LAW_14 = "test_laws_dropout.py::test_law_14_"
+EACH_WEIGHT = LAW_14 + "dropout_of_any_one_weight_reaches_the_loss_plugged_and_routed"
+LINEAGE = "peft/test_trained_on.py::test_"
+HELP = "test_errors_that_help.py::test_a_mistake_is_answered_with_what_to_do_and_changes_nothing"
+
+BUGS = [
+    # ---- dropout
+    Bug("the head is not told of dropout", "models/encoder_decoder.py", "return self.logits(hidden, rng)",
+        "return self.logits(hidden)", EACH_WEIGHT),
+    Bug("a T5's head drops the generator", "models/t5.py", "return self.head(hidden, rng)", "return self.head(hidden)",
+        EACH_WEIGHT),
+    Bug("a difference above loses the dropout below", "peft/delta.py", "if rng is None or not self.base.drops:",
+        "if True:", EACH_WEIGHT),
+    Bug("dropout two weights below is not asked about", "nn/weight.py", "return self.base.drops", "return False",
+        LAW_14 + "dropout_reaches_through_several_weights_above_it"),
+    Bug("a difference above a weight with dropout is added twice", "peft/delta.py",
+        "return add(self.base.project(x, rng), linear(x, self.change()))",
+        "return add(self.base.project(x, rng), linear(x, self.change() + self.change()))",
+        LAW_14 + "the_mean_over_many_passes_is_the_undropped_product"),
+    Bug("what cannot hand a generator on is taken above a weight with dropout", "nn/weight.py",
+        "if base.drops and type(self).project is Reparam.project:", "if False:",
+        "test_laws_dropout.py::test_a_method_with_a_definition_alone_is_refused_above_a_weight_with_dropout_however_it_"
+        "gets_there"),
+    # ---- which base, and what lies below
+    Bug("the configuration is no part of a base", TRAINED_ON, "said = json.dumps(computes(), sort_keys=True)",
+        'said = ""', LINEAGE + "a_transformer_that_computes_something_else_on_the_same_tensors_is_another_base"),
+    Bug("a base that was written by hand is taken for the old one", TRAINED_ON,
+        "if known is None or known[0] != sample:", "if known is None:",
+        LINEAGE + "a_base_that_is_written_by_hand_before_more_training_is_seen"),
+    Bug("a base that was replaced is not noticed", "nn/module.py",
+        "            host.differentiated(frozenset(params.values()))\n", "            pass\n",
+        LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
+    Bug("a base that is trained in the same steps is recorded as it was before", TRAINED_ON,
+        "None if base_too else content_of_base(model),", "content_of_base(model),",
+        LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
+    Bug("a base that is trained alone is not settled first", TRAINED_ON,
+        "settle(state, frozenset(trained.values()), model if base_too else None)",
+        "settle(state, frozenset(trained.values()))",
+        LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
+    Bug("what is plugged at saving is what it was trained on", MOVES,
+        "trained = self.trained_on or TrainedOn(content_of_base(self.model))",
+        "order = list(self.model.host.now.plugged)\n"
+        "        under = order[:order.index(self.name)] if self.name in order else []\n"
+        "        trained = TrainedOn(content_of_base(self.model),\n"
+        "                            tuple(self.model.attachments[n].layer for n in under))",
+        LINEAGE + "what_is_plugged_when_it_is_saved_does_not_matter"),
+    Bug("files compare by name", LOAD, "if layer.content not in below[at:]:",
+        "below = [layer.content if n == layer.name else c for n, c in zip(model.plugged, below)]\n"
+        "        if layer.content not in below[at:]:", LINEAGE + "content_counts_and_not_the_name"),
+    Bug("alpha is no part of the content", TRAINED_ON, "said = json.dumps(described(method), sort_keys=True)",
+        "said = type(method).__name__", LINEAGE + "alpha_is_part_of_the_content"),
+    Bug("the order of what lies below does not count", LOAD, "at = below.index(layer.content, at) + 1", "at = 0",
+        LINEAGE + "the_order_of_what_lies_below_counts"),
+    Bug("partners are not recorded", TRAINED_ON, "tuple(trained[n] for n in beside)", "()",
+        LINEAGE + "adapters_that_were_trained_together_load_in_one_call_in_any_order_and_none_alone"),
+    Bug("all that is trained in one step counts as together, whatever rows saw", TRAINED_ON,
+        "if n != name and any(n in order for order in seen)]", "if n != name]",
+        LINEAGE + "two_that_see_different_rows_are_not_trained_together"),
+    Bug("a partner is remembered as it is at saving", TRAINED_ON,
+        "        if attachment not in changing and record is not None:\n", "        if False:\n",
+        LINEAGE + "of_a_partner_the_numbers_count_that_it_had_when_the_common_steps_were_over"),
+    Bug("a partner that is removed is forgotten", MOVES, "        settle(now, changing=frozenset([self]))\n",
+        "        for a in now.attached.values():\n            a.trained_on = a.trained_on and TrainedOn(a.trained_on."
+        "base)\n", LINEAGE + "a_partner_that_is_removed_is_remembered"),
+    Bug("a stale content is remembered", MOVES, "if now is None or self._known is None or self._known[0] != now:",
+        "if self._known is None:",
+        LINEAGE + "numbers_that_are_written_by_hand_into_what_lies_below_are_seen"),
+    Bug("rows that chose what they see are recorded as if they saw what is plugged", "nn/routing.py",
+        "when_differentiated((self.state, orders), functools.partial(host.recorder, self.state, orders))",
+        "when_differentiated(self.state, functools.partial(host.recorder, self.state, "
+        "frozenset([tuple(self.state.plugged)])))", LINEAGE + "rows_that_choose_what_they_see_record_what_they_saw"),
+    # ---- files
+    Bug("a field that is missing becomes its default", LOAD, "    if missing:\n", "    if False:\n",
+        "peft/test_load.py::test_tampered_metadata_is_refused"),
+    Bug("texts that were altered are taken", LOAD, "    if file.altered:\n", "    if False:\n",
+        LINEAGE + "texts_that_were_altered_and_not_signed_are_refused"),
+    Bug("version 1 is read as if it were version 2", LOAD,
+        'found = fingerprint(model.state()) if file.version == "1" else content_of_base(model)',
+        "found = content_of_base(model)", LINEAGE + "a_file_of_version_1_gives_what_it_gave_and_says_that_it_is_one"),
+    Bug("of several files some are attached before another fails", LOAD,
+        "    ordered = _in_order(model, read, force)\n",
+        "    for i in range(len(read)):\n        put(model, [read[i][1]])\n        _in_order(model, read[i + 1:], force)"
+        "\n    ordered = []\n",
+        LINEAGE + "adapters_that_were_trained_together_load_in_one_call_in_any_order_and_none_alone"),
+    # ---- moves
+    Bug("off and on again goes on top", MOVES, "if name in self._above), len(order))", "if False), len(order))",
+        "peft/test_attach.py::test_off_and_on_again_is_where_it_was"),
+    Bug("with off leaves it off", MOVES,
+        "                self._put_back(before, without)\n        finally:\n            self._put_back(before, without)",
+        "                pass\n        finally:\n            pass",
+        "peft/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
+    Bug("a merged one returns to weights that are others", MOVES,
+        'if self._state_in(back) == "merged" and any(', "if False and any(",
+        "peft/test_attach.py::test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_"
+        "has_moved"),
+    Bug("a move changes the state in place", MOVES, "        self.model.host.now = state\n",
+        "        now = self.model.host.now\n        now.plugged.clear()\n        now.plugged.update(state.plugged)\n"
+        "        self.model.host.now = state\n",
+        "peft/test_attach.py::test_a_move_replaces_the_state_once_and_never_changes_the_one_before"),
+    Bug("a forward looks at the state at every place", "nn/routing.py",
+        "return view if view is not None and view.host is host else View(host)",
+        "return view if view is not None and view.rows is not None else View(host)",
+        "nn/test_place.py::test_a_forward_goes_on_with_the_state_that_it_began_with"),
+    # ---- errors and reports
+    Bug("a bare word of a list is found anywhere", "nn/where.py",
+        'if listed and re.fullmatch(r"[A-Za-z0-9_]+", pattern):', "if False:",
+        "test_errors_that_help.py::test_a_bare_word_of_a_list_chooses_whole_segments_in_every_part_of_the_library"),
+    Bug("a tied head is not said to be tied", "nn/where.py",
+        'tied = isinstance(pattern, str) and "head" in pattern', "tied = False", HELP),
+    Bug("after a merge the rest of the base counts as trained", "peft/report.py",
+        "= own if own or constants else base", "= own if own else base",
+        "peft/test_report.py::test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not"),
+    Bug("a report praises a negative saving", "peft/report.py", "if low < dense else", "if True else",
+        "peft/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"
+        "saving"),
+    Bug("a bottleneck cannot be pickled", "peft/bottleneck.py",
+        '_norm if method.input == "norm" else PLACEMENTS[method.placement][1]',
+        "(lambda f: lambda x, n, F: f(x, n, F))(\n            _norm if method.input == \"norm\" else "
+        "PLACEMENTS[method.placement][1])",
+        "peft/test_attach.py::test_a_model_with_any_method_can_be_pickled_and_copied"),
+    # ---- positions
+    Bug("padding on the left takes positions", "nn/positions.py",
+        "return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns", "return columns",
+        "test_laws_routing.py::test_law_8_each_row_of_a_mixed_batch_is_that_row_alone"),
+]
