@@ -17,7 +17,7 @@ def shown(value: Any) -> str:
     """Its repr; only the beginning of one that would fill the screen."""
     try:
         text = repr(value)
-    except ValueError:  # Python refuses to print an integer of thousands of digits
+    except (ValueError, RecursionError):  # Python refuses integers of thousands of digits, and lists within lists
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -75,7 +75,11 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
             if not isinstance(place, Slot):
                 raise ValueError(f"{attachment.name!r} cannot be merged: at {where} it acts on hidden states, which no "
                                  f"weight of the model can absorb; unplug it, or pass merged=False to save the base")
-    return {name: slot.fold().dense().data for name, slot in model.slots.items()}
+    try:
+        return {name: slot.fold().dense().data for name, slot in model.slots.items()}
+    except TypeError as error:  # a weight without a dense form
+        names = ", ".join(repr(a.name) for a in acting)
+        raise ValueError(f"{names} cannot be merged: {error}; pass merged=False to save the base") from None
 
 
 def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], tensors: Mapping[str, Array],

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any, Callable
@@ -125,6 +126,19 @@ def test_every_number_is_bounded_and_an_error_about_it_is_short(tmp_path, kind, 
         with pytest.raises(ValueError) as error:
             kind.from_pretrained(tmp_path)
         assert str(tmp_path) in str(error.value) and len(str(error.value)) < 600 + len(str(tmp_path)), field.name
+
+
+def test_nesting_as_deep_as_python_reads_is_refused_at_every_depth(tmp_path):
+    """Between what can be read and what cannot lies a value that can be read and not shown."""
+    built(*KINDS[2]).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    text, ends = json.dumps({**values, "d_model": "@"}), set()
+    for depth in range(sys.getrecursionlimit() - 250, sys.getrecursionlimit() + 10):
+        (tmp_path / "config.json").write_text(text.replace('"@"', "[" * depth + "]" * depth))
+        with pytest.raises(ValueError) as error:
+            Transformer.from_pretrained(tmp_path)
+        ends.add(str(error.value).partition(" is ")[2][:9])
+    assert {"[" * 9, "not valid"} <= ends
 
 
 def test_the_largest_size_is_accepted_and_one_more_is_not():
@@ -328,6 +342,18 @@ def test_what_no_weight_can_absorb_is_refused_by_name_before_anything_is_written
     model.save_pretrained(tmp_path / "base", merged=False)
     other.unplug()
     model.save_pretrained(tmp_path / "new", merged=True)
+
+
+def test_what_has_no_dense_form_is_refused_by_name(tmp_path, monkeypatch):
+    model, _ = adapted(*KINDS[0], LoRA(rank=2))
+
+    def refuse(self: Any) -> Any:
+        raise TypeError("Odd does not define dense()")
+
+    monkeypatch.setattr("minipeft.peft.lora.LowRank.dense", refuse)
+    with pytest.raises(ValueError, match=r"'a' cannot be merged: Odd does not define dense\(\)"):
+        model.save_pretrained(tmp_path / "new", merged=True)
+    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ what is no file
