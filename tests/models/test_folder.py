@@ -128,8 +128,16 @@ def test_every_number_is_bounded_and_an_error_about_it_is_short(tmp_path, kind, 
         assert str(tmp_path) in str(error.value) and len(str(error.value)) < 600 + len(str(tmp_path)), field.name
 
 
-def test_nesting_as_deep_as_python_reads_is_refused_at_every_depth(tmp_path):
-    """Between what can be read and what cannot lies a value that can be read and not shown."""
+def test_a_value_nested_too_deep_to_be_shown_is_told_by_its_type():
+    """A file can hold one that can just be read, and no longer be shown."""
+    deep: list = []
+    for _ in range(2 * sys.getrecursionlimit()):
+        deep = [deep]
+    with pytest.raises(ValueError, match="config: d_model is list; expected an integer >= 1"):
+        TransformerConfig(23, deep)  # type: ignore[arg-type]
+
+
+def test_nesting_is_refused_at_every_depth(tmp_path):
     built(*KINDS[2]).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     text, ends = json.dumps({**values, "d_model": "@"}), set()

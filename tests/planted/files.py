@@ -63,7 +63,7 @@ BUGS = [
     Bug("the names of a milliard layers are made", "models/t5_files.py", "    check_layers(config, len(shapes))\n",
         "    check_layers(config, 10 ** 6)\n", FOLDER + "a_huge_size_is_refused_before_a_model_is_built"),
     Bug("a value that Python cannot show is another error", "checks.py", "except (ValueError, RecursionError):",
-        "except ValueError:", FOLDER + "nesting_as_deep_as_python_reads_is_refused_at_every_depth"),
+        "except ValueError:", FOLDER + "a_value_nested_too_deep_to_be_shown_is_told_by_its_type"),
     Bug("a size may be larger than 2^31", "models/config.py", "value <= LARGEST, f\"at", "True, f\"at",
         FOLDER + "the_largest_size_is_accepted_and_one_more_is_not"),
     Bug("a missing field of our own configuration becomes its default", "models/config.py",
