@@ -120,15 +120,15 @@ def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
 def parameters(model: Any, params: Any) -> dict[str, Leaf]:
     """{name: Parameter} of a mapping or an attachment. Raises TypeError for anything else, ValueError where training
     these would change nothing: for parameters of an attachment that is off, merged, removed or of another model."""
-    attachment = None if isinstance(params, Mapping) else params
-    if attachment is not None and (isinstance(params, type) or not isinstance(getattr(params, "state", None), str)
-                                   or not hasattr(params, "parameters")):
+    named = isinstance(params, Mapping)
+    if not named and (isinstance(params, type) or not isinstance(getattr(params, "state", None), str)
+                      or not hasattr(params, "parameters")):
         found = f"a {type(params).__name__}" if isinstance(params, (list, tuple, set)) else shown(params)
         raise TypeError(f"params is {found}; expected an attachment, or {{name: Parameter}} as minipeft.select(model, "
                         f"where) gives it")
-    if attachment is not None:
-        _check_attachment(model, attachment)
-        params = attachment.parameters
+    if not named:
+        _check_attachment(model, params)
+        params = params.parameters
     if not params:
         raise ValueError("nothing is selected: params is empty")
     for name, p in params.items():

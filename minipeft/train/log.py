@@ -24,8 +24,8 @@ class Log:
     """Context manager. path None: a log that goes nowhere. Opening changes nothing in an existing file."""
 
     def __init__(self, path: str | os.PathLike | None, keep: int = 0):
-        """keep: bytes that a checkpoint vouches for. Raises ValueError for a file that has fewer, or is missing, and
-        for what is no regular file."""
+        """keep: bytes that a checkpoint vouches for. Raises ValueError for a file that has fewer, or is missing, for one
+        whose lines end elsewhere, and for what is no regular file."""
         self._keep, self._file = keep, -1
         if path is None:
             return
@@ -36,6 +36,9 @@ class Log:
                              f"back, or start afresh with resume=False")
         if size is not None:
             check_regular(path, os.stat(path).st_mode)
+        if keep and not _ends_a_line(path, keep):
+            raise ValueError(f"{path}: no line of the log ends at byte {keep}, where the checkpoint says that it ended: "
+                             f"this is another log; put the old one back, or start afresh with resume=False")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0),
                              0o666)
 
@@ -67,3 +70,9 @@ class Log:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _ends_a_line(path: str | os.PathLike, at: int) -> bool:
+    with open(path, "rb") as file:
+        file.seek(at - 1)
+        return file.read(1) == b"\n"

@@ -21,7 +21,7 @@ from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import value_and_grad
+from minipeft.autograd.tensor import array_of, value_and_grad
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import is_number, python, shown
 from minipeft.train import arguments, best as best_file, checkpoint as checkpoints
@@ -271,9 +271,10 @@ def _tail(record: Record) -> tuple[int, bytes]:
 
 def _number(score: Any) -> float:
     """What evaluate() returned, as a float; NaN for what is no number."""
+    score = array_of(score)
     try:
-        return math.nan if isinstance(score, (str, bytes)) else float(to_host(score).item()
-                                                                      if hasattr(score, "ndim") else score)
+        return math.nan if isinstance(score, (str, bytes)) else \
+            float(to_host(score).item() if hasattr(score, "ndim") else score)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 

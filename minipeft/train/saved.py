@@ -24,7 +24,7 @@ from minipeft.train.checkpoint import Checkpoint
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW
 
-_MOST = 2 ** 63  # nothing that is counted gets there
+_MOST = 2 ** 53  # nothing that is counted gets there
 _KEYS = ("step", "micro", "tokens", "loss_sum", "scores", "best", "due", "seconds", "batches", "rng", "steps", "log")
 
 
@@ -138,7 +138,7 @@ def _is_state_of(state: Any, rng: numpy.random.Generator | None) -> bool:
         probe.state = state
         found: Any = probe.state
         now: Any = rng.bit_generator.state
-        if not _equal(found, state):
+        if not _equal(found, state) or state.get("has_uint32", 0) not in (0, 1):
             return False
         fixed = now["state"].get("inc") if isinstance(now.get("state"), dict) else None
         return fixed is None or state["state"]["inc"] == fixed  # PCG64: the seed decides which stream it is

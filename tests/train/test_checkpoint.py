@@ -13,7 +13,7 @@ from minipeft.files import read_tensors, write_tensors
 from minipeft.train import checkpoint as checkpoints
 from minipeft.train.saved import checked
 from minipeft.train.state import State
-from tests.train import tiny
+from tests.train import hostile, tiny
 
 LORA = dict(rank=2, alpha=4, dropout=0.1)
 
@@ -219,6 +219,86 @@ def test_a_checkpoint_of_version_1_is_refused_in_one_sentence(tmp_path: Path) ->
     Run(tmp_path).refused(r"run.safetensors is a checkpoint of an earlier version of minipeft .*resume=False")
 
 
+# ---- what was altered by somebody who can compute digests
+
+def test_altered_and_signed_checkpoints_are_refused_with_nothing_changed_or_make_a_run(tmp_path: Path) -> None:
+    """(`python -m tests.train.hostile` tries more.)"""
+    ends, wrong = hostile.attack(tmp_path, 150, seed=1)
+    assert not wrong, "\n".join(wrong)
+    assert ends["refused"] > 100
+
+
+def resigned(folder: Path, change: Callable[[dict, dict, dict], Any]) -> "hostile.Victim":
+    """A stopped run whose checkpoint was rewritten after change(state, run, tensors), and signed again."""
+    path = hostile.Victim(folder).stopped().path
+    tensors, metadata = read_tensors(path)
+    state, run = json.loads(metadata["state"]), json.loads(metadata["run"])
+    change(state, run, tensors)
+    hostile.signed(path, tensors, {"state": json.dumps(state), "run": json.dumps(run)})
+    return hostile.Victim(folder)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s, r, t: None, None), (lambda s, r, t: s.update(seconds=5), None),
+    (lambda s, r, t: s.update(step=10 ** 18, micro=2 * 10 ** 18 + 1), "step is 10{18}; expected"),
+    (lambda s, r, t: s.update(step=3, micro=7), "batches is .*; expected the cursor after 7 micro-batches"),
+    (lambda s, r, t: s.update(micro=6), "micro is 6; expected 2 micro-batches to a step, of which 2 were made"),
+    (lambda s, r, t: s.update(micro=5.0), "micro is 5.0; expected an integer >= 0"),
+    (lambda s, r, t: s.update(tokens=True), "tokens is True; expected an integer >= 0"),
+    (lambda s, r, t: s.update(tokens=0), "loss_sum is .*; expected 0"),
+    (lambda s, r, t: s.update(tokens=0, loss_sum=0), "partial/.* is not a selected parameter"),
+    (lambda s, r, t: s.update(loss_sum="1"), "loss_sum is '1'; expected a finite number"),
+    (lambda s, r, t: s.update(seconds=-1), "seconds is -1; expected a number >= 0"),
+    (lambda s, r, t: s.update(seconds=10 ** 400), "seconds is 10+.*; expected a finite number"),
+    (lambda s, r, t: s.update(due=True), "due is True; expected false, but right after a step"),
+    (lambda s, r, t: s.update(due=0), "due is 0; expected true or false"),
+    (lambda s, r, t: s["scores"].append([3, 0.1]), "scores is .*; expected a list of .* to at most 2"),
+    (lambda s, r, t: s["scores"].reverse(), "scores is .*; expected a list of .* rising"),
+    (lambda s, r, t: s.update(best=[2, 0.5]), r"best is \[2, 0.5\]; expected the first of the .*, \(1, 0.5\)"),
+    (lambda s, r, t: s.update(best=None), "best is None; expected the first"),
+    (lambda s, r, t: s.update(log=-1), "log is -1; expected an integer >= 0"),
+    (lambda s, r, t: s.update(log=s["log"] - 1), "log.jsonl: no line of the log ends at byte"),
+    (lambda s, r, t: s.update(log=10 ** 12), "log.jsonl: the log has"),
+    (lambda s, r, t: s["batches"].update(epoch=10 ** 15), "batches is .*; expected the cursor after 5"),
+    (lambda s, r, t: s["batches"].update(position=1), "a cursor at .* is none of 10 pairs"),
+    (lambda s, r, t: s["batches"].update(more=1), "a cursor at .* is none of 10 pairs"),
+    (lambda s, r, t: s.update(batches=None), "a cursor at None is none of 10 pairs"),
+    (lambda s, r, t: s.update(rng=None), "rng is None; expected a state of PCG64"),
+    (lambda s, r, t: s["rng"].update(bit_generator="MT19937"), "rng is .*; expected a state of PCG64"),
+    (lambda s, r, t: s["rng"].update(has_uint32=7), "rng is .*; expected a state of PCG64"),
+    (lambda s, r, t: s["rng"]["state"].update(inc=2), "rng is .*; expected a state of PCG64 as the run's seed"),
+    (lambda s, r, t: s["rng"]["state"].update(state=2 ** 128), "rng is .*; expected a state of PCG64"),
+    (lambda s, r, t: s["rng"]["state"].update(state=1.0), "rng is .*; expected a state of PCG64"),
+    (lambda s, r, t: s["steps"].popitem(), "steps is .*; expected the count of every parameter, 2 more"),
+    (lambda s, r, t: s["steps"].update(dict.fromkeys(s["steps"], 0)), "steps is .*; expected the count of every"),
+    (lambda s, r, t: s["steps"].update(dict.fromkeys(s["steps"], 10 ** 15)), "steps is .*; expected the count"),
+    (lambda s, r, t: s.pop("log"), "state lacks 'log'"), (lambda s, r, t: s.update(x=1), "unknown entry 'x'"),
+    (lambda s, r, t: r.pop("start"), "the checkpoint's run lacks 'start'"),
+    (lambda s, r, t: r.update(start=5), "start is 5; expected a fingerprint"),
+    (lambda s, r, t: r["start"].update(steps={"x": 1}), "steps is .*; expected the count of every"),
+    (lambda s, r, t: r["start"].update(batches={"epoch": 0, "position": 4}), "batches is .*; expected the cursor"),
+    (lambda s, r, t: r["start"].update(parameters=["x"]), "start is .*; expected a fingerprint"),
+    (lambda s, r, t: r.update(seed=True), "belongs to another run|seed"),
+    (lambda s, r, t: r.update({"y" * 3000: "z" * 3000}), "belongs to another run: y+.* exists only there"),
+    (lambda s, r, t: t.update({key: a * numpy.float32("nan") for key, a in t.items() if key.startswith("m/")}),
+     "m/.* holds NaN or infinity"),
+    (lambda s, r, t: t.update({key: a + numpy.float32("inf") for key, a in t.items() if key.startswith("param/")}),
+     "param/.* holds NaN or infinity"),
+    (lambda s, r, t: t.update({key: a - 1 for key, a in t.items() if key.startswith("v/")}),
+     "v/.* holds -.*; expected a mean of squares"),
+    (lambda s, r, t: t.update({"w" * 5000 + "/x": numpy.ones(1)}), "is not a tensor of a checkpoint")])
+def test_each_number_is_checked_although_the_digest_fits(tmp_path: Path, change: Any, message: str | None) -> None:
+    run = resigned(tmp_path, change)
+    if message is None:
+        assert run.fit().step == 4
+        return
+    before = run.bits()
+    with pytest.raises(ValueError, match=message) as found:
+        run.fit()
+    assert run.bits() == before and len(str(found.value)) < 1000
+    assert "run.safetensors" in str(found.value) or "log.jsonl" in str(found.value)
+
+
 # ---- what belongs to another run is refused
 
 def other_data() -> minipeft.Batches:
@@ -258,6 +338,75 @@ def test_a_checkpoint_over_another_base_or_method_is_refused_with_the_difference
         tmp_path: Path, change: dict, message: str) -> None:
     Run(tmp_path, lora=LORA, below=7).killed()
     Run(tmp_path, **{"lora": LORA, "below": 7, **change}).refused(f"belongs to another run: {message}")
+
+
+def two_adapters(order: str, folder: Path, steps: int, first: str = "ab") -> Any:
+    """Two prompts, plugged in this order and trained together; the parameters after so many steps."""
+    model = tiny.model()
+    attachments = {name: minipeft.attach(model, minipeft.PromptTuning(2), numpy.random.default_rng(ord(name)), name)
+                   for name in order}
+    params = {name: p for letter in first for name, p in attachments[letter].parameters.items()}
+    minipeft.fit(model, params, tiny.batches(), steps=steps, checkpoint=folder / "run.safetensors")
+    return tiny.bits(params)
+
+
+def test_a_checkpoint_of_another_order_of_plugging_is_refused(tmp_path: Path) -> None:
+    """The parameters are the same in both, and so is everything else."""
+    (tmp_path / "whole").mkdir()
+    whole = two_adapters("ab", tmp_path / "whole", 4)
+    two_adapters("ab", tmp_path, 2)
+    with pytest.raises(ValueError, match="belongs to another run: attachments are 'a, b' there and 'b, a' here"):
+        two_adapters("ba", tmp_path, 4)
+    assert two_adapters("ab", tmp_path, 4) == whole
+
+
+class Started:
+    """Full fine-tuning of a base of some seed, under one checkpoint path."""
+
+    def __init__(self, folder: Path, seed: int = 0):
+        self.model, self.path = tiny.model(seed), folder / "run.safetensors"
+        self.params = tiny.everything(self.model)
+
+    def fit(self, steps: int, **settings: Any) -> Any:
+        return minipeft.fit(self.model, self.params, tiny.batches(), steps=steps, checkpoint=self.path, **settings)
+
+
+def test_a_checkpoint_of_another_start_is_refused_and_that_of_this_start_or_of_these_parameters_is_not(
+        tmp_path: Path) -> None:
+    first = Started(tmp_path)
+    first.fit(2)
+    other = Started(tmp_path, seed=1)
+    before, file = tiny.bits(other.params), (tmp_path / "run.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="run.safetensors belongs to another run, of another start: .*resume=False"):
+        other.fit(3)
+    assert tiny.bits(other.params) == before and (tmp_path / "run.safetensors").read_bytes() == file
+    assert len(first.fit(3).losses) == 1              # the checkpoint's parameters
+    again = Started(tmp_path)
+    assert len(again.fit(4).losses) == 1              # the start's parameters
+    assert len(Started(tmp_path).fit(5).losses) == 1  # also after a resumed run wrote the checkpoint
+    name = next(iter(first.params))
+    first.params[name].data.flat[0] = -first.params[name].data.flat[0]
+    with pytest.raises(ValueError, match="of another start"):
+        first.fit(5)
+    assert other.fit(1, resume=False).step == 1 and other.fit(2).step == 2
+    with pytest.raises(ValueError, match="of another start"):
+        Started(tmp_path).fit(5)
+
+
+def test_a_run_may_begin_with_a_used_optimizer_and_in_the_middle_of_the_data_and_resumes_all_the_same(
+        tmp_path: Path) -> None:
+    def run(folder: Path, steps: list[int]) -> Any:
+        model, optimizer, stream = tiny.model(), minipeft.AdamW(1e-2), tiny.batches()
+        params = tiny.everything(model)
+        minipeft.fit(model, params, stream, steps=2, optimizer=optimizer)
+        stream.next()
+        for n in steps:
+            minipeft.fit(model, params, stream, steps=n, optimizer=optimizer, checkpoint=folder / "run")
+        return tiny.bits(params, optimizer), stream.state()
+
+    (tmp_path / "whole").mkdir()
+    whole = run(tmp_path / "whole", [4])
+    assert run(tmp_path, [1, 3, 4]) == whole and set(whole[0]["steps"].values()) == {6}
 
 
 def test_the_same_run_described_twice_is_accepted_whatever_is_watched(tmp_path: Path) -> None:
