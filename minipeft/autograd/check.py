@@ -143,13 +143,13 @@ def _check(differences: _Differences, claimed: float, names: str) -> float:
 
 
 def _wrong(names: str, claimed: float, slope: float, tolerance: float) -> AssertionError:
-    return AssertionError(f"gradient of {names}: along a random direction the VJP says {claimed!r}, central differences "
-                          f"say {slope!r}; they differ by {abs(claimed - slope):.3g}, allowed {tolerance:.3g}")
+    return AssertionError(f"gradient of {names}: along a random direction the VJP says {claimed!r}, central differences"
+                          f" say {slope!r}; they differ by {abs(claimed - slope):.3g}, allowed {tolerance:.3g}")
 
 
 _NOWHERE = ("{names}: the loss has no derivative here that differences could find: down to steps of {least:.2g} along "
-            "a random direction no two extrapolations agree. Either it has a kink closer by (a relu near 0), and moving "
-            "the parameters a little helps; or it is another at each call (dropout): check a step without that")
-_HERE = ("{names}: the loss has a kink at this very point (a relu at 0), where there is no derivative to compare "
-         "with: its slopes on both sides differ by {bend:.3g} along a random direction. Move the parameters a little, "
-         "for example by 0.01 times random numbers")
+            "a random direction no two extrapolations agree. Either it has a kink nearer than that (a relu near 0): "
+            "move the parameters a little; or it is another at each call (dropout): check a step without that")
+_HERE = ("{names}: the loss has a kink at this very point (a relu at 0), where there is no derivative to compare with: "
+         "its slopes on both sides differ by {bend:.3g} along a random direction. Move the parameters a little, for "
+         "example by 0.01 times random numbers")

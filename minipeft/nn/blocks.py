@@ -86,9 +86,10 @@ class Stack(Module):
 
 
 def _hidden(mask: Array | None, dtype: Any, decoding: tuple[int, int] | None = None) -> Any:
-    """What to add to all scores of a stack, laid out once for its blocks: -inf where a query may not look, because the
-    mask [batch, key] hides the key, or it comes later: decoding (queries, keys). None if nothing is hidden."""
+    """What to add to all scores of a stack: -inf where a query may not look, because the mask [batch, key] hides the
+    key, or it comes later: decoding (queries, keys). None if nothing is hidden."""
     seen = None if mask is None else mask[:, None, None, :]
-    if decoding is not None and decoding[0] > 1:  # a single query is the last one: no key comes later
-        seen = causal(*decoding) if seen is None else seen & causal(*decoding)
-    return None if seen is None else key_first(additive(seen, dtype))
+    if decoding is None or decoding[0] == 1:  # a single query is the last one: no key comes later
+        return additive(seen, dtype)
+    seen = causal(*decoding) if seen is None else seen & causal(*decoding)
+    return key_first(additive(seen, dtype))  # laid out once for all blocks

@@ -194,12 +194,22 @@ def test_attention_whose_scores_overflow_is_that_of_longer_floats_and_sees_no_hi
         assert abs(found[:, 0] - leaves["v"][:, 0]).max() <= 4 * U[dtype] * abs(leaves["v"]).max()
 
 
+@pytest.mark.parametrize("dtype", U)
+def test_scores_that_overflow_are_told_apart_by_a_bias_of_their_own_size(dtype):
+    """Scores 1 and 3/4 times a power of two that does not fit: a bias of half of it decides, a small one does not."""
+    power = numpy.finfo(dtype).maxexp
+    q = numpy.full((1, 2, 1), 2.0 ** (power // 2), dtype)
+    k = numpy.array([[[1], [0.75]]], dtype) * q[0, 0, 0]
+    bias = numpy.array([[0, 2.0 ** (power - 1)], [0, 2.0 ** (power - 20)]], dtype)
+    v = numpy.array([[[5], [7]]], dtype)
+    assert ops.attention(q, k, v, bias, heads=1, scale=1.0).data.ravel().tolist() == [7, 5]
+
+
 @given(seeds(), dtypes())
 def test_queries_whose_scores_do_not_overflow_keep_their_bits_beside_those_whose_do(seed, dtype):
-    leaves, parts = attention_call(seed, dtype, 0)
+    leaves, parts = attention_call(seed, dtype, 3)
     wanted = ops.attention(**leaves, **parts, heads=2, scale=0.5).data
-    leaves["q"] = leaves["q"].copy()
-    leaves["q"][:, 3] = numpy.finfo(dtype).max / 8
+    leaves["q"][:, 3] = numpy.finfo(dtype).max
     found = ops.attention(**leaves, **parts, heads=2, scale=0.5).data
     kept = [0, 1, 2, 4]
     assert found[:, kept].tobytes() == wanted[:, kept].tobytes() and numpy.isfinite(found).all()
