@@ -14,6 +14,7 @@ from minipeft import T5, T5Config
 from minipeft.autograd.tensor import array_of
 from minipeft.nn import blocks
 from minipeft.nn.positions import RelativeBuckets, bucket, positions_of
+from tests.by_hand import put
 from tests.models_under_test import Case
 from tests.strategies import draw_array, seeds
 
@@ -95,6 +96,20 @@ def test_rows_that_see_different_position_tables_get_each_its_own_bias():
         alone = model(ids[row:row + 1], ids[row:row + 1], adapter=name).data
         assert abs(found[row] - alone[0]).max() <= 1e-12 * abs(alone).max()
     assert abs(found[1] - model(ids, ids, adapter="a").data[1]).max() > 1e-3
+
+
+def test_a_memory_piece_sees_positions_and_mask_as_one_bias_and_hands_on_what_computes_the_same():
+    model, seen = tiny(dtype="float64"), []
+    ids = np.array([[2, 3, 4, 5], [3, 4, 5, 6]])
+    mask = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
+    before = model(ids, ids, mask, mask).data
+    for stack in (model.encoder, model.decoder):
+        put(stack.blocks[0].attn.memory, {"probe": lambda k, v, bias: seen.append(array_of(bias)) or (k, v, bias)})
+    assert model(ids, ids, mask, mask).data.tobytes() == before.tobytes()
+    hidden = mask[:, None, None, :] == 0
+    for bias, later in zip(seen, (np.zeros((4, 4), bool), np.triu(np.ones((4, 4), bool), 1)), strict=True):
+        assert bias.shape == (2, 2, 4, 4) and np.array_equal(np.isneginf(bias), np.broadcast_to(
+            hidden | later, bias.shape))
 
 
 # ---- padding
