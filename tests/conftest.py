@@ -1,9 +1,42 @@
-"""Hypothesis runs the laws on the same examples every time: a red test is red for everybody.
+"""The suite runs in parallel, with one BLAS thread in each process, and on the same examples every time.
 
-`pytest --hypothesis-profile=quick` runs a fifth of them."""
-from hypothesis import HealthCheck, settings
+    pytest                          everything, one process per core
+    pytest -m quick                 a look at every part in under a minute: fewer examples, no run of other programs
+    pytest -n 0 tests/nn            without parallel processes
 
-for profile, examples in (("laws", 100), ("quick", 20)):
+Hypothesis runs the laws on the same examples every time: a red test is red for everybody.
+`pytest --hypothesis-profile=quick` runs a fifth of them.
+"""
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded; more threads would fight over the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+for profile, examples in (("laws", 100), ("quick", 10)):
     settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True,
                               suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("laws")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m quick` means few examples too; a profile that is asked for counts more."""
+    asked = config.getoption("hypothesis_profile", None)
+    if asked is None and config.getoption("markexpr", "") == "quick":
+        settings.load_profile("quick")
+
+
+# Not quick: other programs are run, examples are trained, whole models are compared at length.
+SLOW = ("test_planted_bugs.py", "test_example", "test_benchmark.py", "test_readme.py", "conformance/", "attacks/",
+        "train/test_resume", "train/test_interrupt", "test_claims.py", "autograd/test_xray.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything is quick but what is marked slow, or lies in a file that runs other programs."""
+    for item in items:
+        where = item.nodeid.removeprefix("tests/")
+        if not where.startswith(SLOW) and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
