@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -17,6 +18,7 @@ from typing import Any, Callable
 import numpy
 
 import minipeft
+from minipeft.train import checkpoint as checkpoints
 
 try:
     import fcntl
@@ -25,6 +27,35 @@ except ImportError:
 
 VOCAB, SIZES = 12, {"short": (5, 2), "long": (36, 3)}  # optimizer steps, micro-batches between checkpoints
 
+
+# ---- for those who kill it
+
+def start(folder: Path, kind: str, size: str, die_at: Any = "") -> subprocess.Popen:
+    """The program, up to the moment when its first step begins."""
+    folder.mkdir(exist_ok=True)
+    process = subprocess.Popen([sys.executable, __file__, folder, kind, size, str(die_at)], text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "go\n", process.communicate()
+    return process
+
+
+def end(process: subprocess.Popen) -> int:
+    _, errors = process.communicate(timeout=60)
+    assert errors == "", errors
+    return process.returncode
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a finished run leaves behind: its files, and what it returned. Only `seconds` may differ."""
+    saved = checkpoints.read(folder / "run.safetensors")
+    assert saved.state.pop("seconds") > 0
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "trace.json"}
+    found["run.safetensors"] = b""
+    return {"arrays": {(group, name): (a.dtype, a.shape, a.tobytes()) for group, members in saved.arrays.items()
+                       for name, a in members.items()}, "state": saved.state, "run": saved.run, "files": found}
+
+
+# ---- the program
 
 def main(folder: Path, kind: str, size: str, writer: Any = None) -> None:
     steps, every = SIZES[size]

@@ -252,8 +252,8 @@ def test_lengthening_a_run_whose_schedule_ends_explains_what_to_do(tmp_path: Pat
     with pytest.raises(ValueError, match="which ends before the 5 steps"):
         Case(tmp_path).fit(steps=5, schedule=make(3), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match=f"its 3 steps were made at other rates than {make.__name__}.steps=5, warmup=0."
-                       " has.*finish it with the schedule that it began with, and start a second run on the result with "
-                       "a checkpoint of its own; or start afresh with resume=False"):
+                       " has.*finish it with the schedule that it began with, and start a second run on the result "
+                       "with a checkpoint of its own; or start afresh with resume=False"):
         Case(tmp_path).fit(steps=5, schedule=make(5), checkpoint=tmp_path / "run")
     assert (tmp_path / "run").read_bytes() == file
     assert Case(tmp_path).fit(steps=5, schedule=make(5), checkpoint=tmp_path / "run", resume=False).step == 5

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,39 +18,14 @@ import pytest
 
 import minipeft
 from minipeft.train import checkpoint as checkpoints
-from tests.train import killed_run, stopped_run, tiny
+from tests.train import stopped_run, tiny
 from tests.train.interrupted import InterruptedAt
+from tests.train.killed_run import end, outcome, start
 
 KINDS = ["full", "LoRA"]
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a finished run leaves behind: its files, and what it returned. Only `seconds` may differ."""
-    saved = checkpoints.read(folder / "run.safetensors")
-    assert saved.state.pop("seconds") > 0
-    found = tiny.files(folder)
-    found.pop("trace.json", None)
-    found["run.safetensors"] = b""
-    return {"arrays": {(group, name): (a.dtype, a.shape, a.tobytes()) for group, members in saved.arrays.items()
-                       for name, a in members.items()}, "state": saved.state, "run": saved.run, "files": found}
-
-
 # ---- SIGKILL to a subprocess
-
-def start(folder: Path, kind: str, size: str, die_at: Any = "") -> subprocess.Popen:
-    """The program, up to the moment when its first step begins."""
-    folder.mkdir(exist_ok=True)
-    process = subprocess.Popen([sys.executable, killed_run.__file__, folder, kind, size, str(die_at)], text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == "go\n", process.communicate()
-    return process
-
-
-def end(process: subprocess.Popen) -> int:
-    _, errors = process.communicate(timeout=60)
-    assert errors == ""
-    return process.returncode
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_before_any_call_to_the_file_system_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
