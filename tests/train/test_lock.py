@@ -89,6 +89,26 @@ def test_names_too_long_for_a_lock_file_of_their_own_get_a_short_one(tmp_path: P
     assert lock_file(tmp_path / ("n" * 255)) != lock_file(tmp_path / ("n" * 254))
 
 
+def test_a_lock_whose_file_was_removed_between_opening_and_locking_it_is_taken_again(
+        tmp_path: Path, monkeypatch: Any) -> None:
+    """Otherwise it would be one on a file that nobody else can find."""
+    first, second, flock, calls = Lock(tmp_path / "run"), Lock(tmp_path / "run"), locks.fcntl.flock, []
+    first.acquire()
+
+    def meanwhile(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            first.release()
+        flock(*arguments)
+
+    monkeypatch.setattr(locks.fcntl, "flock", meanwhile)
+    second.acquire()
+    with pytest.raises(RuntimeError, match="in use by another run"):
+        Lock(tmp_path / "run").acquire()
+    second.release()
+    assert not list(tmp_path.iterdir())
+
+
 def test_of_many_that_try_at_once_exactly_one_gets_the_lock_each_time(tmp_path: Path) -> None:
     """The file is removed and made again all the while."""
     inside, got, worst = [], [], []

@@ -1,0 +1,131 @@
+"""Bugs of the training loop, its optimizer and its files."""
+from tests.planted.bug import Bug
+
+LOOP, OPTIM, UPDATE, SAVED, STATE = (f"train/{name}.py" for name in ("loop", "optim", "update", "saved", "state"))
+RESUME, ARGUMENTS, LOG, LOCK, BEST = (f"train/{name}.py" for name in ("resume", "arguments", "log", "lock", "best"))
+RESUMES, OPTIMIZER, LOOPS = "train/test_resume.py::test_", "train/test_optim.py::test_", "train/test_loop.py::test_"
+LINES = "train/test_resume.py::test_a_run_interrupted_at_any_line_resumes_to_the_same_bits"
+CHECKS = "train/test_checkpoint.py::test_each_number_is_checked_although_the_digest_fits"
+REFUSED = "train/test_arguments.py::test_what_cannot_be_right_is_named_with_what_to_do_and_nothing_changes"
+
+BUGS = [
+    # ---- the optimizer
+    Bug("moments belong to a name", OPTIM, "        held = self._held.get(p)\n        return",
+        "        held = self._held.get(p) or self._named().get(name)\n        return",
+        OPTIMIZER + "the_first_step_of_a_new_adapter_is_one_of_t_1_whatever_was_removed_before"),
+    Bug("an optimizer keeps every parameter alive", OPTIM, "                self._held[p] = held\n",
+        "                self._held[p] = held\n                vars(held)['owner'] = p\n",
+        OPTIMIZER + "a_parameter_that_nobody_holds_is_not_kept_alive_and_takes_its_moments_with_it"),
+    Bug("a renamed parameter starts anew", OPTIM, "        held = self._held.get(p)\n        return",
+        "        held = self._held.get(p)\n        held = held if held is None or held.name == name else None\n"
+        "        return", OPTIMIZER + "a_parameter_keeps_its_moments_under_another_name"),
+    Bug("a copied optimizer forgets its moments", OPTIM, '"_unclaimed": self._named()}', '"_unclaimed": {}}',
+        OPTIMIZER + "a_copy_of_an_optimizer_goes_on_with_the_moments_by_name_and_apart_from_the_first"),
+    Bug("an interrupted step is left half made", UPDATE,
+        "        try:\n            run()\n        except BaseException:\n            run()\n        raise\n",
+        "        raise\n",
+        OPTIMIZER + "an_interrupt_at_any_line_leaves_a_whole_step_or_none"),
+    Bug("a block that was half written is read again", UPDATE, "                if not ready:\n",
+        "                if True:\n", OPTIMIZER + "an_interrupt_at_any_line_leaves_a_whole_step_or_none"),
+    Bug("the last block is not moved", UPDATE, "if block and start < len(one.p) else",
+        "if block and start + block <= len(one.p) else",
+        OPTIMIZER + "every_bit_is_that_of_the_formula_on_whole_arrays"),
+    Bug("an overflow stops a step in the middle", UPDATE, 'with numpy.errstate(all="ignore"):',
+        "with numpy.errstate():", OPTIMIZER + "warnings_that_are_errors_do_not_break_a_step"),
+    # ---- the norm, and micro-batches without labels
+    Bug("the norm of small gradients underflows", "train/norm.py",
+        "    if math.isfinite(total := sum(found)) and total >= sum(map(_lost, arrays)):\n",
+        "    if math.isfinite(sum(found)):\n", LOOPS + "the_norm_is_right_where_squares_have_no_room"),
+    Bug("the norm of large gradients overflows", "train/norm.py",
+        "    if math.isfinite(total := sum(found)) and total >=", "    if math.isinf(total := sum(found)) or total >=",
+        LOOPS + "the_norm_is_right_where_squares_have_no_room"),
+    Bug("squares that overflow reach the moments", LOOP, "    if norm > math.sqrt(largest):\n", "    if False:\n",
+        LOOPS + "gradients_whose_squares_overflow_stop_the_run_unless_they_are_clipped"),
+    Bug("a micro-batch without labels is differentiated", LOOP, "        if tokens:\n", "        if True:\n",
+        LOOPS + "a_pair_without_label_tokens_contributes_nothing_in_a_batch_or_alone"),
+    Bug("a step without labels is made", LOOP, "        if not sums.tokens:\n", "        if not sums.micro:\n",
+        LOOPS + "a_step_without_any_label_token_is_refused_before_anything_changes"),
+    # ---- runs that are stopped
+    Bug("the batch of an interrupted step is skipped", STATE,
+        "        self.batches.load_state(self.record.cursor)\n", "", LINES),
+    Bug("dropout goes on where an interrupted step left it", STATE,
+        "            self.rng.bit_generator.state = self.record.rng\n", "            pass\n", LINES),
+    Bug("a step that an interrupt delayed is not on record", STATE,
+        "            self.record = self._pending[0]\n", "            pass\n", LINES),
+    Bug("the checkpoint is not written when an exception ends the run", LOOP,
+        "            if self.state.record is not self.on_disk:\n                self._save()\n        except",
+        "            pass\n        except",
+        RESUMES + "a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost"),
+    Bug("an exception loses the history", LOOP, "            error.history = state", "            state",
+        RESUMES + "a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost"),
+    Bug("an evaluation that failed is not made again", LOOP,
+        "        if state.record.due and s.evaluate is not None:\n            self._evaluate(s.evaluate)  # the one",
+        "        if False:\n            self._evaluate(s.evaluate)  # the one",
+        RESUMES + "a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost"),
+    Bug("StopIteration from evaluate is an error", LOOP, "        except StopIteration:\n",
+        "        except GeneratorExit:\n", RESUMES + "stop_iteration_from_evaluate_ends_the_run_cleanly"),
+    Bug("a line of the log is appended", LOG, "            os.lseek(self._file, at, os.SEEK_SET)\n",
+        "            os.lseek(self._file, 0, os.SEEK_END)\n", LINES),
+    # ---- patience and the best weights
+    Bug("an equal score is a new best one", LOOP, "score > best[1]:", "score >= best[1]:",
+        RESUMES + "patience_ends_the_run_after_so_many_evaluations_without_a_new_best"),
+    Bug("patience counts one evaluation too many", LOOP, "scores.index(record.best) >= patience",
+        "scores.index(record.best) > patience",
+        RESUMES + "patience_ends_the_run_after_so_many_evaluations_without_a_new_best"),
+    Bug("the best file is written at every evaluation", LOOP,
+        "            best = (record.step, score)\n            if s.best is not None:\n"
+        "                best_file.keep(s.best, self.model, state.params)\n",
+        "            best = (record.step, score)\n        if s.best is not None:\n"
+        "            best_file.keep(s.best, self.model, state.params)\n",
+        RESUMES + "the_best_file_holds_the_weights_of_the_best_step_and_restore_puts_them_back"),
+    Bug("a resumed run forgets its best score", STATE, "0, len(saved.scores), saved.best, saved.due",
+        "0, len(saved.scores), None, saved.due", RESUMES + "a_resumed_run_keeps_the_best_of_all_its_calls"),
+    Bug("a missing best file is not missed", RESUME, "not os.path.isfile(best)", "False",
+        RESUMES + "a_best_file_that_is_missing_when_a_run_goes_on_is_an_error_that_says_so"),
+    Bug("NaN is restored", BEST, "        if not numpy.isfinite(array).all():\n", "        if False:\n",
+        "train/test_best.py::test_a_file_that_does_not_fit_is_refused_before_anything_changes"),
+    # ---- which run a checkpoint belongs to
+    Bug("a checkpoint of another start is taken", RESUME, "    if here not in (", "    if False and here not in (",
+        "train/test_checkpoint.py::test_a_checkpoint_of_another_start_is_refused_and_that_of_this_start_or_of_these_"
+        "parameters_is_not"),
+    Bug("the start moves with every resumed run", RESUME, "    identity.start = start\n", "",
+        "train/test_checkpoint.py::test_a_checkpoint_of_another_start_is_refused_and_that_of_this_start_or_of_these_"
+        "parameters_is_not"),
+    Bug("the order of plugging is not part of a run", "train/identity.py",
+        "for a in plugged if a.state", 'for a in sorted(plugged, key=lambda a: a.name) if a.state',
+        "train/test_checkpoint.py::test_a_checkpoint_of_another_order_of_plugging_is_refused"),
+    # ---- checkpoints that were altered
+    Bug("a second moment below 0 is restored", SAVED, "array.min() < 0", "array.min() < -1e30", CHECKS),
+    Bug("NaN in a checkpoint is restored", SAVED, "            if not numpy.isfinite(array).all():\n",
+        "            if False:\n", CHECKS),
+    Bug("a best score that is none is believed", SAVED, "state[\"best\"] is None if best is None else _scores(",
+        "True if best is None else True or _scores(", CHECKS),
+    Bug("a random state of another kind is believed", SAVED, '    expect("rng", _is_state_of(state["rng"], rng),',
+        '    expect("rng", True,', CHECKS),
+    Bug("steps are counted before they are bounded", SAVED,
+        "    return is_integer(value, least) and value < _MOST\n", "    return is_integer(value, least)\n", CHECKS),
+    Bug("true is a number", SAVED, "    return is_integer(value, least) and value < _MOST\n",
+        "    return isinstance(value, int) and least <= value < _MOST\n", CHECKS),
+    Bug("a log is cut in the middle of a line", LOG, "if keep and not _ends_a_line(path, keep):", "if False:", CHECKS),
+    # ---- one run at a time
+    Bug("two runs on one checkpoint", LOOP, "            lock.acquire()\n", "",
+        "train/test_lock.py::test_a_second_run_is_refused_with_the_process_and_host_of_the_first"),
+    Bug("a lock whose file was removed is believed", LOCK, "        if not _same(self._file, path):\n",
+        "        if False:\n",
+        "train/test_lock.py::test_a_lock_whose_file_was_removed_between_opening_and_locking_it_is_taken_again"),
+    Bug("the lock file stays", LOCK, "                    os.unlink(self._path)\n", "                    pass\n",
+        "train/test_lock.py::test_a_lock_file_that_nobody_holds_is_taken_over_whatever_is_in_it"),
+    # ---- arguments
+    Bug("an attachment that is off is trained", ARGUMENTS, '    if state == "off":\n', "    if False:\n", REFUSED),
+    Bug("parameters of an attachment that is merged are trained", ARGUMENTS,
+        "        if wanted.intersection(map(id, own.values())):\n", "        if False:\n", REFUSED),
+    Bug("a schedule may be shorter than the run", ARGUMENTS, "    if ends_after(schedule) < steps:\n",
+        "    if False:\n", REFUSED),
+    Bug("the log is written over the checkpoint", ARGUMENTS, "os.path.realpath(a) == os.path.realpath(b)", "a is b",
+        "train/test_arguments.py::test_log_checkpoint_and_best_are_three_files"),
+    Bug("a NumPy scalar reaches the log", LOOP, "        return float(lr)\n",
+        "        return self.state.optimizer.lr * self.settings.schedule(step)\n",
+        "train/test_arguments.py::test_numpy_scalars_are_numbers_and_files_hold_pythons"),
+    Bug("a batch may have one and a half pairs", "train/data.py", "not is_integer(batch_size, 1)", "batch_size < 1",
+        "train/test_arguments.py::test_what_is_no_list_of_pairs_or_size_of_a_batch_is_refused_at_once"),
+]
