@@ -3,7 +3,8 @@
 The public names; each is documented where it is defined.
 """
 from minipeft.autograd.check import check_gradients
-from minipeft.autograd.tensor import Tensor, stop_gradient, value_and_grad
+from minipeft.autograd.stopped import stop_gradient
+from minipeft.autograd.tensor import Tensor, value_and_grad
 from minipeft.autograd.xray import xray
 from minipeft.backend import keep_heap, to_device, to_host, use
 from minipeft.conformance.trace import trace

@@ -43,11 +43,13 @@ TYPES = {"ndarray", "generic", "dtype", "integer", "floating", "float32", "float
 HOST_WORK = {
     "autograd/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
     "ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
+    "ops/overflow.py": ({"errstate"}, "NumPy's warning of an overflow that is mended in the next line"),
     "ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
     "peft/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
     "peft/load.py": ({"array_equal", "errstate", "isfinite"}, "the numbers of a file are checked before they move"),
     "peft/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
                      "indices are made and checked on the host, once"),
+    "peft/trained_on.py": ({"ascontiguousarray"}, "checksums are of bytes on the host"),
     "peft/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
                           "a report about a few vectors, in float64"),
 }

@@ -23,7 +23,8 @@ from typing import Callable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf, Tensor, _Stopped, _stopped, value_and_grad
+from minipeft.autograd.stopped import Stopped, stopped
+from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
 from minipeft.backend import to_device, to_host
 
 _U = 2.0 ** -53
@@ -43,8 +44,8 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     for name, p in params.items():
         if p.dtype != numpy.float64:
             raise ValueError(f"{name} is {p.dtype}; gradients are checked in float64")
-    memory = _Stopped()
-    token = _stopped.set(memory)
+    memory = Stopped()
+    token = stopped.set(memory)
     try:
         loss, grads = value_and_grad(step, params)
         terms = [abs(to_host(p.data) * to_host(grads[name])) for name, p in params.items()]
@@ -56,11 +57,11 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
             worst = max(worst, _check(_Differences(f, loss, size, h), claimed, ", ".join(names)))
         return worst
     finally:
-        _stopped.reset(token)
+        stopped.reset(token)
 
 
 def _along(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng: numpy.random.Generator,
-           memory: _Stopped) -> tuple[Callable[[float], float], dict[str, numpy.ndarray]]:
+           memory: Stopped) -> tuple[Callable[[float], float], dict[str, numpy.ndarray]]:
     """f(t), the loss at p + t d, and d: one random direction of unit length."""
     directions = {name: rng.standard_normal(p.shape) for name, p in params.items()}
     length = math.sqrt(sum(float((d * d).sum()) for d in directions.values())) or 1.0

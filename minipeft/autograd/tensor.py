@@ -28,7 +28,6 @@ Vjp = Callable[[Array], Array]
 _clock = itertools.count()
 _watched: contextvars.ContextVar[dict[int, "Node"] | None] = contextvars.ContextVar("watched", default=None)
 _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("observer", default=None)
-_stopped: contextvars.ContextVar["_Stopped | None"] = contextvars.ContextVar("stopped", default=None)
 _afterwards: contextvars.ContextVar[dict | None] = contextvars.ContextVar("afterwards", default=None)
 
 
@@ -162,26 +161,6 @@ def once(function: Vjp) -> Vjp:
         return last[1]
 
     return remembered
-
-
-class _Stopped:
-    """Values that `stop_gradient` passed in one run, replayed in the runs after it (see `check.py`)."""
-
-    def __init__(self) -> None:
-        self.values: list[Array] = []
-        self.replay: int | None = None
-
-
-def stop_gradient(x: Any) -> Tensor:
-    """x as a constant. A gradient check holds it fixed while it moves the parameters."""
-    value, memory = array_of(x), _stopped.get()
-    if memory is not None:
-        if memory.replay is None:
-            memory.values.append(value)
-        else:
-            value = memory.values[memory.replay]
-            memory.replay += 1
-    return Tensor(value)
 
 
 def when_differentiated(key: Any, call: Callable[[frozenset["Leaf"]], None]) -> None:

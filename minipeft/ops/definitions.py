@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minipeft.autograd.tensor import Tensor, array_of, stop_gradient
+from minipeft.autograd.stopped import stop_gradient
+from minipeft.autograd.tensor import Tensor, array_of
 from minipeft.backend import Array, scalar, xp
 from minipeft.ops.primitives import add, div, erf, exp, log, matmul, mean, mul, power, reshape, sub, sum, swap, tanh
 from minipeft.ops.primitives import transpose, where

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import ops
-from minipeft.autograd.tensor import Leaf, Tensor, op, stop_gradient
+from minipeft.autograd.stopped import stop_gradient
+from minipeft.autograd.tensor import Leaf, Tensor, op
 from tests.strategies import draw_array, seeds, shapes
 
 

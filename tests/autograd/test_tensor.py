@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft import ops
 from minipeft.autograd import tensor as engine
-from minipeft.autograd.tensor import Leaf, Node, Tensor, once, op, pullback, stop_gradient, sum_to, value_and_grad
+from minipeft.autograd.stopped import stop_gradient
+from minipeft.autograd.tensor import Leaf, Node, Tensor, once, op, pullback, sum_to, value_and_grad
 from tests.strategies import arrays, broadcastable, draw_array, dtypes, fractions, layouts, seeds, shapes
 from tests.strict_namespace import strict
 
