@@ -205,7 +205,7 @@ def words(method: Method, mutants: Sequence[Mutant], failures: Sequence[Failure]
 def _described(method: Method, mutant: Mutant) -> str:
     if mutant.flag == BY_DEFAULT:
         return "the default conventions, not the declared ones: " + ", ".join(
-            f"{name} {value}" for name, value in method.default().items())
+            f"{name} {value}" for name, value in method.meant({}).items())
     note = method.notes.get(mutant.flag)
     if note is None:
         return f"the planted bug {mutant.id}"

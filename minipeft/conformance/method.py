@@ -64,7 +64,8 @@ class Refusal:
 @dataclasses.dataclass(frozen=True)
 class Method:
     """name: of the factory. equation: lines of text. source: paper and place. conventions: {name: its values, the
-    default (the paper's) first}.
+    default (the paper's) first}. later: those that came when vectors were out already: a case that says nothing of one
+    means its default, and keeps its id. after: this method under another value of one, with the vectors of that.
 
     axes: {array: the names of its axes}, for the shrinker: deleting an index of a named axis takes it from every array
     that has it. sizes: {axis: (least, most)}, what live cases draw. draw(rng, dtype, exact, sizes) -> Case.
@@ -94,9 +95,16 @@ class Method:
     absent: tuple[str, ...] = ()  # gradients that must not exist
     exact_when: Callable[[Case], bool] = lambda case: True  # whether dyadic data stay exact under its conventions
     in_defaults: Callable[[Case], Case] = lambda case: case  # the same function, for who knows the defaults alone
+    later: tuple[str, ...] = ()
+    after: Method | None = None
 
     def default(self) -> dict[str, str]:
-        return {name: values[0] for name, values in self.conventions.items()}
+        """What a case says that departs from nothing."""
+        return {name: values[0] for name, values in self.conventions.items() if name not in self.later}
+
+    def meant(self, conventions: Mapping[str, str]) -> dict[str, str]:
+        """All of them, where some are said."""
+        return {name: conventions.get(name, values[0]) for name, values in self.conventions.items()}
 
 
 class Laws:

@@ -74,13 +74,15 @@ class Plugin:
         return callable(getattr(self.module, method.name, None))
 
     def conventions(self, method: Method) -> dict[str, str]:
-        """The declared ones over the defaults. Raises ValueError for one that does not exist."""
+        """The declared ones over the defaults; later ones that are not the default. Raises ValueError for one that does
+        not exist."""
         found = method.default()
         for name, value in self.declared.get(method.name, {}).items():
             if name not in method.conventions or value not in method.conventions[name]:
                 raise ValueError(f"capabilities['conventions'][{method.name!r}] says {name}={value!r}; expected "
                                  f"{method.conventions.get(name) or dict(method.conventions)}")
-            found[name] = value
+            if name not in method.later or value != method.conventions[name][0]:
+                found[name] = value
         return found
 
     def settle(self, case: Case, method: Method) -> Case:

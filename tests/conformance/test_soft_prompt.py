@@ -1,6 +1,7 @@
 """A soft prompt: its equations against numbers by hand and against the engine, its bounds, and both implementations."""
 from __future__ import annotations
 
+import hashlib
 import math
 import types
 from typing import Any, Callable, Mapping
@@ -11,24 +12,32 @@ import pytest
 from minipeft.autograd.tensor import value_and_grad
 from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.case import Case
+from minipeft.conformance.diagnose import suspects, words
 from minipeft.conformance.fault import Fault, Skip
 from minipeft.conformance.look import fails, look
 from minipeft.conformance.method import Mutant
 from minipeft.conformance.methods.soft_prompt import METHOD, ours
 from minipeft.conformance.methods.soft_prompt.cases import SIDES, made
 from minipeft.conformance.methods.soft_prompt.equations import embeddings, layout, relative_bias, values
+from minipeft.conformance.methods.soft_prompt.numbering import Numbered
 from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.running import Bounded, softmax
 from minipeft.conformance.tolerance import rho
+from minipeft.conformance.vectors.read import read
+from minipeft.conformance.vectors.run import run
+from minipeft.conformance.vectors.schema import FOLDER
 from minipeft.nn.weight import Parameter
 from minipeft.ops import definitions, matmul, mul, transpose
 from minipeft.ops import sum as total
 
 SIZES = {"b": 4, "t": 4, "p": 2, "d": 3, "V": 5}
 OUTSIDE = {"left_padding": "outside the padding"}
-CONVENTIONS = [{"positions": positions, "left_padding": left} for positions in METHOD.conventions["positions"]
-               for left in METHOD.conventions["left_padding"]]
+TOKENS = {"numbering": "tokens"}
+V1 = {"soft_prompt.json": "1eb332631058b82c", "soft_prompt.safetensors": "5cdb87cc5b50c08d"}
+CONVENTIONS = [{"positions": positions, "left_padding": left, **numbering}
+               for positions in METHOD.conventions["positions"] for left in METHOD.conventions["left_padding"]
+               for numbering in ({}, TOKENS)]
 
 
 def case_of(relative: bool, exact: bool = False, dtype: str = "float64", seed: int = 0, **sizes: int) -> Case:
@@ -151,7 +160,7 @@ class Outside(ours.Prompted):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("build, conventions", [(ours.soft_prompt, {}), (Outside, OUTSIDE)])
+@pytest.mark.parametrize("build, conventions", [(ours.soft_prompt, TOKENS), (Outside, {**OUTSIDE, **TOKENS})])
 def test_minipeft_fails_nothing_in_either_place(build: Callable, conventions: dict, dtype: str):
     for relative in (False, True):
         for exact in (False, True):
@@ -165,6 +174,86 @@ def test_a_prompt_outside_the_padding_that_is_not_declared_is_found_and_named():
     law = next(prop for prop in METHOD.properties if prop.id == "P5")
     seen, _ = look(law, plugin.settle(case, METHOD), plugin, plugin.make(METHOD))
     assert seen[0].why == "left-padding shift: the distance from prompt to text grows with the padding"
+
+
+@pytest.mark.parametrize("conventions", CONVENTIONS)
+def test_positions_of_tokens_start_where_the_row_does_and_those_of_columns_where_the_batch_does(conventions: dict):
+    """Three rows: two tokens masked on the left; a hole; nothing masked. One prompt vector."""
+    mask = numpy.array([[0, 0, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]], bool)
+    case = case_of(False, b=3, p=1).but({"mask": mask}).but(conventions=conventions)
+    at, tokens = layout(case), conventions.get("numbering") == "tokens"
+    next_to, restart = (conventions[name] == METHOD.conventions[name][i]
+                        for name, i in (("left_padding", 0), ("positions", 1)))
+    found = [numpy.where(at.mask[row], at.positions[row], 0).tolist() for row in range(3)]
+    if restart:  # prompt 0, tokens 0, 1, ... each by itself
+        text = [0, 1] if tokens else [2, 3]
+        assert found == [[0, 0, 0, *text], [0, 0, 0, 2, 3], [0, 0, 1, 2, 3]]
+    else:
+        first = [0, 0, *([0, 1, 2] if tokens else [2, 3, 4])] if next_to else [0, 0, 0, 3, 4]
+        assert found == [first, [0, 1, 0, 3, 4], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_the_plain_layer_that_counts_tokens_fails_nothing_if_it_says_so(dtype: str):
+    for relative in (False, True):
+        for exact in (False, True):
+            assert failing(Numbered, case_of(relative, exact, dtype), TOKENS) == set()
+    assert {"P0", "P0e"} <= failing(Numbered, case_of(False, dtype=dtype, seed=1)), "where it does not say so"
+
+
+def test_who_counts_columns_and_says_tokens_is_found_and_named():
+    case = case_of(False, seed=1)
+    assert {"P0", "P0e"} <= failing(SoftPrompt, case, TOKENS)
+    assert failing(SoftPrompt, case_of(True), TOKENS) == set(), "relative positions are the same, however they count"
+    plugin = plugged(SoftPrompt, TOKENS)
+    law, case = next(p for p in METHOD.properties if p.id == "P0"), plugin.settle(case, METHOD)
+    seen, _ = look(law, case, plugin, plugin.make(METHOD))
+    found = suspects(METHOD, law, case, seen)
+    assert words(METHOD, found) == ("looks like the default conventions, not the declared ones: positions shifted, "
+                                    "left_padding next to the text, numbering columns")
+
+
+def test_declaring_the_default_of_a_convention_that_came_later_is_declaring_nothing():
+    plain, said = plugged(SoftPrompt), plugged(SoftPrompt, {"numbering": "columns"})
+    assert plain.conventions(METHOD) == said.conventions(METHOD) == METHOD.default()
+    assert METHOD.meant({}) == {**METHOD.default(), "numbering": "columns"}
+    case = case_of(False)
+    assert plain.settle(case, METHOD).id == said.settle(case, METHOD).id != plugged(Numbered, TOKENS).settle(
+        case, METHOD).id
+    with pytest.raises(ValueError, match="numbering='rows'; expected"):
+        plugged(SoftPrompt, {"numbering": "rows"}).conventions(METHOD)
+
+
+@pytest.mark.parametrize("mutant", METHOD.after.mutants, ids=lambda mutant: mutant.id)
+def test_every_bug_in_the_layer_that_counts_tokens_is_found_and_noted(mutant: Mutant):
+    assert mutant.flag in METHOD.after.notes
+    cases = [case_of(relative, exact, seed=1) for exact in (False, True) for relative in (False, True)]
+    assert any(failing(mutant.build, case, TOKENS) for case in cases)
+
+
+def test_the_vectors_of_v2_are_for_who_counts_tokens_and_those_of_v1_for_both_where_nobody_can_tell():
+    pack = read("soft_prompt")
+    later = [v for v in pack if v.case.conventions.get("numbering") == "tokens"]
+    assert len(later) == 12 + 16 and all("numbering" not in v.case.conventions for v in pack.vectors[:-len(later)])
+    assert all("prompt.positions_count_padding" in v.kills for v in later if v.level == "B"
+               and v.case.dtype in ("float64", "float32"))
+    held = {name: [s for s in run(METHOD, pack, plugged(build, conventions)) if not isinstance(s.what, str)]
+            for name, build, conventions in (("columns", SoftPrompt, {}), ("tokens", Numbered, TOKENS),
+                                             ("ours", ours.soft_prompt, TOKENS))}
+    assert all(not isinstance(s.what, Fault) and s.what.holds for seen in held.values() for s in seen
+               if s.vector.case.dtype != "bfloat16")
+    columns, tokens = ({s.vector.id for s in held[name]} for name in ("columns", "tokens"))
+    assert not columns & {v.id for v in later} and {v.id for v in later} <= tokens
+    v1 = pack.vectors[:-len(later)]
+    apart = {v.id for v in v1 if v.result == "valid" and "position" in v.case and not v.case["mask"][:, 0].all()}
+    assert apart and not apart & tokens and {v.id for v in v1 if v.result == "valid"} - apart <= tokens
+
+
+def test_v1_is_closed():
+    """Byte for byte: what anybody was held against stays what it was."""
+    digests = {name: hashlib.sha256((FOLDER / name).read_bytes()).hexdigest()[:16]
+               for name in ("soft_prompt.json", "soft_prompt.safetensors")}
+    assert digests == V1
 
 
 def test_a_wrong_declaration_fails():
@@ -199,7 +288,7 @@ def test_who_refuses_a_prompt_of_length_0_and_cannot_run_the_base_is_skipped():
         look(law, case, plugin, plugin.make(METHOD))
 
 
-@pytest.mark.parametrize("build", [SoftPrompt, ours.soft_prompt])
+@pytest.mark.parametrize("build", [SoftPrompt, Numbered, ours.soft_prompt])
 def test_what_must_be_refused_is(build: Callable):
     for refusal in METHOD.refusals("float64"):
         plugin = plugged(build)

@@ -21,7 +21,7 @@ from minipeft.conformance.vectors import publish
 from minipeft.conformance.vectors.generate import difference, generate, main
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import ABSENT, run
-from minipeft.conformance.vectors.schema import _RULES, FOLDER, NAME, Mismatch, match, the_schema
+from minipeft.conformance.vectors.schema import _RULES, FOLDER, LATER, NAME, Mismatch, match, the_schema
 from minipeft.files import read_tensors, write_tensors
 
 PUBLISHED = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
@@ -168,11 +168,23 @@ def test_every_published_file_is_read_and_every_test_in_it_finds_a_bug(name):
     assert pack.name == "2026.11.0" and len(pack) >= 20
     assert all(v.kills and v.flags for v in pack if v.result == "valid")
     assert {v.result for v in pack} == {"valid", "must_raise"}
-    assert {m for v in pack for m in v.kills} <= {m.id for m in all_methods()[name].mutants}
+    method = all_methods()[name]
+    known = [*method.mutants, *(method.after.mutants if method.after else ())]
+    assert {m for v in pack for m in v.kills} <= {m.id for m in known}
 
 
 def test_the_package_data_stay_small():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2_000_000
+    assert sum(path.stat().st_size for folder in (FOLDER, LATER) for path in folder.iterdir()) < 2_000_000
+
+
+def test_what_came_later_is_in_v2_in_the_same_format_and_in_a_pack_of_its_own():
+    jsonschema = pytest.importorskip("jsonschema")
+    assert {path.stem for path in LATER.iterdir()} == {n for n, method in all_methods().items() if method.after}
+    for path in LATER.glob("*.json"):
+        jsonschema.validate(json.loads(path.read_text()), the_schema(), jsonschema.Draft7Validator)
+        later, both = read(path.stem, LATER), read(path.stem)
+        assert later.name == "2026.12.0" and not {v.id for v in later} & {v.id for v in read(path.stem, FOLDER)}
+        assert [v.id for v in both] == [v.id for v in (*read(path.stem, FOLDER), *later)]
 
 
 # -- the generator ---------------------------------------------------------------------------------------------------

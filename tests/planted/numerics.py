@@ -6,6 +6,7 @@ from tests.planted.bug import Bug
 OVERFLOW, FUSED, ACTIVATIONS, CHECK = "ops/overflow.py", "ops/fused.py", "ops/activations.py", "autograd/check.py"
 POSITIONS, BLOCKS, ATTENTION = "nn/positions.py", "nn/blocks.py", "nn/attention.py"
 HUGE, PADDING, DISTANCES = "ops/test_overflow.py::test_", "test_laws_padding.py::test_", "nn/test_positions.py::test_"
+OURS, PROMPT = "conformance/methods/soft_prompt/ours.py", "conformance/test_soft_prompt.py::test_"
 KINKS, LAW_9 = "autograd/test_check.py::test_", "ops/test_fused.py::test_"
 NORM = HUGE + "a_norm_of_numbers_whose_squares_overflow_is_that_of_longer_floats_in_value_and_all_gradients"
 SCORES = HUGE + "attention_whose_scores_overflow_is_that_of_longer_floats_and_sees_no_hidden_key"
@@ -78,6 +79,17 @@ BUGS = [
         "numpy.maximum(columns - padding[:, None], 0)", "columns - padding[:, None]",
         DISTANCES + "positions_start_at_the_first_true_of_each_row_and_a_hole_keeps_its_place"),
     Bug("a decoder sees its padding", BLOCKS, "seen & causal(*decoding)", "causal(*decoding)", ALONE),
+    Bug("the kit's own minipeft counts columns and says tokens", OURS, "positions_of(seen, 0, n)", "numpy.arange(n)",
+        PROMPT + "minipeft_fails_nothing_in_either_place"),
+    Bug("a case that says nothing of a convention gets another id when one is added", "conformance/plugin.py",
+        "if name not in method.later or value != method.conventions[name][0]:", "if True:",
+        PROMPT + "declaring_the_default_of_a_convention_that_came_later_is_declaring_nothing"),
+    Bug("who counts tokens is held against vectors that count columns", "conformance/vectors/run.py",
+        "in method.meant(case.conventions).items()", "in case.conventions.items()",
+        PROMPT + "the_vectors_of_v2_are_for_who_counts_tokens_and_those_of_v1_for_both_where_nobody_can_tell"),
+    Bug("the vectors that came later are not read", "conformance/vectors/read.py",
+        'if not (LATER / f"{method}.json").is_file():', "if True:",
+        PROMPT + "the_vectors_of_v2_are_for_who_counts_tokens_and_those_of_v1_for_both_where_nobody_can_tell"),
     # ---- the position bias
     Bug("distances are those of query - key", POSITIONS, "numpy.arange(keys - 1 - start, -queries - start, -1)",
         "numpy.arange(1 - keys + start, queries + start)", TABLE),

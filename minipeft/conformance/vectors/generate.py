@@ -1,4 +1,5 @@
-"""`vectors generate [--check]`: makes the published files again, from the methods alone, and compares the bytes.
+"""`vectors generate [--check]`: makes the published files again, from the methods alone, and compares the bytes: those
+of v1, and beside them those under conventions that came later (`Method.after`), in v2.
 
 Guards: every vector passes `publish.py`, everything is made twice and must be the same, the files are read back by the
 strict reader before they are written, and one method has one type of group. No commit, clock, machine or installed
@@ -16,8 +17,8 @@ from typing import Any, Iterable
 
 from minipeft.conformance.method import Method
 from minipeft.conformance.vectors.publish import lint, vectors_of
-from minipeft.conformance.vectors.read import read
-from minipeft.conformance.vectors.schema import FOLDER
+from minipeft.conformance.vectors.read import PACK, PACK_LATER, read
+from minipeft.conformance.vectors.schema import FOLDER, LATER
 from minipeft.conformance.vectors.write import files
 from minipeft.files import write_atomic
 
@@ -51,37 +52,41 @@ def _many_digits() -> bool:
     return True
 
 
-def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLDER) -> int:
+def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLDER, later: Path = LATER) -> int:
     """Writes the files of these methods, or compares them with what is there. 0 if all is well; 1 with a line that says
     what is not, and then nothing was written."""
-    made: dict[str, bytes] = {}
+    made: dict[Path, bytes] = {}
     try:
         for method in methods:
-            made.update(_made(method, twice=not check))
+            for one, pack, place in ((method, PACK, folder), (method.after, PACK_LATER, later)):
+                if one is not None:
+                    made |= {place / name: data for name, data in _made(one, pack, twice=not check).items()}
     except ValueError as error:
         print(f"not published: {error}", file=sys.stderr)
         return 1
     if check:
-        odd = next((line for name, data in made.items() if (line := difference(folder / name, data))), "")
+        odd = next((line for path, data in made.items() if (line := difference(path, data))), "")
         print(odd or f"{len(made)} files are what the methods give", file=sys.stderr if odd else sys.stdout)
         return int(bool(odd))
-    size = sum(p.stat().st_size for p in folder.iterdir() if p.name not in made) + sum(map(len, made.values()))
+    there = [path for place in (folder, later) if place.is_dir() for path in place.iterdir()]
+    size = sum(path.stat().st_size for path in there if path not in made) + sum(map(len, made.values()))
     if size > _ROOM:
         print(f"not published: {size} bytes in all; at most {_ROOM} are package data", file=sys.stderr)
         return 1
-    for name, data in made.items():
-        write_atomic(folder / name, data)
-        print(f"{name}: {len(data)} bytes")
+    for path, data in made.items():
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, data)
+        print(f"{path.name}: {len(data)} bytes")
     return 0
 
 
-def _made(method: Method, twice: bool) -> dict[str, bytes]:
+def _made(method: Method, pack: str, twice: bool) -> dict[str, bytes]:
     """The files of one method. Raises ValueError for what may not be published."""
     vectors = vectors_of(method)
     for sentence in lint(method, vectors):
         raise ValueError(sentence)
-    made = files(method, vectors)
-    if twice and files(method, vectors_of(method)) != made:
+    made = files(method, vectors, pack)
+    if twice and files(method, vectors_of(method), pack) != made:
         raise ValueError(f"{method.name}: made twice, the files differ: something is drawn without a seed")
     with tempfile.TemporaryDirectory() as folder:
         for name, data in made.items():

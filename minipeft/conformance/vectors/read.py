@@ -14,10 +14,11 @@ import numpy
 from minipeft.conformance.arithmetic import on_grid
 from minipeft.conformance.case import Case
 from minipeft.conformance.tolerance import Value
-from minipeft.conformance.vectors.schema import FOLDER, Mismatch, match, the_schema
+from minipeft.conformance.vectors.schema import FOLDER, LATER, Mismatch, match, the_schema
 from minipeft.files import read_json, read_tensors
 
-PACK = "2026.11.0"  # of the files that come with this package
+PACK = "2026.11.0"  # of the files that come with this package, in v1
+PACK_LATER = "2026.12.0"  # in v2
 _LIMIT = 16 * 2 ** 20  # bytes of one file
 
 
@@ -67,7 +68,7 @@ class Pack:
 
 
 def read(method: str, folder: str | os.PathLike | None = None) -> Pack:
-    """The vectors of `method`, those that come with this package (read once) or those in `folder`.
+    """The vectors of `method`, those that come with this package (of v1, then of v2; read once) or those in `folder`.
 
     Raises ValueError that names the file, the test and the field for anything that is not as it should be, if there
     are none, and for a name that is none: no other folder is looked into."""
@@ -78,7 +79,11 @@ def read(method: str, folder: str | os.PathLike | None = None) -> Pack:
 
 @functools.cache
 def _packaged(method: str) -> Pack:
-    return _read(method, FOLDER)
+    pack = _read(method, FOLDER)
+    if not (LATER / f"{method}.json").is_file():
+        return pack
+    later = _read(method, LATER)
+    return dataclasses.replace(pack, notes={**pack.notes, **later.notes}, vectors=(*pack.vectors, *later.vectors))
 
 
 def _read(method: str, base: Path) -> Pack:

@@ -46,9 +46,9 @@ def skipped(method: Method, vector: Vector, dtypes: Iterable[str], declared: Map
     case = vector.case
     if case.dtype not in dtypes:
         return f"{case.dtype} is not declared"
-    wanted = {**method.default(), **case.conventions}
-    odd = [f"{name} is {declared.get(name)!r}, not {value!r}" for name, value in wanted.items()
-           if declared.get(name) != value]
+    has = method.meant(declared)
+    odd = [f"{name} is {has[name]!r}, not {value!r}" for name, value in method.meant(case.conventions).items()
+           if has[name] != value]
     if not odd or vector.result == "valid" and _alike(method, case, declared):
         return ""
     return f"other conventions: {', '.join(odd)}"

@@ -16,6 +16,7 @@ from minipeft.files import read_json
 SPEC = 1  # what the rules of a verdict are; it stands in every document and in every report
 NAME = "minipeft-vectors-v1.json"
 FOLDER = Path(__file__).parent / "v1"
+LATER = FOLDER.parent / "v2"  # in the same format, under conventions that came later: v1 is closed, byte for byte
 Where = tuple[Any, ...]
 
 

@@ -37,13 +37,13 @@ CROSSCHECK = ("exact rational arithmetic, or 50 digits where a function is not r
               "minipeft's own engine, float64, within the bound", "plain NumPy, in the dtype, within the bound")
 
 
-def files(method: Method, vectors: Sequence[Vector]) -> dict[str, bytes]:
+def files(method: Method, vectors: Sequence[Vector], pack: str = PACK) -> dict[str, bytes]:
     """{file name: its bytes}."""
-    text = pretty(document(method, vectors)) + "\n"
+    text = pretty(document(method, vectors, pack)) + "\n"
     return {f"{method.name}.json": text.encode(), f"{method.name}.safetensors": _bytes_of(tensors(vectors))}
 
 
-def document(method: Method, vectors: Sequence[Vector]) -> dict[str, Any]:
+def document(method: Method, vectors: Sequence[Vector], pack: str = PACK) -> dict[str, Any]:
     """What is in the JSON file."""
     notes = {flag: {"description": note.words, "effect": note.effect, "links": list(note.links),
                     "mutants": [m.id for m in method.mutants if m.flag == flag]}
@@ -52,7 +52,7 @@ def document(method: Method, vectors: Sequence[Vector]) -> dict[str, Any]:
     for vector in vectors:
         key = (vector.case.dtype, vector.level, *sorted(vector.case.conventions.items()))
         groups.setdefault(key, _group(method, vector))["tests"].append(_test(vector))
-    return {"schema": NAME, "pack": PACK, "spec_version": SPEC, "method": method.name, "title": method.title,
+    return {"schema": NAME, "pack": pack, "spec_version": SPEC, "method": method.name, "title": method.title,
             "numberOfTests": len(vectors), "header": [*method.equation, *VERDICT], "notes": notes,
             "withdrawn": {id: why for id, why in WITHDRAWN.items() if id.startswith(f"{method.name}-")},
             "groups": list(groups.values())}
@@ -88,7 +88,7 @@ def tensors(vectors: Sequence[Vector]) -> dict[str, numpy.ndarray]:
 def _bytes_of(arrays: Mapping[str, numpy.ndarray]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.safetensors"
-        write_tensors(path, arrays, signed=False)  # v1 has no metadata, and its bytes are published
+        write_tensors(path, arrays, signed=False)  # they have no metadata, and their bytes are published
         return path.read_bytes()
 
 

@@ -14,6 +14,9 @@ positions: "shifted", columns of X are numbered from 0, so that the prompt behav
 p + i; or "restart", prompt and tokens are numbered from 0 each.
 left_padding: of a row whose first l tokens are masked, the prompt stands "next to the text", between these and the
 first token that is seen; or "outside the padding", left of the whole row. Where l = 0 both are the same.
+numbering: of "columns", so that what is masked on the left takes positions as anything else; or of "tokens": a row's
+positions start at the first of its columns that is seen (with "restart", those of its tokens do, and the prompt's), and
+what is masked on the left of that takes none and stands at 0. A case that says nothing of it means columns.
 """
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from minipeft.conformance.tolerance import Value
 
 POSITIONS = ("shifted", "restart")
 LEFT_PADDING = ("next to the text", "outside the padding")
+NUMBERING = ("columns", "tokens")
 BASE = ("E", "q", "k", "v", "o", "position", "relative")
 
 
@@ -57,11 +61,19 @@ def layout(case: Case) -> Layout:
         for row, pads in enumerate(masked_first(case["mask"])):
             order[row, :pads + p] = [*range(p, p + pads), *range(p)]
     place = numpy.argsort(order, axis=1)                                     # the column of each of [P; tokens]
-    restart = case.conventions.get("positions", POSITIONS[0]) == "restart"
-    numbers = numpy.concatenate([numpy.arange(p), numpy.arange(t)])
-    positions = numbers[order] if restart else numpy.tile(numpy.arange(p + t), (b, 1))
-    seen = numpy.concatenate([numpy.ones((b, p), bool), case["mask"]], axis=1)
-    return Layout(place[:, :p], place[:, p:], order, positions, numpy.take_along_axis(seen, order, axis=1))
+    seen = numpy.take_along_axis(numpy.concatenate([numpy.ones((b, p), bool), case["mask"]], axis=1), order, axis=1)
+    return Layout(place[:, :p], place[:, p:], order, _positions(case, order, seen), seen)
+
+
+def _positions(case: Case, order: numpy.ndarray, seen: numpy.ndarray) -> numpy.ndarray:
+    """[b, p + t], of columns in which stands what `order` says, and of which these are seen."""
+    p, (b, t) = len(case["P"]), case["mask"].shape
+    tokens = case.conventions.get("numbering", NUMBERING[0]) == "tokens"
+    if case.conventions.get("positions", POSITIONS[0]) == "restart":
+        text = numpy.arange(t) - (masked_first(case["mask"])[:, None] if tokens else numpy.zeros((b, 1), int))
+        numbers = numpy.concatenate([numpy.tile(numpy.arange(p), (b, 1)), text.clip(0)], axis=1)
+        return numpy.take_along_axis(numbers, order, axis=1)
+    return (numpy.arange(p + t) - (masked_first(seen)[:, None] if tokens else numpy.zeros((b, 1), int))).clip(0)
 
 
 def masked_first(mask: numpy.ndarray) -> numpy.ndarray:

@@ -74,7 +74,15 @@ def embedded(case: Case, make: Make) -> Seen:
     yield same("X", checked("soft_prompt.embed: X", found[0], x.shape), x)
     yield same("mask of prompt and tokens", numpy.asarray(found[1]), at.mask)
     if "position" in case:
-        yield same("positions of prompt and tokens", numpy.asarray(found[2]), at.positions)
+        yield same("positions of prompt and tokens", *_held(case, at, numpy.asarray(found[2])))
+
+
+def _held(case: Case, at: Layout, positions: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Positions and what they should be, without those of the columns that take none."""
+    if case.conventions.get("numbering") != "tokens" or positions.shape != at.positions.shape:
+        return positions, at.positions
+    taken = numpy.logical_or.accumulate(at.mask, axis=1)
+    return numpy.where(taken, positions, 0), numpy.where(taken, at.positions, 0)
 
 
 @law("P1", "M: it is the layer itself, run on a vocabulary that has the prompt, its ids among the tokens", "forward")
@@ -100,9 +108,12 @@ def _as_tokens(case: Case, at: Layout) -> Case:
 
 
 def _base_row(case: Case, twin: Case, at: Layout, make: Make, row: int) -> numpy.ndarray:
-    """One row, with a table of just the positions that its columns have."""
+    """One row, with a table of just the positions that its columns have, where the layer will look for them."""
     alone = rows_of(twin, slice(row, row + 1))
-    return out_of_base(alone.but({"position": case["position"][at.positions[row]]}), make)[0]
+    here = at.positions[row]
+    if case.conventions.get("numbering") == "tokens":  # it starts to count at the first column that is seen
+        here = numpy.roll(here, -int(at.mask[row].argmax()))
+    return out_of_base(alone.but({"position": case["position"][here]}), make)[0]
 
 
 def other_ids(case: Case) -> numpy.ndarray:

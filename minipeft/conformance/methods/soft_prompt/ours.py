@@ -15,7 +15,7 @@ from minipeft.nn.attention import Attention, additive
 from minipeft.nn.inputs import check_ids, check_mask
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Model, Module
-from minipeft.nn.positions import Learned
+from minipeft.nn.positions import Learned, positions_of
 from minipeft.nn.site import Site
 from minipeft.ops import add, index, mul
 from minipeft.ops import sum as total
@@ -25,6 +25,8 @@ from minipeft.peft.prompt import PromptTuning
 
 Array = numpy.ndarray
 SITE = "encoder.input"
+CONVENTIONS = {"numbering": "tokens"}
+capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"], "conventions": {"soft_prompt": CONVENTIONS}}
 
 
 class Clipped(Module):
@@ -51,7 +53,7 @@ class Encoder(Module):
     def __call__(self, x: Any, mask: Array) -> Tensor:
         x, seen = self.input(x, mask)
         n, dtype = array_of(x).shape[1], array_of(x).dtype
-        added = self.position.embed(numpy.arange(n))
+        added = self.position.embed(positions_of(seen, 0, n))
         x = x if added is None else add(x, added)
         bias = additive(seen[:, None, None, :], dtype)
         if isinstance(self.position, Clipped):
@@ -99,8 +101,8 @@ class Prompted:
 
     def embed(self, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
         x, seen = self.model.encoder.input(*self.model.inputs(ids, mask))
-        return (array_of(x).astype(numpy.float64), array_of(seen),
-                numpy.tile(numpy.arange(x.shape[1]), (len(ids), 1)))
+        positions = numpy.broadcast_to(positions_of(array_of(seen), 0, x.shape[1]), x.shape[:2])
+        return array_of(x).astype(numpy.float64), array_of(seen), positions.copy()
 
     def base_forward(self, ids: Array, mask: Array) -> Array:
         """With nothing plugged."""
