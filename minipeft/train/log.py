@@ -24,8 +24,8 @@ class Log:
     """Context manager. path None: a log that goes nowhere. Opening changes nothing in an existing file."""
 
     def __init__(self, path: str | os.PathLike | None, keep: int = 0):
-        """keep: bytes that a checkpoint vouches for. Raises ValueError for a file that has fewer, or is missing, for one
-        whose lines end elsewhere, and for what is no regular file."""
+        """keep: bytes that a checkpoint vouches for. Raises ValueError for a file that has fewer, or is missing, for
+        one whose lines end elsewhere, and for what is no regular file."""
         self._keep, self._file = keep, -1
         if path is None:
             return
@@ -37,8 +37,8 @@ class Log:
         if size is not None:
             check_regular(path, os.stat(path).st_mode)
         if keep and not _ends_a_line(path, keep):
-            raise ValueError(f"{path}: no line of the log ends at byte {keep}, where the checkpoint says that it ended: "
-                             f"this is another log; put the old one back, or start afresh with resume=False")
+            raise ValueError(f"{path}: no line of the log ends at byte {keep}, where the checkpoint says that it ended"
+                             f", so it is another log: put the old one back, or start afresh with resume=False")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0),
                              0o666)
 

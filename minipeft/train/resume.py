@@ -83,6 +83,6 @@ def _check_parameters(saved: Saved, start: Mapping[str, Any], identity: Identity
     here = identity.start["parameters"]
     if here not in (start["parameters"], fingerprint(saved.arrays["param"])):
         raise ValueError(
-            f"{saved.path} belongs to another run, of another start: the parameters here are neither those that its run "
-            f"began with nor those that it holds (another seed or base, or trained since): {_OTHER}, "
+            f"{saved.path} belongs to another run, of another start: the parameters here are neither those that its "
+            f"run began with nor those that it holds (another seed or base, or trained since): {_OTHER}, "
             f"or put the parameters back")

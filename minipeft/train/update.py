@@ -3,8 +3,8 @@
 Python may raise KeyboardInterrupt at any line, so an update in place can stop between two arrays. `Update` is a machine
 that knows where it is. It moves a block of numbers in two phases, and one assignment lies between them:
 
-    read    parameter, moments and gradient into scratch arrays; stopped here, nothing has changed, and it is read again
-    write   reads the scratch arrays alone; stopped here, the same numbers are written again
+    keep    copies of parameter and moments; stopped here, nothing has changed, and they are copied again
+    move    parameter and moments in place; stopped here, they are put back from the copies, and moved again
 
 So `run` may be called again at any time, and goes on to the end: `to_its_end` does that, and the exception goes on
 afterwards. Blocks are small enough for all their passes to stay in the processor's cache, which is faster than one pass
@@ -18,7 +18,7 @@ import numpy
 
 from minipeft.backend import Array, namespace, xp
 
-BLOCK = 1 << 16  # numbers: six scratch arrays of float32 are 1.5 MB
+BLOCK = 1 << 16  # numbers: a quarter of a megabyte in float32
 
 
 class Rates(NamedTuple):
@@ -68,57 +68,52 @@ class Update:
             size = one.block * (one.p.size // len(one.p)) if one.block else one.p.size
             sizes[one.p.dtype, one.work] = max(size, sizes.get((one.p.dtype, one.work), 0))
         for (dtype, work), size in sizes.items():
-            self._scratch[dtype, work] = [xp.empty(size, dtype=d) for d in (dtype, dtype, dtype, work, work, work)]
-        self._at = (0, 0, False)  # piece, row, whether its numbers are in the scratch arrays
+            self._scratch[dtype, work] = [xp.empty(size, dtype=d) for d in (dtype, dtype, dtype, work, work)]
+        self._at = (0, 0, False)  # piece, row, whether its numbers are kept
 
     def run(self) -> None:
         """Go on to the end. Overflow is no warning here: it would be an exception for some, in the middle of a step."""
         np = namespace()  # looked up once
         with numpy.errstate(all="ignore"):
             while self._at[0] < len(self._pieces):
-                number, start, ready = self._at
+                number, start, kept = self._at
                 one = self._pieces[number]
-                p, m, v, g, rates, block, work = one
+                p, m, v, g, rates, block, dtype = one
                 if block:
                     p, m, v, g = (array[start:start + block] for array in one[:4])
-                scratch = [array[:p.size] if p.ndim == 1 else array[:p.size].reshape(p.shape)
-                           for array in self._scratch[p.dtype, work]]
-                if not ready:
-                    _read(np, p, m, v, g, rates, *scratch)
+                old_p, old_m, old_v, work, scaled = [
+                    array[:p.size] if p.ndim == 1 else array[:p.size].reshape(p.shape)
+                    for array in self._scratch[p.dtype, dtype]]
+                if kept:  # an interrupt came while they were moved
+                    p[...], m[...], v[...] = old_p, old_m, old_v
+                else:
+                    old_p[...], old_m[...], old_v[...] = p, m, v
                     self._at = (number, start, True)
-                _write(np, p, m, v, rates, *scratch)
+                _move(np, p, m, v, g, rates, work, scaled)
                 start += block
                 self._at = (number, start, False) if block and start < len(one.p) else (number + 1, 0, False)
         self._after()
 
 
-def _read(np: Any, p: Array, m: Array, v: Array, g: Array, r: Rates, kept_p: Array, kept_m: Array, kept_v: Array,
-          of_m: Array, of_v: Array, work: Array) -> None:
-    """The terms of the equations of `optim.py`: m and v will be kept_m + of_m and kept_v + of_v."""
+def _move(np: Any, p: Array, m: Array, v: Array, g: Array, r: Rates, work: Array, scaled: Array) -> None:
+    """The equations of `optim.py`, in place."""
     if r.scale != 1:
-        g = np.multiply(g, r.scale, out=work)
-    np.multiply(m, r.b1, out=kept_m)
-    np.multiply(g, 1 - r.b1, out=of_m)
-    np.multiply(v, r.b2, out=kept_v)
-    np.multiply(g, g, out=of_v)
-    of_v *= 1 - r.b2
-    if r.shrink is None:
-        kept_p[...] = p
-    else:
-        np.multiply(p, r.shrink, out=kept_p)
-
-
-def _write(np: Any, p: Array, m: Array, v: Array, r: Rates, kept_p: Array, kept_m: Array, kept_v: Array, of_m: Array,
-           of_v: Array, work: Array) -> None:
-    """The equations themselves. p, m and v are written before they are read, so this can be done again."""
-    np.add(kept_m, of_m, out=m)
-    np.add(kept_v, of_v, out=v)
+        g = np.multiply(g, r.scale, out=scaled)
+    np.multiply(g, 1 - r.b1, out=work)
+    m *= r.b1
+    m += work
+    np.multiply(g, g, out=work)
+    work *= 1 - r.b2
+    v *= r.b2
+    v += work
     np.sqrt(v, out=work)
     work /= r.root
     work += r.eps
     np.divide(m, work, out=work)
     work *= r.rate
-    np.subtract(kept_p, work, out=p)
+    if r.shrink is not None:
+        p *= r.shrink
+    p -= work
 
 
 def to_its_end(run: Callable[[], Any]) -> None:

@@ -30,8 +30,8 @@ KINDS = ["full", "LoRA"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_before_any_call_to_the_file_system_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
     """From the lock to the end of the third checkpoint, which falls on a step with an evaluation, and a best file, due.
-    Every second call, the odd ones for one kind of run and the even ones for the other; to die after a call is to die
-    before the next one."""
+    Every fourth call, others for each kind of run (tests/attacks/killed_runs.py draws among all); to die after a call is
+    to die before the next one."""
     whole = tmp_path / "whole"
     assert end(start(whole, kind, "short", "trace")) == 0
     calls = json.loads((whole / "trace.json").read_text())
@@ -52,7 +52,7 @@ def test_a_run_killed_before_any_call_to_the_file_system_resumes_to_the_same_bit
         assert outcome(folder) == wanted, (at, calls[at - 1])
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(die_and_resume, range(1 + KINDS.index(kind), saves[3] - 8, 2)))
+        list(pool.map(die_and_resume, range(1 + 2 * KINDS.index(kind), saves[3] - 8, 4)))
 
 
 def test_a_run_killed_at_twenty_random_times_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def whole(tmp_path_factory: Any) -> dict[str, dict[str, Any]]:
                                           (("minipeft",), 10)], ids=["train", "anywhere"])
 def test_a_run_interrupted_at_any_line_resumes_to_the_same_bits(
         tmp_path: Path, whole: dict, kind: str, where: tuple, tries: int) -> None:
-    """With the objects that it left, or with new ones. (tests/attacks/killed_runs.py tries every line.)"""
+    """With the objects that it left, or with new ones. (tests/attacks/killed_runs.py --every-line tries all.)"""
     (tmp_path / "count").mkdir()
     lines = stopped_run.lines_of(kind, tmp_path / "count", InterruptedAt(0, *where))
     assert lines > 1000
