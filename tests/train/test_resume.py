@@ -30,7 +30,7 @@ KINDS = ["full", "LoRA"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_before_any_call_to_the_file_system_resumes_to_the_same_bits(tmp_path: Path, kind: str) -> None:
     """From the lock to the end of the third checkpoint, which falls on a step with an evaluation, and a best file, due.
-    Every fourth call, others for each kind of run (tests/attacks/killed_runs.py draws among all); to die after a call is
+    Every fourth call, others for each kind of run (tests/attacks/killed_runs.py draws among all); to die after one is
     to die before the next one."""
     whole = tmp_path / "whole"
     assert end(start(whole, kind, "short", "trace")) == 0
