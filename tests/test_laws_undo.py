@@ -267,6 +267,7 @@ def test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing
     run_state_machine_as_test(machine_of(trio), settings=settings(HALF, stateful_step_count=20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trio", TRIOS)
 def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times(trio):
     """The same machine; every other move is the one made least often so far from where it would start."""

@@ -13,7 +13,7 @@ import pytest
 from minipeft import AdamW, LoRA, Parameter, T5, attach, select, value_and_grad
 from minipeft.files import read_tensors
 from minipeft.nn.layers import Embedding, Linear
-from minipeft.nn.module import Module
+from minipeft.nn.module import Model
 from minipeft.nn.positions import bucket
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -167,12 +167,11 @@ def test_lora_gradients_of_the_summed_loss_are_those_of_peft():
 
 # ------------------------------------------------------------------------------------------------------ loralib, alone
 
-class Lone(Module):
+class Lone(Model):
     """A model of one layer."""
 
     def __init__(self, layer: Linear | Embedding):
         self.layer = layer
-        self.attachments: dict = {}
 
 
 def with_lora(layer: Linear | Embedding, g: dict[str, np.ndarray], a: np.ndarray, b: np.ndarray):
