@@ -1,4 +1,4 @@
-"""Checks of arguments: NumPy scalars are numbers like Python's, and an error shows the value, but not all of a long one.
+"""Checks of arguments: NumPy scalars are numbers like Python's, and an error shows the beginning of a long value.
 
 Every check of a whole number or a number goes through `integer` or `number`, so that `np.int64(2)` is accepted
 wherever 2 is, and `True` nowhere.

@@ -138,13 +138,13 @@ class Twice:
         return {name: slot for name, slot in model.slots.items() if slot.kind == "linear" and "ff.wo" in name}
 
     def shapes(self, name, place, model):
-        return {"l": ()}
+        return {"v": ()}
 
     def build(self, model, places, rng):
         pieces = {}
         for name, slot in places.items():
             piece = pieces[name] = self.piece()
-            piece.base, piece.l = slot.base, Parameter(numpy.ones(()))
+            piece.base, piece.v = slot.base, Parameter(numpy.ones(()))
         return pieces
 
 

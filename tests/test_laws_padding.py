@@ -1,6 +1,6 @@
 """Padding changes nothing: a row gives the logits that it gives alone, wherever in a wider batch it stands.
 
-    positions of a row start at its first real token;   padding on the left takes none, a hole in the mask keeps its place
+    positions of a row start at its first real token; padding on the left takes none, a hole in the mask keeps its place
 
 Padded keys have a probability of exactly 0, so that what may differ is the order of sums: the bound is that of a whole
 model (`tests.bounds`). The one exception is stated: a prompt that stands in front of the padding, as PEFT's does.

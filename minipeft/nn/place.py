@@ -47,17 +47,18 @@ class Place:
         yield from (entry.merged for entry in self.merged)
 
     def compose(self, entries: tuple[Entry, ...]) -> Any:
-        """What this place makes of entries, bottom first. ValueError for some that cannot lie above each other."""
+        """What this place makes of entries, bottom first: the pieces, in order. A slot makes one weight of them, and
+        raises ValueError for some that cannot lie above each other."""
         return tuple(entry.piece for entry in entries)
 
     def by_row(self, run: Callable[..., Any], *streams: Any) -> Any:
-        """run(composed, *streams), composed None meaning the bare base; where rows see different attachments here, once
-        per group of rows that see the same, on those rows of every stream [batch, ...], put back in order."""
+        """run(composed, *streams); where rows see different attachments here, once per group of rows that see the same,
+        on those rows of every stream [batch, ...], put back in order."""
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
-            return run(groups[0][0], *streams)
-        parts = [run(composed, *(None if s is None else index(s, key=to_device(rows)) for s in streams))
-                 for composed, rows in groups]
+            return run(self.compose(groups[0][0]), *streams)
+        parts = [run(self.compose(here), *(None if s is None else index(s, key=to_device(rows)) for s in streams))
+                 for here, rows in groups]
         back = to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))
         return index(concat(*parts, axis=0), key=back)
 
@@ -65,8 +66,8 @@ class Place:
         """run(composed) -> [...]; where rows see different attachments here, stacked for every row -> [batch, ...]."""
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
-            return run(groups[0][0])
-        results = [run(composed) for composed, _ in groups]
+            return run(self.compose(groups[0][0]))
+        results = [run(self.compose(here)) for here, _ in groups]
         table = concat(*(reshape(r, shape=(1, -1)) for r in results), axis=0)
         group_of_row = numpy.empty(sum(len(rows) for _, rows in groups), dtype=numpy.int64)
         for g, (_, rows) in enumerate(groups):

@@ -13,9 +13,9 @@ from typing import Any, Iterator, Mapping
 import numpy
 
 from minipeft.autograd.tensor import when_differentiated
-from minipeft.nn.state import Host, Names
+from minipeft.nn.state import Entry, Host, Names
 
-Groups = list[tuple[Any, Any]]  # (what the place composed, or None for the bare base; its rows, or None for all)
+Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom first; their numbers, or None for all
 
 
 class View:
@@ -24,25 +24,22 @@ class View:
     def __init__(self, host: Host, rows: list[Names] | None = None):
         self.host, self.state, self.rows = host, host.now, rows
         orders = frozenset([tuple(self.state.plugged)] if rows is None else rows)
-        self.composed: dict[Names, Mapping[Any, Any]] = {
-            names: self.state.compose(names) for names in (() if rows is None else orders)}
+        self._laid: dict[Names, Mapping[Any, tuple[Entry, ...]]] = {
+            names: self.state.laid((name, None) for name in names) for names in (() if rows is None else orders)}
         self._groups: dict[Any, Groups] = {}
         if host.recorder is not None and self.state.attached:
             when_differentiated((self.state, orders), functools.partial(host.recorder, self.state, orders))
 
     def groups(self, place: Any) -> Groups:
-        """The rows of the batch by what they see at this place; one group for all rows is (composed, None)."""
+        """The rows of the batch by what they see at this place; one group for all rows has None for their numbers."""
         if self.rows is None:
-            return [(self.state.composed.get(place), None)]
+            return [(self.state.entries.get(place, ()), None)]
         if place not in self._groups:
-            here: dict[Names, list[int]] = {}
-            seen: dict[Names, Any] = {}
+            here: dict[tuple[Entry, ...], list[int]] = {}
             for row, names in enumerate(self.rows):
-                at_place = tuple(n for n in names if place in self.state.attached[n].at)
-                here.setdefault(at_place, []).append(row)
-                seen[at_place] = self.composed[names].get(place)
-            self._groups[place] = [(seen[names], numpy.array(rows) if len(here) > 1 else None)
-                                   for names, rows in here.items()]
+                here.setdefault(self._laid[names].get(place, ()), []).append(row)
+            self._groups[place] = [(entries, numpy.array(rows) if len(here) > 1 else None)
+                                   for entries, rows in here.items()]
         return self._groups[place]
 
 

@@ -41,21 +41,22 @@ class Site(Place):
             return self.by_row(lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
-            return self._apply(groups[0][0], *stream)
+            return self._apply(self.compose(groups[0][0]), *stream)
         if self.kind == "memory":
             raise ValueError("rows of one batch see different attachments at a site of kind 'memory', where what is "
                              "plugged may change the number of keys; run these rows apart")
         return self._padded(groups, *stream)
 
-    def _apply(self, pieces: Sequence[Callable] | None, *stream: Any) -> Any:
-        for piece in pieces or ():
+    def _apply(self, pieces: Sequence[Callable], *stream: Any) -> Any:
+        for piece in pieces:
             stream = (*stream[:-1], piece(*stream)) if self.kind == "sublayer" else piece(*stream)
         return stream
 
     def _padded(self, groups: Groups, x: Any, mask: Any) -> tuple[Any, Any]:
         """Each group of rows by itself, then all as long as the longest: zeros on the left, masked."""
         mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
-        parts = [self._apply(pieces, index(x, key=to_device(rows)), mask[to_device(rows)]) for pieces, rows in groups]
+        parts = [self._apply(self.compose(here), index(x, key=to_device(rows)), mask[to_device(rows)])
+                 for here, rows in groups]
         longest = max(part.shape[1] for part, _ in parts)
         xs, masks = [], []
         for part, seen in parts:

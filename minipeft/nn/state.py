@@ -33,33 +33,27 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """entries: what is plugged at each place, bottom first. composed: what each place makes of its entries (a slot, a
-    weight; a site, its pieces in order). Both follow from `attached` and `plugged`.
+    """entries: what is plugged at each place, bottom first; it follows from `attached` and `plugged`.
 
     Making a state raises ValueError where a place cannot compose what is plugged there."""
 
     attached: Mapping[str, Attached] = dataclasses.field(default_factory=dict)
     plugged: Mapping[str, Mapping[Any, Any] | None] = dataclasses.field(default_factory=dict)
     entries: Mapping[Any, tuple[Entry, ...]] = dataclasses.field(init=False)
-    composed: Mapping[Any, Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        entries = self._entries(self.plugged.items())
-        object.__setattr__(self, "entries", entries)
-        object.__setattr__(self, "composed", {place: place.compose(here) for place, here in entries.items()})
+        object.__setattr__(self, "entries", self.laid(self.plugged.items()))
+        for place, entries in self.entries.items():
+            place.compose(entries)
 
-    def _entries(self, plugged: Iterable[tuple[str, Mapping | None]]) -> dict[Any, tuple[Entry, ...]]:
+    def laid(self, plugged: Iterable[tuple[str, Mapping | None]]) -> dict[Any, tuple[Entry, ...]]:
+        """{place: its entries} if these were plugged in this order: names, and None or merged constants."""
         found: dict[Any, tuple[Entry, ...]] = {}
         for name, merged in plugged:
             for place, piece in self.attached[name].at.items():
                 entry = Entry(name, piece, None if merged is None else merged[place])
                 found[place] = (*found.get(place, ()), entry)
         return found
-
-    def compose(self, names: Names) -> dict[Any, Any]:
-        """{place: what it makes of these attachments, in this order, over the bare base}, whatever is plugged."""
-        entries = self._entries((name, None) for name in names)
-        return {place: place.compose(here) for place, here in entries.items()}
 
     def replace(self, attached: Mapping | None = None, plugged: Mapping | None = None) -> "State":
         """The state with another map in place of one, or of both."""

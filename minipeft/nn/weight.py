@@ -137,24 +137,22 @@ class Slot(Place):
     def fold(self, names: Names | None = None) -> Weight:
         """The weight with what is plugged (None), or with just the attachments `names`, over the base."""
         state = self.host.now
-        return (state.composed if names is None else state.compose(names)).get(self, self.base)
-
-    def _or_base(self, weight: Weight | None) -> Weight:
-        return self.base if weight is None else weight
+        entries = state.entries if names is None else state.laid((name, None) for name in names)
+        return self.compose(entries.get(self, ()))
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
         """x [batch, time, d_in] -> x W^T [batch, time, d_out]."""
-        return self.by_row(lambda weight, x: self._or_base(weight).project(x, rng), x)
+        return self.by_row(lambda weight, x: weight.project(x, rng), x)
 
     def rows(self, ids: Any) -> Tensor:
         """ids [batch, time] -> W[ids] [batch, time, d_in]."""
-        return self.by_row(lambda weight, ids: self._or_base(weight).rows(array_of(ids)), ids)
+        return self.by_row(lambda weight, ids: weight.rows(array_of(ids)), ids)
 
     def table(self, ids: Array) -> Tensor:
         """W[ids] for ids [...] that all rows of the batch share: [..., d_in], or [batch, ..., d_in] when routed."""
-        return self.per_row(lambda weight: self._or_base(weight).rows(ids))
+        return self.per_row(lambda weight: weight.rows(ids))
 
     def vector(self) -> Tensor:
         """[d], or [batch, 1, d] when rows see different entries."""
-        v = self.per_row(lambda weight: self._or_base(weight).vector())
+        v = self.per_row(lambda weight: weight.vector())
         return v if v.ndim == 1 else reshape(v, shape=(v.shape[0], 1, v.shape[1]))

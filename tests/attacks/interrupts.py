@@ -2,10 +2,10 @@
 
     python tests/attacks/interrupts.py --seconds 20 --seed 0
 
-Each move (attach, load, plug, unplug, merge, unmerge, remove, off) is made on stacks of three attachments, once to see
-where it leads and how many lines it runs, and again with an interrupt before one of these lines. Afterwards the attachments and
-their states, the output of a forward and the bits of the base must be those from before the move or those from after
-it, and every attachment must come off.
+Each move (attach, load, plug, unplug, merge, unmerge, remove, off) is made on stacks of three attachments, once to
+see where it leads and how many lines it runs, and again with an interrupt before one of these lines. Afterwards the
+attachments and their states, the output of a forward and the bits of the base must be those from before the move or
+those from after it, and every attachment must come off.
 """
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def lines_of(action: Callable[[], Any], at: int | None = None) -> int:
 
 
 def attack(seconds: float, seed: int) -> dict[str, list[int]]:
-    """{move: [interrupts, of which the model was as before, as after, neither]}. Every other interrupt comes in the last
-    lines of its move, where the state changes."""
+    """{move: [interrupts, of which the model was as before, as after, neither]}. Every other interrupt comes in the
+    last lines of its move, where the state changes."""
     table = {what: [0, 0, 0, 0] for what in MOVES}
     end, turn, rng = time.monotonic() + seconds, 0, numpy.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:

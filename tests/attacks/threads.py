@@ -2,8 +2,8 @@
 
     python tests/attacks/threads.py --seconds 20 --seed 0
 
-One thread makes moves on two attachments, two others run forwards (a call, a mixed batch, a generation) and compare each
-result, bit by bit, with the results of all states that the moves lead through.
+One thread makes moves on two attachments, two others run forwards (a call, a mixed batch, a generation) and compare
+each result, bit by bit, with the results of all states that the moves lead through.
 """
 from __future__ import annotations
 

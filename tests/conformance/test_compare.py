@@ -133,7 +133,7 @@ def lora_unscaled(p):
     return "encoder.0.attn.q", ""
 
 
-BUGS = [("t5 v1.1", scaled_q), ("post-LN", scaled_q), ("t5 v1.0", without_mask), ("pre-LN", without_mask),
+BUGS = [("t5 v1.1", scaled_q), ("post-LN", scaled_q), ("t5 v1.0", without_mask), ("t5 v1.1", without_mask),
         ("post-LN", transposed_k), ("t5 v1.0", another_eps), ("pre-LN", another_eps), ("post-LN", no_bias),
         ("post-LN", another_head), ("pre-LN", no_scores_scale), ("t5 v1.0", lora_unscaled)]
 
@@ -147,6 +147,13 @@ def test_the_first_tensor_that_a_planted_bug_reaches_is_named(pair, family, plan
     assert re.search(looks_like, held.looks_like) if looks_like else not held.looks_like
     assert f"first off: {name}: rho" in str(held) and f"and {name}" in str(held)
     assert all(h.rho < 0.5 for h in held.compared[:held.compared.index(held.first)])
+
+
+def test_without_a_mask_a_row_that_is_padded_on_the_left_gets_positions_of_another_shape(pair):
+    """All rows count from column 0 then, and one table does for all of them."""
+    p = pair("pre-LN")
+    without_mask(p)
+    assert re.search(r"first off: encoder.position: has shape \[6, 12\]; expected \[4, 6, 12\]", str(p.held()))
 
 
 def test_a_forgotten_mask_is_off_in_the_rows_that_have_one_and_nowhere_else(pair):

@@ -373,9 +373,9 @@ def test_a_move_replaces_the_state_once_and_never_changes_the_one_before():
     model, a, b, c = three()
     seen = [model.host.now]
     for move in (c.unplug, c.plug, c.unplug, a.merge, a.unmerge, c.remove):
-        known = [(dict(s.attached), dict(s.plugged), dict(s.entries), dict(s.composed)) for s in seen]
+        known = [(dict(s.attached), dict(s.plugged), dict(s.entries)) for s in seen]
         move()
-        assert known == [(dict(s.attached), dict(s.plugged), dict(s.entries), dict(s.composed)) for s in seen]
+        assert known == [(dict(s.attached), dict(s.plugged), dict(s.entries)) for s in seen]
         assert model.host.now is not seen[-1]
         seen.append(model.host.now)
 

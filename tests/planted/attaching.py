@@ -83,14 +83,15 @@ BUGS = [
         "found = content_of_base(model)", LINEAGE + "a_file_of_version_1_gives_what_it_gave_and_says_that_it_is_one"),
     Bug("of several files some are attached before another fails", LOAD,
         "    ordered = _in_order(model, read, force)\n",
-        "    for i in range(len(read)):\n        put(model, [read[i][1]])\n        _in_order(model, read[i + 1:], force)"
-        "\n    ordered = []\n",
+        "    for i in range(len(read)):\n        put(model, [read[i][1]])\n"
+        "        _in_order(model, read[i + 1:], force)\n    ordered = []\n",
         LINEAGE + "adapters_that_were_trained_together_load_in_one_call_in_any_order_and_none_alone"),
     # ---- moves
     Bug("off and on again goes on top", MOVES, "if name in self._above), len(order))", "if False), len(order))",
         "peft/test_attach.py::test_off_and_on_again_is_where_it_was"),
     Bug("with off leaves it off", MOVES,
-        "                self._put_back(before, without)\n        finally:\n            self._put_back(before, without)",
+        "                self._put_back(before, without)\n        finally:\n"
+        "            self._put_back(before, without)",
         "                pass\n        finally:\n            pass",
         "peft/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
     Bug("a merged one returns to weights that are others", MOVES,

@@ -1,7 +1,7 @@
 """A copy of the package and its tests in which one bug after the other is planted, and a process that runs the tests.
 
 Starting Python, NumPy, Hypothesis and pytest, and compiling what nobody changed, would take most of the time. So the
-process loads what the bugs cannot touch, once, and forks for every run; and the copy stays where it is, so that only the
+process loads what the bugs cannot touch, once, and forks for every run. The copy stays where it is, so that only the
 file with the bug is compiled anew.
 """
 from __future__ import annotations

@@ -77,9 +77,9 @@ BUGS = [
         "            base.data = constant.data - (self.at[place].dense().data - base.data)", WALK),
     Bug("unplugging leaves the last place as it is: a swap leaves the old one", MOVES,
         "        return now.replace(plugged=_without(now.plugged, self.name))\n",
-        "        last, kept = list(self.at)[-1], now.composed\n"
+        "        last, kept = list(self.at)[-1], now.entries\n"
         "        now = now.replace(plugged=_without(now.plugged, self.name))\n"
-        "        now.composed[last] = kept[last]\n        return now\n",
+        "        now.entries[last] = kept[last]\n        return now\n",
         ROUTING + "swapping_a_b_a_gives_the_bits_of_a_again"),
     Bug("attaching draws a number before it has checked", ATTACH, "    places = dict(method.places(model))\n",
         "    rng.random()\n    places = dict(method.places(model))\n",
@@ -88,8 +88,8 @@ BUGS = [
         "init.normal((d_out, self.rank), 0.01, rng, dtype)",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),
     Bug("LoRA on a tied table acts on lookups alone", "nn/weight.py",
-        "lambda weight, x: self._or_base(weight).project(x, rng)",
-        'lambda weight, x: self._or_base(None if self.kind == "embedding" else weight).project(x, rng)',
+        "lambda weight, x: weight.project(x, rng)",
+        'lambda weight, x: (self.base if self.kind == "embedding" else weight).project(x, rng)',
         "test_laws_lora.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
     # ---- files
     Bug("saving drops alpha", "peft/fields.py", 'if f.name not in ("where", "mask")}',
@@ -143,11 +143,10 @@ BUGS = [
         "to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))",
         "to_device(numpy.roll(numpy.argsort(numpy.concatenate([rows for _, rows in groups])), 1))", ROW_ALONE),
     Bug("None in a routing means what is plugged", "nn/routing.py",
-        "seen[at_place] = self.composed[names].get(place)",
-        "seen[at_place] = (self.composed[names] if names else self.state.composed).get(place)",
+        "self._laid[names].get(place, ())", "(self._laid[names] if names else self.state.entries).get(place, ())",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
     Bug("a routing forgets the order of its names", "nn/routing.py",
-        "names: self.state.compose(names) for", "names: self.state.compose(tuple(sorted(names))) for",
+        "self.state.laid((name, None) for name in names)", "self.state.laid((name, None) for name in sorted(names))",
         "nn/test_site.py::test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_order"),
     # ---- the model
     Bug("attention is scaled by d_model, not d_k", "models/transformer.py", "(d // c.num_heads) ** -0.5", "d ** -0.5",
@@ -278,8 +277,8 @@ BUGS = [
         "concat(part, xp.zeros((batch, longest - time, d_model), dtype=part.dtype), axis=1)", ROW_ALONE),
     Bug("prompted rows come back in the order of their groups", SITE, "index(concat(*xs, axis=0), key=back)",
         "concat(*xs, axis=0)", ROW_ALONE),
-    Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(pieces, index(",
-        "parts = [self._apply(groups[0][0], index(", ROW_ALONE),
+    Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(self.compose(here), index(",
+        "parts = [self._apply(self.compose(groups[0][0]), index(", ROW_ALONE),
     Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
         "            return greedy(self, ids, mask, max_new_tokens, use_cache)",
         "            with routed(None, len(ids), self.attachments):\n"
