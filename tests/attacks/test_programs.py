@@ -80,11 +80,14 @@ def test_what_may_be_loaded_depends_on_the_damage_and_on_digests():
 
 def test_every_damage_is_done_and_every_target_of_ours_survives_some(tmp_path, capsys):
     """A few of each; the programs themselves run for as long as they are told."""
-    rng, path = np.random.default_rng(0), tmp_path / "valid"
-    path.mkdir()
-    damaged_files.TARGETS[0].make(path)
-    valid = damaged_files.contents(path)
+    rng, folders = np.random.default_rng(0), {}
+    for target in (damaged_files.TARGETS[0], damaged_files.TARGETS[-1]):
+        (folders.setdefault(target.name, tmp_path / target.name)).mkdir()
+        target.make(folders[target.name])
     for damage in damaged_files.DAMAGES:
+        # only adapters and checkpoints have texts to forge
+        path = folders["checkpoint" if damage is damaged_files.forge_texts else damaged_files.TARGETS[0].name]
+        valid = damaged_files.contents(path)
         seen = set()
         for n in range(6):
             folder = tmp_path / f"{damage.__name__} {n}"
