@@ -111,8 +111,8 @@ class Model(Module):
     def host(self) -> Host:
         """What the places of this model share. Made when it is first asked for."""
         if self._host is None:
-            self._host = Host()
-            for _, place in self.named_places():
+            self._host = Host(tuple(place for _, place in self.named_places()))
+            for place in self._host.places:
                 place.host = self._host
         return self._host
 

@@ -67,8 +67,8 @@ class Host:
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
     base that are expensive to find out again (`peft.trained_on`)."""
 
-    def __init__(self) -> None:
-        self.now = State()
+    def __init__(self, places: tuple[Any, ...] = ()) -> None:
+        self.now, self.places = State(), places
         self.recorder: Callable[[State, frozenset[Names], frozenset], None] | None = None
         self.remembered: Any = None
 

@@ -25,6 +25,7 @@ from minipeft.backend import Array, to_host
 from minipeft.nn.fingerprint import fingerprint, sha256
 from minipeft.nn.module import Model
 from minipeft.nn.state import Names, State
+from minipeft.nn.weight import Parameter
 from minipeft.peft.fields import described
 
 
@@ -64,7 +65,8 @@ def content(method: Any, tensors: Mapping[str, Array]) -> str:
 def content_of_base(model: Model) -> str:
     """A fingerprint of a bare model: its tensors, and every field of its configuration that changes what it
     computes."""
-    sample = [_sample(p.data) for p in model.base_parameters.values()]
+    bases = [getattr(place, "base", None) for place in model.host.places]  # quicker than by name, at every step
+    sample = [_sample(base.data) for base in bases if isinstance(base, Parameter)]
     known = model.host.remembered
     if known is None or known[0] != sample:
         computes = getattr(getattr(model, "config", None), "computes", dict)
