@@ -53,15 +53,16 @@ def stacked(model: Any, name: str, other: str, order: str) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_law_14_dropout_of_any_one_weight_reaches_the_loss_plugged_and_routed(family, other, order):
     batch = Case((family, "q and v"), 1, 1, "float64", 0).batch()
-    for name in products(without_dropout(family)):
+    names = products(without_dropout(family))
+    for name in names if other in ("nothing", "rows") else names[::3]:
         if other == "rows" and without_dropout(family).slots[name].kind != "embedding":
             continue
         model = without_dropout(family)
-        names = stacked(model, name, other, order)
-        for adapter in (None, tuple(names), tuple(reversed(names)), [tuple(names), None, "drops", tuple(names)]):
+        stack = stacked(model, name, other, order)
+        for adapter in (None, tuple(stack), tuple(reversed(stack)), [tuple(stack), None, "drops", tuple(stack)]):
             first, again, second = (float(model.loss(**batch, rng=RNG(seed), adapter=adapter)) for seed in (1, 1, 2))
             assert first == again != second, (name, adapter)
-        model.attachments["drops"].merge() if names[0] == "drops" else model.attachments["drops"].unplug()
+        model.attachments["drops"].merge() if stack[0] == "drops" else model.attachments["drops"].unplug()
         assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 1, "merged, or off"
 
 

@@ -31,7 +31,7 @@ assert "minipeft" not in sys.modules and "tests" not in sys.modules
 class FewExamples:
     def pytest_configure(self):
         hypothesis.settings.register_profile(
-            "few", max_examples={EXAMPLES}, deadline=None, derandomize=True, database=None,
+            "few", max_examples=2 if request["first"] else {EXAMPLES}, deadline=None, derandomize=True, database=None,
             phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
             suppress_health_check=list(hypothesis.HealthCheck))
         hypothesis.settings.load_profile("few")
@@ -48,8 +48,9 @@ for line in sys.stdin:
         os.dup2(out, 1), os.dup2(out, 2)
         import minipeft
         assert minipeft.__file__.startswith(folder), minipeft.__file__
-        code = pytest.main(["-x", "-p", "no:cacheprovider", "-n", "0", "-W",
-                            "ignore::pytest.PytestAssertRewriteWarning", *request["tests"]], plugins=[FewExamples()])
+        code = pytest.main(["-x", "-o", "addopts=-q --strict-markers", "-p", "no:cacheprovider", "-p",
+                            "_hypothesis_pytestplugin", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+                            *request["tests"]], plugins=[FewExamples()])
         sys.stdout.flush()
         os._exit(int(code))
     end, status = time.monotonic() + {TIMEOUT}, None
@@ -75,7 +76,7 @@ class Bench:
         shutil.copytree(ROOT / "tests", self.folder / "tests", ignore=ignored)
         (self.folder / "tests" / "fixtures").symlink_to(ROOT / "tests" / "fixtures")
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(self.folder),
-                       "PYTHONDONTWRITEBYTECODE": ""}
+                       "PYTHONDONTWRITEBYTECODE": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         environment.pop("PYTEST_XDIST_WORKER", None)
         self._server = subprocess.Popen([sys.executable, "-c", SERVER, str(self.folder)], cwd=self.folder, text=True,
                                         env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -111,6 +112,5 @@ class Bench:
 
     def close(self) -> None:
         """End the process."""
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(10)
+        with self._server:  # closes the pipes, and waits
+            pass
