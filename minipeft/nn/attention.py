@@ -72,7 +72,7 @@ class Attention(Module):
             if not cache.complete:
                 cache.extend(self.k(source, rng), self.v(source, rng))
             k, v = cache.read()
-        if self.memory.attached:
+        if self.memory.used:
             k, v, bias = self.memory(k, v, _sum(bias, mask))
             mask = None
         keep = None

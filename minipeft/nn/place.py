@@ -39,6 +39,11 @@ class Place:
         """Those of the entries that are merged, bottom first."""
         return tuple(entry for entry in self.entries if entry.merged is not None)
 
+    @property
+    def used(self) -> bool:
+        """Whether any row of the forward under way sees something here."""
+        return any(entries for entries, _ in view_of(self.host).groups(self))
+
     def pieces(self) -> Iterator[Any]:
         """Everything here that may hold arrays, each once: the base, what is attached, merged constants."""
         base = getattr(self, "base", None)

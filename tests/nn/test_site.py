@@ -202,3 +202,17 @@ def test_a_stream_of_pieces_by_hand_is_undone_by_emptying_the_list():
     assert not numpy.array_equal(logits(model, case.batch()), before)
     replug(site)
     assert logits(model, case.batch()).tobytes() == before.tobytes()
+
+
+def test_a_site_is_used_where_a_row_of_the_forward_under_way_sees_something_there():
+    site = put(Site("memory"), {"a": lambda *s: s}, plugged=())
+    assert not site.used
+    with routed(site.host, ["a", "a"], 2):
+        assert site.used
+    replug(site, "a")
+    with routed(site.host, [None], 1):
+        assert not site.used
+    with routed(site.host):
+        replug(site)
+        assert site.used, "the state that the forward began with"
+    assert not site.used

@@ -106,7 +106,7 @@ BUGS = [
         EQUAL + "[toeplitz]"),
     Bug("the sum of a diagonal leaves the last key out", FUSED, "for k in range(keys):", "for k in range(keys - 1):",
         EQUAL + "[toeplitz]"),
-    Bug("bias and mask are added into one array as large as the scores", ATTENTION, "if self.memory.attached:",
+    Bug("bias and mask are added into one array as large as the scores", ATTENTION, "if self.memory.used:",
         "if True:", PEAK),
     Bug("a memory site does not see what is masked", ATTENTION, "self.memory(k, v, _sum(bias, mask))",
         "self.memory(k, v, bias)",
