@@ -13,7 +13,7 @@ from typing import Any, Iterator, Mapping
 import numpy
 
 from minipeft.autograd.tensor import when_differentiated
-from minipeft.nn.state import Entry, Host, Names
+from minipeft.nn.state import Entry, Host, Names, State
 
 Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom first; their numbers, or None for all
 
@@ -21,8 +21,8 @@ Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom firs
 class View:
     """The state that one forward reads. rows: the names that each row sees; None: all see what is plugged."""
 
-    def __init__(self, host: Host, rows: list[Names] | None = None):
-        self.host, self.state, self.rows = host, host.now, rows
+    def __init__(self, host: Host, state: State, rows: list[Names] | None = None):
+        self.host, self.state, self.rows = host, state, rows
         orders = frozenset([tuple(self.state.plugged)] if rows is None else rows)
         self._laid: dict[Names, Mapping[Any, tuple[Entry, ...]]] = {
             names: self.state.laid((name, None) for name in names) for names in (() if rows is None else orders)}
@@ -35,11 +35,12 @@ class View:
         if self.rows is None:
             return [(self.state.entries.get(place, ()), None)]
         if place not in self._groups:
-            here: dict[tuple[Entry, ...], list[int]] = {}
+            here: dict[Names, tuple[tuple[Entry, ...], list[int]]] = {}
             for row, names in enumerate(self.rows):
-                here.setdefault(self._laid[names].get(place, ()), []).append(row)
+                entries = self._laid[names].get(place, ())
+                here.setdefault(tuple(e.name for e in entries), (entries, []))[1].append(row)
             self._groups[place] = [(entries, numpy.array(rows) if len(here) > 1 else None)
-                                   for entries, rows in here.items()]
+                                   for entries, rows in here.values()]
         return self._groups[place]
 
 
@@ -49,7 +50,7 @@ _view: contextvars.ContextVar[View | None] = contextvars.ContextVar("view", defa
 def view_of(host: Host) -> View:
     """The view of the forward that is under way on this model; outside of one, of what is plugged now."""
     view = _view.get()
-    return view if view is not None and view.host is host else View(host)
+    return view if view is not None and view.host is host else View(host, host.now)
 
 
 @contextlib.contextmanager
@@ -60,7 +61,8 @@ def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
 
     Raises ValueError for a wrong length, an unknown name and attachments that cannot lie above each other, TypeError
     for another kind of entry, before anything is computed."""
-    token = _view.set(View(host, None if adapter is None else _per_row(adapter, batch, host.now.attached)))
+    state = host.now  # read once: another thread may replace it at any time
+    token = _view.set(View(host, state, None if adapter is None else _per_row(adapter, batch, state.attached)))
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ class Attached:
     at: Mapping[Any, Any] = {}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """One thing that is plugged at a place: the attachment's name, its piece, and the constant that it was merged
     into, or None."""
@@ -29,6 +29,10 @@ class Entry:
     name: str
     piece: Any
     merged: Any = None
+
+    def is_like(self, other: "Entry") -> bool:
+        """Whether the other one is the same thing in the same state."""
+        return self.name == other.name and self.piece is other.piece and self.merged is other.merged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -186,6 +186,11 @@ class Attachment(Attached):
         at = [e.name for e in entries].index(self.name)
         return entries[:at], entries[at + 1:]
 
+    def _lies_alike(self, place: Place, one: State, other: State) -> bool:
+        """Whether the same things lie below it in both states."""
+        below, now = self._around(place, one)[0], self._around(place, other)[0]
+        return len(below) == len(now) and all(a.is_like(b) for a, b in zip(below, now))
+
     def _nothing_merged_above(self, move: str, state: State) -> None:
         for where, place in self._places.items():
             for entry in self._around(place, state)[1]:
@@ -214,8 +219,7 @@ class Attachment(Attached):
             self._become(before)
         elif self._state_in(now) == "off":
             back = self._inserted(now, before.plugged[self.name])
-            if self._state_in(back) == "merged" and any(
-                    self._around(place, back)[0] != self._around(place, before)[0] for place in self.at):
+            if self._state_in(back) == "merged" and any(not self._lies_alike(place, before, back) for place in self.at):
                 raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "
                                  f"plug it and merge it again")
             self._become(back)

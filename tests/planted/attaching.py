@@ -95,7 +95,7 @@ BUGS = [
         "                pass\n        finally:\n            pass",
         "peft/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
     Bug("a merged one returns to weights that are others", MOVES,
-        'if self._state_in(back) == "merged" and any(', "if False and any(",
+        'if self._state_in(back) == "merged" and any(not', "if False and any(not",
         "peft/test_attach.py::test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_"
         "has_moved"),
     Bug("a move changes the state in place", MOVES, "        self.model.host.now = state\n",
@@ -103,8 +103,8 @@ BUGS = [
         "        self.model.host.now = state\n",
         "peft/test_attach.py::test_a_move_replaces_the_state_once_and_never_changes_the_one_before"),
     Bug("a forward looks at the state at every place", "nn/routing.py",
-        "return view if view is not None and view.host is host else View(host)",
-        "return view if view is not None and view.rows is not None else View(host)",
+        "return view if view is not None and view.host is host else View(host, host.now)",
+        "return view if view is not None and view.rows is not None else View(host, host.now)",
         "nn/test_place.py::test_a_forward_goes_on_with_the_state_that_it_began_with"),
     # ---- errors and reports
     Bug("a bare word of a list is found anywhere", "nn/where.py",
