@@ -39,15 +39,19 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, 
 STORAGE = ("float64", "float32", "float16", _BF16)
 
 
-def read_tensors(path: str | os.PathLike, dtype: str | None = None) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
+def read_tensors(path: str | os.PathLike, dtype: str | None = None,
+                 signed: bool = False) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
     """({name: array}, metadata) of a safetensors file. float16 and bfloat16 come as float32.
 
     dtype: what floating-point tensors are converted to ("float32" or "float64"); None leaves the others as stored.
+    signed: whether the file must hold a digest, as all that are written here do.
     Raises ValueError that names the file and what is wrong with it: no regular file, not this format, or tensors that
     are not those of which the metadata holds the digest."""
     with _opened(path) as file:
         start, spans, metadata = _header(file, path)
         said = metadata.pop(DIGEST, None)
+        if signed and said is None:
+            raise ValueError(f"{path}: damaged: {DIGEST}, the digest of its tensors, is missing from its metadata")
         digest = None if said is None else _sha256()
         found = {}
         for name in sorted(spans):
@@ -86,6 +90,10 @@ def read_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
 def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """The file, to be read. ValueError for a folder, a FIFO, a device or a socket, whose opening may never end; a
     symbolic link is followed."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the path of a file is {shown(path)}; expected a string or a Path")
+    if not os.path.exists(path) and os.fspath(path).startswith("~"):
+        raise FileNotFoundError(f"{path}: there is no such file ('~' is not expanded: pass Path(...).expanduser())")
     check_regular(path, os.stat(path).st_mode)  # before it is opened, which can already change a device
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     with os.fdopen(os.open(path, flags), "rb") as file:

@@ -106,3 +106,40 @@ def test_numpy_floats_are_taken_wherever_floats_are(number, tmp_path):
         minipeft.attach(model, method, RNG(0), f"a{i}").save(tmp_path / f"a{i}")
     assert minipeft.load(CASE.model(), tmp_path / "a0").method.alpha == 0.5
     assert set(minipeft.top(minipeft.magnitude(model.base_parameters), number)) <= set(model.base_parameters)
+
+
+@pytest.mark.parametrize("method", [minipeft.LoRA(numpy.array(2), numpy.array(3.0), dropout=numpy.array(0.1)),
+                                    minipeft.PromptTuning(numpy.array(2)), minipeft.Selective(first=numpy.array(1)),
+                                    minipeft.Bottleneck(size=numpy.array(2), scale=numpy.array(2.0))])
+def test_arrays_without_axes_are_numbers_too_and_can_be_saved(method, tmp_path):
+    minipeft.attach(CASE.model(), method, RNG(0), "a").save(tmp_path / "a")
+    assert minipeft.load(CASE.model(), tmp_path / "a").state == "plugged"
+
+
+@pytest.mark.parametrize("call, kind, message", [
+    (lambda m, a: minipeft.check_gradients(lambda: m.loss([[5]], [[6]]), a, RNG(0)), TypeError, "pass its .parameters"),
+    (lambda m, a: minipeft.check_gradients(lambda: m.loss([[5]], [[6]]), {"a": 1}, RNG(0)), TypeError,
+     "params\\['a'\\] is int; expected a Parameter"),
+    (lambda m, a: minipeft.value_and_grad(None, a.parameters), TypeError, "step is NoneType; expected a function"),
+    (lambda m, a: m([[5]], [[6]], attention_mask={"x": 1}), TypeError, "attention_mask is a dict"),
+    (lambda m, a: m([[5, 6], [5, 6]], [[6], [6]], attention_mask=[[1], [1, 1]]), ValueError,
+     "attention_mask has rows of different length"),
+    (lambda m, a: minipeft.load(m, None), TypeError, "the path of a file is None"),
+    (lambda m, a: minipeft.load(m, 3), TypeError, "the path of a file is 3"),
+    (lambda m, a: minipeft.load(m, "~/none"), FileNotFoundError, "'~' is not expanded"),
+    (lambda m, a: m.load_state(None), TypeError, "arrays is NoneType; expected {name: array}"),
+    (lambda m, a: minipeft.T5Config(feed_forward_proj="x"), ValueError, "feed_forward_proj is 'x'; expected one of"),
+    (lambda m, a: fitted(m, a, {1: next(iter(a.parameters.values()))}), TypeError, "params has the key 1"),
+    (lambda m, a: fitted(m, a, dropout="no"), TypeError, "dropout is 'no'; expected True or False"),
+    (lambda m, a: fitted(m, a, log=".run.lock", checkpoint="run"), ValueError, "is the lock file of checkpoint")])
+def test_other_mistakes_that_a_review_found(call, kind, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = CASE.model()
+    attachment = CASE.attach(model)
+    with pytest.raises(kind, match=message):
+        call(model, attachment)
+
+
+def test_a_loss_can_be_formatted():
+    loss = CASE.model().loss([[5, 6, 1]], [[6, 1]])
+    assert f"{loss:.3f}" == f"{float(loss):.3f}" and f"{loss}" == str(loss)

@@ -24,8 +24,9 @@ from typing import Callable, Mapping
 import numpy
 
 from minipeft.autograd.stopped import Stopped, stopped
-from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
+from minipeft.autograd.tensor import Leaf, Tensor, leaves_of, value_and_grad
 from minipeft.backend import to_device, to_host
+from minipeft.checks import is_number, shown
 
 _U = 2.0 ** -53
 _ROUNDINGS = 2.0 ** 10  # roundings on the longest path through f, each of relative size u; generous for small models
@@ -41,13 +42,18 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     h: the largest step, relative to a direction of unit length. Values that pass `stop_gradient` are held fixed.
     Raises AssertionError naming the parameter where they disagree, and ValueError naming it if it is not float64, or if
     the loss has a kink at this point, so that there is nothing to compare with."""
-    for name, p in params.items():
+    for name, p in leaves_of(params).items():
         if p.dtype != numpy.float64:
             raise ValueError(f"{name} is {p.dtype}; gradients are checked in float64")
+    if not isinstance(rng, numpy.random.Generator):
+        raise TypeError(f"rng is {shown(rng)}; expected a numpy.random.Generator, as numpy.random.default_rng(seed) "
+                        f"gives")
+    if not is_number(h) or not h > 0:
+        raise ValueError(f"h is {shown(h)}; expected a finite number > 0")
     memory = Stopped()
     token = stopped.set(memory)
     try:
-        loss, grads = value_and_grad(step, params)
+        loss, grads = value_and_grad(step, params, training=False)
         terms = [abs(to_host(p.data) * to_host(grads[name])) for name, p in params.items()]
         size = abs(loss) + sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, under its name
         worst = 0.0

@@ -76,6 +76,9 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.data)
 
+    def __format__(self, spec: str) -> str:
+        return format(to_host(self.data).item(), spec) if spec and self.data.size == 1 else str(self)
+
     def __bool__(self) -> bool:
         raise TypeError("a Tensor has no truth value; compare its .data")
 
@@ -163,24 +166,26 @@ def once(function: Vjp) -> Vjp:
     return remembered
 
 
-def when_differentiated(key: Any, call: Callable[[frozenset["Leaf"]], None]) -> None:
-    """Inside `value_and_grad`: once the gradients are there, call(the parameters that were differentiated).
+def when_differentiated(key: Any, told: Iterable[Any], call: Callable[[frozenset, frozenset["Leaf"]], None]) -> None:
+    """Inside `value_and_grad`: once the gradients are there, call(all that was told under this key, the parameters that
+    were differentiated), once for each key.
 
-    Of several calls with one key the first counts. Outside of `value_and_grad` this does nothing. The engine knows
-    nothing of models: whoever runs a forward learns here which parameters it was run for."""
+    Outside of `value_and_grad` this does nothing. The engine knows nothing of models: whoever runs a forward learns
+    here which parameters it was run for."""
     calls = _afterwards.get()
     if calls is not None:
-        calls.setdefault(key, call)
+        calls.setdefault(key, (call, set()))[1].update(told)
 
 
-def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
-                   unused: str = "raise") -> tuple[Any, dict[str, Array]]:
+def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unused: str = "raise",
+                   training: bool = True) -> tuple[Any, dict[str, Array]]:
     """The loss `step()` and its gradient with respect to `params`, {name: Parameter} -> {name: array}.
 
     Only these parameters are watched while `step` runs; each gradient has its parameter's shape, and its dtype unless
     the step mixes dtypes. Gradients may share memory (a + b hands one array to both): do not write into them. The loss
     is returned as a Python number. `unused` says what a parameter that the loss does not depend on is: an error
-    ("raise"), or a gradient of zeros ("zeros").
+    ("raise"), or a gradient of zeros ("zeros"). training: whether the gradients are for an update; adapters record what
+    they are trained on.
 
     Raises ValueError for an empty selection, one parameter under two names, a loss that is not one number, and
     unused parameters; TypeError for values that are not Parameters; RuntimeError when nested (first order only)."""
@@ -188,10 +193,12 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
         raise ValueError(f"unused is {unused!r}; expected 'raise' or 'zeros'")
     if _watched.get() is not None:
         raise RuntimeError("value_and_grad inside value_and_grad: only first-order gradients are computed")
-    leaves = _leaves(params)
+    if not callable(step):
+        raise TypeError(f"step is {type(step).__name__}; expected a function without arguments that returns the loss")
+    leaves = {name: Node(name, (), p.shape, p.dtype) for name, p in leaves_of(params).items()}
     token = _watched.set({id(p): leaves[name] for name, p in params.items()})
-    afterwards: dict[Any, Callable] = {}
-    after = _afterwards.set(afterwards)
+    afterwards: dict[Any, tuple[Callable, set]] = {}
+    after = _afterwards.set(afterwards if training else None)
     try:
         loss = step()
         if not isinstance(loss, Tensor):
@@ -214,13 +221,15 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf],
                          f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}; select fewer, "
                          f"or pass unused='zeros'")
     differentiated = frozenset(params[name] for name, leaf in leaves.items() if leaf in found)
-    for call in afterwards.values():
-        call(differentiated)
+    for call, told in afterwards.values():
+        call(frozenset(told), differentiated)
     return value, {name: xp.asarray(found[leaf]) if leaf in found else xp.zeros_like(params[name].data)
                    for name, leaf in leaves.items()}
 
 
-def _leaves(params: Mapping[str, Leaf]) -> dict[str, Node]:
+def leaves_of(params: Mapping[str, Leaf]) -> Mapping[str, Leaf]:
+    """params, checked. Raises TypeError for anything but {name: Parameter}, ValueError for none at all and for one
+    parameter under two names."""
     if not isinstance(params, Mapping):
         there = "its .parameters" if hasattr(params, "parameters") else "select(model, where)"
         raise TypeError(f"params is {type(params).__name__}; expected {{name: Parameter}}: pass {there}")
@@ -233,7 +242,7 @@ def _leaves(params: Mapping[str, Leaf]) -> dict[str, Node]:
         if id(p) in seen:
             raise ValueError(f"{seen[id(p)]!r} and {name!r} are the same parameter")
         seen[id(p)] = name
-    return {name: Node(name, (), p.shape, p.dtype) for name, p in params.items()}
+    return params
 
 
 def pullback(root: Node, g: Array) -> dict[Node, Array]:

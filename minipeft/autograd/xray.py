@@ -43,7 +43,7 @@ def xray(step: Callable[[], Tensor], params: Mapping[str, Leaf], unused: str = "
     tape = _Tape({id(p): name for name, p in params.items()})
     token = _observer.set(tape.observe)
     try:
-        loss = value_and_grad(lambda: tape.returned(step()), params, unused)[0]
+        loss = value_and_grad(lambda: tape.returned(step()), params, unused, training=False)[0]
     finally:
         _observer.reset(token)
     return tape.result(loss, sum(math.prod(p.shape) for p in params.values()))

@@ -65,8 +65,9 @@ class Config:
         if not holds:
             raise ValueError(f"config: {name} is {shown(getattr(self, name))}; expected {expected}")
 
-    def _expect_activation(self, name: str) -> None:
-        self._expect(name, getattr(self, name) in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+    def _expect_activation(self, name: str, known: str) -> None:
+        """name: the field; known: the activation that it means."""
+        self._expect(name, known in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from minipeft.atomic import missing_folder
-from minipeft.backend import Array
+from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
 from minipeft.models.config import Config
@@ -89,6 +89,15 @@ def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, A
     directory = Path(path)
     if directory.parts[:1] and directory.parts[0].startswith("~") and not directory.exists():
         raise missing_folder(path, directory)
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
+            raise ValueError(f"{name} holds NaN or infinity: {directory} is not written")
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS, tensors, {**metadata, SAVED_WITH: config.digest()}, dtype)
+    try:
+        write_tensors(directory / WEIGHTS, tensors, {**metadata, SAVED_WITH: config.digest()}, dtype)
+    except ValueError:
+        if is_new:
+            directory.rmdir()
+        raise
     write_atomic(directory / CONFIG, (json.dumps(values, indent=2) + "\n").encode())

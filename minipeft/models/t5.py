@@ -89,7 +89,7 @@ class T5Config(Config):
 
     def check(self) -> None:
         super().check()
-        self._expect_activation("activation")
+        self._expect_activation("feed_forward_proj", self.activation)
         buckets = self.relative_attention_num_buckets
         self._expect("relative_attention_num_buckets", buckets >= 4, "an integer >= 4")
         self._expect("relative_attention_max_distance", self.relative_attention_max_distance > buckets // 2,

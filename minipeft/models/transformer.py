@@ -77,7 +77,7 @@ class TransformerConfig(Config):
         super().check()
         self._expect("num_heads", self.d_model % self.num_heads == 0, f"a divisor of d_model {self.d_model}")
         self._expect("positions", self.positions in ("sinusoidal", "learned"), "'sinusoidal' or 'learned'")
-        self._expect_activation("activation")
+        self._expect_activation("activation", self.activation)
 
     def resolved(self) -> dict[str, Any]:
         return {**super().resolved(), "activation": first_name(self.activation)}

@@ -5,6 +5,7 @@ from typing import Any, Mapping
 
 import numpy
 
+from minipeft.autograd.tensor import array_of
 from minipeft.backend import Array, to_device, to_host
 from minipeft.checks import shown
 
@@ -12,6 +13,7 @@ from minipeft.checks import shown
 def host_ids(ids: Any, name: str) -> numpy.ndarray:
     """Ids as one array on the host. Raises ValueError for lists of different length, TypeError for a batch as a dict,
     text, or nothing."""
+    ids = array_of(ids)
     if isinstance(ids, Mapping):
         raise TypeError(f"{name} is a {type(ids).__name__} with {', '.join(map(str, list(ids)[:5]))}; expected ids "
                         f"[batch, time]: pass {name}=batch[{name!r}], and its attention_mask by name")
@@ -44,7 +46,7 @@ def check_mask(mask: Any, shape: tuple, name: str) -> Array | None:
     Raises ValueError for another shape or values other than 0 and 1."""
     if mask is None:
         return None
-    host = to_host(mask)
+    host = host_ids(mask, name)
     if host.shape != shape:
         raise ValueError(f"{name} has shape {list(host.shape)}; expected {list(shape)}, as the ids it masks")
     if not numpy.isin(host, (0, 1)).all():

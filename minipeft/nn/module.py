@@ -8,6 +8,7 @@ its own, `place@attachment.leaf`, and renames nothing.
 from __future__ import annotations
 
 import copy
+import threading
 import types
 from typing import Any, Iterator, Mapping, Self
 
@@ -18,6 +19,9 @@ from minipeft.nn.place import Place
 from minipeft.nn.site import Site
 from minipeft.nn.state import Host
 from minipeft.nn.weight import Parameter, Slot, arrays_of
+
+
+_LOCK = threading.Lock()
 
 
 class Module:
@@ -32,7 +36,7 @@ class Module:
                 yield name, place
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Place]]:
-        for attribute, value in vars(self).items():
+        for attribute, value in list(vars(self).items()):
             if isinstance(value, Place):
                 yield prefix + attribute, value
             elif isinstance(value, Module):
@@ -67,6 +71,8 @@ class Module:
         Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, dtypes of another
         kind (integers where there are floating-point numbers), NaN and infinities, and while an attachment is merged:
         the constant that it was merged into would keep the old base."""
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays is {type(arrays).__name__}; expected {{name: array}}, as state() gives it")
         params = self.base_parameters
         for name, slot in self.slots.items():
             for entry in slot.merged:
@@ -111,9 +117,12 @@ class Model(Module):
     def host(self) -> Host:
         """What the places of this model share. Made when it is first asked for."""
         if self._host is None:
-            self._host = Host(tuple(place for _, place in self.named_places()))
-            for place in self._host.places:
-                place.host = self._host
+            with _LOCK:  # the first forwards of several threads may ask at once
+                if self._host is None:
+                    host = Host(tuple(place for _, place in self.named_places()))
+                    for place in host.places:
+                        place.host = host
+                    self._host = host
         return self._host
 
     @property

@@ -27,8 +27,8 @@ class View:
         self._laid: dict[Names, Mapping[Any, tuple[Entry, ...]]] = {
             names: self.state.laid((name, None) for name in names) for names in (() if rows is None else orders)}
         self._groups: dict[Any, Groups] = {}
-        if host.recorder is not None and self.state.attached:
-            when_differentiated((self.state, orders), functools.partial(host.recorder, self.state, orders))
+        if host.recorder is not None:
+            when_differentiated(self.state, orders, functools.partial(host.recorder, host, self.state))
 
     def groups(self, place: Any) -> Groups:
         """The rows of the batch by what they see at this place; one group for all rows has None for their numbers."""

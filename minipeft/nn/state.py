@@ -67,16 +67,16 @@ class State:
 class Host:
     """What the places of one model share: the state that is in force, in `now`.
 
-    recorder: called with (state, orders, parameters) after `value_and_grad` has differentiated parameters of this
+    recorder: called with (host, state, orders, parameters) after `value_and_grad` has differentiated parameters of this
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
     base that are expensive to find out again (`peft.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
         self.now, self.places = State(), places
-        self.recorder: Callable[[State, frozenset[Names], frozenset], None] | None = None
+        self.recorder: Callable[[Host, State, frozenset[Names], frozenset], None] | None = None
         self.remembered: Any = None
 
     def differentiated(self, parameters: frozenset) -> None:
         """Says that these parameters are about to change while what is plugged now is in force."""
         if self.recorder is not None:
-            self.recorder(self.now, frozenset([tuple(self.now.plugged)]), parameters)
+            self.recorder(self, self.now, frozenset([tuple(self.now.plugged)]), parameters)

@@ -21,7 +21,7 @@ import numpy
 
 from minipeft.backend import Array
 from minipeft.checks import shown
-from minipeft.files import read_tensors, write_tensors
+from minipeft.files import read_metadata, read_tensors, write_tensors
 from minipeft.nn.fingerprint import sha256
 from minipeft.peft.fields import described
 from minipeft.peft.trained_on import Layer, TrainedOn
@@ -53,7 +53,7 @@ class AdapterFile:
 def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
           trained_on: TrainedOn) -> None:
     """Write atomically; `where` is replaced by the names that it chose, a mask by the indices among the tensors."""
-    texts = {"name": name, "method": json.dumps(_in_files(described(method))), "places": json.dumps(places),
+    texts = {"name": name, "method": method_text(method), "places": json.dumps(places),
              "base": trained_on.base or "",
              **{key: json.dumps([dataclasses.asdict(layer) for layer in getattr(trained_on, key)])
                 for key in ("below", "together")}}
@@ -62,11 +62,12 @@ def write(path: str | os.PathLike, name: str, method: Any, places: list[str], te
 
 def read(path: str | os.PathLike) -> AdapterFile:
     """Raises ValueError that names the file for one whose metadata is incomplete, altered or of other types."""
-    tensors, metadata = read_tensors(path)
+    metadata = read_metadata(path)
     version = metadata.get("version")
     if metadata.get("format") != _FORMAT or version not in ("1", _VERSION):
         raise ValueError(f"{path}: not an adapter file of minipeft, version 1 or {_VERSION} (its metadata says format "
                          f"{shown(metadata.get('format'))}, version {shown(version)})")
+    tensors, metadata = read_tensors(path, signed=version != "1")
     texts = {key: metadata.get(key) for key in SIGNED if key != "together" or version != "1"}
     missing = [key for key, text in texts.items() if text is None]
     if missing:
@@ -105,6 +106,11 @@ def _layers(path: Any, key: str, value: Any) -> tuple[Layer, ...]:
 def signature(texts: Mapping[str, str]) -> str:
     """SHA-256 of the texts named in SIGNED."""
     return sha256([json.dumps(sorted(texts.items())).encode()])
+
+
+def method_text(method: Any) -> str:
+    """The method's kind and fields as a file says them: JSON."""
+    return json.dumps(_in_files(described(method)))
 
 
 def _in_files(method: Mapping[str, Any]) -> dict[str, Any]:

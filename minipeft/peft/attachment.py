@@ -14,10 +14,12 @@ with the state that it began with; moves of one model are to be made by one thre
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from typing import Any, Iterator, Mapping
 
-from minipeft.backend import Array
+from minipeft.backend import Array, to_host, xp
+from minipeft.checks import shown
 from minipeft.nn.module import Model
 from minipeft.nn.place import Place
 from minipeft.nn.state import Attached, Entry, State
@@ -141,8 +143,12 @@ class Attachment(Attached):
         trained on: an adapter is valid only on the weights that it was trained on. One that was never trained names
         the base alone.
 
-        Raises ValueError after `remove`, FileNotFoundError for a missing folder."""
+        Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder;
+        the file that was there then stays."""
         self._required("save", "off", "plugged", "merged")
+        for name, array in self._tensors().items():
+            if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
+                raise ValueError(f"{name} holds NaN or infinity: {file} is not written")
         trained = self.trained_on or TrainedOn(content_of_base(self.model))
         adapter_file.write(file, self.name, self.method, list(self._places), self.tensors, trained.settled(self.model))
 
@@ -154,6 +160,12 @@ class Attachment(Attached):
         if now is None or self._known is None or self._known[0] != now:
             self._known = now, content(self.method, tensors)
         return Layer(self.name, self._known[1])
+
+    def misfit(self, metadata: Mapping[str, str]) -> str | None:
+        """Why the tensors of an adapter file with this metadata are none of this attachment; None if they may be."""
+        if json.loads(metadata.get("method", "null")) != json.loads(adapter_file.method_text(self.method)):
+            return f"its method is {shown(metadata.get('method'))}; expected {adapter_file.method_text(self.method)}"
+        return None if metadata.get("base") == content_of_base(self.model) else "it was trained on another base model"
 
     def __repr__(self) -> str:
         return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"

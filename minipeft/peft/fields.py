@@ -7,7 +7,7 @@ from typing import Any, Iterable
 import numpy
 
 from minipeft.backend import xp
-from minipeft.checks import is_integer, is_number, shown
+from minipeft.checks import is_integer, is_number, python, shown
 
 
 def plain(method: Any) -> None:
@@ -19,9 +19,8 @@ def plain(method: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, numpy.generic):
-        return value.item()
-    if isinstance(value, (list, tuple, range)) or isinstance(value, numpy.ndarray) and value.ndim:
+    value = python(value)
+    if isinstance(value, (list, tuple, range, numpy.ndarray)):
         return tuple(_plain(v) for v in value)
     return value
 

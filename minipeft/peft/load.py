@@ -22,7 +22,7 @@ from minipeft.peft.bottleneck import Bottleneck
 from minipeft.peft.lora import LoRA
 from minipeft.peft.prompt import PromptTuning
 from minipeft.peft.selective import Selective
-from minipeft.peft.trained_on import TrainedOn, content_of_base
+from minipeft.peft.trained_on import TrainedOn, content, content_of_base
 
 METHODS: dict[str, Any] = {method.__name__: method for method in (LoRA, Bottleneck, Selective, PromptTuning)}
 _ADDED_LATER = {"PromptTuning": {"next_to_text"}}  # fields that early files of version 1 do not have
@@ -171,13 +171,17 @@ def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],
             raise ValueError(_lacks(waiting[0][0], below, model))
         waiting.remove(ready)
         ordered.append(ready)
-        below.append(ready[1].layer.content)
+        below.append(content(ready[1].method, ready[0].tensors))  # as the file has them, before any rounding
     for file, attachment in ordered:
         for other in attachment.trained_on.together if attachment.trained_on else ():
             if other.content not in below:
+                there = other.name in [a.name for _, a in ordered] or other.name in model.attachments
                 raise ValueError(f"{file.path}: was trained together with attachment {shown(other.name)}, which is "
-                                 f"neither plugged here with the same tensors nor among the files; load both in one "
-                                 f"call, load(model, [{shown(os.path.basename(file.path))}, ...]), or pass force=True")
+                                 f"neither plugged here with the same tensors nor among the files"
+                                 + (" (the one of this name here has other tensors, as after more training)"
+                                    if there else "") +
+                                 f"; load both in one call, load(model, [{shown(os.path.basename(file.path))}, ...]), "
+                                 f"or pass force=True")
     return ordered
 
 

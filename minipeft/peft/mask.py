@@ -28,7 +28,7 @@ def fisher(step: Step | Sequence[Step], params: Mapping[str, Leaf]) -> dict[str,
         raise ValueError("fisher: no steps; expected a function that returns a loss, or a list of them")
     total: dict[str, Array] = {}
     for one in steps:
-        for name, g in value_and_grad(one, params, unused="zeros")[1].items():
+        for name, g in value_and_grad(one, params, unused="zeros", training=False)[1].items():
             total[name] = total[name] + g * g if name in total else g * g
     return {name: t / len(steps) for name, t in total.items()}
 

@@ -101,11 +101,9 @@ def _checked(model: Model, params: Any) -> Mapping[str, Parameter]:
     if not isinstance(params, Mapping):
         raise TypeError(f"params is {type(params).__name__}; expected an Attachment, or {{name: Parameter}} as "
                         f"select(model, where) gives it")
-    there = {id(p) for p in model.base_parameters.values()}
-    there.update(id(p) for a in model.attachments.values() for p in a.own)
-    names = {name for name, _ in model.named_places()}
+    there = {**model.base_parameters, **{n: p for a in model.attachments.values() for n, p in a.parameters.items()}}
     for name, p in params.items():
-        if id(p) not in there or name.partition("@")[0] not in names:
+        if there.get(name) is not p:
             raise ValueError(f"params[{name!r}] is not a parameter of this model under its name; "
                              f"select(model, where) lists those that are")
     return params

@@ -10,7 +10,7 @@ What is trained in the same step goes on changing: its content is written down (
 another step, when it is removed, or when the record is saved.
 
 The content of the base is found out once, because it takes a pass over all weights. It is found out again when the base
-was trained or replaced, and when an array of it is another object or its first or last number changed.
+was trained or replaced, and when an array of it is another object or one of 32 numbers of it changed.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import numpy
 from minipeft.backend import Array, to_host
 from minipeft.nn.fingerprint import fingerprint, sha256
 from minipeft.nn.module import Model
-from minipeft.nn.state import Names, State
+from minipeft.nn.state import Host, Names, State
 from minipeft.nn.weight import Parameter
 from minipeft.peft.fields import described
 
@@ -72,12 +72,15 @@ def content_of_base(model: Model) -> str:
         computes = getattr(getattr(model, "config", None), "computes", dict)
         said = json.dumps(computes(), sort_keys=True)
         known = model.host.remembered = sample, sha256([said.encode(), fingerprint(model.state()).encode()])
+        model.host.recorder = record  # it forgets this when the base is trained or replaced
     return known[1]
 
 
 def _sample(array: Array) -> tuple:
-    """What changes when an array is replaced or written over, without reading all of it."""
-    return (id(array), array.item(0), array.item(-1)) if type(array) is numpy.ndarray and array.size else (id(array),)
+    """What changes when an array is replaced or written over, without reading all of it: 32 numbers, evenly spread."""
+    if type(array) is not numpy.ndarray or array.dtype.hasobject:
+        return (id(array),)
+    return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()
 
 
 def marks(tensors: Mapping[str, Array]) -> list[int] | None:
@@ -95,19 +98,17 @@ def settle(state: State, changing: frozenset, model: Model | None = None) -> Non
             attachment.trained_on = record.settled(model, changing)  # type: ignore[attr-defined]
 
 
-def record(state: State, orders: frozenset[Names], parameters: frozenset) -> None:
+def record(host: Host, state: State, orders: frozenset[Names], parameters: frozenset) -> None:
     """The `recorder` of a model with attachments: notes for each attachment that was differentiated what it was trained
     on. orders: what the rows of the batch saw, each bottom first."""
     attached: dict[str, Any] = dict(state.attached)
-    if not attached:
-        return
     trained = {name: a for name, a in attached.items() if not a.own.isdisjoint(parameters)}
-    model = next(iter(attached.values())).model
     others = parameters.difference(*(a.own for a in trained.values()))
-    base_too = bool(others) and not others.isdisjoint(model.base_parameters.values())
+    base_too = bool(others) and any(getattr(place, "base", None) in others for place in host.places)
+    model = next(iter(attached.values())).model if attached else None
     settle(state, frozenset(trained.values()), model if base_too else None)
     if base_too:
-        model.host.remembered = None
+        host.remembered = None
     for name, attachment in trained.items():
         seen = [order for order in orders if name in order]
         if seen:
@@ -115,5 +116,5 @@ def record(state: State, orders: frozenset[Names], parameters: frozenset) -> Non
             below = [attached[n] for n in order[:order.index(name)]]
             beside = [n for n in trained if n != name and any(n in order for order in seen)]
             attachment.trained_on = TrainedOn(
-                None if base_too else content_of_base(model),
+                None if base_too else content_of_base(attachment.model),
                 tuple(a if a.name in trained else a.layer for a in below), tuple(trained[n] for n in beside))

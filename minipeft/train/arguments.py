@@ -6,7 +6,8 @@ import os
 from typing import Any, Callable, Mapping
 
 from minipeft.autograd.tensor import Leaf
-from minipeft.checks import integer, number, shown
+from minipeft.checks import integer, number, python, shown
+from minipeft.train.lock import lock_file
 from minipeft.train.optim import AdamW
 from minipeft.train.schedule import MAKERS, Schedule, constant, ends_after
 
@@ -53,6 +54,8 @@ def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any
         if number("clip", clip, expected=expected) <= 0:
             raise ValueError(f"clip is {shown(clip)}; expected {expected}")
         clip = number("clip", clip)
+    if type(python(dropout)) is not bool:
+        raise TypeError(f"dropout is {shown(dropout)}; expected True or False (its rate is the model's)")
     files = {"log": log, "checkpoint": checkpoint, "best": best}
     for what, path in files.items():
         _check_file(what, path)
@@ -99,6 +102,9 @@ def _check_different(files: Mapping[str, Any]) -> None:
             if one != other and (os.path.realpath(a) == os.path.realpath(b)
                                  or os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)):
                 raise ValueError(f"{one} and {other} are both {shown(os.fsdecode(a))}; expected different files")
+            if os.path.realpath(a) == os.path.realpath(lock_file(b)):
+                raise ValueError(f"{one} is {shown(os.fsdecode(a))}, which is the lock file of {other}; expected "
+                                 f"another name")
 
 
 def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
@@ -134,6 +140,8 @@ def parameters(model: Any, params: Any) -> dict[str, Leaf]:
     for name, p in params.items():
         if not isinstance(p, Leaf):
             raise TypeError(f"params[{shown(name)}] is {type(p).__name__}; expected a Parameter (see minipeft.select)")
+        if not isinstance(name, str):
+            raise TypeError(f"params has the key {shown(name)}; expected names, as minipeft.select gives them")
         if not getattr(getattr(p.data, "flags", None), "writeable", True):
             raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes one of its own")
     _check_owners(model, params)

@@ -1,7 +1,7 @@
 """The weights of a run's best evaluation, kept in a file, and put back from it.
 
     fit(model, lora, ..., evaluate=score, best="best.safetensors")       kept at every new best score
-    restore(lora, "best.safetensors")                                    put back in place
+    restore(lora, "best.safetensors")                                    put back
 
 If exactly one attachment is trained, the file is its adapter file, which `load` puts on another model. Otherwise it is
 a safetensors file of the parameters by name, with the metadata format = minipeft-parameters.
@@ -43,7 +43,7 @@ def sole_attachment(model: Any, params: Mapping[str, Leaf]) -> Any:
 
 
 def restore(params: Any, path: str | os.PathLike) -> None:
-    """Put the numbers of a file that `fit(..., best=path)` wrote back into `params`, in place.
+    """Put the numbers of a file that `fit(..., best=path)` wrote back into `params`: each gets a new array.
 
     params: an attachment, or {name: Parameter}, with the names that it had in `fit`. (For an adapter file the name of
     the attachment does not matter.) Raises ValueError that names the file, before anything changes, for a file of
@@ -54,7 +54,7 @@ def restore(params: Any, path: str | os.PathLike) -> None:
     if not isinstance(held, Mapping) or not all(isinstance(p, Leaf) for p in held.values()):
         raise TypeError(f"params is {shown(params)}; expected an attachment, or {{name: Parameter}} as minipeft.select "
                         f"gives it")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, signed=True)
     kind = metadata.get("format")
     if kind not in (_FORMAT, _ADAPTER):
         raise ValueError(f"{path} is no file of parameters: its metadata says format {shown(kind)}; expected "
@@ -73,11 +73,15 @@ def restore(params: Any, path: str | os.PathLike) -> None:
         if not numpy.isfinite(array).all():
             raise ValueError(f"{path}: {name} holds NaN or infinity")
     moved = [(p, to_device(tensors[stored])) for stored, (_, p) in targets.items()]
+    misfit = getattr(attachment, "misfit", None)
+    why = misfit(metadata) if kind == _ADAPTER and misfit is not None else None
+    if why is not None:
+        raise ValueError(f"{path} does not fit: {why}")
     tell = getattr(getattr(getattr(attachment, "model", None), "host", None), "differentiated", None)
 
     def put() -> None:
         for p, array in moved:
-            p.data[...] = array
+            p.data = array  # another object, so that whoever remembers the old numbers sees that they are gone
 
     if tell is not None:
         tell(frozenset(held.values()))  # a move of its own, like training

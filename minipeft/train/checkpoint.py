@@ -21,7 +21,7 @@ import numpy
 
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
-from minipeft.files import read_tensors, write_tensors
+from minipeft.files import read_metadata, read_tensors, write_tensors
 from minipeft.nn.fingerprint import sha256
 
 _FORMAT, _FIRST = "minipeft-checkpoint-2", "minipeft-checkpoint-1"
@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Mapping[str, Array]], st
 def read(path: str | os.PathLike) -> Checkpoint:
     """Raises ValueError that names the file for one that is truncated, altered, of an earlier version, or no
     checkpoint. `state` and `run` are JSON objects; what is in them is not checked here."""
-    tensors, metadata = read_tensors(path)
+    metadata = read_metadata(path)
     if metadata.get("format") == _FIRST:
         raise ValueError(f"{path} is a checkpoint of an earlier version of minipeft ({_FIRST}), which does not know "
                          f"where its run began: finish it with that version, or pass resume=False to start afresh over "
@@ -62,6 +62,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path}: not a checkpoint of minipeft (its metadata says format "
                          f"{shown(metadata.get('format'))})")
+    tensors, metadata = read_tensors(path, signed=True)
     texts = {key: metadata.get(key, "") for key in ("state", "run")}
     if metadata.get("sha256") != _digest(texts):
         raise ValueError(f"{path}: the checkpoint's metadata was altered: its sha256 does not match")

@@ -28,7 +28,7 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
     plugged = [attachments[name] for name in (attachments if order is None else order)]
     arrays = {**model.state(), **{name: p.data for a in plugged for name, p in a.arrays.items()}}
     return json.loads(json.dumps({
-        "config": _plain_fields(getattr(model, "config", None)),
+        "config": _resolved(getattr(model, "config", None)),
         "attachments": [{"name": a.name, "kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}
                         for a in plugged if a.state != "off"],
         "frozen weights": fingerprint({name: array for name, array in arrays.items() if name not in params}),
@@ -42,6 +42,11 @@ def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> 
     moments = {name: optimizer.moments(name, p) for name, p in params.items()}
     return {"parameters": fingerprint({name: p.data for name, p in params.items()}), "batches": dict(batches.state()),
             "steps": {name: held.t for name, held in moments.items() if held is not None}}
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    """A configuration with one word for each thing: gated-gelu is gated-gelu_new."""
+    return config.resolved() if hasattr(config, "resolved") else _plain_fields(config)
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:

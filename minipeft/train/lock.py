@@ -1,4 +1,5 @@
-"""One run at a time on a checkpoint: a lock file beside it, `.NAME.lock`, with the holder's process id and host.
+"""One run at a time on a checkpoint, a log or a best file: a lock file beside it, `.NAME.lock`, with the holder's
+process id and host.
 
 The lock is the system's (flock), so it ends with its process, even by SIGKILL. The file that a killed run leaves is
 taken over by the next one, and a run that ends removes it. Where the system or the file system has no such locks, there
@@ -32,8 +33,29 @@ def lock_file(path: str | os.PathLike) -> Path:
     return target.parent / name
 
 
+class Locks:
+    """Of several files, each None or a path: all of them, or none."""
+
+    def __init__(self, *paths: str | os.PathLike | None):
+        self._locks = [Lock(path) for path in paths]
+
+    def acquire(self) -> None:
+        """Raises RuntimeError, which names the file and the process that holds it."""
+        try:
+            for lock in self._locks:
+                lock.acquire()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """May be called again."""
+        for lock in self._locks:
+            lock.release()
+
+
 class Lock:
-    """Of a checkpoint; path None: of nothing."""
+    """Of a file; path None: of nothing."""
 
     def __init__(self, path: str | os.PathLike | None):
         self._path, self._of = None if path is None else lock_file(path), path
@@ -66,7 +88,7 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"{self._of} is in use by another run ({self._holder()}): wait until it ends, or pass "
-                               f"another checkpoint") from None
+                               f"another file") from None
         except OSError:  # a file system without locks
             os.unlink(path)
             self._file.close()

@@ -26,7 +26,7 @@ from minipeft.backend import Array, to_host, xp
 from minipeft.checks import is_number, python, shown
 from minipeft.train import arguments, best as best_file, checkpoint as checkpoints
 from minipeft.train.data import Batches, label_tokens
-from minipeft.train.lock import Lock
+from minipeft.train.lock import Locks
 from minipeft.train.log import Log, line
 from minipeft.train.norm import global_norm
 from minipeft.train.optim import AdamW
@@ -61,7 +61,7 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     and thread count), its log and best file included; `steps` may have grown since (an evaluation made after the old
     last step stays on record). The parameters that are passed must be those that the run began with, or those of the
     checkpoint. With resume=False the run starts afresh, over the checkpoint that is there. One run at a time may use a
-    checkpoint: a lock file `.NAME.lock` lies beside it until the run ends.
+    checkpoint, a log or a best file: a lock file `.NAME.lock` lies beside each until the run ends.
 
     Whatever an exception interrupts, Ctrl-C and a failing `evaluate` among it: the micro-batch is made whole or not at
     all, the checkpoint is written if there is something new, and the exception goes on, with the History so far as its
@@ -71,7 +71,7 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     moments or the checkpoint's numbers are touched; ValueError for a step without label tokens and for a score that is
     not finite; ValueError or TypeError, before anything is changed, for arguments that cannot be right, a checkpoint
     that is damaged or of another run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if
-    another run holds the checkpoint."""
+    another run holds one of the files."""
     settings = arguments.settings(
         steps=steps, schedule=schedule, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout, evaluate=evaluate,
         eval_every=eval_every, patience=patience, best=best, log=log, checkpoint=checkpoint,
@@ -81,7 +81,7 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     params = arguments.parameters(model, params)
     optimizer.decayed(params)  # raises for a pattern that matches nothing
     state = State(params, optimizer, batches, numpy.random.default_rng(settings.seed) if settings.dropout else None)
-    run, lock = _Run(model, state, settings), Lock(settings.checkpoint)
+    run, lock = _Run(model, state, settings), Locks(settings.checkpoint, settings.log, settings.best)
     try:
         try:
             lock.acquire()

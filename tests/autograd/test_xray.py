@@ -449,8 +449,8 @@ def test_gradients_loss_and_parameters_are_those_of_value_and_grad_bit_for_bit(c
     everything = bits(minipeft.select(model, "."))
     caught = []
 
-    def catching(*what: Any) -> Any:
-        caught.append(value_and_grad(*what))
+    def catching(*what: Any, **options: Any) -> Any:
+        caught.append(value_and_grad(*what, **options))
         return caught[0]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ import pytest
 
 import minipeft
 from minipeft.files import read_tensors
+from minipeft.train import best
 from tests.adapters import write_signed
 from tests.models_under_test import Case, bits, logits, same_values
 
@@ -430,3 +431,97 @@ def test_a_file_of_version_1_is_read_with_its_own_meaning():
     with pytest.warns(UserWarning, match="version 1"):
         minipeft.load(other, f"{V1}/lora.safetensors", name="renamed")
     refused(f"{V1}/above.safetensors", "was trained on top of attachment 'lora'", other)
+
+
+# ---- what a review found
+
+
+def test_two_forwards_in_one_step_are_recorded_together(tmp_path):
+    """In whichever order they are called: b was trained above a."""
+    for i, adapters in enumerate(((("a", "b"), "b"), ("b", ("a", "b")))):
+        model = CASE.model()
+        b = [minipeft.attach(model, minipeft.LoRA(1), RNG(j), n) for j, n in enumerate("ab")][1]
+        minipeft.value_and_grad(lambda: model.loss(**CASE.batch(), adapter=adapters[0])
+                                + model.loss(**CASE.batch(), adapter=adapters[1]), b.parameters)
+        b.save(tmp_path / str(i))
+        assert names(tmp_path / str(i), "below") == ["a"]
+
+
+def test_gradients_that_are_for_no_update_are_no_training(tmp_path):
+    model = CASE.model()
+    minipeft.attach(model, minipeft.LoRA(1), RNG(0), "a")
+    b = minipeft.attach(model, minipeft.LoRA(1), RNG(1), "b")
+    minipeft.fisher(lambda: model.loss(**CASE.batch()), b.parameters)
+    minipeft.xray(lambda: model.loss(**CASE.batch()), b.parameters)
+    assert b.trained_on is None
+    b.save(tmp_path / "b")
+    assert names(tmp_path / "b", "below") == []
+
+
+@pytest.mark.parametrize("how", ["trained", "put back by name"])
+def test_a_base_that_is_trained_or_put_back_while_nothing_is_attached_is_another_one(tmp_path, how):
+    model = CASE.model()
+    minipeft.attach(model, minipeft.LoRA(1), RNG(0), "a").save(tmp_path / "a")
+    model.attachments["a"].remove()
+    params = minipeft.select(model, "^embedding")
+    for p in params.values():  # only where the probe of the base does not look
+        change = numpy.zeros_like(p.data)
+        change[4, 5] = 1
+    if how == "trained":
+        minipeft.value_and_grad(lambda: model.loss(**CASE.batch()), params)
+        for p in params.values():
+            p.data += change
+    else:
+        other = {name: minipeft.Parameter(p.data + change) for name, p in params.items()}
+        best.keep(tmp_path / "best", None, other)
+        minipeft.restore(params, tmp_path / "best")
+    refused(tmp_path / "a", "made for another base model", model)
+
+
+def test_a_file_without_its_digest_is_refused(tmp_path):
+    saved(tmp_path, stacked("a"))
+    raw = (tmp_path / "a").read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:8 + n])
+    del header["__metadata__"]["tensors_sha256"]
+    text = json.dumps(header).encode()
+    (tmp_path / "a").write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + n:])
+    refused(tmp_path / "a", "damaged: tensors_sha256, the digest of its tensors, is missing")
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
+    model = stacked("a")
+    saved(tmp_path, model)
+    before = (tmp_path / "a").read_bytes()
+    next(iter(model.attachments["a"].parameters.values())).data[0, 0] = numpy.nan
+    with pytest.raises(ValueError, match="holds NaN or infinity: .*a is not written"):
+        model.attachments["a"].save(tmp_path / "a")
+    model.attachments["a"].merge()
+    for merged in (True, False):
+        if merged:
+            with pytest.raises(ValueError, match="holds NaN or infinity"):
+                model.save_pretrained(tmp_path / "m", merged=merged)
+            assert not (tmp_path / "m").exists()
+    assert (tmp_path / "a").read_bytes() == before
+
+
+def test_the_best_weights_of_another_alpha_or_another_base_are_not_put_into_an_adapter(tmp_path):
+    a = stacked("a").attachments["a"]
+    a.save(tmp_path / "a")
+    minipeft.restore(a, tmp_path / "a")
+    stronger = minipeft.attach(CASE.model(), minipeft.LoRA(2, 400), RNG(0))
+    elsewhere = minipeft.attach(Case(CASE.place, 2, 3, "float32", 7).model(), minipeft.LoRA(2), RNG(0))
+    for attachment, words in ((stronger, "its method is"), (elsewhere, "it was trained on another base")):
+        before = bits(attachment.parameters)
+        with pytest.raises(ValueError, match=f"does not fit: {words}"):
+            minipeft.restore(attachment, tmp_path / "a")
+        assert bits(attachment.parameters) == before
+
+
+def test_files_of_a_float64_stack_fit_the_float32_model(tmp_path):
+    narrow = CASE.model()
+    wide = minipeft.T5(narrow.config, None, "float64")
+    wide.load_state(narrow.state())
+    for i, name in enumerate("ab"):
+        train(wide, minipeft.attach(wide, minipeft.LoRA(2), RNG(i), name))
+    assert len(minipeft.load(narrow, saved(tmp_path, wide))) == 2

@@ -43,13 +43,13 @@ def trained(kind: str, path: Path, steps: int = 3, best_at: int = 2) -> tuple[An
 
 
 @pytest.mark.parametrize("kind", ["lora", "mask", "two", "full"])
-def test_restore_puts_the_best_weights_back_in_place(tmp_path: Path, kind: str) -> None:
+def test_restore_puts_the_best_weights_back(tmp_path: Path, kind: str) -> None:
     model, chosen, best = trained(kind, tmp_path / "best")
     arrays = {name: p.data for name, p in parameters(chosen).items()}
     assert tiny.bits(parameters(chosen)) != best
     minipeft.restore(chosen, tmp_path / "best")
     assert tiny.bits(parameters(chosen)) == best
-    assert all(p.data is arrays[name] for name, p in parameters(chosen).items())
+    assert not any(p.data is arrays[name] for name, p in parameters(chosen).items()), "the old numbers are told apart"
     kept = read_metadata(tmp_path / "best")["format"]
     assert kept == ("minipeft-adapter" if kind in ("lora", "mask") else "minipeft-parameters")
     if kind == "lora":

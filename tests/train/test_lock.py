@@ -147,3 +147,17 @@ def test_without_locks_in_the_file_system_too(tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setattr(locks.fcntl, "flock", refuses)
     assert fit(tmp_path / "run").step == 2
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("what", ["log", "best"])
+def test_two_runs_do_not_share_a_log_or_a_best_file(what, tmp_path):
+    held = Lock(tmp_path / "shared")
+    held.acquire()
+    model = tiny.model()
+    with pytest.raises(RuntimeError, match=f"shared is in use by another run .process {os.getpid()} on host"):
+        minipeft.fit(model, minipeft.select(model, "."), tiny.batches(), steps=1, progress=False, evaluate=lambda: 1.0,
+                     **{what: tmp_path / "shared"})
+    held.release()
+    minipeft.fit(model, minipeft.select(model, "."), tiny.batches(), steps=1, progress=False, evaluate=lambda: 1.0,
+                 **{what: tmp_path / "shared"})
+    assert [p.name for p in tmp_path.iterdir()] == ["shared"]

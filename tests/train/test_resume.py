@@ -244,10 +244,8 @@ def test_the_best_file_holds_the_weights_of_the_best_step_and_restore_puts_them_
         assert history.best == (best, SCORES[best - 1])
         wanted = tiny.everything(patient(folder, None, best, checkpoint=None, best=None)[1])
         assert (tiny.bits(tiny.everything(model)) == tiny.bits(wanted)) == (steps == best)
-        arrays = {name: p.data for name, p in tiny.everything(model).items()}
         minipeft.restore(tiny.everything(model), folder / "best")
         assert tiny.bits(tiny.everything(model)) == tiny.bits(wanted)
-        assert all(p.data is arrays[name] for name, p in tiny.everything(model).items())  # in place
 
 
 def test_a_resumed_run_keeps_the_best_of_all_its_calls(tmp_path: Path) -> None:
