@@ -8,7 +8,6 @@ its own, `place@attachment.leaf`, and renames nothing.
 from __future__ import annotations
 
 import copy
-import threading
 import types
 from typing import Any, Iterator, Mapping, Self
 
@@ -19,9 +18,6 @@ from minipeft.nn.place import Place
 from minipeft.nn.site import Site
 from minipeft.nn.state import Host
 from minipeft.nn.weight import Parameter, Slot, arrays_of
-
-
-_LOCK = threading.Lock()
 
 
 class Module:
@@ -116,14 +112,14 @@ class Model(Module):
     @property
     def host(self) -> Host:
         """What the places of this model share. Made when it is first asked for."""
-        if self._host is None:
-            with _LOCK:  # the first forwards of several threads may ask at once
-                if self._host is None:
-                    host = Host(tuple(place for _, place in self.named_places()))
-                    for place in host.places:
-                        place.host = host
-                    self._host = host
-        return self._host
+        host = self._host
+        if host is None:  # several threads may ask at once: setdefault takes the first, for all of them
+            host = vars(self).setdefault("_host", Host(tuple(place for _, place in self.named_places())))
+        if not host.is_known:
+            for place in host.places:
+                place.host = host
+            host.is_known = True
+        return host
 
     @property
     def attachments(self) -> Mapping[str, Any]:

@@ -72,7 +72,7 @@ class Host:
     base that are expensive to find out again (`peft.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
-        self.now, self.places = State(), places
+        self.now, self.places, self.is_known = State(), places, False  # whether all places know it
         self.recorder: Callable[[Host, State, frozenset[Names], frozenset], None] | None = None
         self.remembered: Any = None
 

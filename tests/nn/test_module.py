@@ -1,4 +1,7 @@
 """The tree: names follow attributes, each object once; state in and out; copies."""
+import sys
+import threading
+
 import numpy
 import pytest
 
@@ -120,3 +123,28 @@ def test_the_own_arrays_of_a_piece_are_its_parameters_and_constants_but_the_base
     piece.base = Constant(numpy.zeros(1))
     assert arrays_of(piece) == {"u": piece.u, "v": piece.v, "indices": piece.indices}
     assert arrays_of(lambda x: x) == {}
+
+
+def test_a_model_that_is_asked_for_its_host_by_several_threads_at_once_has_one():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            model, hosts = FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float32"), []
+            threads = [threading.Thread(target=lambda: hosts.append(model.host)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(hosts) == 4 and len({id(host) for host in hosts}) == 1
+            assert all(place.host is model.host for _, place in model.named_places())
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_model_whose_first_host_was_interrupted_gets_it_whole_the_next_time():
+    model = FAMILIES["t5 v1.0"](numpy.random.default_rng(0), "float32")
+    known = model.host
+    known.is_known = False
+    next(iter(model.slots.values())).host = None
+    assert model.host is known and all(place.host is known for _, place in model.named_places())
