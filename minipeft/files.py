@@ -96,9 +96,14 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise FileNotFoundError(f"{path}: there is no such file ('~' is not expanded: pass Path(...).expanduser())")
     check_regular(path, os.stat(path).st_mode)  # before it is opened, which can already change a device
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
-        check_regular(path, os.fstat(file.fileno()).st_mode)
-        yield file
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            check_regular(path, os.fstat(file.fileno()).st_mode)
+            yield file
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # of a read, which does not know the file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise
 
 
 def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str, str]]:

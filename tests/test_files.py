@@ -1008,3 +1008,11 @@ def test_the_shapes_and_dtypes_of_a_file_are_those_of_its_tensors(tmp_path):
     write_tensors(tmp_path / "a", TENSORS)
     assert read_shapes(tmp_path / "a") == {name: array.shape for name, array in TENSORS.items()}
     assert read_dtypes(tmp_path / "a") == {name: array.dtype.name for name, array in TENSORS.items()}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a regular file whose reading fails is needed")
+@pytest.mark.parametrize("read", [read_tensors, read_metadata, read_json])
+def test_an_error_of_the_system_while_reading_names_the_file(tmp_path, read):
+    (tmp_path / "odd").symlink_to("/proc/self/mem")
+    with pytest.raises((OSError, ValueError), match="odd"):
+        read(tmp_path / "odd")

@@ -112,6 +112,10 @@ def _method(model: Model, file: AdapterFile) -> Any:
     if missing:
         there = missing[0] if file.version == "1" else adapter_file.IN_FILES.get(missing[0], missing[0])
         raise ValueError(f"{file.kind}: the field {there!r} is missing")
+    unknown = sorted(set(file.fields) - expected)
+    if unknown:
+        raise ValueError(f"{file.kind}: the field {shown(unknown[0])} is unknown; expected "
+                         f"{', '.join(sorted(expected))}")
     if file.altered:
         raise ValueError("its metadata is not what was written: the signature does not match")
     known = {name for name, _ in model.named_places()}

@@ -442,7 +442,7 @@ def test_a_damaged_file_is_refused_and_leaves_the_model_as_it_was(saved, tmp_pat
     ("mask", {"type": ["matrix"]}, f"mask names '{BIAS}'"), ("mask", {"rows": [1]}, "does not fit this model"),
     ("whole", {"type": ["matrix"]}, "matches none"),
     ("whole", {"layers": [9]}, "layers 9: the model has no such block"),
-    ("whole", {"last": True}, "last is True"), ("whole", {"share": 0.5}, "unexpected keyword argument 'share'")])
+    ("whole", {"last": True}, "last is True"), ("whole", {"share": 0.5}, "the field 'share' is unknown")])
 def test_tampered_fields_are_refused(saved, tmp_path, which, changes, message):
     _, tensors, metadata, _ = saved[which]
     fields = {**json.loads(metadata["method"]), **changes}
