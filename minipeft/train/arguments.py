@@ -91,6 +91,12 @@ def _check_file(what: str, path: Any) -> None:
     if not text or "\0" in text or os.path.isdir(text):
         raise ValueError(f"{what} is {shown(text)}, {'a folder' if text and os.path.isdir(text) else 'no path'}; "
                          f"expected the path of a file")
+    try:
+        os.stat(text)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a link to itself, a name that is too long: it could not be written either
+        raise ValueError(f"{what} is {shown(text)}, which cannot be reached: {error.strerror}") from None
     if not os.path.isdir(os.path.dirname(os.path.realpath(text))):
         hint = "'~' is not expanded: pass Path(...).expanduser()" if text.startswith("~") else "create it first"
         raise ValueError(f"{what} is {shown(text)}, in a folder that does not exist: {hint}")

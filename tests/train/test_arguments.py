@@ -263,3 +263,15 @@ def test_a_run_without_an_end_in_its_schedule_can_be_lengthened(tmp_path: Path) 
     for steps in (2, 4):
         history = Case(tmp_path).fit(steps=steps, schedule=minipeft.inverse_sqrt(8, 3), checkpoint=tmp_path / "run")
     assert history.step == 4 and len(history.losses) == 2
+
+
+@pytest.mark.parametrize("what", ["log", "checkpoint", "best"])
+def test_a_link_to_itself_is_refused_before_a_step_is_made(tmp_path, what):
+    (tmp_path / "loop").symlink_to("loop")
+    model = tiny.model()
+    params = minipeft.select(model, ".")
+    before = tiny.bits(params)
+    with pytest.raises(ValueError, match=f"{what} is '.*loop', which cannot be reached: Too many levels"):
+        minipeft.fit(model, params, tiny.batches(), steps=1, progress=False, evaluate=lambda: 1.0,
+                     **{what: tmp_path / "loop"})
+    assert tiny.bits(params) == before
