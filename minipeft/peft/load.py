@@ -77,7 +77,10 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
 def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[AdapterFile, Attachment]:
     """What a file holds, made for this model and not attached yet."""
     name = file.name if name is None else name
-    check_name(model, name)
+    try:
+        check_name(model, name)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
     try:
         method = _method(model, file)
         places = dict(method.places(model))
