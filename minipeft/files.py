@@ -100,10 +100,8 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with os.fdopen(os.open(path, flags), "rb") as file:
             check_regular(path, os.fstat(file.fileno()).st_mode)
             yield file
-    except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a read, which does not know the file
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-        raise
+    except OSError as error:  # of a read, it does not know the file
+        raise error if error.filename else OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str, str]]:
