@@ -222,7 +222,8 @@ def method(**changes):
     (lambda m: m.update(places='["encoder.0.ff_norm.weight"]'), r"where=.* matches none of the \d+ matrix names"),
     (lambda m: m.update(places='["encoder.0.attn.q.weight"]'), "is not expected"),
     (lambda m: m.update(places=json.dumps(json.loads(m["places"]) + ["embedding.weight"])), "is missing"),
-    (lambda m: m.update(name="a b"), "/a: name is 'a b'; expected letters"), (lambda m: m.update(name=""), "expected letters"),
+    (lambda m: m.update(name="a b"), "/a: name is 'a b'; expected letters"),
+    (lambda m: m.update(name=""), "expected letters"),
     (lambda m: m.update(base="0" * 64), "made for another base"), (lambda m: m.update(base=""), "another base")])
 def test_tampered_metadata_is_refused(saved, tmp_path, change, message):
     metadata = dict(saved[2])
