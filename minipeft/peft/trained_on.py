@@ -4,13 +4,13 @@
     below       the attachments that were plugged below it, bottom first, anywhere in the model
     together    the attachments that were trained in the same steps
 
-It is recorded whenever its parameters are differentiated (`engine.when_differentiated`), so that a loop written by hand
-counts like `fit`. What lies below and is not trained itself is recorded with the content that it has at that moment.
-What is trained in the same step goes on changing: its content is written down ("settled") when it next changes in
-another step, when it is removed, or when the record is saved.
+The record is made whenever the attachment's parameters are differentiated for an update (the engine's
+`when_differentiated`), so a loop written by hand counts like `fit`. An attachment below that is not trained itself is
+recorded with its content at that moment. One that is trained in the same step goes on changing. Its content is written
+down ("settled") when it next changes in another step, when it is removed, or when the record is saved.
 
-The content of the base is found out once, because it takes a pass over all weights. It is found out again when the base
-was trained or replaced, and when an array of it is another object or one of 32 numbers of it changed.
+The content of the base takes a pass over all weights, so it is computed once and remembered. It is computed again after
+the base was trained or replaced. Arrays that are written by hand are noticed by a sample of their numbers.
 """
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def content_of_base(model: Model) -> str:
 
 
 def _sample(array: Array) -> tuple:
-    """What changes when an array is replaced or written over, without reading all of it: 32 numbers, evenly spread."""
+    """The identity of an array and a few dozen of its numbers, evenly spread: they change when it is replaced or written
+    over, and are read in no time."""
     if type(array) is not numpy.ndarray or array.dtype.hasobject:
         return (id(array),)
     return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()

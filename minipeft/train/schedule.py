@@ -4,6 +4,7 @@ A schedule that ends has `.steps`, the number of steps that it was made for; `fi
 """
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from typing import Any, Callable, ClassVar
@@ -14,7 +15,7 @@ Schedule = Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decay:
+class _Decay(abc.ABC):
     """Up from 0 to 1 over `warmup` steps, then down by `_fall` to 0 one step after the last of `steps`."""
 
     steps: int
@@ -32,8 +33,9 @@ class _Decay:
         rise = min(1.0, step / self.warmup) if self.warmup else 1.0
         return self._fall(rise, step)
 
+    @abc.abstractmethod
     def _fall(self, rise: float, step: int) -> float:
-        raise NotImplementedError
+        """The factor at a step, of which `rise` is that of the warmup."""
 
     def __repr__(self) -> str:
         return f"{self.name}(steps={self.steps}, warmup={self.warmup})"
