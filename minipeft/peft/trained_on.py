@@ -77,8 +77,8 @@ def content_of_base(model: Model) -> str:
 
 
 def _sample(array: Array) -> tuple:
-    """The identity of an array and a few dozen of its numbers, evenly spread: they change when it is replaced or written
-    over, and are read in no time."""
+    """The identity of an array and a few dozen of its numbers, evenly spread: they change when it is replaced or
+    written over, and are read in no time."""
     if type(array) is not numpy.ndarray or array.dtype.hasobject:
         return (id(array),)
     return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()
