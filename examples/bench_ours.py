@@ -11,7 +11,7 @@ import numpy
 import minipeft
 from bench_sizes import ALPHA, MODELS, RANK, RATE, Size
 from minipeft.backend import to_device, xp
-from minipeft.ops import add
+from minipeft.engine.ops import add
 
 
 class Ours:

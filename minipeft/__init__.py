@@ -2,26 +2,26 @@
 
 The public names; each is documented where it is defined.
 """
-from minipeft.autograd.check import check_gradients
-from minipeft.autograd.stopped import stop_gradient
-from minipeft.autograd.tensor import Tensor, value_and_grad
-from minipeft.autograd.xray import xray
+from minipeft.engine.check import check_gradients
+from minipeft.engine.stopped import stop_gradient
+from minipeft.engine.tensor import Tensor, value_and_grad
+from minipeft.engine.xray import xray
 from minipeft.backend import keep_heap, to_device, to_host, use
 from minipeft.conformance.trace import trace
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.weight import Parameter
-from minipeft.peft.attach import attach
-from minipeft.peft.attachment import Attachment
-from minipeft.peft.bottleneck import Bottleneck
-from minipeft.peft.load import load
-from minipeft.peft.lora import LoRA
-from minipeft.peft.mask import fisher, magnitude, top
-from minipeft.peft.neighbors import nearest_tokens
-from minipeft.peft.prompt import PromptTuning
-from minipeft.peft.report import report
-from minipeft.peft.select import select
-from minipeft.peft.selective import Selective
+from minipeft.attaching.attach import attach
+from minipeft.attaching.attachment import Attachment
+from minipeft.methods.bottleneck import Bottleneck
+from minipeft.attaching.load import load
+from minipeft.methods.lora import LoRA
+from minipeft.methods.mask import fisher, magnitude, top
+from minipeft.methods.neighbors import nearest_tokens
+from minipeft.methods.prompt import PromptTuning
+from minipeft.attaching.report import report
+from minipeft.attaching.select import select
+from minipeft.methods.selective import Selective
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit

@@ -9,7 +9,7 @@ that refuses what can be refused.
 
  1. Indices out of range: NumPy raises, CuPy wraps silently.      -> token ids are range-checked on the host
                                                                      (`nn.inputs.check_ids`) before they are moved.
- 2. Scatter-add: CuPy's is atomic, its summation order varies.    -> `ops.fused.embedding` sorts ids and adds segments.
+ 2. Scatter-add: CuPy's is atomic, its summation order varies.    -> `engine.ops.fused.embedding` sorts ids and adds segments.
  3. Random streams differ for one seed.                           -> numbers are drawn by a host numpy.random.Generator
                                                                      and moved; `xp.random` is not used at all.
  4. Reductions: NumPy returns scalars, CuPy 0-d arrays.           -> `@op` wraps every result with `xp.asarray`.
@@ -17,7 +17,7 @@ that refuses what can be refused.
     numpy functions on CuPy arrays raise or change library.
  6. Host and device arrays do not mix in one operation.           -> `@op` says which input lives where.
  7. CuPy has no object arrays (no `Fraction`).                    -> exact laws run on NumPy only.
- 8. CuPy lacks erf in its main namespace, errstate, frompyfunc.   -> `ops.erf` is written here, once, for both.
+ 8. CuPy lacks erf in its main namespace, errstate, frompyfunc.   -> `engine.ops.erf` is written here, once, for both.
  9. NumPy 2 promotes float32 * numpy.float64 scalar to float64.   -> scalars are Python floats (math.sqrt, never
                                                                      np.sqrt(int)) or `scalar(value, like)`.
 10. ufunc.reduceat: older CuPy lacks it, and no document says    -> `segment_sum`, below, adds runs of rows in an

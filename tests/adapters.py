@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any, Mapping
 
 from minipeft.files import write_tensors
-from minipeft.peft.adapter_file import SIGNED, signature
+from minipeft.attaching.adapter_file import SIGNED, signature
 
 
 def write_signed(path: Any, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

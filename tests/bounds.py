@@ -16,7 +16,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 
 # "1e-12 relative for a whole float64 model" (law 3), as a multiple of u = 2^-53: about 9,000 roundings in sequence. The
 # longest path through a tiny model has fewer (3 blocks of 3 sublayers, sums of at most 17 terms), each amplified a

@@ -11,7 +11,7 @@ import numpy
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 from minipeft.nn.weight import Slot
 
 VOCAB, D_MODEL, HEADS, D_KV, BATCH, SOURCE, TARGET = 13, 12, 3, 5, 4, 6, 7

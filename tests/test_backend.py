@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import backend, ops
-from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
+from minipeft.engine.tensor import Leaf, Tensor, value_and_grad
 from minipeft.backend import namespace, scalar, segment_sum, to_device, to_host, xp
 from tests.models_under_test import FAMILIES, VOCAB, Case
 from tests.strategies import draw_array, fractions, seeds

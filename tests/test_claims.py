@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAWS, MASKING = "tests/test_laws.py::test_law_", "tests/test_laws_masking.py::test_law_5_"
-REPORT, README = "tests/peft/test_report.py::test_", "tests/test_readme.py::test_"
-ACCENTS, PROMPT = "examples/accents.py: ", "tests/peft/test_prompt.py::test_"
-LORA, SELECTIVE = "tests/peft/test_lora.py::test_", "tests/peft/test_selective.py::test_"
+REPORT, README = "tests/attaching/test_report.py::test_", "tests/test_readme.py::test_"
+ACCENTS, PROMPT = "examples/accents.py: ", "tests/methods/test_prompt.py::test_"
+LORA, SELECTIVE = "tests/methods/test_lora.py::test_", "tests/methods/test_selective.py::test_"
 MORE = "tests/test_examples_more.py::test_"
 STEPS = MASKING + "steps_with_momentum_and_decay_move_the_selection_and_no_other_bit"
 RECORDED = README + "the_results_tables_are_those_of_the_recorded_run"
@@ -24,7 +24,7 @@ RECORDED = README + "the_results_tables_are_those_of_the_recorded_run"
 CLAIMS: dict[int, tuple[str, list[str]]] = {
     1: ("memory: weights, gradients, moments, activations, transients are told apart and measured", [
         REPORT + "flan_t5_base_with_rank_32_on_q_and_v_trains_3538944_of_251116800",
-        "tests/autograd/test_xray.py::test_the_peak_is_the_allocators_within_10_percent_at_the_size_of_the_examples"]),
+        "tests/engine/test_xray.py::test_the_peak_is_the_allocators_within_10_percent_at_the_size_of_the_examples"]),
     2: ("full fine-tuning: every parameter has a gradient and changes", [STEPS]),
     3: ("what is frozen keeps every bit, and has no gradient and no optimizer state", [
         STEPS, MASKING + "a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_never_otherwise"]),
@@ -85,13 +85,13 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
         "examples/swap_tasks.py: is best done with its own LoRA"]),
     26: ("base < LoRA ~ full, by exact match", [ACCENTS + "LoRA r=8 is within", ACCENTS + "{better} beats {worse}"]),
     27: ("adapters after attention and feed-forward, in encoder and decoder; the identity at the start", [
-        "tests/peft/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say",
-        "tests/peft/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub",
+        "tests/methods/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say",
+        "tests/methods/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"]),
     28: ("a soft prompt: P x d vectors in front, the mask longer by P", [
         PROMPT + "prompting_is_running_the_base_on_a_vocabulary_longer_by_the_prompt",
         PROMPT + "cross_attention_sees_the_prompt_and_not_the_padding",
-        "tests/peft/test_prompt_golden.py::test_logits_plugged_and_unplugged_are_those_of_peft"]),
+        "tests/methods/test_prompt_golden.py::test_logits_plugged_and_unplugged_are_those_of_peft"]),
     29: ("it trains P d numbers", [
         PROMPT + "it_stands_at_the_encoders_input_and_has_p_d_numbers",
         "examples/soft_prompts.py: a prompt of P vectors has P d numbers"]),
@@ -100,7 +100,7 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
         "examples/soft_prompts.py: only the prompt changes: every array of the base is bit for bit what it was"]),
     31: ("trained vectors are no rows of the table", [
         "examples/soft_prompts.py: no trained vector is a row of the table",
-        "tests/peft/test_neighbors.py::test_a_vector_that_is_a_row_is_at_distance_0_of_it_exactly"]),
+        "tests/methods/test_neighbors.py::test_a_vector_that_is_a_row_is_at_distance_0_of_it_exactly"]),
     32: ("the second kind: the input stays, rows of the table are trained", [
         SELECTIVE + "only_the_rows_that_were_named_are_trained"]),
     33: ("hard prompts are the baseline, at the cost of context", [
@@ -109,8 +109,8 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
         PROMPT + "rows_of_one_batch_see_their_own_prompts",
         PROMPT + "every_row_of_a_mixed_batch_generates_what_it_does_alone"]),
     35: ("the nearest tokens of a vector, and how tight they lie, against random vectors", [
-        "tests/peft/test_neighbors.py::test_neighbors_are_those_of_one_comparison_after_the_other",
-        "tests/peft/test_neighbors.py::test_tightness_of_clusters_made_by_hand"])}
+        "tests/methods/test_neighbors.py::test_neighbors_are_those_of_one_comparison_after_the_other",
+        "tests/methods/test_neighbors.py::test_tightness_of_clusters_made_by_hand"])}
 
 
 def test_every_claim_that_is_not_excepted_has_a_row():

@@ -15,7 +15,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.autograd.tensor import value_and_grad
+from minipeft.engine.tensor import value_and_grad
 from minipeft.backend import to_host
 from tests.models_under_test import FAMILIES, Case
 from tests.strict_namespace import strict

@@ -3,7 +3,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft import ops
+from minipeft.engine import ops
 from tests.models_under_test import Case, bits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float32", 0)

@@ -2,7 +2,7 @@
 
     2 transparency, 3 merge, 6 names, 7 round trip, 9 fused = definition, 12 dtype, 13 accumulation: here.
     1 definition, 3 slot by slot, 10 rank: test_laws_lora.py (LoRA), test_laws_exact.py (LoRA and deltas, on Fractions);
-      of prompts, the extended vocabulary: peft/test_prompt.py; of adapters, by hand: peft/test_bottleneck.py.
+      of prompts, the extended vocabulary: methods/test_prompt.py; of adapters, by hand: methods/test_bottleneck.py.
     4 undo: test_laws_undo.py.    5 masking: test_laws_masking.py.    8 swap and mixed batches: test_laws_routing.py.
     11 backends: test_backend.py.    1, 2, 3, 5, 8, 13 as equalities, on Fractions: test_laws_exact.py.
 
@@ -24,10 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft import ops
-from minipeft.autograd.tensor import Tensor, _observer
+from minipeft.engine import ops
+from minipeft.engine.tensor import Tensor, _observer
 from minipeft.nn import layers
-from minipeft.ops import definitions, fused
+from minipeft.engine.ops import definitions, fused
 from minipeft.train.data import batch_of
 from tests.bounds import close, close_gradients
 from tests.methods_under_test import HALF, METHODS, WHOLE, each, share, variants
@@ -314,5 +314,5 @@ def test_law_13_accumulated_micro_batches_are_one_batch(method, kind, dtype, dat
 
 
 def test_every_method_that_a_file_can_hold_is_under_these_laws():
-    from minipeft.peft.load import METHODS as known
+    from minipeft.attaching.load import METHODS as known
     assert set(METHODS) == set(known)

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft import ops
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine import ops
+from minipeft.engine.tensor import Tensor
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Model
 from minipeft.nn.routing import routed
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter, Reparam
-from minipeft.ops import definitions
-from minipeft.peft.lora import LowRank
+from minipeft.engine.ops import definitions
+from minipeft.methods.lora import LowRank
 from minipeft.train.data import batch_of, label_tokens
 from tests.methods_under_test import HALF
 

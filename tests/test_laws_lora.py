@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft import ops
-from minipeft.autograd.tensor import Leaf, Tensor
+from minipeft.engine import ops
+from minipeft.engine.tensor import Leaf, Tensor
 from minipeft.nn.weight import Parameter, Slot
 from tests.bounds import close, norm_of, tau, wide, within
 from tests.models_under_test import D_MODEL, FAMILIES, TIED, Case, cases, logits, slots_of

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft.autograd.tensor import Node, _observer
+from minipeft.engine.tensor import Node, _observer
 from minipeft.nn.weight import Parameter
 from tests.methods_under_test import HALF, Variant, each, variants
 from tests.models_under_test import bits, cases

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft.autograd.tensor import _observer
+from minipeft.engine.tensor import _observer
 from minipeft.nn.routing import _view
 from tests.bounds import close, close_gradients
 from tests.methods_under_test import HALF, Variant, each, share, variants

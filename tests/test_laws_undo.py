@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import minipeft
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 from tests.methods_under_test import HALF
 
 
@@ -131,7 +131,7 @@ class Undo(RuleBasedStateMachine):
 
     def load(self, name: str) -> None:
         def action() -> None:
-            # forced: what lay below it when it was saved may be gone (tests/peft/test_load.py has that rule)
+            # forced: what lay below it when it was saved may be gone (tests/attaching/test_load.py has that rule)
             self.handles[name] = minipeft.load(self.model, self.path(name), force=True)
         if self.made("load", name, self.state[name] == "removed", action):
             self.arrived(name)

@@ -1,7 +1,9 @@
 """The one-way order of the package, read from its imports; and what an import of it brings along.
 
-    examples, __main__ -> conformance -> formats -> train | models | quant | peft;   quant -> peft
-    each of these -> nn -> ops -> autograd -> files, backend;   files -> atomic
+    examples, __main__ -> conformance -> formats -> laws -> train | models | quant | methods;   quant -> methods
+    train | models | methods -> attaching -> nn -> engine.ops -> engine -> files, backend;   files -> atomic
+
+Models and training need nothing of attaching.
 """
 from __future__ import annotations
 
@@ -19,38 +21,41 @@ import minipeft
 PACKAGE = Path(minipeft.__file__).parent
 ROOT = PACKAGE.parent
 _BASE = ["files", "atomic", "backend", "checks"]
-_BELOW_PEFT = ["nn", "ops", "autograd", *_BASE]
+_BELOW_ATTACHING = ["nn", "engine.ops", "engine", *_BASE]
+_BELOW_LAWS = ["train", "models", "quant", "methods", "attaching", *_BELOW_ATTACHING]
 MAY_IMPORT: dict[str, list[str]] = {
     "checks": [],
     "backend": [],
     "atomic": [],
     "files": ["atomic", "backend", "checks"],
-    "autograd": _BASE,
-    "ops": ["autograd", *_BASE],
-    "nn": ["ops", "autograd", *_BASE],
-    "peft": _BELOW_PEFT,
-    "models": _BELOW_PEFT,
-    "train": _BELOW_PEFT,
-    "quant": ["peft", *_BELOW_PEFT],
-    "formats": ["train", "models", "quant", "peft", *_BELOW_PEFT],
-    "conformance": ["formats", "train", "models", "quant", "peft", *_BELOW_PEFT],
-    "__main__": ["conformance", "formats", "train", "models", "quant", "peft", *_BELOW_PEFT],
+    "engine": _BASE,
+    "engine.ops": ["engine", *_BASE],
+    "nn": ["engine.ops", "engine", *_BASE],
+    "attaching": _BELOW_ATTACHING,
+    "methods": ["attaching", *_BELOW_ATTACHING],
+    "models": _BELOW_ATTACHING,
+    "train": _BELOW_ATTACHING,
+    "quant": ["methods", "attaching", *_BELOW_ATTACHING],
+    "laws": _BELOW_LAWS,
+    "formats": ["laws", *_BELOW_LAWS],
+    "conformance": ["formats", "laws", *_BELOW_LAWS],
+    "__main__": ["conformance", "formats", "laws", *_BELOW_LAWS],
 }
 
 # Work on the host that a folder whose arrays live in `xp` may do with NumPy, besides naming types: {file: why}.
 TYPES = {"ndarray", "generic", "dtype", "integer", "floating", "float32", "float64", "int64", "random",
          "random.Generator", "random.default_rng"}
 HOST_WORK = {
-    "autograd/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
-    "ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
-    "ops/overflow.py": ({"errstate"}, "NumPy's warning of an overflow that is mended in the next line"),
-    "ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
-    "peft/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
-    "peft/load.py": ({"array_equal", "errstate", "isfinite"}, "the numbers of a file are checked before they move"),
-    "peft/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
+    "engine/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
+    "engine/ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
+    "engine/ops/overflow.py": ({"errstate"}, "NumPy's warning of an overflow that is mended in the next line"),
+    "engine/ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
+    "methods/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
+    "attaching/load.py": ({"array_equal", "errstate", "isfinite"}, "the numbers of a file are checked before they move"),
+    "methods/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
                      "indices are made and checked on the host, once"),
-    "peft/trained_on.py": ({"ascontiguousarray"}, "checksums are of bytes on the host"),
-    "peft/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
+    "attaching/trained_on.py": ({"ascontiguousarray"}, "checksums are of bytes on the host"),
+    "methods/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
                           "a report about a few vectors, in float64"),
 }
 
@@ -87,7 +92,8 @@ def graph() -> dict[str, set[str]]:
 
 
 def layer(module: str) -> str:
-    return module.split(".")[0]
+    """The folder right below minipeft; the ops are a layer of their own above the engine."""
+    return "engine.ops" if module.startswith("engine.ops") else module.split(".")[0]
 
 
 def against_the_order(edges: dict[str, set[str]]) -> list[str]:
@@ -129,11 +135,12 @@ def test_the_order_of_layers_is_itself_without_a_circle():
 
 
 @pytest.mark.parametrize("module, line", [
-    ("nn.weight", "from minipeft.peft.lora import LoRA"), ("models.t5", "import minipeft.peft.attach"),
-    ("ops.fused", "from minipeft.nn import weight"), ("autograd.tensor", "from minipeft.ops import add"),
-    ("train.loop", "from minipeft.models.t5 import T5"), ("peft.lora", "from minipeft.quant.nf4 import NF4"),
-    ("backend", "from minipeft.files import read_tensors"), ("peft.lora", "import minipeft"),
-    ("peft.lora", "def late():\n    from minipeft.train.loop import fit"), ("nn.site", "from minipeft import peft")])
+    ("nn.weight", "from minipeft.methods.lora import LoRA"), ("models.t5", "import minipeft.attaching.attach"),
+    ("engine.ops.fused", "from minipeft.nn import weight"), ("engine.tensor", "from minipeft.engine.ops import add"),
+    ("train.loop", "from minipeft.models.t5 import T5"), ("methods.lora", "from minipeft.quant.nf4 import NF4"),
+    ("backend", "from minipeft.files import read_tensors"), ("methods.lora", "import minipeft"),
+    ("methods.lora", "def late():\n    from minipeft.train.loop import fit"), ("nn.site", "from minipeft import methods"),
+    ("attaching.load", "from minipeft.methods import lora")])
 def test_an_import_against_the_order_is_seen(module, line):
     assert against_the_order({module: set(imports(line, module, sources()))})
 
@@ -146,7 +153,7 @@ def test_a_circle_is_seen():
 
 def test_the_public_names_are_names_and_nothing_else():
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign)) for node in tree.body)
+    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign, ast.FunctionDef)) for node in tree.body)
     assert sorted(minipeft.__all__, key=str.lower) == minipeft.__all__
     assert all(hasattr(minipeft, name) for name in minipeft.__all__)
 
@@ -201,7 +208,7 @@ def test_numpy_has_one_name_and_is_never_taken_apart():
 def test_where_arrays_live_in_xp_numpy_only_names_types_and_does_the_host_work_that_is_listed():
     found = {}
     for module, path in sources().items():
-        if layer(module) in ("autograd", "ops", "peft"):
+        if layer(module) in ("engine", "engine.ops", "methods", "attaching"):
             if work := attributes_of(path.read_text("utf-8"), "numpy") - TYPES:
                 found[str(path.relative_to(PACKAGE))] = work
     assert found == {file: work for file, (work, _) in HOST_WORK.items()}

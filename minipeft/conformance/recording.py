@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Node, Tensor, Vjp, _observer, array_of, value_and_grad
+from minipeft.engine.tensor import Node, Tensor, Vjp, _observer, array_of, value_and_grad
 from minipeft.backend import Array, to_device, to_host, xp
 from minipeft.conformance.arithmetic import UNIT
 from minipeft.nn.module import Module

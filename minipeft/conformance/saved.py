@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minipeft.peft.attachment import Attachment
-from minipeft.peft.load import load
+from minipeft.attaching.attachment import Attachment
+from minipeft.attaching.load import load
 
 
 def bytes_of(attachment: Attachment) -> bytes:

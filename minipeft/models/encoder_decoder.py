@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array, namespace, to_device
 from minipeft.models.decode import greedy
 from minipeft.nn.attention import KeyValues
@@ -21,7 +21,7 @@ from minipeft.nn.inputs import check_ids, check_mask, host_ids
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Model
 from minipeft.nn.routing import routed
-from minipeft.ops import cross_entropy
+from minipeft.engine.ops import cross_entropy
 
 IGNORE = -100
 

@@ -32,7 +32,7 @@ import os
 import re
 from typing import Any, Mapping, Self
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
@@ -43,7 +43,7 @@ from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
 from minipeft.nn.positions import RelativeBuckets
-from minipeft.ops import mul
+from minipeft.engine.ops import mul
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ import math
 import os
 from typing import Any, Self
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
 from minipeft.files import read_metadata, read_shapes, read_tensors
 from minipeft.models.config import Config, checked_config, first_name
@@ -47,7 +47,7 @@ from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, LayerNorm, Linear
 from minipeft.nn.positions import Learned, Sinusoidal
-from minipeft.ops import mul
+from minipeft.engine.ops import mul
 
 
 @dataclasses.dataclass(frozen=True)

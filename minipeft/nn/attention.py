@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minipeft.autograd.tensor import Tensor, array_of
+from minipeft.engine.tensor import Tensor, array_of
 from minipeft.backend import Array, xp
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
-from minipeft.ops import add, attention
-from minipeft.ops.drop import dropout_mask
+from minipeft.engine.ops import add, attention
+from minipeft.engine.ops.drop import dropout_mask
 
 
 class KeyValues:
@@ -91,7 +91,7 @@ def additive(mask: Array | None, dtype: Any) -> Array | None:
     """0 where the boolean `mask` holds and -inf elsewhere, to be added to scores once.
 
     Minus infinity hides a key whatever its score is, and what is hidden by two of these is hidden. A query that may
-    look nowhere gives a uniform average and not NaN (`ops.attention`)."""
+    look nowhere gives a uniform average and not NaN (`engine.ops.attention`)."""
     if mask is None:
         return None
     return xp.where(mask, xp.zeros((), dtype), xp.full((), -math.inf, dtype))

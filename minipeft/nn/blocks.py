@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from minipeft.autograd.tensor import Tensor, array_of
+from minipeft.engine.tensor import Tensor, array_of
 from minipeft.backend import Array
 from minipeft.nn.attention import Attention, KeyValues, additive, causal
 from minipeft.nn.layers import FeedForward, LayerNorm, RMSNorm
 from minipeft.nn.module import Module
 from minipeft.nn.positions import Learned, RelativeBuckets, Sinusoidal, positions_of
 from minipeft.nn.site import Site
-from minipeft.ops import add, dropout, key_first
+from minipeft.engine.ops import add, dropout, key_first
 
 Norm = LayerNorm | RMSNorm
 

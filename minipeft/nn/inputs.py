@@ -5,7 +5,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 from minipeft.backend import Array, to_device, to_host
 from minipeft.checks import shown
 

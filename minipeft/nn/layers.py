@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Slot
-from minipeft.ops import add, dropout, gelu, gelu_tanh, layer_norm, mul, relu, rms_norm, silu
+from minipeft.engine.ops import add, dropout, gelu, gelu_tanh, layer_norm, mul, relu, rms_norm, silu
 
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
     "relu": relu, "gelu": gelu, "gelu_new": gelu_tanh, "gelu_tanh": gelu_tanh, "silu": silu, "swish": silu}

@@ -10,11 +10,11 @@ from typing import Any, Callable, Iterator
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.backend import to_device
 from minipeft.nn.routing import view_of
 from minipeft.nn.state import Entry, Host
-from minipeft.ops import concat, embedding, index, reshape
+from minipeft.engine.ops import concat, embedding, index, reshape
 
 
 class Place:

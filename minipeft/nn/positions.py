@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array, to_device, to_host
 from minipeft.nn.module import Module
 from minipeft.nn.weight import Slot
-from minipeft.ops import toeplitz
+from minipeft.engine.ops import toeplitz
 
 
 def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:

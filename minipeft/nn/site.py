@@ -17,11 +17,11 @@ from typing import Any, Callable, Sequence
 
 import numpy
 
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 from minipeft.backend import to_device, xp
 from minipeft.nn.place import Place
 from minipeft.nn.routing import Groups, view_of
-from minipeft.ops import concat, index
+from minipeft.engine.ops import concat, index
 
 KINDS = ("sublayer", "input", "memory")
 

@@ -69,7 +69,7 @@ class Host:
 
     recorder: called with (host, state, orders, parameters) after `value_and_grad` has differentiated parameters of this
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
-    base that are expensive to find out again (`peft.trained_on`)."""
+    base that are expensive to find out again (`attaching.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
         self.now, self.places, self.is_known = State(), places, False  # whether all places know it

@@ -14,11 +14,11 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol
 
-from minipeft.autograd.tensor import Leaf, Tensor, array_of
+from minipeft.engine.tensor import Leaf, Tensor, array_of
 from minipeft.backend import Array
 from minipeft.nn.place import Place
 from minipeft.nn.state import Entry, Names
-from minipeft.ops import embedding, linear, reshape
+from minipeft.engine.ops import embedding, linear, reshape
 
 
 class Weight(Protocol):

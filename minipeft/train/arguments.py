@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any, Callable, Mapping
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.checks import integer, number, python, shown
 from minipeft.train.lock import lock_file
 from minipeft.train.optim import AdamW

@@ -14,7 +14,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.backend import to_device, to_host, xp
 from minipeft.checks import shown
 from minipeft.files import read_tensors, write_tensors

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from typing import Any, Mapping
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.checks import python, shown
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.train.data import Batches

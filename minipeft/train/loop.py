@@ -21,7 +21,7 @@ from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import array_of, value_and_grad
+from minipeft.engine.tensor import array_of, value_and_grad
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import is_number, python, shown
 from minipeft.train import arguments, best as best_file, checkpoint as checkpoints

@@ -20,7 +20,7 @@ from typing import Any, Iterable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.backend import Array, resolve, to_device, xp
 from minipeft.checks import is_number, number, python, shown
 from minipeft.nn.where import Where, matching

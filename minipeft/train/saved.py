@@ -18,7 +18,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.checks import is_integer, is_number, shown
 from minipeft.train.checkpoint import Checkpoint
 from minipeft.train.data import Batches

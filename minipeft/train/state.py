@@ -12,7 +12,7 @@ from typing import Any, Callable, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 from minipeft.backend import Array, to_device
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW

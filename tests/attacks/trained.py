@@ -9,7 +9,7 @@ import numpy
 
 import minipeft
 from minipeft.files import read_tensors, write_tensors
-from minipeft.peft.adapter_file import SIGNED, signature
+from minipeft.attaching.adapter_file import SIGNED, signature
 from tests.train import hostile, tiny
 
 CONFIG = minipeft.T5Config(23, 12, 5, 3, 20, 1, 1, 8, 20)

@@ -16,7 +16,7 @@ from minipeft.conformance.compare import compare, main
 from minipeft.conformance.recording import convert
 from minipeft.conformance.trace import trace
 from minipeft.files import read_metadata, read_tensors, write_tensors
-from minipeft.ops import attention
+from minipeft.engine.ops import attention
 from tests.models_under_test import FAMILIES, Case
 
 

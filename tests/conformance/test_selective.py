@@ -5,7 +5,7 @@ import types
 import numpy
 import pytest
 
-from minipeft.autograd.tensor import value_and_grad
+from minipeft.engine.tensor import value_and_grad
 from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.fault import Fault
 from minipeft.conformance.methods.selective import METHOD, ours
@@ -17,9 +17,9 @@ from minipeft.conformance.observe import near, raised
 from minipeft.conformance.plugin import Plugin
 from minipeft.conformance.tolerance import tau
 from minipeft.nn.weight import Parameter
-from minipeft.ops import mul
-from minipeft.ops import sum as total
-from minipeft.peft.select import select
+from minipeft.engine.ops import mul
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.select import select
 
 HAND = {"norm.weight": [1, -2], "norm.bias": [0, 1], "fc1.weight": [[2, 1]], "fc1.bias": [0.5],
         "fc2.weight": [[1], [2]], "fc2.bias": [0, -1], "x": [[1, -1]], "g": [[1, 1]]}

@@ -9,7 +9,7 @@ from typing import Any, Callable, Mapping
 import numpy
 import pytest
 
-from minipeft.autograd.tensor import value_and_grad
+from minipeft.engine.tensor import value_and_grad
 from minipeft.conformance.arithmetic import arithmetic
 from minipeft.conformance.case import Case
 from minipeft.conformance.diagnose import suspects, words
@@ -28,8 +28,8 @@ from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import run
 from minipeft.conformance.vectors.schema import FOLDER
 from minipeft.nn.weight import Parameter
-from minipeft.ops import definitions, matmul, mul, transpose
-from minipeft.ops import sum as total
+from minipeft.engine.ops import definitions, matmul, mul, transpose
+from minipeft.engine.ops import sum as total
 
 SIZES = {"b": 4, "t": 4, "p": 2, "d": 3, "V": 5}
 OUTSIDE = {"left_padding": "outside the padding"}

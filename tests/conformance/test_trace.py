@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.autograd.tensor import _observer, _watched
+from minipeft.engine.tensor import _observer, _watched
 from minipeft.conformance.trace import trace
 from minipeft.files import read_tensors
 from tests.by_hand import put

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from minipeft import T5, T5Config, Tensor, Transformer, TransformerConfig
-from minipeft.autograd import tensor
+from minipeft.engine import tensor
 
 VOCAB = 23
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, d_model=12, num_heads=3, d_ff=20, num_layers=2, num_decoder_layers=3)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from minipeft import (LoRA, T5, T5Config, Transformer, TransformerConfig, attach, select, value_and_grad)
-from minipeft.autograd import tensor
+from minipeft.engine import tensor
 from minipeft.models import t5, transformer
 from minipeft.nn import attention
-from minipeft.ops import drop
+from minipeft.engine.ops import drop
 
 VOCAB = 23
 SIZES: dict[str, Any] = dict(vocab_size=VOCAB, d_model=12, num_heads=3, d_ff=20, num_layers=2, num_decoder_layers=3)

@@ -359,7 +359,7 @@ def test_what_has_no_dense_form_is_refused_by_name(tmp_path, monkeypatch):
     def refuse(self: Any) -> Any:
         raise TypeError("Odd does not define dense()")
 
-    monkeypatch.setattr("minipeft.peft.lora.LowRank.dense", refuse)
+    monkeypatch.setattr("minipeft.methods.lora.LowRank.dense", refuse)
     with pytest.raises(ValueError, match=r"'a' cannot be merged: Odd does not define dense\(\)"):
         model.save_pretrained(tmp_path / "new", merged=True)
     assert not (tmp_path / "new").exists()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft import ops
+from minipeft.engine import ops
 from minipeft.nn.layers import LayerNorm, Linear, RMSNorm
 from minipeft.nn.place import Place
 from minipeft.nn.positions import Learned, RelativeBuckets

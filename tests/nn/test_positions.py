@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft import T5, T5Config
-from minipeft.autograd.tensor import array_of
+from minipeft.engine.tensor import array_of
 from minipeft.nn import blocks
 from minipeft.nn.positions import RelativeBuckets, bucket, positions_of
 from tests.by_hand import put

@@ -3,7 +3,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft import ops
+from minipeft.engine import ops
 from minipeft.nn.routing import routed
 from minipeft.nn.site import KINDS, Site
 from minipeft.nn.weight import Parameter

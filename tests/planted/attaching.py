@@ -1,10 +1,10 @@
 """Faults that were found from outside, planted again: dropout, files that say something untrue, moves, errors."""
 from tests.planted.bug import Bug
 
-MOVES, TRAINED_ON, LOAD, FILE = "peft/attachment.py", "peft/trained_on.py", "peft/load.py", "peft/adapter_file.py"
+MOVES, TRAINED_ON, LOAD, FILE = "attaching/attachment.py", "attaching/trained_on.py", "attaching/load.py", "attaching/adapter_file.py"
 LAW_14 = "test_laws_dropout.py::test_law_14_"
 EACH_WEIGHT = LAW_14 + "dropout_of_any_one_weight_reaches_the_loss_plugged_and_routed"
-LINEAGE = "peft/test_trained_on.py::test_"
+LINEAGE = "attaching/test_trained_on.py::test_"
 HELP = "test_errors_that_help.py::test_a_mistake_is_answered_with_what_to_do_and_changes_nothing"
 
 BUGS = [
@@ -13,11 +13,11 @@ BUGS = [
         "return self.logits(hidden)", EACH_WEIGHT),
     Bug("a T5's head drops the generator", "models/t5.py", "return self.head(hidden, rng)", "return self.head(hidden)",
         EACH_WEIGHT),
-    Bug("a difference above loses the dropout below", "peft/delta.py", "if rng is None or not self.base.drops:",
+    Bug("a difference above loses the dropout below", "methods/delta.py", "if rng is None or not self.base.drops:",
         "if True:", EACH_WEIGHT),
     Bug("dropout two weights below is not asked about", "nn/weight.py", "return self.base.drops", "return False",
         LAW_14 + "dropout_reaches_through_several_weights_above_it"),
-    Bug("a difference above a weight with dropout is added twice", "peft/delta.py",
+    Bug("a difference above a weight with dropout is added twice", "methods/delta.py",
         "return add(self.base.project(x, rng), linear(x, self.change()))",
         "return add(self.base.project(x, rng), linear(x, self.change() + self.change()))",
         LAW_14 + "the_mean_over_many_passes_is_the_undropped_product"),
@@ -72,10 +72,10 @@ BUGS = [
     Bug("rows that chose what they see are recorded as if they saw what is plugged", "nn/routing.py",
         "when_differentiated(self.state, orders,", "when_differentiated(self.state, [tuple(self.state.plugged)],",
         LINEAGE + "rows_that_choose_what_they_see_record_what_they_saw"),
-    Bug("of two forwards in one step the last one counts", "autograd/tensor.py",
+    Bug("of two forwards in one step the last one counts", "engine/tensor.py",
         "calls.setdefault(key, (call, set()))[1].update(told)", "calls[key] = (call, set(told))",
         LINEAGE + "two_forwards_in_one_step_are_recorded_together"),
-    Bug("scores of parameters count as training", "peft/mask.py", ", training=False", "",
+    Bug("scores of parameters count as training", "methods/mask.py", ", training=False", "",
         LINEAGE + "gradients_that_are_for_no_update_are_no_training"),
     Bug("a base that is trained while nothing is attached is taken for the old one", TRAINED_ON,
         "    if base_too:\n        host.remembered = None\n",
@@ -87,7 +87,7 @@ BUGS = [
     Bug("NaN is saved over a good file", MOVES, 'array.dtype.kind == "f" and not to_host(', "False and not to_host(",
         LINEAGE + "numbers_that_are_not_finite_are_not_saved"),
     Bug("a field that is missing becomes its default", LOAD, "    if missing:\n", "    if False:\n",
-        "peft/test_load.py::test_tampered_metadata_is_refused"),
+        "attaching/test_load.py::test_tampered_metadata_is_refused"),
     Bug("texts that were altered are taken", LOAD, "    if file.altered:\n", "    if False:\n",
         LINEAGE + "texts_that_were_altered_and_not_signed_are_refused"),
     Bug("version 1 is read as if it were version 2", LOAD,
@@ -100,20 +100,20 @@ BUGS = [
         LINEAGE + "adapters_that_were_trained_together_load_in_one_call_in_any_order_and_none_alone"),
     # ---- moves
     Bug("off and on again goes on top", MOVES, "if name in self._above), len(order))", "if False), len(order))",
-        "peft/test_attach.py::test_off_and_on_again_is_where_it_was"),
+        "attaching/test_attach.py::test_off_and_on_again_is_where_it_was"),
     Bug("with off leaves it off", MOVES,
         "                self._put_back(before, without)\n        finally:\n"
         "            self._put_back(before, without)",
         "                pass\n        finally:\n            pass",
-        "peft/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
+        "attaching/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
     Bug("a merged one returns to weights that are others", MOVES,
         'if self._state_in(back) == "merged" and any(not', "if False and any(not",
-        "peft/test_attach.py::test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_"
+        "attaching/test_attach.py::test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_"
         "has_moved"),
     Bug("a move changes the state in place", MOVES, "        self.model.host.now = state\n",
         "        now = self.model.host.now\n        now.plugged.clear()\n        now.plugged.update(state.plugged)\n"
         "        self.model.host.now = state\n",
-        "peft/test_attach.py::test_a_move_replaces_the_state_once_and_never_changes_the_one_before"),
+        "attaching/test_attach.py::test_a_move_replaces_the_state_once_and_never_changes_the_one_before"),
     Bug("a forward looks at the state at every place", "nn/routing.py",
         "return view if view is not None and view.host is host else View(host, host.now)",
         "return view if view is not None and view.rows is not None else View(host, host.now)",
@@ -124,17 +124,17 @@ BUGS = [
         "test_errors_that_help.py::test_a_bare_word_of_a_list_chooses_whole_segments_in_every_part_of_the_library"),
     Bug("a tied head is not said to be tied", "nn/where.py",
         'tied = isinstance(pattern, str) and "head" in pattern', "tied = False", HELP),
-    Bug("after a merge the rest of the base counts as trained", "peft/report.py",
+    Bug("after a merge the rest of the base counts as trained", "attaching/report.py",
         "= own if own or constants else base", "= own if own else base",
-        "peft/test_report.py::test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not"),
-    Bug("a report praises a negative saving", "peft/report.py", "if low < dense else", "if True else",
-        "peft/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"
+        "attaching/test_report.py::test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not"),
+    Bug("a report praises a negative saving", "attaching/report.py", "if low < dense else", "if True else",
+        "attaching/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"
         "saving"),
-    Bug("a bottleneck cannot be pickled", "peft/bottleneck.py",
+    Bug("a bottleneck cannot be pickled", "methods/bottleneck.py",
         '_norm if method.input == "norm" else PLACEMENTS[method.placement][1]',
         "(lambda f: lambda x, n, F: f(x, n, F))(\n            _norm if method.input == \"norm\" else "
         "PLACEMENTS[method.placement][1])",
-        "peft/test_attach.py::test_a_model_with_any_method_can_be_pickled_and_copied"),
+        "attaching/test_attach.py::test_a_model_with_any_method_can_be_pickled_and_copied"),
     # ---- positions
     Bug("padding on the left takes positions", "nn/positions.py",
         "return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns", "return columns",

@@ -18,8 +18,8 @@ EQUATION = OF_LORA + "1_the_dense_weight_is_the_equation_of_the_paper"
 PROJECT = OF_LORA + "1_project_is_multiplication_by_the_dense_weight_in_value_and_gradient"
 MERGED_SLOT = OF_LORA + "3_the_merged_weight_and_its_product_are_within_the_bound_at_every_slot"
 MERGED_MODEL = LAWS + "3_a_merged_model_computes_what_the_unmerged_one_does"
-LAW_9 = "ops/test_fused.py::test_a_fused_op_equals_its_definition_in_value_and_all_gradients"
-FEW = "ops/test_fused.py::test_few_rows_and_many_are_multiplied_alike_by_a_matrix_of_any_number_of_blocks"
+LAW_9 = "engine/ops/test_fused.py::test_a_fused_op_equals_its_definition_in_value_and_all_gradients"
+FEW = "engine/ops/test_fused.py::test_few_rows_and_many_are_multiplied_alike_by_a_matrix_of_any_number_of_blocks"
 FUSED = LAWS + "9_a_whole_model_of_fused_ops_is_the_model_of_definitions"
 ROW_ALONE = ROUTING + "each_row_of_a_mixed_batch_is_that_row_alone"
 SUBSET = MASKING + "gradients_are_those_of_the_selection_and_bit_equal_to_the_full_ones"
@@ -28,13 +28,13 @@ TRANSPARENT = LAWS + "2_attaching_changes_no_output_value_at_initialization"
 ROUND_TRIP = LAWS + "7_what_is_loaded_is_what_was_saved"
 ADAPTER = EXACT + "1_an_adapter_is_its_equation_number_for_number"
 DELTA = EXACT + "1_a_delta_is_added_to_the_base_number_for_number"
-LONGER = "peft/test_prompt.py::test_prompting_is_running_the_base_on_a_vocabulary_longer_by_the_prompt"
+LONGER = "methods/test_prompt.py::test_prompting_is_running_the_base_on_a_vocabulary_longer_by_the_prompt"
 GOLDEN = "models/test_transformer_golden.py::test_the_output_is_that_of_torch_to_1e_12"
 
-LORA, ATTACH, FUSED_OPS, ENGINE = "peft/lora.py", "peft/attach.py", "ops/fused.py", "autograd/tensor.py"
-MOVES = "peft/attachment.py"
-ADAPTERS, SELECTIVE, PROMPT, SITE = "peft/bottleneck.py", "peft/selective.py", "peft/prompt.py", "nn/site.py"
-TRAINED_ON = "peft/trained_on.py"
+LORA, ATTACH, FUSED_OPS, ENGINE = "methods/lora.py", "attaching/attach.py", "engine/ops/fused.py", "engine/tensor.py"
+MOVES = "attaching/attachment.py"
+ADAPTERS, SELECTIVE, PROMPT, SITE = "methods/bottleneck.py", "methods/selective.py", "methods/prompt.py", "nn/site.py"
+TRAINED_ON = "attaching/trained_on.py"
 SCALE = "return Fraction(self.alpha) / self.rank"
 CONSTANT = "constants[place] = Parameter(self.at[place].over(under).dense().data)"
 
@@ -65,11 +65,11 @@ BUGS = [
         "else entry.piece.over(weight)", "else entry.piece.over(self.base)", MERGED_MODEL),
     Bug("a second merge is taken", MOVES, 'self._required("merge", "plugged")',
         'self._required("merge", "plugged", "merged")',
-        "peft/test_attach.py::test_an_illegal_move_names_the_state_and_the_one_expected"),
+        "attaching/test_attach.py::test_an_illegal_move_names_the_state_and_the_one_expected"),
     Bug("merging above an unmerged one is taken", MOVES, "            if loose:\n", "            if False:\n",
         ANY_SEQUENCE),
     Bug("unmerging below a merged one is taken", MOVES, '        self._nothing_merged_above("unmerge", now)\n', "",
-        "peft/test_attach.py::test_merging_above_an_unmerged_one_is_refused_and_names_it_and_the_place"),
+        "attaching/test_attach.py::test_merging_above_an_unmerged_one_is_refused_and_names_it_and_the_place"),
     Bug("unmerging subtracts from the base instead of keeping it", MOVES,
         'self._nothing_merged_above("unmerge", now)',
         'self._nothing_merged_above("unmerge", now)\n        for place, constant in now.plugged[self.name].items():\n'
@@ -83,7 +83,7 @@ BUGS = [
         ROUTING + "swapping_a_b_a_gives_the_bits_of_a_again"),
     Bug("attaching draws a number before it has checked", ATTACH, "    places = dict(method.places(model))\n",
         "    rng.random()\n    places = dict(method.places(model))\n",
-        "peft/test_attach.py::test_when_attach_raises_nothing_was_drawn_and_nothing_is_attached"),
+        "attaching/test_attach.py::test_when_attach_raises_nothing_was_drawn_and_nothing_is_attached"),
     Bug("B does not start at 0", LORA, "init.zeros((d_out, self.rank), dtype)",
         "init.normal((d_out, self.rank), 0.01, rng, dtype)",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),
@@ -92,22 +92,22 @@ BUGS = [
         'lambda weight, x: (self.base if self.kind == "embedding" else weight).project(x, rng)',
         "test_laws_lora.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
     # ---- files
-    Bug("saving drops alpha", "peft/fields.py", 'if f.name not in ("where", "mask")}',
+    Bug("saving drops alpha", "attaching/fields.py", 'if f.name not in ("where", "mask")}',
         'if f.name not in ("where", "mask", "alpha")}',
         LAWS + "7_what_is_loaded_is_what_was_saved"),
     Bug("the fingerprint of a base ignores its values", "nn/fingerprint.py", "        flat = array.reshape(-1)\n",
         "        flat = array.reshape(-1)[:0]\n",
-        "peft/test_load.py::test_an_adapter_for_another_base_is_refused_unless_forced"),
+        "attaching/test_load.py::test_an_adapter_for_another_base_is_refused_unless_forced"),
     # ---- dropout
     Bug("dropout is kept in evaluation", LORA, "dropout(x, self.p, rng)",
         "dropout(x, self.p, rng or numpy.random.default_rng(0))",
-        "peft/test_lora.py::test_evaluation_knows_no_dropout"),
-    Bug("dropout without 1 / (1 - p)", "ops/drop.py", "to_device(kept.astype(dtype) / (1 - p))",
+        "methods/test_lora.py::test_evaluation_knows_no_dropout"),
+    Bug("dropout without 1 / (1 - p)", "engine/ops/drop.py", "to_device(kept.astype(dtype) / (1 - p))",
         "to_device(kept.astype(dtype))",
-        "peft/test_lora.py::test_dropout_keeps_the_expected_value_and_drops_a_share_p"),
+        "methods/test_lora.py::test_dropout_keeps_the_expected_value_and_drops_a_share_p"),
     Bug("the base path is dropped too", LORA, "low_rank_linear(self.base.project(x, rng), dropout(x, self.p, rng)",
         "low_rank_linear(self.base.project(x := dropout(x, self.p, rng), rng), x",
-        "peft/test_lora.py::test_the_base_path_is_never_dropped"),
+        "methods/test_lora.py::test_the_base_path_is_never_dropped"),
     # ---- gradients
     Bug("the scale is missing in dA", FUSED_OPS, "lambda g: gb(g).T @ x.reshape(-1, d_in)",
         "lambda g: (g.reshape(-1, d_out) @ b).T @ x.reshape(-1, d_in)", PROJECT),
@@ -122,15 +122,15 @@ BUGS = [
     Bug("broadcast axes are not summed out", ENGINE, "term = sum_to(vjp(g), parent.shape)", "term = vjp(g)", SUBSET),
     Bug("a sum is written into an array that a VJP returned", ENGINE,
         "gradients[parent] = gradients[parent] + term", "gradients[parent] += term",
-        "autograd/test_tensor.py::test_an_array_that_a_vjp_returned_is_never_written_into"),
+        "engine/test_tensor.py::test_an_array_that_a_vjp_returned_is_never_written_into"),
     # ---- freezing
     Bug("frozen gradients are computed and thrown away", ENGINE, "return watched.get(id(self)) if watched else None",
         'return watched.setdefault(id(self), Node("frozen", (), self.shape, self.dtype)) if watched else None',
         MASKING + "a_gradient_is_evaluated_once_per_use_of_a_selected_parameter_and_never_otherwise"),
-    Bug("what is not selected is selected all the same", "peft/select.py",
+    Bug("what is not selected is selected all the same", "attaching/select.py",
         "return {name: params[name] for name in chosen}", "return params",
-        "peft/test_select.py::test_plugged_attachments_are_seen_and_those_that_are_off_are_not"),
-    Bug("merged weights can be selected", "peft/select.py", "        if name in frozen:\n", "        if False:\n",
+        "attaching/test_select.py::test_plugged_attachments_are_seen_and_those_that_are_off_are_not"),
+    Bug("merged weights can be selected", "attaching/select.py", "        if name in frozen:\n", "        if False:\n",
         "test_laws_masking.py::test_what_is_merged_cannot_be_selected_and_says_so"),
     Bug("frozen weights decay", "train/loop.py", "        if after.micro % s.accumulate == 0:\n",
         "        for p in self.model.base_parameters.values():\n            p.data *= 1 - 1e-4\n"
@@ -183,17 +183,17 @@ BUGS = [
         "linear(h, self.U if len(set(self.U.shape)) > 1 else self.U.data.T)", ADAPTER),
     Bug("the adapter has no nonlinearity", ADAPTERS, "h = self.f(add(", "h = (lambda y: y)(add(", ADAPTER),
     Bug("a parallel adapter's scale is 1", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _stream, 1)',
-        "peft/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),
+        "methods/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),
     Bug("a parallel adapter reads the norm unasked", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _norm, 4)',
-        "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
+        "methods/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
     Bug("a parallel adapter ignores input='norm'", ADAPTERS, '_norm if method.input == "norm" else', '',
-        "peft/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
+        "methods/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
     Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), _sublayer, 1)',
         '("attn", "ff"), _residual, 1)', ADAPTER),
     Bug("pfeiffer reads the sublayer alone", ADAPTERS, '(("ff",), _residual, 1)', '(("ff",), _sublayer, 1)',
         ADAPTER),
     Bug("houlsby acts after cross-attention unasked", ADAPTERS, '*(["cross"] if self.cross else [])', '"cross"',
-        "peft/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say"),
+        "methods/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say"),
     Bug("U does not start at 0", ADAPTERS, 'init.zeros(shape["U"], dtype)',
         'init.uniform(shape["U"], 0.01, rng, dtype)', TRANSPARENT),
     Bug("gelu is its tanh approximation", "nn/layers.py", '"gelu": gelu,', '"gelu": gelu_tanh,', GOLDEN),
@@ -201,20 +201,20 @@ BUGS = [
         "if not isinstance(place, Slot):\n                continue\n            if False:",
         LAWS + "3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes"),
     # ---- selective tuning
-    Bug("a lookup forgets the difference", "peft/delta.py", "add(self.base.rows(ids), embedding(self.d, ids))",
+    Bug("a lookup forgets the difference", "methods/delta.py", "add(self.base.rows(ids), embedding(self.d, ids))",
         "self.base.rows(ids)", DELTA),
-    Bug("the difference is subtracted", "peft/delta.py", "return add(self.base.dense(), self.change())",
+    Bug("the difference is subtracted", "methods/delta.py", "return add(self.base.dense(), self.change())",
         "return add(self.base.dense(), -self.change())", DELTA),
-    Bug("a mask is read in another memory order", "peft/mask.py", "return numpy.flatnonzero(array).astype(kind)",
+    Bug("a mask is read in another memory order", "methods/mask.py", "return numpy.flatnonzero(array).astype(kind)",
         'return numpy.flatnonzero(array.reshape(-1, order="F")).astype(kind)',
-        "peft/test_selective.py::test_only_what_is_masked_ever_differs_from_the_base"),
-    Bug("rows are added off by one", "peft/delta.py", "(numpy.array(rows)[:, None] * d_in",
+        "methods/test_selective.py::test_only_what_is_masked_ever_differs_from_the_base"),
+    Bug("rows are added off by one", "methods/delta.py", "(numpy.array(rows)[:, None] * d_in",
         "((numpy.array(rows)[:, None] - 1) % vocab * d_in", DELTA),
-    Bug("rows are looked up off by one", "peft/delta.py", "self._place[list(rows)] = numpy.arange(len(rows))",
+    Bug("rows are looked up off by one", "methods/delta.py", "self._place[list(rows)] = numpy.arange(len(rows))",
         "self._place[list(rows)] = numpy.roll(numpy.arange(len(rows)), 1)", DELTA),
-    Bug("scatter's gradient is not gathered at the indices", "ops/primitives.py", "lambda g: g.reshape(-1)[indices]",
+    Bug("scatter's gradient is not gathered at the indices", "engine/ops/primitives.py", "lambda g: g.reshape(-1)[indices]",
         "lambda g: g.reshape(-1)[:indices.shape[0]]",
-        "peft/test_selective.py::test_the_gradient_of_d_is_that_of_w_at_its_elements_in_their_order"),
+        "methods/test_selective.py::test_the_gradient_of_d_is_that_of_w_at_its_elements_in_their_order"),
     Bug("the last layers are one too few", "nn/parts.py", "i >= n - last", "i > n - last",
         "nn/test_parts.py::test_layers_count_in_each_stack_from_either_end"),
     Bug("layer -1 is not the last", "nn/parts.py", " or i - n in layers", "",
@@ -225,26 +225,26 @@ BUGS = [
         r'(r"norm\.weight", "norm")', "nn/test_parts.py::test_the_component_of_a_name"),
     Bug("biases and norm scales are mistaken for each other", "nn/parts.py",
         '{"bias": "bias", "norm": "norm scale"}', '{"norm": "bias", "bias": "norm scale"}',
-        "peft/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
+        "methods/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
     Bug("a loaded mask is forgotten", SELECTIVE, "mask=masks or None)", "mask=None)", ROUND_TRIP),
     Bug("what an attachment was trained on top of is not recorded", TRAINED_ON,
         "for n in order[:order.index(name)]]", "for n in order[:0]]",
-        "peft/test_trained_on.py::test_one_that_was_trained_above_another_needs_it_and_not_the_other_way_round"),
+        "attaching/test_trained_on.py::test_one_that_was_trained_above_another_needs_it_and_not_the_other_way_round"),
     Bug("the indices of a mask stay behind when the model moves", "nn/module.py",
         "else arrays_of(piece).values()",
         "else [a for a in arrays_of(piece).values() if isinstance(a, Parameter)]",
         BACKENDS + "constants_go_to_another_backend_with_the_model_and_come_back"),
-    Bug("Fisher information is not squared", "peft/mask.py", "total[name] + g * g if name in total else g * g",
+    Bug("Fisher information is not squared", "methods/mask.py", "total[name] + g * g if name in total else g * g",
         "total[name] + abs(g) if name in total else abs(g)",
-        "peft/test_mask.py::test_fisher_is_the_mean_square_of_the_gradients_of_single_examples_by_hand"),
+        "methods/test_mask.py::test_fisher_is_the_mean_square_of_the_gradients_of_single_examples_by_hand"),
     # ---- soft prompts
     Bug("the mask stays where it was when a prompt moves next to the text", PROMPT,
         "xp.take_along_axis(mask, order, axis=1)", "mask",
-        "peft/test_prompt_padding.py::test_it_is_the_base_on_a_longer_vocabulary_with_the_prompt_between_padding_and_"
+        "methods/test_prompt_padding.py::test_it_is_the_base_on_a_longer_vocabulary_with_the_prompt_between_padding_and_"
         "text"),
     Bug("a prompt next to the text reads the rows of the first sequence", PROMPT,
         "order + n * xp.arange(batch)[:, None]", "order",
-        "peft/test_prompt_padding.py::test_its_gradient_is_that_of_the_longer_tables_rows_and_of_central_"
+        "methods/test_prompt_padding.py::test_its_gradient_is_that_of_the_longer_tables_rows_and_of_central_"
         "differences"),
     Bug("the prompt stands behind the tokens", PROMPT, "concat(embedding(self.P, ids), x, axis=1)",
         "concat(x, embedding(self.P, ids), axis=1)", LONGER),
@@ -255,7 +255,7 @@ BUGS = [
     Bug("cross-attention sees the padding", "nn/blocks.py",
         "return (dropout(x, self.p, rng) if self.drop_last else x), mask",
         "return (dropout(x, self.p, rng) if self.drop_last else x), mask | True if mask is not None else None",
-        "peft/test_prompt.py::test_cross_attention_sees_the_prompt_and_not_the_padding"),
+        "methods/test_prompt.py::test_cross_attention_sees_the_prompt_and_not_the_padding"),
     Bug("positions are not shifted by the prompt", "nn/blocks.py",
         "self.input(x, mask)\n        start = cache[0][0].length if cache else 0\n"
         "        time, dtype = array_of(x).shape[1], array_of(x).dtype\n"
@@ -286,15 +286,15 @@ BUGS = [
         "                return greedy(self, ids, mask, max_new_tokens, use_cache)",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
     Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=0)", "[0]",
-        "peft/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
+        "methods/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
     Bug("a prompt starts as special tokens too", PROMPT,
         "- {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id}", "- set()",
-        "peft/test_prompt.py::test_vocabulary_starts_as_distinct_tokens_of_the_vocabulary_without_special_ones"),
-    Bug("nearest by cosine is nearest by product", "peft/neighbors.py",
+        "methods/test_prompt.py::test_vocabulary_starts_as_distinct_tokens_of_the_vocabulary_without_special_ones"),
+    Bug("nearest by cosine is nearest by product", "methods/neighbors.py",
         "_largest(_unit(vectors) @ _unit(table).T, k)", "_largest(_unit(vectors) @ table.T, k)",
-        "peft/test_neighbors.py::test_cosine_and_distance_can_disagree"),
+        "methods/test_neighbors.py::test_cosine_and_distance_can_disagree"),
     # ---- the tape
-    Bug("the xray counts the FLOPs of VJPs that were not kept", "autograd/flops.py",
+    Bug("the xray counts the FLOPs of VJPs that were not kept", "engine/flops.py",
         "return product, product * len(kept)", "return product, product * 2",
-        "autograd/test_flops.py::test_linear_takes_2_n_d_in_d_out_for_the_output_for_dx_and_for_dw"),
+        "engine/test_flops.py::test_linear_takes_2_n_d_in_d_out_for_the_output_for_dx_and_for_dw"),
 ]

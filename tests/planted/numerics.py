@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
-OVERFLOW, FUSED, ACTIVATIONS, CHECK = "ops/overflow.py", "ops/fused.py", "ops/activations.py", "autograd/check.py"
+OVERFLOW, FUSED, ACTIVATIONS, CHECK = "engine/ops/overflow.py", "engine/ops/fused.py", "engine/ops/activations.py", "engine/check.py"
 POSITIONS, BLOCKS, ATTENTION = "nn/positions.py", "nn/blocks.py", "nn/attention.py"
-HUGE, PADDING, DISTANCES = "ops/test_overflow.py::test_", "test_laws_padding.py::test_", "nn/test_positions.py::test_"
+HUGE, PADDING, DISTANCES = "engine/ops/test_overflow.py::test_", "test_laws_padding.py::test_", "nn/test_positions.py::test_"
 OURS, PROMPT = "conformance/methods/soft_prompt/ours.py", "conformance/test_soft_prompt.py::test_"
-KINKS, LAW_9 = "autograd/test_check.py::test_", "ops/test_fused.py::test_"
+KINKS, LAW_9 = "engine/test_check.py::test_", "engine/ops/test_fused.py::test_"
 NORM = HUGE + "a_norm_of_numbers_whose_squares_overflow_is_that_of_longer_floats_in_value_and_all_gradients"
 SCORES = HUGE + "attention_whose_scores_overflow_is_that_of_longer_floats_and_sees_no_hidden_key"
 ENTROPY = HUGE + "cross_entropy_of_logits_whose_sums_overflow_is_finite_and_right"

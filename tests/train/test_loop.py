@@ -12,8 +12,8 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.autograd.tensor import op
-from minipeft.ops import add, mul
+from minipeft.engine.tensor import op
+from minipeft.engine.ops import add, mul
 from minipeft.train import loop
 from tests.train import tiny
 from tests.strict_namespace import strict

@@ -7,7 +7,7 @@ from typing import Any, Mapping
 import numpy
 
 import minipeft
-from minipeft.autograd.tensor import Leaf
+from minipeft.engine.tensor import Leaf
 
 VOCAB, BATCH = 12, 4
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy
 
-from minipeft.autograd.tensor import Leaf, Tensor, value_and_grad
+from minipeft.engine.tensor import Leaf, Tensor, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Embedding
 from minipeft.nn.module import Model
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter
-from minipeft.ops import add, mul
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach
-from minipeft.peft.bottleneck import Bottleneck
-from minipeft.peft.select import select
+from minipeft.engine.ops import add, mul
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach
+from minipeft.methods.bottleneck import Bottleneck
+from minipeft.attaching.select import select
 
 Array = numpy.ndarray
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor, value_and_grad
+from minipeft.engine.tensor import Tensor, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.inputs import check_ids
 from minipeft.nn.layers import Embedding
 from minipeft.nn.module import Model
-from minipeft.ops import add, mul
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach
-from minipeft.peft.lora import LoRA
-from minipeft.peft.select import select
+from minipeft.engine.ops import add, mul
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach
+from minipeft.methods.lora import LoRA
+from minipeft.attaching.select import select
 
 Array = numpy.ndarray
 

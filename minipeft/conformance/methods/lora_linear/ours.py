@@ -10,17 +10,17 @@ from typing import Any, Sequence
 
 import numpy
 
-from minipeft.autograd.tensor import array_of, value_and_grad
+from minipeft.engine.tensor import array_of, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Model
 from minipeft.nn.routing import routed
 from minipeft.nn.weight import Parameter
-from minipeft.ops import mul
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach, put
-from minipeft.peft.attachment import Attachment
-from minipeft.peft.lora import LoRA, LowRank
+from minipeft.engine.ops import mul
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach, put
+from minipeft.attaching.attachment import Attachment
+from minipeft.methods.lora import LoRA, LowRank
 
 Array = numpy.ndarray
 capabilities = {"name": "minipeft", "dtypes": ["float64", "float32"]}

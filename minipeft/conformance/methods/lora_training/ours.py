@@ -15,14 +15,14 @@ from typing import Any, Mapping, Sequence
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor
+from minipeft.engine.tensor import Tensor
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Model
-from minipeft.ops import mul, sub
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach, put
-from minipeft.peft.attachment import Attachment
-from minipeft.peft.lora import LoRA, LowRank
+from minipeft.engine.ops import mul, sub
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach, put
+from minipeft.attaching.attachment import Attachment
+from minipeft.methods.lora import LoRA, LowRank
 from minipeft.train import checkpoint as checkpoints
 from minipeft.train.data import IGNORE, Batches
 from minipeft.train.loop import fit

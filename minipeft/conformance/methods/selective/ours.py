@@ -12,14 +12,14 @@ from typing import Any, Mapping, Sequence
 
 import numpy
 
-from minipeft.autograd.tensor import array_of, value_and_grad
+from minipeft.engine.tensor import array_of, value_and_grad
 from minipeft.nn.layers import LayerNorm, Linear
 from minipeft.nn.module import Model
 from minipeft.nn.weight import Parameter
-from minipeft.ops import add, mul, relu
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach
-from minipeft.peft.selective import Selective
+from minipeft.engine.ops import add, mul, relu
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach
+from minipeft.methods.selective import Selective
 
 Array = numpy.ndarray
 CONVENTIONS = {"decay": "towards the start"}

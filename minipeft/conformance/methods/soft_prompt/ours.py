@@ -9,7 +9,7 @@ from typing import Any, Mapping
 
 import numpy
 
-from minipeft.autograd.tensor import Tensor, array_of, value_and_grad
+from minipeft.engine.tensor import Tensor, array_of, value_and_grad
 from minipeft.conformance.saved import bytes_of, loaded
 from minipeft.nn.attention import Attention, additive
 from minipeft.nn.inputs import check_ids, check_mask
@@ -17,11 +17,11 @@ from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Model, Module
 from minipeft.nn.positions import Learned, positions_of
 from minipeft.nn.site import Site
-from minipeft.ops import add, index, mul
-from minipeft.ops import sum as total
-from minipeft.peft.attach import attach
-from minipeft.peft.attachment import Attachment
-from minipeft.peft.prompt import PromptTuning
+from minipeft.engine.ops import add, index, mul
+from minipeft.engine.ops import sum as total
+from minipeft.attaching.attach import attach
+from minipeft.attaching.attachment import Attachment
+from minipeft.methods.prompt import PromptTuning
 
 Array = numpy.ndarray
 SITE = "encoder.input"

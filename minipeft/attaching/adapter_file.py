@@ -1,0 +1,129 @@
+"""One attachment in one safetensors file: a few MB that turn a base model into another one.
+
+    tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
+    metadata    format, version ("2"); name; method (JSON: its class and fields, without `where`); places (JSON list of
+                the resolved names); base, below, together (what the tensors were trained on, `trained_on.py`: a
+                fingerprint, and JSON lists of {name, content}); signature (SHA-256 of these texts)
+
+The file itself holds a SHA-256 of its tensors (`files.py`), so that a flipped bit is seen wherever it is.
+
+Version 1 is still read. It has no signature; `base` is a fingerprint of the tensors alone; `below` says what had been
+plugged before it when it was saved, {name: fingerprint of tensors}, whatever it was trained on.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.backend import Array
+from minipeft.checks import shown
+from minipeft.files import read_metadata, read_tensors, write_tensors
+from minipeft.nn.fingerprint import sha256
+from minipeft.attaching.fields import described
+from minipeft.attaching.trained_on import Layer, TrainedOn
+
+_FORMAT, _VERSION = "minipeft-adapter", "2"
+SIGNED = ("name", "method", "places", "base", "below", "together")
+IN_FILES = {"start": "init"}                      # fields of methods that files call by another name
+_VALUES_IN_FILES = {"norm scale": "norm weight"}   # and values
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """What such a file says, its types checked; whether it fits a model is for `load` to find out. altered: whether the
+    texts are not the ones that were signed. below_in_v1: what a file of version 1 says instead of `trained_on`, of
+    which then only `base` counts."""
+
+    path: str
+    name: str
+    kind: str
+    fields: dict[str, Any]
+    places: list[str]
+    trained_on: TrainedOn
+    tensors: dict[str, numpy.ndarray]
+    version: str = _VERSION
+    altered: bool = False
+    below_in_v1: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
+          trained_on: TrainedOn) -> None:
+    """Write atomically; `where` is replaced by the names that it chose, a mask by the indices among the tensors."""
+    texts = {"name": name, "method": method_text(method), "places": json.dumps(places),
+             "base": trained_on.base or "",
+             **{key: json.dumps([dataclasses.asdict(layer) for layer in getattr(trained_on, key)])
+                for key in ("below", "together")}}
+    write_tensors(path, tensors, {"format": _FORMAT, "version": _VERSION, "signature": signature(texts), **texts})
+
+
+def read(path: str | os.PathLike) -> AdapterFile:
+    """Raises ValueError that names the file for one whose metadata is incomplete, altered or of other types."""
+    metadata = read_metadata(path)
+    version = metadata.get("version")
+    if metadata.get("format") != _FORMAT or version not in ("1", _VERSION):
+        raise ValueError(f"{path}: not an adapter file of minipeft, version 1 or {_VERSION} (its metadata says format "
+                         f"{shown(metadata.get('format'))}, version {shown(version)})")
+    tensors, metadata = read_tensors(path, signed=version != "1")
+    texts = {key: metadata.get(key) for key in SIGNED if key != "together" or version != "1"}
+    missing = [key for key, text in texts.items() if text is None]
+    if missing:
+        raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({missing[0]} is missing)")
+    try:
+        method, places, below = (json.loads(metadata[key]) for key in ("method", "places", "below"))
+        together = [] if version == "1" else json.loads(metadata["together"])
+        kind = method.pop("kind")
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: the adapter's metadata is incomplete or malformed ({shown(error)})") from None
+    if not isinstance(kind, str):
+        raise ValueError(f"{path}: method {shown(kind)} is not known")
+    if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places) \
+            or len(set(places)) < len(places):
+        raise ValueError(f"{path}: places is not a list of distinct names")
+    found = AdapterFile(str(path), metadata["name"], kind, method, places, TrainedOn(metadata["base"]), tensors,
+                        str(version))
+    if version == "1":
+        if not isinstance(below, dict) or not all(isinstance(v, str) for v in below.values()):
+            raise ValueError(f"{path}: below is not a map of names to fingerprints")
+        return dataclasses.replace(found, below_in_v1=below)
+    layers = {key: _layers(path, key, value) for key, value in (("below", below), ("together", together))}
+    signed = signature({key: metadata[key] for key in SIGNED})
+    return dataclasses.replace(found, fields=_from_files(method), trained_on=TrainedOn(metadata["base"], **layers),
+                               altered=metadata.get("signature") != signed)
+
+
+def _layers(path: Any, key: str, value: Any) -> tuple[Layer, ...]:
+    if not isinstance(value, list) or not all(
+            isinstance(v, dict) and set(v) == {"name", "content"} and all(isinstance(t, str) for t in v.values())
+            for v in value):
+        raise ValueError(f"{path}: {key} is not a list of names and fingerprints")
+    return tuple(Layer(**v) for v in value)
+
+
+def signature(texts: Mapping[str, str]) -> str:
+    """SHA-256 of the texts named in SIGNED."""
+    return sha256([json.dumps(sorted(texts.items())).encode()])
+
+
+def method_text(method: Any) -> str:
+    """The method's kind and fields as a file says them: JSON."""
+    return json.dumps(_in_files(described(method)))
+
+
+def _in_files(method: Mapping[str, Any]) -> dict[str, Any]:
+    return {IN_FILES.get(key, key): _renamed(value, _VALUES_IN_FILES) for key, value in method.items()}
+
+
+def _from_files(fields: Mapping[str, Any]) -> dict[str, Any]:
+    names, values = ({new: old for old, new in table.items()} for table in (IN_FILES, _VALUES_IN_FILES))
+    return {names.get(key, key): _renamed(value, values) for key, value in fields.items()}
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A string, or a list of strings, under its other name; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [names.get(v, v) if isinstance(v, str) else v for v in value]
+    return names.get(value, value) if isinstance(value, str) else value

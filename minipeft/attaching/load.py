@@ -1,0 +1,214 @@
+"""Loading attachments from files onto a model: everything is checked before the model is touched."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from typing import Any, Sequence, overload
+
+import numpy
+
+from minipeft.backend import to_device, to_host
+from minipeft.checks import shown
+from minipeft.nn.fingerprint import fingerprint
+from minipeft.nn.module import Model
+from minipeft.nn.weight import Constant, Parameter, arrays_of
+from minipeft.attaching import adapter_file
+from minipeft.attaching.adapter_file import AdapterFile
+from minipeft.attaching.attach import check_name, put
+from minipeft.attaching.attachment import Attachment
+from minipeft.methods.bottleneck import Bottleneck
+from minipeft.methods.lora import LoRA
+from minipeft.methods.prompt import PromptTuning
+from minipeft.methods.selective import Selective
+from minipeft.attaching.trained_on import TrainedOn, content, content_of_base
+
+METHODS: dict[str, Any] = {method.__name__: method for method in (LoRA, Bottleneck, Selective, PromptTuning)}
+_ADDED_LATER = {"PromptTuning": {"next_to_text"}}  # fields that early files of version 1 do not have
+Path = str | os.PathLike
+
+
+@overload
+def load(model: Model, path: Path, force: bool = False, name: str | None = None) -> Attachment: ...
+
+
+@overload
+def load(model: Model, path: list[Path] | tuple[Path, ...], force: bool = False,
+         name: Sequence[str] | None = None) -> list[Attachment]: ...
+
+
+def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
+    """The attachment that `path` holds, on `model`, plugged. name: by default the one that it was saved under.
+
+    A list of paths gives a list of attachments, which are plugged together, each above what it was trained on, or none
+    of them; `name` is then a list as well. Adapters that were trained in the same steps have to be loaded like this.
+
+    An adapter is valid only on the weights that it was trained on. So what its file says of them must be here: the same
+    base, tensors and configuration; below it, plugged, attachments with the same content, whatever they are called; and
+    what it was trained together with. force=True skips these checks and no other one.
+
+    Raises ValueError that names the file, leaving the model as it was, for these; for a damaged file, places that the
+    model lacks, fields that are missing or unknown, tensors that are missing, extra, of another shape or dtype or not
+    finite, and a taken name. Sizes and shapes are compared with the file's before anything of that size is made. A file
+    of version 1 is read as it was meant then, with a warning."""
+    several = isinstance(path, (list, tuple))
+    paths = list(path) if several else [path]
+    names = [name] * len(paths) if name is None or not several else list(name)
+    if not paths or len(names) != len(paths):
+        raise ValueError(f"{len(paths)} files and {len(names)} names; expected at least one file, and a name for each")
+    read = [_attachment(model, adapter_file.read(p), n) for p, n in zip(paths, names)]
+    twice = [a.name for i, (_, a) in enumerate(read) if a.name in [b.name for _, b in read[:i]]]
+    if twice:
+        raise ValueError(f"two of the files are called {twice[0]!r}; pass name=[...], one for each")
+    if not force:
+        for file, attachment in read:
+            _same_base(model, file)
+    ordered = _in_order(model, read, force)
+    put(model, [attachment for _, attachment in ordered])
+    for file, attachment in read:
+        if file.version == "1":
+            warnings.warn(f"{file.path} is an adapter file of version 1, which says what was plugged when it was "
+                          f"saved, not what it was trained on; save it again for version 2", stacklevel=2)
+    attachments = [attachment for _, attachment in read]
+    return attachments if several else attachments[0]
+
+
+def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[AdapterFile, Attachment]:
+    """What a file holds, made for this model and not attached yet."""
+    name = file.name if name is None else name
+    try:
+        check_name(model, name)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+    try:
+        method = _method(model, file)
+        places = dict(method.places(model))
+        shapes = {f"{where}.{leaf}": tuple(shape) for where, place in places.items()
+                  for leaf, shape in method.shapes(where, place, model).items()}
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
+    if set(shapes) != set(file.tensors):
+        odd = sorted(set(shapes) ^ set(file.tensors))
+        raise ValueError(f"{file.path}: {shown(odd[0])} is {'missing' if odd[0] in shapes else 'not expected'} "
+                         f"({len(odd)} tensors do not match)")
+    for key, shape in shapes.items():  # before anything of these sizes is made
+        if file.tensors[key].shape != shape:
+            raise ValueError(f"{file.path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(shape)}")
+    pieces = method.build(model, places, None)
+    for where, piece in pieces.items():
+        for leaf, p in arrays_of(piece).items():
+            p.data = to_device(_fitting(f"{file.path}: {where}.{leaf}", file.tensors[f"{where}.{leaf}"], p))
+    trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
+    return file, Attachment(model, name, method, places, pieces, trained_on)
+
+
+def _method(model: Model, file: AdapterFile) -> Any:
+    """The method of a file, on the places that the file names. ValueError for one that the model lacks, for fields that
+    are missing, and for texts that were altered."""
+    if file.kind not in METHODS:
+        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)}")
+    kind = METHODS[file.kind]
+    expected = {f.name for f in dataclasses.fields(kind)} - {"where", "mask"}
+    later = _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
+    missing = sorted(expected - set(file.fields) - later)
+    if missing:
+        there = missing[0] if file.version == "1" else adapter_file.IN_FILES.get(missing[0], missing[0])
+        raise ValueError(f"{file.kind}: the field {there!r} is missing")
+    unknown = sorted(set(file.fields) - expected)
+    if unknown:
+        raise ValueError(f"{file.kind}: the field {shown(unknown[0])} is unknown; expected "
+                         f"{', '.join(sorted(expected))}")
+    if file.altered:
+        raise ValueError("its metadata is not what was written: the signature does not match")
+    known = {name for name, _ in model.named_places()}
+    unknown = [place for place in file.places if place not in known]
+    if unknown:
+        raise ValueError(f"it has no place {shown(unknown[0])} ({len(unknown)} of {len(file.places)} are missing)")
+    where = tuple(f"^{re.escape(place)}$" for place in file.places)
+    if kind is Selective:
+        return Selective.from_file(file.fields, where, file.tensors)
+    return kind(**file.fields, where=where)
+
+
+def _fitting(what: str, array: numpy.ndarray, p: Parameter | Constant) -> numpy.ndarray:
+    """The array of a file in the dtype that `p` has. ValueError for another kind of dtype, numbers that are not finite
+    in it, and a constant that is not the one which the method's fields give."""
+    dtype = p.data.dtype
+    if array.dtype.kind != dtype.kind:
+        raise ValueError(f"{what} has dtype {array.dtype}; expected "
+                         f"{'floating point' if dtype.kind == 'f' else dtype}")
+    if isinstance(p, Constant) and not numpy.array_equal(array, to_host(p.data)):
+        raise ValueError(f"{what} is not what the method's fields say it is")
+    with numpy.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not numpy.isfinite(narrow).all():
+        raise ValueError(f"{what} holds numbers that are not finite in {dtype}")
+    return narrow
+
+
+# ---- what it was trained on
+
+
+def _same_base(model: Model, file: AdapterFile) -> None:
+    found = fingerprint(model.state()) if file.version == "1" else content_of_base(model)
+    if found != file.trained_on.base:
+        raise ValueError(f"{file.path}: made for another base model, of other tensors or another configuration "
+                         f"(fingerprint {shown(file.trained_on.base)[1:13]}..., this model has {found[:12]}...); load "
+                         f"that base, or pass force=True if you know that they agree")
+
+
+def _as_version_1_meant(model: Model, file: AdapterFile) -> TrainedOn:
+    """What was plugged when a file of version 1 was saved, in the words of version 2, as far as it is here."""
+    here = [model.attachments[n] for n in file.below_in_v1 if n in model.attachments]
+    return TrainedOn(content_of_base(model), tuple(a.layer for a in here))
+
+
+def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],
+              force: bool) -> list[tuple[AdapterFile, Attachment]]:
+    """The files in an order in which each lies above what it was trained on. ValueError where there is none."""
+    if force:
+        return read
+    plugged = [model.attachments[name] for name in model.plugged]
+    below = [a.layer.content for a in plugged]
+    waiting, ordered = list(read), []
+    while waiting:
+        ready = next((pair for pair in waiting if not _lacks(pair[0], below, model)), None)
+        if ready is None:
+            raise ValueError(_lacks(waiting[0][0], below, model))
+        waiting.remove(ready)
+        ordered.append(ready)
+        below.append(content(ready[1].method, ready[0].tensors))  # as the file has them, before any rounding
+    for file, attachment in ordered:
+        for other in attachment.trained_on.together if attachment.trained_on else ():
+            if other.content not in below:
+                there = other.name in [a.name for _, a in ordered] or other.name in model.attachments
+                raise ValueError(f"{file.path}: was trained together with attachment {shown(other.name)}, which is "
+                                 f"neither plugged here with the same tensors nor among the files"
+                                 + (" (the one of this name here has other tensors, as after more training)"
+                                    if there else "") +
+                                 f"; load both in one call, load(model, [{shown(os.path.basename(file.path))}, ...]), "
+                                 f"or pass force=True")
+    return ordered
+
+
+def _lacks(file: AdapterFile, below: list[str], model: Model) -> str | None:
+    """Why it cannot lie above attachments of these contents, bottom first; None if it can."""
+    if file.version == "1":
+        for name, wanted in file.below_in_v1.items():
+            other = model.attachments.get(name)
+            if other is None or other.state == "off" or fingerprint(other.tensors) != wanted:
+                return _not_here(file, name)
+        return None
+    at = 0
+    for layer in file.trained_on.below:
+        if layer.content not in below[at:]:
+            return _not_here(file, layer.name, layer.content in below)
+        at = below.index(layer.content, at) + 1
+    return None
+
+
+def _not_here(file: AdapterFile, name: str, elsewhere: bool = False) -> str:
+    where = "plugged in another order here" if elsewhere else "not plugged here with the same tensors"
+    return (f"{file.path}: was trained on top of attachment {shown(name)}, which is {where}; load and plug it first, "
+            f"or pass force=True")

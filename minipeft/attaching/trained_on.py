@@ -1,0 +1,121 @@
+"""What the tensors of an attachment were trained on, told by content and not by name.
+
+    base        the model's own tensors and configuration
+    below       the attachments that were plugged below it, bottom first, anywhere in the model
+    together    the attachments that were trained in the same steps
+
+The record is made whenever the attachment's parameters are differentiated for an update (the engine's
+`when_differentiated`), so a loop written by hand counts like `fit`. An attachment below that is not trained itself is
+recorded with its content at that moment. One that is trained in the same step goes on changing. Its content is written
+down ("settled") when it next changes in another step, when it is removed, or when the record is saved.
+
+The content of the base takes a pass over all weights, so it is computed once and remembered. It is computed again after
+the base was trained or replaced. Arrays that are written by hand are noticed by a sample of their numbers.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.backend import Array, to_host
+from minipeft.nn.fingerprint import fingerprint, sha256
+from minipeft.nn.module import Model
+from minipeft.nn.state import Host, Names, State
+from minipeft.nn.weight import Parameter
+from minipeft.attaching.fields import described
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """An attachment as others name it: what it was called, which helps people alone, and its content."""
+
+    name: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedOn:
+    """base: a fingerprint; None for one that was trained in the same steps. below, together: layers, or attachments
+    whose content is not settled yet."""
+
+    base: str | None
+    below: tuple[Any, ...] = ()
+    together: tuple[Any, ...] = ()
+
+    def settled(self, model: Model | None = None, changing: frozenset | None = None) -> "TrainedOn":
+        """With the content that the attachments in `changing` (all of them, without it) have now, and, with a model,
+        that of its base."""
+        def layer(other: Any) -> Any:
+            return other if isinstance(other, Layer) or changing is not None and other not in changing else other.layer
+
+        base = content_of_base(model) if self.base is None and model is not None else self.base
+        return TrainedOn(base, tuple(map(layer, self.below)), tuple(map(layer, self.together)))
+
+
+def content(method: Any, tensors: Mapping[str, Array]) -> str:
+    """A fingerprint of an attachment: its method's name and fields, and its tensors."""
+    said = json.dumps(described(method), sort_keys=True)
+    return sha256([said.encode(), fingerprint(tensors).encode()])
+
+
+def content_of_base(model: Model) -> str:
+    """A fingerprint of a bare model: its tensors, and every field of its configuration that changes what it
+    computes."""
+    bases = [getattr(place, "base", None) for place in model.host.places]  # quicker than by name, at every step
+    sample = [_sample(base.data) for base in bases if isinstance(base, Parameter)]
+    known = model.host.remembered
+    if known is None or known[0] != sample:
+        computes = getattr(getattr(model, "config", None), "computes", dict)
+        said = json.dumps(computes(), sort_keys=True)
+        known = model.host.remembered = sample, sha256([said.encode(), fingerprint(model.state()).encode()])
+        model.host.recorder = record  # it forgets this when the base is trained or replaced
+    return known[1]
+
+
+def _sample(array: Array) -> tuple:
+    """The identity of an array and a few dozen of its numbers, evenly spread: they change when it is replaced or
+    written over, and are read in no time."""
+    if type(array) is not numpy.ndarray or array.dtype.hasobject:
+        return (id(array),)
+    return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()
+
+
+def marks(tensors: Mapping[str, Array]) -> list[int] | None:
+    """A checksum of each array, to see cheaply whether any number changed; None for arrays of objects."""
+    host = [numpy.ascontiguousarray(to_host(array)) for array in tensors.values()]
+    return None if any(array.dtype.hasobject for array in host) else [zlib.crc32(array.data) for array in host]
+
+
+def settle(state: State, changing: frozenset, model: Model | None = None) -> None:
+    """Before attachments (and, with a model, its base) change in a step of their own: whatever was trained together
+    with them is told their present content."""
+    for attachment in state.attached.values():
+        record = attachment.trained_on  # type: ignore[attr-defined]
+        if attachment not in changing and record is not None:
+            attachment.trained_on = record.settled(model, changing)  # type: ignore[attr-defined]
+
+
+def record(host: Host, state: State, orders: frozenset[Names], parameters: frozenset) -> None:
+    """The `recorder` of a model with attachments: notes for each attachment that was differentiated what it was trained
+    on. orders: what the rows of the batch saw, each bottom first."""
+    attached: dict[str, Any] = dict(state.attached)
+    trained = {name: a for name, a in attached.items() if not a.own.isdisjoint(parameters)}
+    others = parameters.difference(*(a.own for a in trained.values()))
+    base_too = bool(others) and any(getattr(place, "base", None) in others for place in host.places)
+    model = next(iter(attached.values())).model if attached else None
+    settle(state, frozenset(trained.values()), model if base_too else None)
+    if base_too:
+        host.remembered = None
+    for name, attachment in trained.items():
+        seen = [order for order in orders if name in order]
+        if seen:
+            order = max(seen, key=lambda order: (order.index(name), order))
+            below = [attached[n] for n in order[:order.index(name)]]
+            beside = [n for n in trained if n != name and any(n in order for order in seen)]
+            attachment.trained_on = TrainedOn(
+                None if base_too else content_of_base(attachment.model),
+                tuple(a if a.name in trained else a.layer for a in below), tuple(trained[n] for n in beside))

@@ -1,0 +1,116 @@
+"""Which buffers were alive when: the memory of a computation, told by its arrays and not by the allocator.
+
+A buffer is the memory of an array that owns it; views of it are that buffer. `Buffers.see(thing)` notes the buffers of
+every array that `thing` leads to, through Tensors, lists and the closures of functions, and learns of their end by weak
+references, so that it keeps none of them alive. What outlives the computation and was not made by it (a weight, a
+batch) was there before, and is not counted. An array that nobody shows is not seen.
+"""
+from __future__ import annotations
+
+import functools
+import gc
+import types
+import weakref
+from typing import Any, Iterator
+
+from minipeft.engine.tensor import Tensor
+from minipeft.backend import Array, xp
+
+
+class Buffers:
+    """Births and deaths in their order, each with `at`, the place that was set when it happened. A buffer is known by
+    a number; arrays of NumPy and CuPy can be weakly referenced, and those of another namespace must be."""
+
+    def __init__(self) -> None:
+        self.at: Any = None
+        self.bytes: list[int] = []                        # by the buffer's number
+        self.made: set[int] = set()                       # numbers of buffers that the computation made
+        self.alive: dict[int, int] = {}                   # id of the array that owns it -> number
+        self._ends: dict[int, weakref.ref] = {}
+        self._events: list[tuple[int, int, Any]] = []     # number, bytes born (or -bytes, died), at
+
+    def see(self, thing: Any, made: bool = False) -> list[int]:
+        """The numbers of the buffers that `thing` leads to. made: a new one cannot have existed before."""
+        return [self._number(owner, made) for owner in owners(thing)]
+
+    def born(self, size: int) -> int:
+        """A buffer that is made now and never shown; `died` says when it ends."""
+        self.bytes.append(size)
+        number = len(self.bytes) - 1
+        self.made.add(number)
+        self._events.append((number, size, self.at))
+        return number
+
+    def died(self, number: int | None) -> None:
+        """The end of a buffer that was never shown; nothing for None."""
+        if number is not None:
+            self._events.append((number, -self.bytes[number], self.at))
+
+    def before(self) -> set[int]:
+        """When the computation is over and its results are dropped: the buffers that existed before it."""
+        gc.collect()  # closures may be in a circle
+        return set(self.alive.values()) - self.made
+
+    def peak(self, before: set[int]) -> tuple[int, Any]:
+        """The most bytes that were alive at once, those of `before` not counted, and `at` when that was."""
+        live, most, where = 0, 0, None
+        for number, change, at in self._events:
+            live += change if number not in before else 0
+            if live > most:
+                most, where = live, at
+        return most, where
+
+    def _number(self, owner: Array, made: bool) -> int:
+        key = id(owner)
+        if key not in self.alive:
+            self.alive[key] = self.born(owner.nbytes)
+            if not made:
+                self.made.discard(self.alive[key])
+            self._ends[key] = weakref.ref(owner, functools.partial(self._ended, key))
+        return self.alive[key]
+
+    def _ended(self, key: int, _: weakref.ref) -> None:
+        self.died(self.alive.pop(key))
+        del self._ends[key]
+
+
+def owners(thing: Any) -> Iterator[Array]:
+    """The arrays that own the memory of every array that `thing` leads to, each once."""
+    seen: set[int] = set()
+    todo = [thing]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, xp.ndarray):
+            if isinstance(thing.base, xp.ndarray):
+                todo.append(thing.base)
+            else:
+                yield thing
+        else:
+            todo += _inside(thing)
+
+
+def _inside(thing: Any) -> list[Any]:
+    """What a container, a Tensor or a callable holds. Not the op that made a Tensor: its VJPs are its own."""
+    if isinstance(thing, Tensor):
+        return [thing.data]
+    if isinstance(thing, (list, tuple, set)):
+        return list(thing)
+    if isinstance(thing, dict):
+        return list(thing.values())
+    if isinstance(thing, functools.partial):
+        return [thing.func, thing.args, thing.keywords]
+    if isinstance(thing, types.MethodType):
+        return [thing.__func__, vars(thing.__self__)] if hasattr(thing.__self__, "__dict__") else [thing.__func__]
+    if isinstance(thing, types.FunctionType):
+        return [*(_content(cell) for cell in thing.__closure__ or ()), thing.__defaults__, thing.__kwdefaults__]
+    return [vars(thing)] if callable(thing) and hasattr(thing, "__dict__") and not isinstance(thing, type) else []
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is not bound yet
+        return None

@@ -1,0 +1,181 @@
+"""What `xray` returns: the ops of one step as plain numbers, and their table, which fits a page.
+
+A short step is printed op by op, in order; ops that repeat, as the layers of a model do, are folded: `6 times:`, then
+one of them. A longer one is grouped: ops of one name with the same VJPs kept, how often, and their sums; then the
+largest keepers. `XRay.tape()` is the folded tape at any length. The data always has every op.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Iterable, Mapping, Sequence
+
+from minipeft.engine.flops import has_rule
+
+_ROWS, _GROUPS, _KEEPERS = 40, 28, 10  # of a page of 60 lines
+_COLUMNS = ("op", "output", "kept", "forward", "backward", "VJPs")
+_LEGEND = """\
+kept: bytes that kept VJPs hold on to, each buffer at the first op that keeps it; forward, backward: FLOPs
+dw: the VJP of input w is kept.   -dw-: it is not, because no selected parameter lies below that input"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One op. vjps: (input, whether its VJP was kept), for every input that has one; trains: the names of selected
+    parameters among the inputs; backward_flops: of the kept VJPs."""
+
+    op: str
+    shape: tuple[int, ...]
+    vjps: tuple[tuple[str, bool], ...]
+    kept_bytes: int
+    forward_flops: int
+    backward_flops: int
+    trains: tuple[str, ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The inputs whose VJPs were kept."""
+        return tuple(name for name, kept in self.vjps if kept)
+
+    @property
+    def struck(self) -> tuple[str, ...]:
+        """The inputs whose VJPs were not."""
+        return tuple(name for name, kept in self.vjps if not kept)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """As it is printed."""
+        return (self.op, str(list(self.shape)), size(self.kept_bytes), count(self.forward_flops),
+                count(self.backward_flops), struck_out(self.vjps))
+
+
+@dataclasses.dataclass(frozen=True)
+class XRay:
+    """trained: how many numbers are; peak_at: the op at which most bytes were alive, and in which pass."""
+
+    entries: tuple[Entry, ...]
+    loss: float
+    trained: int
+    peak_bytes: int
+    peak_at: str
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(e.kept_bytes for e in self.entries)
+
+    @property
+    def forward_flops(self) -> int:
+        return sum(e.forward_flops for e in self.entries)
+
+    @property
+    def backward_flops(self) -> int:
+        return sum(e.backward_flops for e in self.entries)
+
+    @property
+    def without_rule(self) -> tuple[str, ...]:
+        """The ops whose FLOPs were counted as 1 per element, because `flops.py` has no rule for them."""
+        return tuple(sorted({e.op for e in self.entries if not has_rule(e.op)}))
+
+    def tape(self) -> str:
+        """Op by op, what repeats folded."""
+        return "\n".join(_tape(self.entries))
+
+    def __str__(self) -> str:
+        rows = _tape(self.entries)
+        body = rows if len(rows) <= _ROWS else [*_grouped(self.entries), "", "the largest keepers",
+                                                *_largest(self.entries)]
+        vjps = [kept for e in self.entries for _, kept in e.vjps]
+        totals = [f"{self.trained:,} numbers trained; {len(self.entries)} ops, {sum(vjps)} of {len(vjps)} VJPs kept",
+                  f"kept {size(self.kept_bytes)}, peak {size(self.peak_bytes)} in the {self.peak_at}",
+                  f"FLOPs: forward {count(self.forward_flops)}, backward {count(self.backward_flops)}"]
+        if self.without_rule:
+            totals.append(f"counted as 1 FLOP per element, for want of a rule: {', '.join(self.without_rule)}")
+        return "\n".join([*body, "", *totals, "", _LEGEND])
+
+
+def compare(xrays: Mapping[str, XRay]) -> str:
+    """A table of the totals of several steps, a row for each: {"full": x1, "LoRA": x2}."""
+    head = ("", "trained", "kept", "peak", "forward", "backward", "VJPs kept")
+    rows = [(name, f"{x.trained:,}", size(x.kept_bytes), size(x.peak_bytes), count(x.forward_flops),
+             count(x.backward_flops), f"{sum(len(e.kept) for e in x.entries)} of {sum(len(e.vjps) for e in x.entries)}")
+            for name, x in xrays.items()]
+    return "\n".join(_aligned([head, *rows], left=(0,)))
+
+
+def struck_out(vjps: Iterable[tuple[str, bool]]) -> str:
+    """dx -dw-: the VJPs by the name of their input, those that were not kept struck out."""
+    return " ".join(f"d{name}" if kept else f"-d{name}-" for name, kept in vjps)
+
+
+def size(n: int) -> str:
+    """Bytes in the largest binary unit of which there is one."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if n >= 0.999995 * 2 ** power:  # what would be printed as 1024.00 of the smaller unit
+            return f"{n / 2 ** power:.2f} {unit}"
+    return f"{n} B" if n else "-"
+
+
+def count(n: int) -> str:
+    """FLOPs with three digits: 1.07 G."""
+    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if n >= 0.9995 * 10 ** power:   # what would be printed as 1.00e+03 of the smaller unit
+            return f"{n / 10 ** power:#.3g} {unit}".replace(". ", " ")
+    return str(n) if n else "-"
+
+
+def folded(rows: Sequence) -> list[tuple[int, Sequence]]:
+    """[a, b, c, b, c, d] -> [(1, [a]), (2, [b, c]), (1, [d])]: the same rows, with consecutive repeats named once."""
+    found: list[tuple[int, Sequence]] = []
+    at = 0
+    while at < len(rows):
+        best = (0, 1, 1)                                   # rows saved, times, length
+        for length in range(1, (len(rows) - at) // 2 + 1):
+            block, times = rows[at:at + length], 1
+            while rows[at + times * length:at + (times + 1) * length] == block:
+                times += 1
+            if (times - 1) * length > best[0]:
+                best = ((times - 1) * length, times, length)
+        _, times, length = best
+        found.append((times, rows[at:at + length]))
+        at += times * length
+    return found
+
+
+def _tape(entries: Sequence[Entry]) -> list[str]:
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for times, block in folded([e.row for e in entries]):
+        indent = "  " if times > 1 else ""
+        rows += [(f"{times} times:", *[""] * 5)] * (times > 1) + [(indent + op, *rest) for op, *rest in block]
+    return _aligned(rows, left=(0, 1, 5))
+
+
+def _grouped(entries: Sequence[Entry]) -> list[str]:
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for e in entries:
+        groups.setdefault((e.op, struck_out(e.vjps)), []).append(e)
+    order = sorted(groups.items(), key=lambda item: -sum(e.kept_bytes for e in item[1]))
+    shown, rest = order[:_GROUPS], [e for _, group in order[_GROUPS:] for e in group]
+    rows = [_sums(op, group, vjps) for (op, vjps), group in shown]
+    return _aligned([("op", "times", *_COLUMNS[2:]), *rows, *([_sums("others", rest, "")] if rest else [])],
+                    left=(0, 5))
+
+
+def _sums(op: str, group: Sequence[Entry], vjps: str) -> tuple[str, ...]:
+    return (op, str(len(group)), size(sum(e.kept_bytes for e in group)), count(sum(e.forward_flops for e in group)),
+            count(sum(e.backward_flops for e in group)), vjps)
+
+
+def _largest(entries: Sequence[Entry]) -> list[str]:
+    """Alike ones in one line, with a selected parameter of the first."""
+    alike: dict[tuple, list[Entry]] = {}
+    for e in entries:
+        alike.setdefault((e.op, e.shape, e.kept_bytes, e.vjps), []).append(e)
+    largest = sorted((group for group in alike.values() if group[0].kept_bytes), key=lambda g: -g[0].kept_bytes)
+    rows = [(*g[0].row[:2], f"{len(g)} x", *g[0].row[2:3], struck_out(g[0].vjps), *(g[0].trains[:1] or ("",)))
+            for g in largest[:_KEEPERS]]
+    return _aligned(rows, left=(0, 1, 4, 5))
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: Sequence[int]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(w) if i in left else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in rows]
