@@ -82,12 +82,12 @@ class Figures:
         return low, high
 
     def memory_ratio(self, size: str, kind: str) -> Value:
-        return ratio(self.memory(size, OURS, kind), self.best(lambda side: self.memory(size, side, kind)))
+        return ratio(self.keys_values(size, OURS, kind), self.best(lambda side: self.keys_values(size, side, kind)))
 
     def lora_of_full(self, size: str, side: str) -> tuple[Value, Value]:
         """A LoRA step's time and memory, as a share of the same library's full step."""
         return (middle(of_rounds(self.rounds(size, side, "lora"), self.rounds(size, side, "full"))),
-                ratio(self.memory(size, side, "lora"), self.memory(size, side, "full")))
+                ratio(self.keys_values(size, side, "lora"), self.keys_values(size, side, "full")))
 
     def flops(self, size: str, kind: str) -> Value:
         return self._size(size).get("flops", {}).get(kind)

@@ -116,9 +116,9 @@ def prompt_of(job: Job, bible: Bible) -> minipeft.PromptTuning:
     from the vocabulary. (Repeating them would not do: equal vectors beyond the last bucket of distances have equal
     gradients, and stay equal.)"""
     if job.start in ("random", "vocabulary"):
-        return minipeft.PromptTuning(length=job.length, start=job.start)
+        return minipeft.PromptTuning(length=job.length, init=job.start)
     words = INSTRUCTION.split() if job.start == "instruction" else preferred_words(bible.train)
-    return minipeft.PromptTuning(length=job.length, start="tokens",
+    return minipeft.PromptTuning(length=job.length, init="tokens",
                                  tokens=tuple(bible.vocabulary.ids(words[:job.length])))
 
 

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from minipeft import backend, ops
+from minipeft import backend
+from minipeft.engine import ops
 from minipeft.engine.tensor import Leaf, Tensor, value_and_grad
 from minipeft.backend import namespace, scalar, segment_sum, to_device, to_host, xp
 from tests.models_under_test import FAMILIES, VOCAB, Case

@@ -52,8 +52,8 @@ def test_law_2_attaching_changes_no_output_value_at_initialization(method, kind,
     before = outputs(model, batch)
     chosen = case.make(model)
     if method == "LoRA":
-        start = data.draw(st.sampled_from(["gaussian", "uniform"]))
-        chosen = dataclasses.replace(chosen, start=start, dropout=0.5)
+        init = data.draw(st.sampled_from(["gaussian", "uniform"]))
+        chosen = dataclasses.replace(chosen, init=init, dropout=0.5)
     attachment = minipeft.attach(model, chosen, case.rng(3))
     assert attachment.state == "plugged" and attachment.parameters
     assert all(same_values(a, b) for a, b in zip(before, outputs(model, batch)))

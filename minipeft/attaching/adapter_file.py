@@ -28,8 +28,8 @@ from minipeft.attaching.trained_on import Layer, TrainedOn
 
 _FORMAT, _VERSION = "minipeft-adapter", "2"
 SIGNED = ("name", "method", "places", "base", "below", "together")
-IN_FILES = {"start": "init"}                      # fields of methods that files call by another name
-_VALUES_IN_FILES = {"norm scale": "norm weight"}   # and values
+_RENAMED = {"start": "init"}                      # fields that version 1 calls by another name
+_VALUES_RENAMED = {"norm scale": "norm weight"}   # and values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +88,10 @@ def read(path: str | os.PathLike) -> AdapterFile:
     if version == "1":
         if not isinstance(below, dict) or not all(isinstance(v, str) for v in below.values()):
             raise ValueError(f"{path}: below is not a map of names to fingerprints")
-        return dataclasses.replace(found, below_in_v1=below)
+        return dataclasses.replace(found, fields=_from_version_1(method), below_in_v1=below)
     layers = {key: _layers(path, key, value) for key, value in (("below", below), ("together", together))}
     signed = signature({key: metadata[key] for key in SIGNED})
-    return dataclasses.replace(found, fields=_from_files(method), trained_on=TrainedOn(metadata["base"], **layers),
+    return dataclasses.replace(found, trained_on=TrainedOn(metadata["base"], **layers),
                                altered=metadata.get("signature") != signed)
 
 
@@ -110,16 +110,11 @@ def signature(texts: Mapping[str, str]) -> str:
 
 def method_text(method: Any) -> str:
     """The method's kind and fields as a file says them: JSON."""
-    return json.dumps(_in_files(described(method)))
+    return json.dumps(described(method))
 
 
-def _in_files(method: Mapping[str, Any]) -> dict[str, Any]:
-    return {IN_FILES.get(key, key): _renamed(value, _VALUES_IN_FILES) for key, value in method.items()}
-
-
-def _from_files(fields: Mapping[str, Any]) -> dict[str, Any]:
-    names, values = ({new: old for old, new in table.items()} for table in (IN_FILES, _VALUES_IN_FILES))
-    return {names.get(key, key): _renamed(value, values) for key, value in fields.items()}
+def _from_version_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(key, key): _renamed(value, _VALUES_RENAMED) for key, value in fields.items()}
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

@@ -113,8 +113,7 @@ def _method(model: Model, file: AdapterFile) -> Any:
     later = _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
     missing = sorted(expected - set(file.fields) - later)
     if missing:
-        there = missing[0] if file.version == "1" else adapter_file.IN_FILES.get(missing[0], missing[0])
-        raise ValueError(f"{file.kind}: the field {there!r} is missing")
+        raise ValueError(f"{file.kind}: the field {missing[0]!r} is missing")
     unknown = sorted(set(file.fields) - expected)
     if unknown:
         raise ValueError(f"{file.kind}: the field {shown(unknown[0])} is unknown; expected "

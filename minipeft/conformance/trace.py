@@ -26,7 +26,7 @@ Names are dotted paths, so X is what a forward hook on the module of that path s
                                         plugged there                       residual is added
     S.i                                 the residual stream after block i   output of the block (pre-LN; in post-LN
                                                                             it is that of S.i.ff_norm)
-    S.i.attn.memory.k, .v               keys and values where something     past keys and values
+    S.i.attn.keys_values.k, .v               keys and values where something     past keys and values
                                         is plugged there (prefixes)
     head, logits, loss                  [batch, target, vocab] twice, []    lm_head, logits, loss
     grad/S.i.attn.q.weight              a parameter, [d_out, d_in]          weight.grad

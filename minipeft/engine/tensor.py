@@ -115,7 +115,7 @@ def op(forward: Callable) -> Callable[..., Tensor]:
 
     Positional inputs are Tensors, arrays or None; `vjps` has one entry for each, in order: a function of g, or None
     where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or of
-    the shape that this input was broadcast to: the pullback sums broadcast axes out, so no VJP mentions them.
+    the shape that this input was broadcast to: the backward sums broadcast axes out, so no VJP mentions them.
     Neither `forward` nor a VJP writes into an array that it was given. Inputs may be named in a call, and left out
     where `forward` has a default."""
     names = forward.__code__.co_varnames[:forward.__code__.co_argcount]
@@ -155,7 +155,7 @@ def _mixed_backends(name: str, inputs: Iterable[Any]) -> TypeError | None:
 def once(function: Vjp) -> Vjp:
     """`function(g)` remembered for the last g: work that several VJPs of one op share is done once.
 
-    The memory is dropped with the op's closures, when the pullback has passed the node."""
+    The memory is dropped with the op's closures, when the backward has passed the node."""
     last: list[Any] = [None, None]
 
     def remembered(g: Array) -> Array:
@@ -211,7 +211,7 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
         _watched.reset(token)
     value = to_host(loss.data).item()
     one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
-    found = pullback(node, one) if node is not None else {}
+    found = backward(node, one) if node is not None else {}
     del loss
     if found.keys() - set(leaves.values()):
         raise RuntimeError("the loss uses a tensor that an earlier value_and_grad recorded; use its .data, a constant")
@@ -245,7 +245,7 @@ def leaves_of(params: Mapping[str, Leaf]) -> Mapping[str, Leaf]:
     return params
 
 
-def pullback(root: Node, g: Array) -> dict[Node, Array]:
+def backward(root: Node, g: Array) -> dict[Node, Array]:
     """Gradients of <g, root> at the leaves that `root` depends on. Empties the graph as it passes.
 
     Nodes are visited in reverse order of creation, from a heap and without recursion. The order in which a node's

@@ -9,7 +9,7 @@ input, so neither the gradient nor what it needs costs anything. In a LoRA step 
 kept all the same, because `da` needs it; and below the lowest trained parameter everything is struck out.
 
 The step runs once, in `value_and_grad`, and draws the random numbers that it draws: an observer notes every op, and
-the pullback is followed node by node. Counted, each buffer (the memory under an array and its views) once and as a
+the backward is followed node by node. Counted, each buffer (the memory under an array and its views) once and as a
 whole:
 
     kept      what an op's kept VJPs close over when the forward is over, at the first op that keeps it
@@ -50,7 +50,7 @@ def xray(step: Callable[[], Tensor], params: Mapping[str, Leaf], unused: str = "
 
 
 class _Tape:
-    """Notes every op and follows the pullback; `names` are those of the selected parameters, by identity."""
+    """Notes every op and follows the backward; `names` are those of the selected parameters, by identity."""
 
     def __init__(self, names: dict[int, str]):
         self.names = names
@@ -102,7 +102,7 @@ class _Tape:
         return run
 
     def delivered(self, parent: Node, term: Array) -> None:
-        """What the pullback does with a term next, unseen. Broadcast axes are summed out into a new array, and the
+        """What the backward does with a term next, unseen. Broadcast axes are summed out into a new array, and the
         term, which is larger, is gone before anything else is made. The first term of a node is its gradient, the
         second makes a new array, later ones are added to that."""
         size = math.prod(parent.shape) * parent.dtype.itemsize

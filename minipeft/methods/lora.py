@@ -33,7 +33,7 @@ class LoRA:
     """rank r; alpha, in s = alpha / r; dropout on the input of A, in training; where: which matrices (linear weights,
     embedding tables), by default q and v of every attention.
 
-    start: how A is drawn. "gaussian" is the paper's, N(0, 1 / (3 d_in)): the paper gives no variance, this is that of
+    init: how A is drawn. "gaussian" is the paper's, N(0, 1 / (3 d_in)): the paper gives no variance, this is that of
     the authors' code, whose U(-1/sqrt(d_in), 1/sqrt(d_in)) is "uniform". Departure from that code for embeddings: there
     A starts 0 and B Gaussian; here a table is a matrix like any other. Raises ValueError for fields out of range."""
 
@@ -41,14 +41,14 @@ class LoRA:
     alpha: float = 16
     dropout: float = 0.0
     where: Where = QUERY_AND_VALUE
-    start: str = "gaussian"
+    init: str = "gaussian"
 
     def __post_init__(self) -> None:
         plain(self)
         expect(self, "rank", integer(self.rank), "an integer >= 1")
         expect(self, "alpha", number(self.alpha) and self.alpha != 0, "a finite number other than 0")
         expect(self, "dropout", number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)")
-        expect(self, "start", self.start in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
+        expect(self, "init", self.init in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
 
     def places(self, model: Module) -> dict[str, Slot]:
         """The slots that `where` chooses among the model's matrices. ValueError if a rank exceeds min(d_out, d_in)."""
@@ -78,7 +78,7 @@ class LoRA:
         """The reparametrized weight of one slot; draws A."""
         d_out, d_in = slot.base.shape
         shape, bound, dtype = (self.rank, d_in), d_in ** -0.5, slot.base.dtype
-        a = (init.normal(shape, bound / math.sqrt(3), rng, dtype) if self.start == "gaussian"
+        a = (init.normal(shape, bound / math.sqrt(3), rng, dtype) if self.init == "gaussian"
              else init.uniform(shape, bound, rng, dtype))
         return LowRank(slot.base, a, init.zeros((d_out, self.rank), dtype),
                        self._scale, self.dropout)

@@ -31,12 +31,12 @@ from minipeft.nn.where import Where, matching
 from minipeft.engine.ops import concat, embedding, reshape
 from minipeft.attaching.fields import expect, integer, plain
 
-STARTS = ("vocabulary", "random", "tokens")
+INITS = ("vocabulary", "random", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptTuning:
-    """length: p. start (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
+    """length: p. init (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels: ids, or tuples
     of ids, of which the mean is taken (a label of several tokens); what they leave of the length is drawn from the
     vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
@@ -44,7 +44,7 @@ class PromptTuning:
     Raises ValueError for fields out of range, and for a prompt that learned positions leave no room for."""
 
     length: int = 20
-    start: str = "vocabulary"
+    init: str = "vocabulary"
     tokens: tuple[int | tuple[int, ...], ...] = ()
     next_to_text: bool = False
     where: Where = r"^encoder\.input$"
@@ -52,10 +52,10 @@ class PromptTuning:
     def __post_init__(self) -> None:
         plain(self)
         expect(self, "length", integer(self.length), "an integer >= 1")
-        expect(self, "start", self.start in STARTS, f"one of {', '.join(STARTS)}")
+        expect(self, "init", self.init in INITS, f"one of {', '.join(INITS)}")
         expect(self, "tokens", isinstance(self.tokens, tuple) and all(map(_word, self.tokens))
-               and (self.start == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
-               f"1 to {self.length} ids, or tuples of ids, with start='tokens', and none without")
+               and (self.init == "tokens") == bool(self.tokens) and len(self.tokens) <= self.length,
+               f"1 to {self.length} ids, or tuples of ids, with init='tokens', and none without")
         expect(self, "next_to_text", isinstance(self.next_to_text, bool), "True or False")
 
     def places(self, model: Any) -> dict[str, Site]:
@@ -63,9 +63,9 @@ class PromptTuning:
         sites = {name: site for name, site in model.sites.items() if site.kind == "input"}
         for token in self.tokens:
             check_ids([token if isinstance(token, tuple) else (token,)], model.config.vocab_size, "tokens")
-        if self.start != "random" and len(self.tokens) < self.length and not _words(model.config):
+        if self.init != "random" and len(self.tokens) < self.length and not _words(model.config):
             raise ValueError("PromptTuning: the vocabulary has special tokens alone; expected others to draw from, or "
-                             "start='random'")
+                             "init='random'")
         position = model.encoder.position if hasattr(model, "encoder") else None
         room = position.weight.base.shape[0] if isinstance(position, Learned) else None
         expect(self, "length", room is None or self.length < room,
@@ -83,7 +83,7 @@ class PromptTuning:
 
     def _vectors(self, shape: tuple, model: Any, rng: init.Rng) -> Array:
         """[p, d]; zeros without rng, to be filled from a file."""
-        if self.start == "random" or rng is None:
+        if self.init == "random" or rng is None:
             return init.uniform(shape, 0.5, rng, model.embedding.weight.base.dtype)
         c = model.config
         words, missing = _words(c), self.length - len(self.tokens)

@@ -28,7 +28,7 @@ from minipeft.methods.mask import check_rows, indices_of_mask
 class Selective:
     """component: one or more of "attention", "feed-forward", "embedding", "norm", "position", "head".
     layers: indices of blocks in each stack, -1 the last; first, last: so many blocks at either end of each stack.
-    type: one or more of "bias", "norm scale", "matrix". where: a pattern on the names of slots.
+    type: one or more of "bias", "norm weight", "matrix". where: a pattern on the names of slots.
     rows: ids, whose rows of the embedding tables are trained. mask: {slot name: boolean array of its shape, or
     distinct flat indices into it}; it does not count when methods are compared. A slot is trained if all conditions
     that are given choose it; with none given, all are. Raises ValueError for fields out of range or empty, and, on a

@@ -1,7 +1,8 @@
 """Greedy decoding: y_t = argmax p(y | y_1 .. y_t-1, x), until every row has said eos.
 
-With a cache, each step runs the decoder on one new token: the keys and values of earlier ones are kept, those of the
-memory are projected once. Without it, each step runs the whole prefix; the ids are the same, the logits up to rounding.
+With a cache, each step runs the decoder on the newest token alone. The keys and values of earlier tokens are kept, and
+those of the encoder's output are projected once. Without a cache, each step runs the whole prefix. The ids are the
+same, and the logits agree up to rounding.
 """
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ def greedy(model: Any, ids: Array, mask: Array | None, max_new_tokens: int, use_
     """ids [batch, source], mask [batch, source] -> [batch, 1 + new tokens] on the host (see `generate`)."""
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     config = model.config
-    memory, mask = model.encoder(model.embed(ids), mask)
-    cache = model.new_cache(max_new_tokens, memory.shape[1]) if use_cache and max_new_tokens else None
+    encoded, mask = model.encoder(model.embed(ids), mask)
+    cache = model.new_cache(max_new_tokens, encoded.shape[1]) if use_cache and max_new_tokens else None
     out = numpy.full((len(ids), 1 + max_new_tokens), config.pad_token_id, dtype=numpy.int64)
     out[:, 0] = config.decoder_start_token_id
     running = numpy.ones(len(ids), dtype=bool)
     for t in range(1, 1 + max_new_tokens):
         prefix = to_device(out[:, t - 1:t] if cache else out[:, :t])
-        hidden, _ = model.decoder(model.embed(prefix), None, memory, mask, cache=cache)
+        hidden, _ = model.decoder(model.embed(prefix), None, encoded, mask, cache=cache)
         chosen = to_host(model.logits(hidden[:, -1:]).data.argmax(axis=-1))[:, 0]
         out[:, t] = numpy.where(running, chosen, config.pad_token_id)
         running &= chosen != config.eos_token_id

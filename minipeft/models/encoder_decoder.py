@@ -1,6 +1,6 @@
 """What the Transformer and T5 share: ids in, logits and loss out, greedy decoding, files.
 
-    encoder: E(input_ids) -> stack -> memory;   decoder: E(decoder_input_ids), memory -> stack -> head -> logits
+    encoder: E(input_ids) -> stack -> encoded;   decoder: E(decoder_input_ids), encoded -> stack -> head -> logits
 
 A model is used through these methods alone; what is plugged into its places, and `adapter=`, decide what it computes.
 `rng=None` is evaluation; a numpy.random.Generator makes a call one of training (dropout).
@@ -60,8 +60,8 @@ class EncoderDecoder(Model):
             raise ValueError(f"input_ids has {len(ids)} rows and decoder_input_ids {len(targets)}")
         check_rng(rng)
         with routed(self.host, adapter, len(ids)):
-            memory, mask = self.encoder(self.embed(ids), mask, rng=rng)
-            hidden, _ = self.decoder(self.embed(targets), target_mask, memory, mask, rng=rng)
+            encoded, mask = self.encoder(self.embed(ids), mask, rng=rng)
+            hidden, _ = self.decoder(self.embed(targets), target_mask, encoded, mask, rng=rng)
             return self.logits(hidden, rng)
 
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
@@ -108,7 +108,7 @@ class EncoderDecoder(Model):
             return greedy(self, ids, mask, max_new_tokens, use_cache)
 
     def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:
-        """Empty keys and values for decoding up to `capacity` tokens from a memory of `source` positions."""
+        """Empty keys and values for decoding up to `capacity` tokens over an encoder's output of `source` positions."""
         return [(KeyValues(capacity), KeyValues(source, fixed=True)) for _ in self.decoder.blocks]
 
     def _checked(self, ids: Any, mask: Any, name: str, mask_name: str) -> tuple[Array, Array | None]:

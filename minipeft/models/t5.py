@@ -23,7 +23,7 @@ this table against the model); V vocab, d d_model, inner heads * d_kv:
     encoder.norm.weight, decoder.norm.weight  [d]              encoder.final_layer_norm
     head.weight                               [V, d]           lm_head.weight; untied only
     sites: encoder.input (input); encoder.i.attn.out, encoder.i.ff.out, decoder.i.attn.out, decoder.i.cross.out,
-    decoder.i.ff.out (sublayer); encoder.i.attn.memory, decoder.i.attn.memory, decoder.i.cross.memory (memory)
+    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values (keys_values)
 """
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Names, `i` a layer (a test holds this table against the model):
     encoder.norm.{weight,bias}, decoder.norm.{weight,bias}   [d_model]       final_norm only
     head.weight                                        [vocab, d_model]      untied only
     sites: encoder.input (input); encoder.i.attn.out, encoder.i.ff.out, decoder.i.attn.out, decoder.i.cross.out,
-    decoder.i.ff.out (sublayer); encoder.i.attn.memory, decoder.i.attn.memory, decoder.i.cross.memory (memory)
+    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values (keys_values)
 """
 from __future__ import annotations
 

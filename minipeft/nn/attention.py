@@ -22,7 +22,7 @@ from minipeft.engine.ops.drop import dropout_mask
 class KeyValues:
     """Keys and values of one attention, kept between decoding steps: [batch, capacity, heads * d], `length` in use.
 
-    A self-attention appends each new token's; a cross-attention stores the memory's once (`fixed`)."""
+    A self-attention appends each new token's; a cross-attention stores those of the encoder's output once (`fixed`)."""
 
     def __init__(self, capacity: int, fixed: bool = False):
         self.capacity, self.fixed, self.length = capacity, fixed, 0
@@ -54,12 +54,12 @@ class Attention(Module):
 
     scale multiplies the scores: d_k^-1/2 in the paper, 1 in T5 (whose initialization of q absorbs it). bias and mask
     are added to the scores [batch, heads, query, key]: relative positions, and what `additive` makes of a mask. They
-    stay apart, because their sum would be as large as the scores; a memory site, which may change the number of keys,
+    stay apart, because their sum would be as large as the scores; a keys_values site, which may change the number of keys,
     sees the sum as one bias. p: dropout on the probabilities."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
         self.q, self.k, self.v, self.o = q, k, v, o
-        self.memory = Site("memory")
+        self.keys_values = Site("keys_values")
         self.out = Site("sublayer")
         self.heads, self.scale, self.p = heads, scale, p
 
@@ -72,8 +72,8 @@ class Attention(Module):
             if not cache.complete:
                 cache.extend(self.k(source, rng), self.v(source, rng))
             k, v = cache.read()
-        if self.memory.used:
-            k, v, bias = self.memory(k, v, _sum(bias, mask))
+        if self.keys_values.used:
+            k, v, bias = self.keys_values(k, v, _sum(bias, mask))
             mask = None
         keep = None
         if rng is not None and self.p:

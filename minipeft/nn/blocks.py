@@ -25,7 +25,7 @@ Norm = LayerNorm | RMSNorm
 class Block(Module):
     """x [batch, time, d_model] -> the same. `cross` is None in an encoder.
 
-    bias, mask and memory_mask are added to scores [batch, heads, query, key], as in `nn.attention`."""
+    bias, mask and encoded_mask are added to scores [batch, heads, query, key], as in `nn.attention`."""
 
     def __init__(self, attn: Attention, attn_norm: Norm, cross: Attention | None, cross_norm: Norm | None,
                  ff: FeedForward, ff_norm: Norm, pre_norm: bool, p: float):
@@ -34,13 +34,13 @@ class Block(Module):
         self.ff, self.ff_norm = ff, ff_norm
         self.pre_norm, self.p = pre_norm, p
 
-    def __call__(self, x: Any, bias: Any, mask: Any = None, memory: Any = None, memory_mask: Any = None,
+    def __call__(self, x: Any, bias: Any, mask: Any = None, encoded: Any = None, encoded_mask: Any = None,
                  rng: Any = None, cache: tuple[KeyValues, KeyValues] | None = None) -> Tensor:
-        kept, kept_memory = cache if cache is not None else (None, None)
+        kept, kept_encoded = cache if cache is not None else (None, None)
         x = self._residual(x, lambda n: self.attn(n, n, bias, rng, kept, mask), self.attn.out, self.attn_norm, rng)
         if self.cross is not None and self.cross_norm is not None:
             cross = self.cross
-            x = self._residual(x, lambda n: cross(n, memory, None, rng, kept_memory, memory_mask),
+            x = self._residual(x, lambda n: cross(n, encoded, None, rng, kept_encoded, encoded_mask),
                                cross.out, self.cross_norm, rng)
         return self._residual(x, lambda n: self.ff(n, rng), self.ff.out, self.ff_norm, rng)
 
@@ -53,7 +53,7 @@ class Block(Module):
 class Stack(Module):
     """Positions, blocks, and an optional final norm.   embeddings [batch, time, d_model] -> the same.
 
-    With `memory` (the encoder's output) the stack is a causal decoder. input: whether it has a site of that kind.
+    With `encoded` (the encoder's output) the stack is a causal decoder. input: whether it has a site of that kind.
     drop_last: dropout after the final norm, as T5 has it."""
 
     def __init__(self, blocks: list[Block], norm: Norm | None, position: Sinusoidal | Learned | RelativeBuckets,
@@ -64,7 +64,7 @@ class Stack(Module):
         self.norm = norm
         self.p, self.drop_last = p, drop_last
 
-    def __call__(self, x: Any, mask: Array | None = None, memory: Any = None, memory_mask: Array | None = None,
+    def __call__(self, x: Any, mask: Array | None = None, encoded: Any = None, encoded_mask: Array | None = None,
                  rng: Any = None, cache: list[tuple[KeyValues, KeyValues]] | None = None) -> tuple[Tensor, Any]:
         """The hidden states, and the mask that goes with them (an input site may have made both longer).
 
@@ -76,10 +76,10 @@ class Stack(Module):
         position = self.position.embed(positions_of(mask, start, time))
         x = dropout(x if position is None else add(x, position), self.p, rng)
         bias = self.position.bias(time, start + time, start)
-        hidden = _hidden(mask, dtype, (time, start + time) if memory is not None else None)
-        hidden_memory = _hidden(memory_mask, dtype)
+        hidden = _hidden(mask, dtype, (time, start + time) if encoded is not None else None)
+        hidden_encoded = _hidden(encoded_mask, dtype)
         for i, block in enumerate(self.blocks):
-            x = block(x, bias, hidden, memory, hidden_memory, rng, cache[i] if cache else None)
+            x = block(x, bias, hidden, encoded, hidden_encoded, rng, cache[i] if cache else None)
         if self.norm is not None:
             x = self.norm(x)
         return (dropout(x, self.p, rng) if self.drop_last else x), mask

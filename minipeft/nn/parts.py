@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, Sequence
 from minipeft.nn.weight import Slot
 
 COMPONENTS = ("attention", "feed-forward", "embedding", "norm", "position", "head")
-TYPES = ("bias", "norm scale", "matrix")
+TYPES = ("bias", "norm weight", "matrix")
 _COMPONENT = ((r"norm\.", "norm"), (r"position\.", "position"), (r"\.(attn|cross)\.", "attention"),
               (r"\.ff\.", "feed-forward"), (r"^head\.", "head"))
 
@@ -24,7 +24,7 @@ def component(name: str) -> str:
 
 def parameter_type(slot: Slot) -> str:
     """One of TYPES; the bias of a norm is a bias."""
-    return {"bias": "bias", "norm": "norm scale"}.get(slot.kind, "matrix")
+    return {"bias": "bias", "norm": "norm weight"}.get(slot.kind, "matrix")
 
 
 def layer(name: str) -> tuple[str, int] | None:

@@ -3,7 +3,7 @@
     sublayer   (x, n, F) -> F'             x [batch, time, d_model] the residual stream, n what the sublayer read (its
                                            norm, in pre-LN), F its output before the residual is added
     input      (embeddings, mask) -> (embeddings', mask')      before positions are added and the first block
-    memory     (k, v, bias) -> (k', v', bias')                 of one attention, after any cache
+    keys_values (k, v, bias) -> (k', v', bias')                 of one attention, after any cache
 
 What is attached is a callable with that signature. Entries are applied in the order in which they were plugged, or in
 the order that a routing names them.
@@ -23,7 +23,7 @@ from minipeft.nn.place import Place
 from minipeft.nn.routing import Groups, view_of
 from minipeft.engine.ops import concat, index
 
-KINDS = ("sublayer", "input", "memory")
+KINDS = ("sublayer", "input", "keys_values")
 
 
 class Site(Place):
@@ -35,15 +35,15 @@ class Site(Place):
         super().__init__(kind)
 
     def __call__(self, *stream: Any) -> Any:
-        """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at a memory, which refuses rows that see
+        """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at the keys and values, which refuses rows that see
         different attachments."""
         if self.kind == "sublayer":
             return self.by_row(lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
             return self._apply(self.compose(groups[0][0]), *stream)
-        if self.kind == "memory":
-            raise ValueError("rows of one batch see different attachments at a site of kind 'memory', where what is "
+        if self.kind == "keys_values":
+            raise ValueError("rows of one batch see different attachments at a site of kind 'keys_values', where what is "
                              "plugged may change the number of keys; run these rows apart")
         return self._padded(groups, *stream)
 

@@ -212,7 +212,7 @@ def method(**changes):
     (method(rank=True), "rank is True"), (method(rank=99), "rank 99 exceeds 12"), (method(rank=3), "has shape"),
     (method(alpha=float("nan")), "alpha is nan"), (method(alpha=float("inf")), "alpha is inf"),
     (method(alpha=0), "alpha is 0"), (method(alpha=10 ** 400), "alpha is 1000"), (method(alpha="3"), "alpha is '3'"),
-    (method(dropout=1), "dropout is 1"), (method(init="zeros"), "start is 'zeros'"), (method(init=[]), "start is .."),
+    (method(dropout=1), "dropout is 1"), (method(init="zeros"), "init is 'zeros'"), (method(init=[]), "start is .."),
     (method(lora_alpha=16), "the field 'lora_alpha' is unknown; expected alpha, dropout"), (method(where="."), "where"),
     *((lambda m, p=places: m.update(places=p), "places is not a list of distinct names$")
       for places in ("{}", "[]", "[1]", '"encoder"', "null", '["a", "a"]', '["a", ["a"]]')),

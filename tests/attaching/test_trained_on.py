@@ -398,10 +398,10 @@ def test_a_flipped_bit_of_a_number_is_seen(tmp_path):
 
 def test_files_use_the_names_of_the_field(tmp_path):
     model = CASE.model()
-    minipeft.attach(model, minipeft.Selective(type="norm scale"), RNG(0), "norms").save(tmp_path / "norms")
+    minipeft.attach(model, minipeft.Selective(type="norm weight"), RNG(0), "norms").save(tmp_path / "norms")
     said = json.loads(read_tensors(tmp_path / "norms")[1]["method"])
     assert said["type"] == ["norm weight"]
-    assert minipeft.load(CASE.model(), tmp_path / "norms").method.type == ("norm scale",)
+    assert minipeft.load(CASE.model(), tmp_path / "norms").method.type == ("norm weight",)
 
 
 @pytest.mark.parametrize("name", ["lora", "bottleneck", "norms", "mask", "prompt"])

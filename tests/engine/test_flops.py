@@ -62,7 +62,7 @@ ROWS, COLUMNS = 6, 500  # long rows: what is done once for a row is not 1 per el
 X, Y, VECTOR = counted((ROWS, COLUMNS)), counted((ROWS, COLUMNS), 1), counted((COLUMNS,), 2)
 CASES: dict[str, tuple] = {
     **{name: (X, Y) for name in ("add", "sub", "mul", "div", "concat")},
-    **{name: (X,) for name in ("neg", "exp", "log", "tanh", "erf", "relu", "sum", "swap", "softmax", "gelu",
+    **{name: (X,) for name in ("neg", "exp", "log", "tanh", "erf", "relu", "sum", "matrix_transpose", "softmax", "gelu",
                                "gelu_tanh", "silu")},
     "power": (X, {"exponent": 3}), "where": ((numpy.arange(COLUMNS) > 9).view(Counted) & (X > 0), X, Y),
     "transpose": (X, {"axes": (1, 0)}), "reshape": (X, {"shape": (-1,)}), "index": (X, {"key": slice(1, 3)}),

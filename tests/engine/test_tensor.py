@@ -20,7 +20,7 @@ import minipeft
 from minipeft.engine import ops
 from minipeft.engine import tensor as engine
 from minipeft.engine.stopped import stop_gradient
-from minipeft.engine.tensor import Leaf, Node, Tensor, once, op, pullback, sum_to, value_and_grad
+from minipeft.engine.tensor import Leaf, Node, Tensor, once, op, backward, sum_to, value_and_grad
 from tests.strategies import arrays, broadcastable, draw_array, dtypes, fractions, layouts, seeds, shapes
 from tests.strict_namespace import strict
 
@@ -32,7 +32,7 @@ def vector(*numbers: float) -> Leaf:
 # ---- random programs: straight-line code over a few parameters, with sharing, broadcasting and views
 
 _BINARY: list[Callable] = [ops.add, ops.sub, ops.mul, lambda a, b: ops.concat(a, b)[:len(a)], ops.matmul]
-_UNARY: list[Callable] = [ops.tanh, ops.neg, ops.swap, lambda a: a[::-1], lambda a: a.reshape(9).reshape(3, 3),
+_UNARY: list[Callable] = [ops.tanh, ops.neg, ops.matrix_transpose, lambda a: a[::-1], lambda a: a.reshape(9).reshape(3, 3),
                           lambda a: ops.mean(a, axis=0, keepdims=True) + a, lambda a: a * a[0]]
 
 
@@ -406,7 +406,7 @@ def survivors(step: Callable[[Callable[[str, Tensor], Tensor]], Tensor], params:
 
     value_and_grad(observed, params)
     gc.collect()
-    assert not any(r() is not None for r in references.values()), "the pullback left arrays behind"
+    assert not any(r() is not None for r in references.values()), "the backward left arrays behind"
     return alive
 
 
@@ -441,7 +441,7 @@ def test_sums_and_shapes_keep_no_array():
     def step(note: Callable) -> Tensor:
         x = note("add", ops.add(p, q))
         x = note("sub", ops.sub(x, q))
-        x = note("swap", ops.swap(x))
+        x = note("matrix_transpose", ops.matrix_transpose(x))
         x = note("reshape", ops.reshape(x, shape=(6,)))
         x = note("index", ops.index(x, key=slice(1, 5)))
         x = note("concat", ops.concat(x, x))
@@ -580,7 +580,7 @@ def test_the_pullback_frees_gradients_and_closures_as_it_passes():
         tracemalloc.reset_peak()
         node = loss.node
         assert node is not None
-        grads = pullback(node, numpy.ones(()))
+        grads = backward(node, numpy.ones(()))
         peak = tracemalloc.get_traced_memory()[1]
         after = tracemalloc.get_traced_memory()[0]
     finally:
@@ -721,7 +721,7 @@ def test_an_observer_sees_forward_inputs_output_and_the_node_of_every_op():
     (_, inputs, out, vjps, node), (_, mul_inputs, mul_out, mul_vjps, mul_node) = seen[:2]
     assert inputs == (frozen,) and out.tolist() == [-3, -4] and len(vjps) == 1 and node is None
     assert mul_inputs[1] is p and mul_out.tolist() == [-3, -8] and len(mul_vjps) == 2
-    assert mul_node.op == "mul" and mul_node.shape == (2,) and len(mul_node.edges) == 0  # the pullback has passed it
+    assert mul_node.op == "mul" and mul_node.shape == (2,) and len(mul_node.edges) == 0  # the backward has passed it
     ops.neg(p)
     assert len(seen) == 3
 

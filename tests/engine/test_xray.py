@@ -338,7 +338,7 @@ def test_the_peak_is_the_allocators_within_10_percent_at_the_size_of_the_example
 
 def test_the_peak_of_a_chain_is_what_paper_and_pencil_say():
     """Two exp keep their outputs, n numbers each. In the backward of the first one that is visited: both outputs and
-    its term; then one output and two gradients. The loss and the number that the pullback starts from are 8 bytes."""
+    its term; then one output and two gradients. The loss and the number that the backward starts from are 8 bytes."""
     n = 1000
     p = leaf(n)
     x = xray(lambda: ops.sum(ops.exp(ops.exp(p))), {"p": p})

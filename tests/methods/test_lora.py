@@ -19,11 +19,11 @@ from tests.models_under_test import Case, bits, logits
 U = 2.0 ** -53
 
 
-def lowrank(rank=3, alpha=5, dropout=0.0, d_out=6, d_in=4, seed=0, start="gaussian", dtype="float64", train=True):
+def lowrank(rank=3, alpha=5, dropout=0.0, d_out=6, d_in=4, seed=0, init="gaussian", dtype="float64", train=True):
     """(slot, piece): a LoRA by itself; with `train`, B is not 0."""
     rng = numpy.random.default_rng(seed)
     slot = Slot("linear", rng.standard_normal((d_out, d_in)).astype(dtype))
-    piece = minipeft.LoRA(rank, alpha, dropout, start=start).on(slot, rng)
+    piece = minipeft.LoRA(rank, alpha, dropout, init=init).on(slot, rng)
     if train:
         piece.B.data = rng.standard_normal((d_out, rank)).astype(dtype)
     return slot, piece
@@ -50,10 +50,10 @@ def test_a_dropout_outside_0_to_1_is_refused(dropout):
         minipeft.LoRA(dropout=dropout)
 
 
-@pytest.mark.parametrize("start", ["normal", "", None, 0])
-def test_an_unknown_start_is_refused(start):
-    with pytest.raises(ValueError, match="LoRA: start is .*; expected 'gaussian' or 'uniform'"):
-        minipeft.LoRA(start=start)
+@pytest.mark.parametrize("init", ["normal", "", None, 0])
+def test_an_unknown_start_is_refused(init):
+    with pytest.raises(ValueError, match="LoRA: init is .*; expected 'gaussian' or 'uniform'"):
+        minipeft.LoRA(init=init)
 
 
 @pytest.mark.parametrize("rank, alpha", [(1, 1e300), (8, 1e300), (1, -3.5e38), (2, 10 ** 39)])
@@ -117,20 +117,20 @@ def test_it_acts_on_matrices_alone(where):
 # ---- how it starts
 
 
-@pytest.mark.parametrize("start", ["gaussian", "uniform"])
+@pytest.mark.parametrize("init", ["gaussian", "uniform"])
 @pytest.mark.parametrize("d_in", [50, 400])
-def test_a_starts_with_variance_1_over_3_d_in_and_b_at_0(start, d_in):
+def test_a_starts_with_variance_1_over_3_d_in_and_b_at_0(init, d_in):
     """N = 32 d_in numbers. Of a sample of variance v and fourth moment m: the mean has deviation sqrt(v / N), the mean
     square sqrt((m - v^2) / N), m = 3 v^2 for a Gaussian and 9/5 v^2 for a uniform. Five deviations."""
-    _, piece = lowrank(32, d_out=64, d_in=d_in, start=start, train=False)
+    _, piece = lowrank(32, d_out=64, d_in=d_in, init=init, train=False)
     a, v = piece.A.data, 1 / (3 * d_in)
-    spread = math.sqrt(((3 if start == "gaussian" else 9 / 5) - 1) / a.size)
+    spread = math.sqrt(((3 if init == "gaussian" else 9 / 5) - 1) / a.size)
     assert a.shape == (32, d_in) and piece.B.shape == (64, 32) and not piece.B.data.any()
     assert abs(a.mean()) < 5 * math.sqrt(v / a.size)
     assert abs((a * a).mean() / v - 1) < 5 * spread
     bound = 1 / math.sqrt(d_in)
     beyond = (abs(a) > bound).mean()  # P(|N(0, v)| > sqrt(3 v)) = 0.083
-    assert beyond == 0 and abs(a).max() > 0.99 * bound if start == "uniform" else 0.07 < beyond < 0.1
+    assert beyond == 0 and abs(a).max() > 0.99 * bound if init == "uniform" else 0.07 < beyond < 0.1
 
 
 def test_what_is_drawn_depends_on_the_generator_alone():

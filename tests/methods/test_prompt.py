@@ -57,12 +57,12 @@ def embedded(model):
 
 @pytest.mark.parametrize("fields, message", [
     *(({"length": value}, "length is .*; expected an integer >= 1") for value in (0, -1, 2.0, True, "20", None)),
-    *(({"start": value}, "start is .*; expected one of vocabulary, random, tokens") for value in ("zeros", None, 0)),
-    ({"start": "tokens"}, r"tokens is \(\); expected 1 to 20 ids, or tuples of ids, with start='tokens', and none w"),
-    ({"tokens": (3,)}, r"tokens is \(3,\)"), ({"tokens": (3,), "start": "random"}, "tokens is"),
+    *(({"init": value}, "init is .*; expected one of vocabulary, random, tokens") for value in ("zeros", None, 0)),
+    ({"init": "tokens"}, r"tokens is \(\); expected 1 to 20 ids, or tuples of ids, with init='tokens', and none w"),
+    ({"tokens": (3,)}, r"tokens is \(3,\)"), ({"tokens": (3,), "init": "random"}, "tokens is"),
     *(({"next_to_text": value}, "next_to_text is .*; expected True or False") for value in (1, None, "left")),
-    ({"length": 2, "start": "tokens", "tokens": (3, 4, 5)}, "tokens is .*; expected 1 to 2 ids"),
-    *(({"start": "tokens", "tokens": value}, "tokens is")
+    ({"length": 2, "init": "tokens", "tokens": (3, 4, 5)}, "tokens is .*; expected 1 to 2 ids"),
+    *(({"init": "tokens", "tokens": value}, "tokens is")
       for value in (3, "ab", ("a",), (1.0,), (True,), (-1,), ((),), ((2, -1),), (((1,),),), {2}, (None,)))])
 def test_a_field_out_of_range_is_refused_by_name(fields, message):
     with pytest.raises(ValueError, match=f"PromptTuning: {message}"):
@@ -133,7 +133,7 @@ def test_special_ids_are_those_of_the_configuration():
 
 def test_random_starts_uniform_between_minus_and_plus_a_half():
     """N = 2,400 of variance 1 / 12: the mean has deviation sqrt(1 / 12 N), the mean square sqrt(1 / 180 N)."""
-    _, p = start("t5 v1.0", length=200, start="random")
+    _, p = start("t5 v1.0", length=200, init="random")
     assert abs(p).max() <= 0.5 and abs(p).max() > 0.499
     assert abs(p.mean()) < 5 * math.sqrt(1 / 12 / p.size)
     assert abs((p * p).mean() - 1 / 12) < 5 * math.sqrt(1 / 180 / p.size)
@@ -142,7 +142,7 @@ def test_random_starts_uniform_between_minus_and_plus_a_half():
 @pytest.mark.parametrize("family", ["t5 v1.0", "post-LN"])
 def test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn(family):
     """In their order; a special token that is asked for is taken."""
-    model, p = start(family, length=5, start="tokens", tokens=(4, (6, 7, 9), 1))
+    model, p = start(family, length=5, init="tokens", tokens=(4, (6, 7, 9), 1))
     rows = embedded(model)
     assert numpy.array_equal(p[0], rows[4]) and numpy.array_equal(p[2], rows[1])
     assert close(p[1], (rows[6] + rows[7] + rows[9]) / 3, U)
@@ -157,14 +157,14 @@ def test_a_text_as_long_as_the_prompt_draws_nothing():
     assert numpy.array_equal(vectors(attachment), embedded(model)[[5, 3]]) and rng.bit_generator.state == state
 
 
-@pytest.mark.parametrize("fields", [{}, {"start": "random"}, {"start": "tokens", "tokens": (3, (4, 5))}])
+@pytest.mark.parametrize("fields", [{}, {"init": "random"}, {"init": "tokens", "tokens": (3, (4, 5))}])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_is_drawn_depends_on_the_generator_alone_and_has_the_models_dtype(fields, dtype):
     first, again, other = (start(seed=seed, dtype=dtype, length=6, **fields)[1] for seed in (3, 3, 4))
     assert first.dtype == dtype and first.tobytes() == again.tobytes() != other.tobytes()
 
 
-@pytest.mark.parametrize("fields", [{}, {"start": "tokens", "tokens": (4, (6, 7, 9), 1, (2,))}])
+@pytest.mark.parametrize("fields", [{}, {"init": "tokens", "tokens": (4, (6, 7, 9), 1, (2,))}])
 def test_all_tokens_are_embedded_in_one_call(monkeypatch, fields):
     """What it starts as, tokens of several ids included, is one lookup of [1, ids]."""
     model, calls = model_of("post-LN"), []
@@ -283,7 +283,7 @@ def test_cross_attention_sees_the_prompt_and_not_the_padding(family):
     case, seen = case_of(family), []
     model, batch = case.model(), padded(case, "left")
     prompted(model, 2)
-    site = model.decoder.blocks[0].cross.memory
+    site = model.decoder.blocks[0].cross.keys_values
     put(site, {"probe": lambda k, v, bias: seen.append((k.shape[:2], bias)) or (k, v, bias)})
     logits(model, batch)
     (shape, bias), mask = seen.pop(), batch["attention_mask"]
@@ -485,7 +485,7 @@ def test_training_moves_the_prompt_and_nothing_else(family):
     assert same_values(logits(model, batch), logits(case.model(), batch))
 
 
-@pytest.mark.parametrize("fields", [{}, {"start": "random"}, {"start": "tokens", "tokens": [numpy.int64(3), (4, 5)]}])
+@pytest.mark.parametrize("fields", [{}, {"init": "random"}, {"init": "tokens", "tokens": [numpy.int64(3), (4, 5)]}])
 def test_what_was_saved_comes_back_and_goes_on(fields, tmp_path):
     """In every bit, and it can be trained further as if it had never left."""
     case, models = case_of("t5 v1.1", dtype="float32"), []
@@ -509,7 +509,7 @@ def test_what_was_saved_comes_back_and_goes_on(fields, tmp_path):
 
 def test_a_vocabulary_of_special_tokens_alone_is_refused_unless_nothing_is_drawn_from_it():
     model = minipeft.T5(minipeft.T5Config(2, 6, 3, 2, 9, 1, 1, 8, 20), RNG(0))
-    with pytest.raises(ValueError, match="special tokens alone; expected others to draw from, or start='random'"):
+    with pytest.raises(ValueError, match="special tokens alone; expected others to draw from, or init='random'"):
         minipeft.attach(model, minipeft.PromptTuning(2), RNG(0))
     assert minipeft.attach(model, minipeft.PromptTuning(2, "tokens", (1, 0)), RNG(0)).state == "plugged"
     assert minipeft.attach(model, minipeft.PromptTuning(2, "random"), RNG(0), "again").state == "plugged"

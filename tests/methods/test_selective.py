@@ -54,7 +54,7 @@ def train(model, params, batch, steps, optimizer):
     ({"component": ("norm", 3)}, "component"), ({"component": 5}, r"component is \(5,\)"),
     *(({name: ()}, rf"{name} is \(\); expected some of ") for name in ("component", "type")),
     ({"component": ({},)}, r"component is \({},\)"), ({"type": ["bias", ["matrix"]]}, "type is"),
-    ({"type": "biases"}, "type is .*; expected some of bias, norm scale, matrix"), ({"type": {"bias"}}, "type is"),
+    ({"type": "biases"}, "type is .*; expected some of bias, norm weight, matrix"), ({"type": {"bias"}}, "type is"),
     *(({end: value}, f"{end} is {value!r}; expected a number of blocks, at least 1, or None")
       for end in ("first", "last") for value in (-1, 0, 1.0, True, "1")),
     *(({"layers": value}, "layers is .*; expected indices of blocks, at least one")
@@ -97,7 +97,7 @@ def test_it_chooses_by_component_type_layer_and_name_in_model_order(family):
             ({"component": ("norm", "feed-forward")}, lambda n: "norm." in n or ".ff." in n),
             ({"component": "embedding"}, lambda n: n == TABLE),
             ({"type": "matrix"}, lambda n: "norm" not in n and not n.endswith("bias")),
-            ({"type": "norm scale"}, lambda n: "norm" in n and n.endswith("weight")),
+            ({"type": "norm weight"}, lambda n: "norm" in n and n.endswith("weight")),
             ({"where": r"^decoder.*\.k\."}, lambda n: n.startswith("decoder") and ".k." in n),
             ({"first": 1}, lambda n: n.startswith(("encoder.0.", "decoder.0.")))):
         assert chosen(family, **fields) == [n for n in names if holds(n)] != []
@@ -114,15 +114,15 @@ def test_the_last_layer_is_each_stacks_own(family, blocks):
 
 @every_family
 def test_conditions_that_are_given_together_must_all_hold(family):
-    single = {"component": ("attention", "norm"), "type": ("matrix", "norm scale"), "last": 1, "where": r"\.[qo]\.|ff"}
+    single = {"component": ("attention", "norm"), "type": ("matrix", "norm weight"), "last": 1, "where": r"\.[qo]\.|ff"}
     apart = [set(chosen(family, **{key: value})) for key, value in single.items()]
     together = chosen(family, **single)
     assert set(together) == set.intersection(*apart) and len(together) == 8
 
 
 @pytest.mark.parametrize("family, fields, message", [
-    ("t5 v1.0", {"type": "bias"}, "^type 'bias': the model has none; it has matrix, norm scale$"),
-    ("t5 v1.0", {"type": ("matrix", "bias")}, "^type 'bias': the model has none; it has matrix, norm scale$"),
+    ("t5 v1.0", {"type": "bias"}, "^type 'bias': the model has none; it has matrix, norm weight$"),
+    ("t5 v1.0", {"type": ("matrix", "bias")}, "^type 'bias': the model has none; it has matrix, norm weight$"),
     ("t5 v1.0", {"component": "head"}, "^component 'head': the model has none; its head is tied to the embedding; it "
      "has embedding, position, attention, norm, feed-forward$"),
     ("t5 v1.0", {"component": ("norm", "head")}, "^component 'head': the model has none; its head is tied to the emb"),
@@ -357,7 +357,7 @@ def test_two_differences_on_one_slot_add_up_and_merge_one_after_the_other():
 
 
 FILES = {"mask": {"mask": {QUERY: [100, 7, 30], BIAS: [2, 0]}}, "rows": {"rows": (6, 2)},
-         "whole": {"type": "norm scale"}}
+         "whole": {"type": "norm weight"}}
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_the_sites_in_the_docstring_are_the_model_s_in_both_directions(build):
     assert len(sites) == 9
     found = {(name, site.kind) for name, site in model.sites.items()}
     assert {(general(name), kind) for name, kind in found} == set(sites.items())
-    assert len(found) == 1 + 3 * 2 + 5 * 3, "one input, 2 x (attn.out, attn.memory, ff.out), 3 x 5 in the decoder"
+    assert len(found) == 1 + 3 * 2 + 5 * 3, "one input, 2 x (attn.out, attn.keys_values, ff.out), 3 x 5 in the decoder"
 
 
 @pytest.mark.parametrize("build", [t5_v10, post_ln])

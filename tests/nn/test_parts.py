@@ -34,7 +34,7 @@ def test_the_component_of_a_name(name, part):
 
 
 @pytest.mark.parametrize("kind, part", [("linear", "matrix"), ("embedding", "matrix"), ("position", "matrix"),
-                                        ("bias", "bias"), ("norm", "norm scale")])
+                                        ("bias", "bias"), ("norm", "norm weight")])
 def test_the_type_of_a_slot(kind, part):
     assert parameter_type(Slot(kind, numpy.zeros(2))) == part
 
@@ -135,8 +135,8 @@ def test_nothing_asked_chooses_everything():
 
 
 @pytest.mark.parametrize("family, conditions, message", [
-    ("t5 v1.0", {"types": ["bias"]}, "type 'bias': the model has none; it has matrix, norm scale"),
-    ("t5 v1.0", {"types": ["matrix", "bias"]}, "type 'bias': the model has none; it has matrix, norm scale"),
+    ("t5 v1.0", {"types": ["bias"]}, "type 'bias': the model has none; it has matrix, norm weight"),
+    ("t5 v1.0", {"types": ["matrix", "bias"]}, "type 'bias': the model has none; it has matrix, norm weight"),
     ("t5 v1.0", {"components": ["norm"], "types": ["matrix"]},
      "component 'norm', type 'matrix': no parameter of the model meets all of these"),
     ("post-LN", {"components": ["embedding"], "layers": [0, 1]},

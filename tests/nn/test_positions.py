@@ -104,7 +104,7 @@ def test_a_memory_piece_sees_positions_and_mask_as_one_bias_and_hands_on_what_co
     mask = np.array([[1, 1, 1, 0], [0, 1, 1, 1]])
     before = model(ids, ids, mask, mask).data
     for stack in (model.encoder, model.decoder):
-        put(stack.blocks[0].attn.memory, {"probe": lambda k, v, bias: seen.append(array_of(bias)) or (k, v, bias)})
+        put(stack.blocks[0].attn.keys_values, {"probe": lambda k, v, bias: seen.append(array_of(bias)) or (k, v, bias)})
     assert model(ids, ids, mask, mask).data.tobytes() == before.tobytes()
     hidden = mask[:, None, None, :] == 0
     for bias, later in zip(seen, (np.zeros((4, 4), bool), np.triu(np.ones((4, 4), bool), 1)), strict=True):

@@ -37,7 +37,7 @@ def test_an_empty_site_hands_on_the_very_objects(kind):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="site kind is 'layer'; expected one of sublayer, input, memory"):
+    with pytest.raises(ValueError, match="site kind is 'layer'; expected one of sublayer, input, keys_values"):
         Site("layer")
 
 
@@ -56,12 +56,12 @@ def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far(
     assert seen[1][0] is x and seen[1][1] is n and numpy.array_equal(seen[1][2], f * 2)
 
 
-def test_input_and_memory_pieces_replace_the_whole_stream():
+def test_input_and_keys_values_pieces_replace_the_whole_stream():
     longer = plugged(Site("input"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
     e, mask, _ = stream()
     out, new_mask = longer(e, mask)
     assert out.shape == (3, 3, 4) and new_mask is None
-    twice = plugged(Site("memory"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
+    twice = plugged(Site("keys_values"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
     k, v, b = stream()
     found = twice(k, v, b)
     assert numpy.array_equal(found[0], (k + 1) * 2) and numpy.array_equal(found[1], v - 1) and found[2] == "bias"
@@ -93,8 +93,8 @@ def test_pieces_get_the_same_rows_of_all_three_streams():
     assert all(numpy.array_equal(found, whole[[0, 3]]) for found, whole in zip(seen[0], (x, n, f), strict=True))
 
 
-def test_a_memory_site_refuses_rows_that_differ():
-    site = plugged(Site("memory"), a=lambda *s: s, elsewhere=None)
+def test_a_keys_values_site_refuses_rows_that_differ():
+    site = plugged(Site("keys_values"), a=lambda *s: s, elsewhere=None)
     with routed(site.host, ["a", None], 2), pytest.raises(ValueError, match="run these rows apart"):
         site(*stream(2))
     with routed(site.host, ["a", ("a", "elsewhere")], 2):
@@ -168,7 +168,7 @@ def test_an_input_site_can_lengthen_the_source_and_its_mask_goes_to_both_stacks(
         return ops.concat(rows, e, axis=1), numpy.concatenate([numpy.ones((batch, 2), bool), mask], axis=1)
 
     plugged(model.encoder.input, prompt=piece)
-    plugged(model.decoder.blocks[0].cross.memory, probe=lambda k, v, b: seen.append((k.shape, b.shape)) or (k, v, b))
+    plugged(model.decoder.blocks[0].cross.keys_values, probe=lambda k, v, b: seen.append((k.shape, b.shape)) or (k, v, b))
     ids = numpy.array([[3, 4, 5], [6, 0, 0]])
     assert model.encode(ids, ids != 0).shape == (2, 5, 12)
     labels = numpy.array([[1, 2], [3, -100]])
@@ -178,7 +178,7 @@ def test_an_input_site_can_lengthen_the_source_and_its_mask_goes_to_both_stacks(
     assert close(model.encode(ids, ids != 0).data[1, :3], again.data[0], 2 ** -53)
 
 
-def test_a_memory_site_sees_what_a_cache_holds_and_adds_nothing_to_it():
+def test_a_keys_values_site_sees_what_a_cache_holds_and_adds_nothing_to_it():
     """Decoding with a cache: the piece gets the keys so far at every step, and generates what it does without."""
     case = Case(("pre-LN", "q and v"), 1, 1, "float64", 3)
     model, lengths = case.model(), []
@@ -187,7 +187,7 @@ def test_a_memory_site_sees_what_a_cache_holds_and_adds_nothing_to_it():
         lengths.append(k.shape[1])
         return ops.mul(k, 1.5), v, bias
 
-    plugged(model.decoder.blocks[0].attn.memory, probe=piece)
+    plugged(model.decoder.blocks[0].attn.keys_values, probe=piece)
     ids = case.batch()["input_ids"]
     cached = model.generate(ids, max_new_tokens=4)
     assert lengths == list(range(1, cached.shape[1]))
@@ -205,7 +205,7 @@ def test_a_stream_of_pieces_by_hand_is_undone_by_emptying_the_list():
 
 
 def test_a_site_is_used_where_a_row_of_the_forward_under_way_sees_something_there():
-    site = put(Site("memory"), {"a": lambda *s: s}, plugged=())
+    site = put(Site("keys_values"), {"a": lambda *s: s}, plugged=())
     assert not site.used
     with routed(site.host, ["a", "a"], 2):
         assert site.used

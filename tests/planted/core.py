@@ -224,7 +224,7 @@ BUGS = [
     Bug("the bias of a norm is frozen with the component norm", "nn/parts.py", r'(r"norm\.", "norm")',
         r'(r"norm\.weight", "norm")', "nn/test_parts.py::test_the_component_of_a_name"),
     Bug("biases and norm scales are mistaken for each other", "nn/parts.py",
-        '{"bias": "bias", "norm": "norm scale"}', '{"norm": "bias", "bias": "norm scale"}',
+        '{"bias": "bias", "norm": "norm weight"}', '{"norm": "bias", "bias": "norm weight"}',
         "methods/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
     Bug("a loaded mask is forgotten", SELECTIVE, "mask=masks or None)", "mask=None)", ROUND_TRIP),
     Bug("what an attachment was trained on top of is not recorded", TRAINED_ON,

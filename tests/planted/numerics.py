@@ -68,7 +68,7 @@ BUGS = [
         "(mean if xp.isfinite(mean).all() else (z / vocab).sum(axis=-1))", "mean", ENTROPY),
     # ---- positions and padding
     Bug("padding on the left takes positions in the decoder alone", BLOCKS,
-        "positions_of(mask, start, time)", "positions_of(mask if memory is None else None, start, time)", ALONE),
+        "positions_of(mask, start, time)", "positions_of(mask if encoded is None else None, start, time)", ALONE),
     Bug("all padding is taken out, holes and all", POSITIONS,
         "return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns",
         "return numpy.maximum(to_host(mask).cumsum(axis=1) - 1, 0) if not mask.all() else columns",
@@ -106,10 +106,10 @@ BUGS = [
         EQUAL + "[toeplitz]"),
     Bug("the sum of a diagonal leaves the last key out", FUSED, "for k in range(keys):", "for k in range(keys - 1):",
         EQUAL + "[toeplitz]"),
-    Bug("bias and mask are added into one array as large as the scores", ATTENTION, "if self.memory.used:",
+    Bug("bias and mask are added into one array as large as the scores", ATTENTION, "if self.keys_values.used:",
         "if True:", PEAK),
-    Bug("a memory site does not see what is masked", ATTENTION, "self.memory(k, v, _sum(bias, mask))",
-        "self.memory(k, v, bias)",
+    Bug("a keys_values site does not see what is masked", ATTENTION, "self.keys_values(k, v, _sum(bias, mask))",
+        "self.keys_values(k, v, bias)",
         "nn/test_site.py::test_an_input_site_can_lengthen_the_source_and_its_mask_goes_to_both_stacks"),
     # ---- gradient checks
     Bug("a gradient is judged at the first step, whatever lies within it", CHECK,

@@ -9,5 +9,5 @@ from minipeft.engine.ops.drop import dropout  # noqa: F401
 from minipeft.engine.ops.fused import (attention, cross_entropy, embedding, gelu, gelu_tanh, key_first,  # noqa: F401
                                 layer_norm, linear, low_rank_linear, rms_norm, silu, softmax, toeplitz)
 from minipeft.engine.ops.primitives import (add, concat, div, erf, exp, index, log, matmul, mean, mul,  # noqa: F401
-                                     neg, power, relu, reshape, scatter, sub, sum, swap, tanh, transpose,
+                                     neg, power, relu, reshape, scatter, sub, sum, matrix_transpose, tanh, transpose,
                                      where)

@@ -15,20 +15,20 @@ from typing import Any
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, array_of
 from minipeft.backend import Array, scalar, xp
-from minipeft.engine.ops.primitives import add, div, erf, exp, log, matmul, mean, mul, power, reshape, sub, sum, swap, tanh
+from minipeft.engine.ops.primitives import add, div, erf, exp, log, matmul, mean, mul, power, reshape, sub, sum, matrix_transpose, tanh
 from minipeft.engine.ops.primitives import transpose, where
 
 
 def linear(x: Any, w: Any) -> Tensor:
     """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out]."""
-    return matmul(x, swap(w))
+    return matmul(x, matrix_transpose(w))
 
 
 def low_rank_linear(y: Any, x: Any, a: Any, b: Any, *, scale: Any) -> Tensor:
     """y + s (x A^T) B^T.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank] -> [..., d_out].
 
     Hu et al., 2021, arXiv:2106.09685, eq. (3), with s = alpha / r (sec. 4.1)."""
-    return add(y, mul(matmul(matmul(x, swap(a)), swap(b)), scalar(scale, array_of(a))))
+    return add(y, mul(matmul(matmul(x, matrix_transpose(a)), matrix_transpose(b)), scalar(scale, array_of(a))))
 
 
 def embedding(table: Any, ids: Array) -> Tensor:
@@ -71,7 +71,7 @@ def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: 
         batch, time, width = array_of(x).shape
         return transpose(reshape(x, shape=(batch, time, heads, width // heads)), axes=(0, 2, 1, 3))
 
-    scores = mul(matmul(split(q), swap(split(k))), scale)         # [batch, heads, query, key]
+    scores = mul(matmul(split(q), matrix_transpose(split(k))), scale)         # [batch, heads, query, key]
     for added in (bias, mask):
         scores = scores if added is None else add(scores, added)
     blind = (scores.data == -math.inf).all(axis=-1, keepdims=True)

@@ -100,7 +100,7 @@ def matmul(a, b):
 
 
 @op
-def swap(a):
+def matrix_transpose(a):
     """[..., m, n] -> [..., n, m];   da = g transposed likewise."""
     return a.swapaxes(-1, -2), (lambda g: g.swapaxes(-1, -2),)
 

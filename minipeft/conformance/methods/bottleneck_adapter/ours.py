@@ -1,4 +1,4 @@
-"""minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and pullback."""
+"""minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and backward."""
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""minipeft's own LoRA on a table, as a plug-in: the real slot, attachment, file and pullback."""
+"""minipeft's own LoRA on a table, as a plug-in: the real slot, attachment, file and backward."""
 from __future__ import annotations
 
 from typing import Any

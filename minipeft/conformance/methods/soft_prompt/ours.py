@@ -92,7 +92,7 @@ class Prompted:
         if P.shape[1:] != base["E"].shape[1:]:
             raise ValueError(f"P {P.shape} does not fit E {base['E'].shape}")
         if len(P):
-            method = PromptTuning(length=len(P), start="random", next_to_text=self.next_to_text, where=f"^{SITE}$")
+            method = PromptTuning(length=len(P), init="random", next_to_text=self.next_to_text, where=f"^{SITE}$")
             self.attachment = attach(self.model, method, numpy.random.default_rng(0), "prompt")
             self.attachment.parameters[f"{SITE}@prompt.P"].data = P.astype(dtype)
 
