@@ -29,15 +29,15 @@ import numpy
 from rich.console import Console
 
 import minipeft
-from claims import Claim, failures, standard_error
-from comparison import BASE, BATCH, COPYING, Experiment, Row
-from g2p import NEW_TASK, load_tasks
-from pictures import Panel, names_of, trade_offs
-from tables import Column, on_terminal
-from variants import HARD_PROMPT, NAMES, VARIANTS
+from lab.claims import Claim, failures, standard_error
+from lab.comparison import BASE, BATCH, COPYING, Experiment, Row
+from data.g2p import NEW_TASK, load_tasks
+from lab.pictures import Panel, names_of, trade_offs
+from lab.tables import Column, on_terminal
+from lab.variants import HARD_PROMPT, NAMES, VARIANTS
 
 HERE = Path(__file__).parent
-CHECKPOINT = HERE / "checkpoints" / "g2p"
+CHECKPOINT = HERE / "data" / "checkpoints" / "g2p"
 PAIRS, STEPS = 1000, 300
 # {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4 and with one seed. The
 # mean of three seeds is to come within 4 points of it; of one seed no more can be asked than three standard errors.

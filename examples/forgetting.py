@@ -36,17 +36,17 @@ import numpy
 from rich.console import Console
 
 import minipeft
-from claims import failures
-from frontier import COLUMNS, LEVELS, Row, claims_about, findings, picture
-from g2p import CODEC, NEW_TASK, OLD_TASKS, ids_of, load_tasks
+from lab.claims import failures
+from lab.frontier import COLUMNS, LEVELS, Row, claims_about, findings, picture
+from data.g2p import CODEC, NEW_TASK, OLD_TASKS, ids_of, load_tasks
 from minipeft.nn.fingerprint import fingerprint
-from row_log import RowLog
-from scoring import answers, exact_match
-from tables import on_terminal
-from variants import EVERY_LINEAR, Variant
+from lab.row_log import RowLog
+from lab.scoring import answers, exact_match
+from lab.tables import on_terminal
+from lab.variants import EVERY_LINEAR, Variant
 
 HERE = Path(__file__).parent
-BASE = HERE / "checkpoints" / "g2p"
+BASE = HERE / "data" / "checkpoints" / "g2p"
 BATCH, PAIRS, STEPS = 64, 1000, 300
 POINTS, FIRST_POINT = 12, 6         # how often the tasks are asked: steps in geometric progression, from this one on
 FACTORS = (0.25, 1, 4)              # on the usual learning rate

@@ -24,15 +24,15 @@ import numpy
 from rich.console import Console
 
 import minipeft
-from claims import failures
-from inflection import CODEC, NEW_TASK, OLD_TASKS, ids_of, load_tasks
-from measure import merged_gap, step_peak, train
-from pictures import names_of, off_screen
-from scoring import answers, exact_match
-from tables import Column, on_terminal
+from lab.claims import failures
+from data.inflection import CODEC, NEW_TASK, OLD_TASKS, ids_of, load_tasks
+from lab.measure import merged_gap, step_peak, train
+from lab.pictures import names_of, off_screen
+from lab.scoring import answers, exact_match
+from lab.tables import Column, on_terminal
 
 HERE = Path(__file__).parent
-BASE = HERE / "checkpoints" / "inflection"
+BASE = HERE / "data" / "checkpoints" / "inflection"
 EVERY_LINEAR = r"\.(attn|cross|ff)\."
 BATCH, FULL_LR, LORA_LR = 64, 1e-3, 5e-3
 SHORT, LONG = 100, 500            # optimizer steps: by default, and held to the yardstick

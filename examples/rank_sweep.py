@@ -37,20 +37,20 @@ from rich.columns import Columns
 from rich.console import Console
 
 import minipeft
-from claims import failures
-from codec import PAD
-from g2p import CODEC, NEW_TASK, ids_of, load_tasks
-from measure import Ids, train
+from lab.claims import failures
+from data.codec import PAD
+from data.g2p import CODEC, NEW_TASK, ids_of, load_tasks
+from lab.measure import Ids, train
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.train.data import label_tokens
-from pictures import off_screen
-from rank_lines import MEASURED, PUBLISHED, TABLE_18, Line, Row, claims_about, findings, lines_of
-from row_log import RowLog
-from scoring import answers, exact_match, judge
-from tables import on_terminal
+from lab.pictures import off_screen
+from lab.rank_lines import MEASURED, PUBLISHED, TABLE_18, Line, Row, claims_about, findings, lines_of
+from lab.row_log import RowLog
+from lab.scoring import answers, exact_match, judge
+from lab.tables import on_terminal
 
 HERE = Path(__file__).parent
-BASE = HERE / "checkpoints" / "g2p"
+BASE = HERE / "data" / "checkpoints" / "g2p"
 EVERY_LINEAR = r"\.(attn|cross|ff)\."
 BATCH, LR, ALPHA_PER_RANK = 64, 5e-3, 2
 RANKS, FEW_RANKS = (1, 2, 4, 8, 16, 32, 64, 128), (1, 8, 64)

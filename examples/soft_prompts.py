@@ -34,11 +34,11 @@ from rich.progress import track
 from rich.table import Table
 
 import minipeft
-from bible import load_bible
-from claims import failures
-from prompt_runs import BATCH, NEIGHBORS, RATES, Job, Row, copied_clause, references, run, test_pairs
-from row_log import RowLog
-from tables import Column, on_terminal
+from data.bible import load_bible
+from lab.claims import failures
+from lab.prompt_runs import BATCH, NEIGHBORS, RATES, Job, Row, copied_clause, references, run, test_pairs
+from lab.row_log import RowLog
+from lab.tables import Column, on_terminal
 
 HERE = Path(__file__).parent
 SIZES = ("small", "large")
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="how many seeds, 0, 1, ... (default: 1; with --all 2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
-    parser.add_argument("--bases", type=Path, default=HERE / "checkpoints",
+    parser.add_argument("--bases", type=Path, default=HERE / "data" / "checkpoints",
                         help="folder of bible_small and bible_large (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "out" / "soft_prompts", help="where the results go")
     parser.add_argument("--go-on", action="store_true", help="keep the runs that an interrupted call left in --out")

@@ -28,13 +28,13 @@ import numpy
 from rich.console import Console
 
 import minipeft
-from claims import Claim, failures, standard_error
-from codec import PAD, Pair
-from g2p import CODEC, ids_of, load_tasks, prompt_of
-from measure import train
-from scoring import answers, exact_match
-from tables import Column, on_terminal
-from variants import EVERY_LINEAR
+from lab.claims import Claim, failures, standard_error
+from data.codec import PAD, Pair
+from data.g2p import CODEC, ids_of, load_tasks, prompt_of
+from lab.measure import train
+from lab.scoring import answers, exact_match
+from lab.tables import Column, on_terminal
+from lab.variants import EVERY_LINEAR
 
 HERE = Path(__file__).parent
 BATCH, LR = 64, 5e-3
@@ -126,8 +126,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps a task (default: %(default)s)")
     parser.add_argument("--pairs", type=int, default=4000, help="words to learn from (default: %(default)s)")
     parser.add_argument("--words", type=int, default=500, help="test words to be asked (default: %(default)s)")
-    parser.add_argument("--base", type=Path, default=HERE / "checkpoints" / "g2p", help="folder of the pretrained "
-                        "model (default: %(default)s)")
+    parser.add_argument("--base", type=Path, default=HERE / "data" / "checkpoints" / "g2p",
+                        help="folder of the pretrained model (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "out" / "swap_tasks", help="where the results go")
     args = parser.parse_args()
     if args.steps < 1 or args.pairs < BATCH or args.words < 64:

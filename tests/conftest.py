@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Not quick: other programs are run, examples are trained, whole models are compared at length.
-SLOW = ("test_planted_bugs.py", "test_example", "test_benchmark.py", "test_readme.py", "conformance/", "attacks/",
+SLOW = ("test_planted_bugs.py", "examples/", "test_readme.py", "conformance/", "attacks/",
         "train/test_resume", "test_claims.py", "engine/test_xray.py")
 
 

@@ -17,7 +17,7 @@ LAWS, MASKING = "tests/test_laws.py::test_law_", "tests/test_laws_masking.py::te
 REPORT, README = "tests/attaching/test_report.py::test_", "tests/test_readme.py::test_"
 ACCENTS, PROMPT = "examples/accents.py: ", "tests/methods/test_prompt.py::test_"
 LORA, SELECTIVE = "tests/methods/test_lora.py::test_", "tests/methods/test_selective.py::test_"
-MORE = "tests/test_examples_more.py::test_"
+MORE = "tests/examples/test_rank_sweep_and_forgetting.py::test_"
 STEPS = MASKING + "steps_with_momentum_and_decay_move_the_selection_and_no_other_bit"
 RECORDED = README + "the_results_tables_are_those_of_the_recorded_run"
 
@@ -36,7 +36,7 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
     6: ("nothing is forgotten when the adapter is off; full fine-tuning forgets", [
         ACCENTS + "switched off, every American answer is the base's, id for id",
         ACCENTS + "in American, which full loses",
-        "examples/frontier.py: switched off, every answer of every task is the base's, id for id"]),
+        "examples/lab/frontier.py: switched off, every answer of every task is the base's, id for id"]),
     7: ("what is trained is a small file of its own", [
         ACCENTS + "a LoRA's file is under 1/8 of the model's", LAWS + "7_what_is_loaded_is_what_was_saved",
         SELECTIVE + "moments_gradient_and_file_are_of_the_size_of_d"]),
@@ -74,10 +74,10 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
     22: ("512 x 64, r = 8: A 512, B 4,096 for 32,768: 85.94 % fewer, of one head's projection", [
         REPORT + "the_notes_example_stands_beside_the_true_figure_for_a_whole_projection"]),
     23: ("trained numbers are linear in r", [
-        "examples/rank_lines.py: numbers, exactly, at every rank",
+        "examples/lab/rank_lines.py: numbers, exactly, at every rank",
         MORE + "a_lora_of_rank_1_has_as_many_numbers_as_its_matrices_have_rows_and_columns"]),
     24: ("quality over r = 1 .. 128 rises to a plateau, at two data sizes", [
-        "examples/rank_lines.py: plateau: ",
+        "examples/lab/rank_lines.py: plateau: ",
         MORE + "the_claims_of_the_rank_sweep_hold_for_a_plateau_and_fail_without_it"]),
     25: ("several pairs on one base: switch, add, delete, list, each as if trained and run alone", [
         "tests/test_laws_undo.py::test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times",
@@ -104,7 +104,8 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
     32: ("the second kind: the input stays, rows of the table are trained", [
         SELECTIVE + "only_the_rows_that_were_named_are_trained"]),
     33: ("hard prompts are the baseline, at the cost of context", [
-        "tests/test_examples.py::test_a_hard_prompt_is_no_worse_than_the_texts_that_its_search_starts_from", RECORDED]),
+        "tests/examples/test_programs.py::test_a_hard_prompt_is_no_worse_than_the_texts_that_its_search_starts_from",
+        RECORDED]),
     34: ("prompts are swapped, and mixed in one batch", [
         PROMPT + "rows_of_one_batch_see_their_own_prompts",
         PROMPT + "every_row_of_a_mixed_batch_generates_what_it_does_alone"]),

@@ -1,0 +1,101 @@
+"""What the benchmark is held to: each bar with its figure, and whether it holds.
+
+A bar is "not measured" if a size or a part was not asked for, if torch + peft are not installed, or if a process
+failed. Only the last is a failure of a run that is checked: what was asked for has to be measured.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Callable
+
+from figures import Figures, Value
+from rounds import OURS
+from sizes import SIZES
+
+LORA_STEP, FULL_STEP, GENERATION, LORA_MEMORY = 1.15, 1.3, 0.7, 1.0    # of torch + peft's, at every size
+LORA_AIM = 1.0
+OWN_TIME, OWN_MEMORY = 0.7, 0.45                                       # a LoRA step, of our own full step
+GEMM_SHARE = 0.55
+LOSS_GAP = 1e-5
+LARGE = "t5-small"
+HOLDS, FAILS, MISSING = "holds", "FAILS", "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """`what` is to be at most `limit`, or at least. part, size: what has to be run for it; peer: torch + peft too."""
+
+    what: str
+    limit: float
+    figure: Callable[[Figures], Value]
+    size: str
+    parts: tuple[str, ...]
+    peer: bool = True
+    at_least: bool = False
+    form: str = "{:.3f}"
+
+    def verdict(self, value: Value) -> str:
+        if value is None:
+            return MISSING
+        within = value >= self.limit if self.at_least else value <= self.limit
+        return HOLDS if math.isfinite(value) and within else FAILS
+
+    def asked(self, settings: dict[str, Any]) -> bool:
+        """Whether a run with these settings was to measure it. With dropout the losses differ by chance."""
+        return (self.size in settings["sizes"] and set(self.parts) <= set(settings["parts"])
+                and not (settings["dropout"] and self.what.startswith("first losses")))
+
+
+def _of_size(size: str) -> list[Bar]:
+    return [
+        Bar(f"LoRA step / torch + peft, {size} (aim: {LORA_AIM})", LORA_STEP, lambda f: f.time_ratio(size, "lora"),
+            size, ("steps",)),
+        Bar(f"full step / torch, {size}", FULL_STEP, lambda f: f.time_ratio(size, "full"), size, ("steps",)),
+        Bar(f"generation / torch, {size}", GENERATION, lambda f: f.time_ratio(size, "generate"), size,
+            ("generation",)),
+        Bar(f"LoRA's peak memory / torch + peft, {size}", LORA_MEMORY, lambda f: f.memory_ratio(size, "lora"), size,
+            ("memory",)),
+        Bar(f"first losses differ by, relatively, {size}", LOSS_GAP, lambda f: f.loss_gap(size), size, ("steps",),
+            form="{:.0e}")]
+
+
+BARS = [bar for size in SIZES for bar in _of_size(size)] + [
+    Bar(f"LoRA step / our full step, {LARGE}", OWN_TIME, lambda f: f.lora_of_full(LARGE, OURS)[0], LARGE, ("steps",),
+        peer=False),
+    Bar(f"LoRA's peak memory / our full step's, {LARGE}", OWN_MEMORY, lambda f: f.lora_of_full(LARGE, OURS)[1], LARGE,
+        ("memory",), peer=False),
+    Bar(f"LoRA step's FLOPs / GEMM rate, {LARGE}", GEMM_SHARE, lambda f: f.gemm_share(LARGE, "lora"), LARGE,
+        ("steps",), peer=False, at_least=True)]
+
+
+def judged(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every bar with its figure: {what, limit, at_least, figure, verdict, excused: why a missing one is no failure}."""
+    figures, rows = Figures(run), []
+    for bar in BARS:
+        value = bar.figure(figures)
+        if not bar.asked(run["settings"]):
+            excused = "not asked for"
+        elif bar.peer and run["absent"]:
+            excused = "torch + peft are not installed"
+        else:
+            excused = None
+        rows.append({"what": bar.what, "limit": bar.limit, "at_least": bar.at_least, "figure": value,
+                     "verdict": bar.verdict(value), "excused": excused})
+    return rows
+
+
+def missed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `--check` fails for: bars that fail, and those that were asked for and not measured."""
+    return [row for row in rows if row["verdict"] == FAILS or (row["verdict"] == MISSING and not row["excused"])]
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """holds  0.93 <= 1.15  LoRA step / torch + peft, d64"""
+    out = []
+    for bar, row in zip(BARS, rows, strict=True):
+        sign = ">=" if row["at_least"] else "<="
+        figure = "-" if row["figure"] is None else bar.form.format(row["figure"])
+        why = f" ({row['excused']})" if row["verdict"] == MISSING and row["excused"] else ""
+        out.append(f"  {row['verdict']:<12}  {figure:>5} {sign} {row['limit']:<5g}  {row['what']}{why}")
+    return out

@@ -1,0 +1,136 @@
+"""What a recorded run says: medians, ratios, shares; None where something was not measured.
+
+Everything printed, drawn or held to a bar is computed here from the raw times of the JSON, so that a recorded run shows
+what it showed when it was made. A ratio of times is that of each round, what was measured side by side, and then the
+median: a machine that is slow for some rounds is slow in both parts of these.
+"""
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any, Callable
+
+from memory import COUNTED
+from rounds import OURS, median
+from sizes import LINKS, NEW_TOKENS
+
+Value = float | None
+
+
+def ratio(a: Value, b: Value) -> Value:
+    return None if a is None or not b else a / b
+
+
+def middle(values: list[float]) -> Value:
+    return statistics.median(values) if values else None
+
+
+def of_rounds(a: list[float], b: list[float]) -> list[float]:
+    """a / b, round by round. A process that failed has the first rounds alone."""
+    return [x / y for x, y in zip(a, b)]
+
+
+class Figures:
+    """Of one run's JSON. A measure is "lora", "full" (a step) or "generate" (a token of a whole batch)."""
+
+    def __init__(self, run: dict[str, Any]):
+        self.run = run
+        self.peers = [side for side in run["settings"]["sides"] if side != OURS]
+
+    def seconds(self, size: str, side: str, measure: str) -> Value:
+        return middle(self.rounds(size, side, measure))
+
+    def rounds(self, size: str, side: str, measure: str) -> list[float]:
+        """The seconds of each round, in order; fewer than there were where a process failed."""
+        turns = self._size(size).get("times", {}).get(side, {}).get(measure, [])
+        if measure == "generate":
+            return [median([turn["seconds"]]) / NEW_TOKENS for turn in turns]
+        return [step([turn]) for turn in turns]
+
+    def rate(self, size: str, side: str) -> Value:
+        """FLOPs per second of the library's own matrix product."""
+        return middle(self.rates(size, side))
+
+    def rates(self, size: str, side: str) -> list[float]:
+        """Of each round."""
+        return [median([turn["rate"]]) for turn in self._size(size).get("times", {}).get(side, {}).get("gemm", [])]
+
+    def memory(self, size: str, side: str, kind: str) -> Value:
+        """Bytes of a step above the loaded model; None where the system tells no peak that began after loading."""
+        found = self._size(size).get("memory", {}).get(side, {}).get(kind)
+        return found["peak"] - found["base"] if found and found["counted"] in COUNTED else None
+
+    def best(self, figure: Callable[[str], Value]) -> Value:
+        """The least of the peer's settings: its best."""
+        return min((value for side in self.peers if (value := figure(side)) is not None), default=None)
+
+    def time_ratios(self, size: str, measure: str) -> list[float]:
+        """Of each round: ours over the peer's, in that setting of the peer in which it does best."""
+        ours = self.rounds(size, OURS, measure)
+        found = [of_rounds(ours, self.rounds(size, side, measure)) for side in self.peers]
+        return max((ratios for ratios in found if ratios), key=statistics.median, default=[])
+
+    def time_ratio(self, size: str, measure: str) -> Value:
+        return middle(self.time_ratios(size, measure))
+
+    def quartiles(self, size: str, measure: str) -> tuple[float, float] | None:
+        """Between which the middle half of these ratios lies; None of a single round."""
+        ratios = self.time_ratios(size, measure)
+        if len(ratios) < 2:
+            return None
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, high
+
+    def memory_ratio(self, size: str, kind: str) -> Value:
+        return ratio(self.memory(size, OURS, kind), self.best(lambda side: self.memory(size, side, kind)))
+
+    def lora_of_full(self, size: str, side: str) -> tuple[Value, Value]:
+        """A LoRA step's time and memory, as a share of the same library's full step."""
+        return (middle(of_rounds(self.rounds(size, side, "lora"), self.rounds(size, side, "full"))),
+                ratio(self.memory(size, side, "lora"), self.memory(size, side, "full")))
+
+    def flops(self, size: str, kind: str) -> Value:
+        return self._size(size).get("flops", {}).get(kind)
+
+    def gemm_share(self, size: str, kind: str) -> Value:
+        """FLOPs of our step per second, the optimizer's time included, over the rate of a matrix product."""
+        flops = self.flops(size, kind)
+        seconds_of_gemm = [flops / rate for rate in self.rates(size, OURS)] if flops else []
+        return middle(of_rounds(seconds_of_gemm, self.rounds(size, OURS, kind)))
+
+    def loss_gap(self, size: str) -> Value:
+        """The largest relative difference of a first loss of ours and the peer's."""
+        losses = self._size(size).get("first_losses", {})
+        gaps = [abs(theirs[kind] / losses[OURS][kind] - 1) for side, theirs in losses.items() if side != OURS
+                for kind in theirs if kind in losses.get(OURS, {})]
+        return next((gap for gap in gaps if math.isnan(gap)), max(gaps, default=None))
+
+    def ids_equal(self, size: str) -> Value:
+        """The least share of decoded ids that a setting of the peer has in common with us."""
+        return min(self._size(size).get("ids_equal", {}).values(), default=None)
+
+    def per_node(self, side: str) -> tuple[Value, Value]:
+        """Seconds per node of the chain, and what is left of that without a bare NumPy addition."""
+        turns = self.run["engine"].get(side)
+        if not turns:
+            return None, None
+        whole, bare = (median([turn[key] for turn in turns]) / LINKS for key in ("seconds", "bare"))
+        return whole, whole - bare
+
+    def growth(self, what: str) -> list[tuple[int, dict[str, float], Value]]:
+        """(value, {side: seconds of a LoRA step}, ratio of ours to the peer's) of each point."""
+        points = []
+        for point in self.run["growth"].get(what, []):
+            rounds = {side: [step([turn]) for turn in turns] for side, turns in point["times"].items()}
+            ratios = [of_rounds(rounds.get(OURS, []), theirs) for side, theirs in rounds.items() if side != OURS]
+            points.append((point["value"], {side: statistics.median(r) for side, r in rounds.items()},
+                           middle(sum(ratios, []))))
+        return points
+
+    def _size(self, size: str) -> dict[str, Any]:
+        return self.run["sizes"].get(size, {})
+
+
+def step(turns: list[dict[str, Any]]) -> float:
+    """Seconds of a step: forward, backward and optimizer."""
+    return median([[a + b for a, b in zip(turn["forward_backward"], turn["optimizer"])] for turn in turns])

@@ -1,0 +1,98 @@
+"""The benchmark as a picture: ratios with their bars, memory, LoRA beside full, growth. Needs matplotlib."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bars import FULL_STEP, GEMM_SHARE, GENERATION, LORA_MEMORY, LORA_STEP, OWN_MEMORY, OWN_TIME
+from figures import Figures, Value
+from rounds import OURS
+from sizes import GROWTH, SIZES
+
+COLORS = ("#2a6f97", "#89c2d9", "#e07a5f", "#f2cc8f")
+
+
+def draw(run: dict[str, Any], file: Path) -> None:
+    """Write `file`. Raises ImportError without matplotlib."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figures, sizes = Figures(run), [name for name in SIZES if name in run["sizes"]]
+    figure, axes = pyplot.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
+    _grouped(axes[0, 0], sizes, "ours / torch + peft: below 1 is faster or smaller (lines: the bars)", [
+        ("LoRA step", [figures.time_ratio(s, "lora") for s in sizes], LORA_STEP),
+        ("full step", [figures.time_ratio(s, "full") for s in sizes], FULL_STEP),
+        ("generation", [figures.time_ratio(s, "generate") for s in sizes], GENERATION),
+        ("LoRA memory", [figures.memory_ratio(s, "lora") for s in sizes], LORA_MEMORY)])
+    axes[0, 0].axhline(1, color="black", linewidth=0.8)
+    _grouped(axes[0, 1], sizes, "peak memory of a step above the loaded model, MiB (logarithmic)", [
+        (f"{name}, {label}", [_mib(figures, s, name, kind) for s in sizes], None)
+        for kind, label in (("lora", "LoRA"), ("full", "full")) for name in ("ours", "torch + peft")],
+        form="{:.0f}", log=True)
+    _grouped(axes[1, 0], sizes, "LoRA beside our own full step, and beside the matrix product "
+             "(lines: the bars, at t5-small)", [
+        ("time, LoRA / full", [figures.lora_of_full(s, OURS)[0] for s in sizes], OWN_TIME),
+        ("memory, LoRA / full", [figures.lora_of_full(s, OURS)[1] for s in sizes], OWN_MEMORY),
+        ("FLOPs / GEMM rate (above the line is good)", [figures.gemm_share(s, "lora") for s in sizes], GEMM_SHARE)],
+        only="t5-small")
+    _growth(axes[1, 1], figures)
+    figure.suptitle(f"{run['machine']['cpu']}, {run['settings']['threads']} threads, {run['settings']['backend']}",
+                    fontsize=9)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def _mib(figures: Figures, size: str, name: str, kind: str) -> Value:
+    value = (figures.memory(size, OURS, kind) if name == "ours"
+             else figures.best(lambda side: figures.memory(size, side, kind)))
+    return None if value is None else value / 2 ** 20
+
+
+def _grouped(axis: Any, sizes: list[str], title: str, series: list[tuple[str, list[Value], float | None]],
+             form: str = "{:.2f}", log: bool = False, only: str | None = None) -> None:
+    """Bars side by side for each size, each with its number, and a line where it is held to one; `only` at one size."""
+    width = 0.8 / len(series)
+    for i, (label, values, bar) in enumerate(series):
+        for x, (size, value) in enumerate(zip(sizes, values)):
+            at = x + (i - (len(series) - 1) / 2) * width
+            if value is not None:
+                axis.bar(at, value, width * 0.92, color=COLORS[i], label=label)
+                axis.annotate(form.format(value), (at, value), xytext=(0, 2), textcoords="offset points", ha="center",
+                              fontsize=7)
+                label = "_"
+            if bar is not None and only in (None, size):
+                axis.hlines(bar, at - width / 2, at + width / 2, color="#c1121f", linewidth=1.8)
+    axis.set_xticks(range(len(sizes)), sizes)
+    axis.set_title(title, fontsize=9)
+    if log and axis.patches:
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=min(patch.get_height() for patch in axis.patches) / 3)
+    axis.margins(y=0.25)
+    _finish(axis)
+
+
+def _growth(axis: Any, figures: Figures) -> None:
+    """Time of a LoRA step over what it grows with, both relative to the first point, both logarithmic."""
+    for i, what in enumerate(GROWTH):
+        points = figures.growth(what)
+        for side in dict.fromkeys(side for _, times, _ in points for side in times):
+            xy = [(value / points[0][0], times[side]) for value, times, _ in points if side in times]
+            axis.plot([x for x, _ in xy], [1e3 * y for _, y in xy], marker="o", ms=3, color=COLORS[(0, 2, 3)[i]],
+                      linestyle="-" if side == OURS else "--", label=f"{what}, {side}")
+    axis.set_title("milliseconds of a LoRA step that grows (dotted: proportional)", fontsize=9)
+    if axis.lines:
+        axis.set(xscale="log", yscale="log", xlabel="times the smallest (batch 4, length 16, depth 1)")
+        ticks = [1, 2, 4, 8, 16]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        low = min(line.get_ydata()[0] for line in axis.lines)
+        axis.plot(ticks, [low * tick for tick in ticks], color="grey", linestyle=":", linewidth=1)
+    _finish(axis)
+
+
+def _finish(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7, frameon=False)
+    else:
+        axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)

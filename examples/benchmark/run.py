@@ -1,0 +1,180 @@
+"""Time this library against torch + peft, side by side in one run, and hold it to its bars.
+
+A training step, in full and with a LoRA, and greedy decoding, at three sizes from a toy to T5-small; the peak memory of
+a step; what the engine costs per operation; how a step grows with batch, length and depth; what share of the matrix
+product's speed a whole step reaches. Both libraries read the same weights from the same files and compute the same
+losses. Without torch it prints our own figures; without matplotlib it draws no picture.
+
+    python examples/benchmark.py                          everything: about ten minutes on two cores
+    python examples/benchmark.py --quick                  the smallest size, a few rounds: under 20 seconds
+    python examples/benchmark.py --check                  exit status 1 if a bar is missed
+    python examples/benchmark.py --sizes d64 d256 --only steps memory
+    python examples/benchmark.py --backend cupy           the same on a GPU
+    python examples/benchmark.py --install                also from `pip install` to a first step (downloads)
+    python examples/benchmark.py --show FILE              tables, bars and picture of a recorded run
+
+Leave the machine alone meanwhile: threads that wait for a core that is taken make any library look slow. The figures go
+to benchmark.json and benchmark.png in examples/out/benchmark.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bars import judged, missed
+from install import measured as installed
+from machine import cores, machine
+from picture import draw
+from rounds import OURS, PARTS, TORCH, TORCH_KEPT, Bench, Plan
+from sizes import SIZES
+from tables import report
+from minipeft.backend import resolve
+from minipeft.files import write_atomic
+
+EXAMPLES = Path(__file__).parents[1]
+ROUNDS, LEAST, QUICK = 9, 7, 3
+BUSY = 0.5              # load average above which a machine is not left alone
+KEPT, SYSTEM = "kept", "system"
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
+                        help=f"of: {', '.join(SIZES)} (default: all)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=None, metavar="PART",
+                        help=f"of: {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=None,
+                        help=f"that count, at least {LEAST} (default: {ROUNDS}; {QUICK} with --quick)")
+    parser.add_argument("--quick", action="store_true",
+                        help=f"d64, {QUICK} short rounds, torch in one setting of the allocator, no growth")
+    parser.add_argument("--threads", type=int, default=2, help="of each library (default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="rate in training (default: %(default)s, with which "
+                        "both libraries compute the same losses)")
+    parser.add_argument("--allocator", choices=(KEPT, SYSTEM), default=KEPT, help="whether ours asks glibc to keep "
+                        "freed memory, as the examples do; torch runs with and without (default: %(default)s)")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy",
+                        help="cupy: ours on CuPy, torch on CUDA (default: %(default)s)")
+    parser.add_argument("--install", action="store_true", help="also install both into fresh environments; with "
+                        "--show, do that alone and put it beside the recorded figures")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for one answer of a process, after which "
+                        "the run goes on without it (default: %(default)g)")
+    parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed, or if one that was "
+                        "asked for was not measured (unless torch + peft are not installed)")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: show the benchmark.json of a run")
+    parser.add_argument("--out", type=Path, default=EXAMPLES / "out" / "benchmark", help="where the results go")
+    args = parser.parse_args(argv)
+    if args.rounds is None:
+        args.rounds = QUICK if args.quick else ROUNDS
+    least = 1 if args.quick else LEAST
+    for name, value, holds, expected in (
+            ("rounds", args.rounds, args.rounds >= least, f"at least {least}"),
+            ("threads", args.threads, args.threads >= 1, "at least 1"),
+            ("dropout", args.dropout, 0 <= args.dropout < 1, "a rate in [0, 1)"),
+            ("timeout", args.timeout, args.timeout > 0, "seconds > 0")):
+        if not holds:
+            parser.error(f"--{name} is {value}; expected {expected}")
+    if args.quick and (args.sizes or args.only):
+        parser.error("--quick chooses sizes and parts itself; leave out --sizes and --only")
+    return args
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    kept = args.allocator == KEPT
+    sides = {OURS: ("ours", kept), TORCH: ("torch", False), TORCH_KEPT: ("torch", True)}
+    if args.quick or args.backend == "cupy":
+        del sides[TORCH if kept and args.backend == "numpy" else TORCH_KEPT]
+    parts = [part for part in PARTS if not (args.quick and part == "growth")]
+    return Plan(sizes=tuple(name for name in SIZES if name in (args.sizes or (["d64"] if args.quick else SIZES))),
+                parts=tuple(part for part in parts if part in (args.only or parts)), rounds=args.rounds, warmup=1,
+                threads=args.threads, dropout=args.dropout, backend=args.backend, sides=sides, timeout=args.timeout,
+                turn=0.1 if args.quick else 0.3)
+
+
+class Progress:
+    """What is being measured, on standard error: one line that changes on a terminal, else a line for each stage."""
+
+    def __init__(self) -> None:
+        self.terminal, self.stage, self.begun = sys.stderr.isatty(), "", time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if self.terminal:
+            print(f"\r\033[K{time.monotonic() - self.begun:4.0f} s  {text}"[:120], end="", file=sys.stderr, flush=True)
+        elif (stage := text.split(":")[0] if ", round" in text else text) != self.stage:
+            self.stage = stage
+            print(f"{time.monotonic() - self.begun:4.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def measured(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """A new run, or a recorded one, as the JSON has it."""
+    if args.show:
+        return recorded(args.show)
+    host = {"program": "benchmark.py", "date": datetime.date.today().isoformat(), "machine": machine()}
+    return {**host, **Bench(plan(args), progress).run()}
+
+
+def recorded(file: Path) -> dict[str, Any]:
+    try:
+        run = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--show {file}: {error}") from None
+    if not isinstance(run, dict) or run.get("program") != "benchmark.py":
+        raise SystemExit(f"--show {file}: expected a benchmark.json that this program wrote")
+    return run
+
+
+def rounded(value: Any) -> Any:
+    """Nine digits of every number, which is all of a float32 loss: no figure that is printed changes."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        resolve(args.backend)
+    except (ImportError, RuntimeError) as error:
+        raise SystemExit(str(error)) from None
+    if args.threads > cores() and not args.show:
+        print(f"{args.threads} threads on {cores()} cores: the figures will say more of the waiting than of the work",
+              file=sys.stderr)
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
+    if busy > BUSY and not args.show:
+        print(f"the load average is {busy:.2f}: other programs use this machine, and the figures will say so",
+              file=sys.stderr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    progress = Progress()
+    run = measured(args, progress)
+    if args.install:
+        run["install"], failures = installed(progress)
+        run["failures"] += failures
+    progress.end()
+    run["bars"] = judged(run)
+    print(report(run))
+    write_atomic(args.out / "benchmark.json", (json.dumps(rounded(run), separators=(",", ":")) + "\n").encode())
+    try:
+        draw(run, args.out / "benchmark.png")
+        print(f"\nfigures and picture: {args.out}/benchmark.json, {args.out}/benchmark.png")
+    except ImportError:
+        print(f"\nfigures: {args.out}/benchmark.json. No picture was drawn, for matplotlib is not installed: "
+              f"pip install 'minipeft[examples]', then --show")
+    bad = missed(run["bars"])
+    if args.check and bad:
+        print(f"{len(bad)} of {len(run['bars'])} bars are missed", file=sys.stderr)
+    return 1 if args.check and bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""torch, transformers and peft under the benchmark, as their users run them: the interface of ours.py."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft import __version__ as peft_version
+from transformers import T5ForConditionalGeneration
+from transformers import __version__ as transformers_version
+
+from sizes import ALPHA, MODELS, RANK, RATE, TARGETS, Size
+
+
+class Torch:
+    """As `Ours`. AdamW is the fused one, the fastest of torch's; the cache is off in training."""
+
+    def __init__(self, backend: str):
+        self.device = "cuda" if backend == "cupy" else "cpu"
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        yield
+
+    def load(self, folder: Path, size: Size, kinds: tuple[str, ...] = MODELS) -> None:
+        self.models: dict[str, Any] = {}
+        self.optimizers: dict[str, Any] = {}
+        torch.manual_seed(0)
+        for kind in kinds:
+            model = T5ForConditionalGeneration.from_pretrained(folder).to(self.device)
+            if kind == "lora":
+                model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS)))
+            self.models[kind] = model
+            if kind == "base":
+                continue
+            model.train()
+            trained = [p for p in model.parameters() if p.requires_grad]
+            self.optimizers[kind] = torch.optim.AdamW(trained, lr=RATE, fused=True)
+        self.batch = {name: torch.from_numpy(ids).to(self.device) for name, ids in size.ids().items()}
+
+    def forward_backward(self, kind: str) -> float:
+        self.optimizers[kind].zero_grad(set_to_none=True)
+        loss = self.models[kind](**self.batch, use_cache=False).loss
+        loss.backward()
+        return loss.item()
+
+    def update(self, kind: str) -> None:
+        self.optimizers[kind].step()
+
+    def tiny(self, kind: str) -> None:
+        batch = {name: ids[:1, :2] for name, ids in self.batch.items()}
+        self.models[kind](**batch, use_cache=False).loss.backward()
+        self.optimizers[kind].zero_grad(set_to_none=True)
+
+    def generate(self, new: int) -> list[list[int]]:
+        with torch.inference_mode():
+            answers = self.models["base"].generate(self.batch["input_ids"], max_new_tokens=new, do_sample=False,
+                                                   num_beams=1, use_cache=True)
+        return answers[:, 1:].tolist()
+
+    def matmul(self, n: int) -> Callable[[], Any]:
+        a, b = torch.rand(n, n, device=self.device), torch.rand(n, n, device=self.device)
+        out = torch.empty_like(a)
+        return lambda: torch.mm(a, b, out=out)
+
+    def chain(self, length: int) -> Callable[[], Any]:
+        p = torch.ones(1, device=self.device, requires_grad=True)
+
+        def run() -> None:
+            y = p
+            for _ in range(length):
+                y = y + p
+            y.backward()
+            p.grad = None
+
+        return run
+
+    def flops(self, kind: str) -> int | None:
+        """Not counted: the ratio is of times, and the FLOPs are those of our step."""
+        return None
+
+    def synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def device_bytes(self) -> int | None:
+        return torch.cuda.max_memory_reserved() if self.device == "cuda" else None
+
+    def reset_device_peak(self) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+    def about(self) -> dict[str, Any]:
+        found = {"torch": torch.__version__, "transformers": transformers_version, "peft": peft_version,
+                 "BLAS": torch_blas(), "threads": torch.get_num_threads()}
+        if self.device == "cuda":
+            found["GPU"] = torch.cuda.get_device_name()
+        return found
+
+
+def torch_blas() -> str:
+    """Which BLAS torch was built with, and its version where torch tells."""
+    text = torch.__config__.show()
+    name = re.search(r"BLAS_INFO=(\w+)", text)
+    version = re.search(r"Math Kernel Library Version (\S+?)-", text)
+    simd = re.search(r"CPU capability usage: (\S+)", text)
+    parts = [name.group(1) if name else "unknown", version.group(1) if version else "",
+             f"({simd.group(1)})" if simd else ""]
+    return " ".join(part for part in parts if part)

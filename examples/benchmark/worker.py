@@ -1,0 +1,148 @@
+"""One process of the benchmark: a library, its models, and a clock. Started by benchmark.py, not by hand.
+
+    python worker.py ours --backend numpy --kept
+
+It reads one JSON object a line from standard input, {"do": "step", "kind": "lora"}, does it, and answers with one on
+standard output. Between two commands it sleeps on the pipe, so that it takes nothing from the process whose turn it is.
+What libraries print goes to standard error.
+"""
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+import memory
+from sizes import LINKS, MATRIX, Size
+from minipeft.backend import keep_heap
+
+PEERS = ("torch", "transformers", "peft")
+
+
+class Worker:
+    """The commands, one method each, over a library (see ours.py)."""
+
+    def __init__(self, library: Any, turn: float):
+        self.measured, self.turn = library, turn
+        self.made: dict[str, Callable[[], Any]] = {}
+
+    def about(self) -> dict[str, Any]:
+        return self.measured.about()
+
+    def load(self, folder: str, size: dict, kinds: list[str]) -> dict[str, Any]:
+        gc.collect()
+        self.measured.load(Path(folder), Size(**size), tuple(kinds))
+        return {}
+
+    def step(self, kind: str) -> dict[str, Any]:
+        """A turn of training steps: {"forward_backward": seconds of each, "optimizer": ..., "losses": ...}."""
+        losses: list[float] = []
+        parts = self._turn([lambda: losses.append(self.measured.forward_backward(kind)),
+                            lambda: self.measured.update(kind)])
+        return {"forward_backward": parts[0], "optimizer": parts[1], "losses": losses}
+
+    def generate(self, new: int) -> dict[str, Any]:
+        answers: list[Any] = []
+        seconds = self._turn([lambda: answers.append(self.measured.generate(new))])[0]
+        made = {len(row) for row in answers[-1]}
+        if made != {new}:
+            raise RuntimeError(f"decoding made rows of {sorted(made)} tokens; expected {new} in each")
+        return {"seconds": seconds, "ids": answers[-1]}
+
+    def gemm(self) -> dict[str, Any]:
+        """FLOPs per second of a product of two matrices [2048, 2048]."""
+        product = self._once("gemm", lambda: self.measured.matmul(MATRIX))
+        return {"rate": [2 * MATRIX ** 3 / seconds for seconds in self._turn([product])[0]]}
+
+    def chain(self) -> dict[str, Any]:
+        """Seconds of a chain of 2,000 additions with its gradient, and of the same additions of bare NumPy arrays."""
+        run = self._once("chain", lambda: self.measured.chain(LINKS))
+        return {"seconds": self._turn([run])[0], "bare": self._turn([bare_additions])[0]}
+
+    def flops(self, kind: str) -> dict[str, Any]:
+        return {"flops": self.measured.flops(kind)}
+
+    def memory(self, kind: str) -> dict[str, Any]:
+        return memory.of_two_steps(self.measured, kind)
+
+    def _once(self, name: str, make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
+        """What `make` gave at the first call under this name."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
+
+    def _turn(self, parts: list[Callable[[], Any]]) -> list[list[float]]:
+        """Do `parts`, in order, again and again until a turn's seconds are over; the seconds of each part each time.
+        The first of several is left out: after another process's turn it finds the caches full of other data."""
+        times: list[list[float]] = [[] for _ in parts]
+        begun = time.perf_counter()
+        while True:
+            for part, seconds in zip(parts, times):
+                self.measured.synchronize()
+                before = time.perf_counter()
+                part()
+                self.measured.synchronize()
+                seconds.append(time.perf_counter() - before)
+            if time.perf_counter() - begun >= self.turn:
+                return [seconds[1:] or seconds for seconds in times]
+
+
+def bare_additions() -> None:
+    import numpy
+    p = y = numpy.ones(1, numpy.float32)
+    for _ in range(LINKS):
+        y = y + p
+
+
+def made(library: str, backend: str) -> Any:
+    """The library's own side. Only here is torch imported, and only for its own process."""
+    if library == "ours":
+        from ours import Ours
+        return Ours(backend)
+    from torch_peft import Torch
+    return Torch(backend)
+
+
+def serve(worker: Worker, answer: Any) -> None:
+    """Commands until the other end closes the pipe."""
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            reply = json.dumps(getattr(worker, command.pop("do"))(**command))
+        except Exception as error:
+            traceback.print_exc()
+            reply = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        print(reply, file=answer, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("ours", "torch"))
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
+    parser.add_argument("--kept", action="store_true", help="ask the allocator to keep freed memory")
+    parser.add_argument("--turn", type=float, default=0.3, help="seconds for which a short measurement is repeated")
+    args = parser.parse_args()
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        library = made(args.which, args.backend)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in PEERS:
+            raise
+        print(json.dumps({"absent": str(error)}), file=answer, flush=True)
+        return 0
+    kept = args.kept and keep_heap()
+    print(json.dumps({"ready": True, "kept": kept}), file=answer, flush=True)
+    with library.running():
+        serve(Worker(library, args.turn), answer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the example programs share: training and measuring, scores, tables, pictures and closing checks."""
