@@ -1,18 +1,18 @@
-"""Reverse-mode differentiation in one page: an op returns its value and one vector-Jacobian product per input.
+"""Reverse-mode differentiation: an op returns its value and one vector-Jacobian product (VJP) per input.
 
-    y = f(a, b)         forward, on arrays
-    da = g^T df/da      a VJP for a; g is the gradient of the loss with respect to y, and has y's shape
-    db = g^T df/db      a VJP for b, a function of its own
+    y = f(a, b)         the forward, on arrays
+    da = g^T df/da      the VJP of a; g is the gradient of the loss with respect to y, and has y's shape
+    db = g^T df/db      the VJP of b, a function of its own
 
-Because each input has its own VJP, what nobody asked for is never computed: `@op` keeps only the VJPs of inputs that
-lead to a *watched* parameter. The others are garbage at once, with the arrays that they close over. A frozen weight
-therefore costs no gradient, and `x` is not kept for it.
+Each input has a VJP of its own, so a gradient that nobody asked for is never computed. `@op` keeps the VJPs of inputs
+that lead to a *watched* parameter, and drops the others together with the arrays that they hold. A frozen weight
+therefore costs no gradient, and the input of its product is not kept.
 
-What freezing does not save: dx = g W is still needed at every op above a trained parameter, and LoRA at a frozen W
-keeps x all the same, because dA = s (g B)^T x needs it.
+Freezing does not save everything. The gradient dx = g W is still needed at every op above a trained parameter. LoRA
+keeps x even at a frozen W, because dA = s (g B)^T x needs it.
 
-Which parameters are watched is a question asked by `value_and_grad`, never a flag on a tensor. Nothing is recorded
-outside that call, gradients are returned in a dict, and nothing is left behind.
+`value_and_grad` says which parameters are watched; a tensor carries no flag. Nothing is recorded outside of that call,
+and the gradients come back in a dict.
 """
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ import itertools
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from minipeft.backend import Array, to_host, xp
+from minipeft.engine.afterwards import listening
+from minipeft.engine.calling import in_order, mixed_libraries
+from minipeft.engine.operators import Operators
 
 Vjp = Callable[[Array], Array]
 _clock = itertools.count()
 _watched: contextvars.ContextVar[dict[int, "Node"] | None] = contextvars.ContextVar("watched", default=None)
 _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("observer", default=None)
-_afterwards: contextvars.ContextVar[dict | None] = contextvars.ContextVar("afterwards", default=None)
 
 
 class Node:
-    """How a tensor was made: the op's name and one (parent node, VJP) edge per watched input. Never an array, so
-    that nothing is kept alive but what a VJP closes over. `time` orders nodes by creation."""
+    """How a tensor was made: the op's name and one (parent node, VJP) edge per watched input. `time` orders nodes by
+    creation. A node holds no array, so that nothing stays alive but the arrays that a VJP closes over."""
 
     __slots__ = ("op", "edges", "shape", "dtype", "time")
 
@@ -44,8 +46,10 @@ class Node:
         return f"Node({self.op}, {list(self.shape)})"
 
 
-class Tensor:
-    """An array and how it was made (`node` is None when nothing watched leads to it). Immutable by convention."""
+class Tensor(Operators):
+    """An array and how it was made (`node` is None when nothing watched leads to it). Immutable by convention.
+
+    + - * / @ ** [] .mT .sum .mean .reshape .transpose are ops, set by `ops/operators.py`."""
 
     __slots__ = ("data", "node")
 
@@ -87,7 +91,7 @@ class Tensor:
 
 
 class Leaf(Tensor):
-    """A tensor that may be watched. Its node exists only inside a `value_and_grad` that selected it.
+    """A tensor that may be watched. Its node exists only inside of a `value_and_grad` that selected it.
 
     Models are made of `nn.weight.Parameter`, a Leaf with a place in a module."""
 
@@ -113,24 +117,19 @@ def array_of(x: Any) -> Array:
 def op(forward: Callable) -> Callable[..., Tensor]:
     """Make a differentiable function of `forward(*arrays, **options) -> (out, vjps)`.
 
-    Positional inputs are Tensors, arrays or None; `vjps` has one entry for each, in order: a function of g, or None
-    where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or of
-    the shape that this input was broadcast to: the backward sums broadcast axes out, so no VJP mentions them.
-    Neither `forward` nor a VJP writes into an array that it was given. Inputs may be named in a call, and left out
-    where `forward` has a default."""
-    names = forward.__code__.co_varnames[:forward.__code__.co_argcount]
-    defaults = dict(zip(names[::-1], (forward.__defaults__ or ())[::-1]))
+    Positional inputs are Tensors, arrays or None. `vjps` has one entry for each of them, in order: a function of g, or
+    None where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or
+    of the shape that this input was broadcast to: the backward pass sums the broadcast axes out, so no VJP mentions
+    them. Neither `forward` nor a VJP writes into an array that it was given."""
+    positional = in_order(forward)
 
     @functools.wraps(forward)
     def apply(*inputs: Any, **options: Any) -> Tensor:
-        for name in names[len(inputs):]:
-            if name not in options and name not in defaults:
-                break  # `forward` says what is missing
-            inputs += (options.pop(name, defaults.get(name)),)
+        inputs, options = positional(inputs, options)
         try:
             out, vjps = forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **options)
         except TypeError as error:
-            raise _mixed_backends(forward.__name__, inputs) or error
+            raise mixed_libraries(forward.__name__, map(array_of, inputs)) or error
         edges = [(x.node, vjp) for x, vjp in zip(inputs, vjps, strict=True)
                  if vjp is not None and isinstance(x, Tensor) and x.node is not None]
         out = xp.asarray(out)  # a full reduction is a scalar in NumPy, a 0-d array in CuPy
@@ -143,52 +142,20 @@ def op(forward: Callable) -> Callable[..., Tensor]:
     return apply
 
 
-def _mixed_backends(name: str, inputs: Iterable[Any]) -> TypeError | None:
-    """The error that says which input lives where, if `inputs` hold arrays of more than one library."""
-    kinds = [type(array_of(x)).__module__.split(".")[0] for x in inputs if hasattr(array_of(x), "dtype")]
-    if len(set(kinds)) < 2:
-        return None
-    return TypeError(f"{name}: inputs live in different array libraries ({', '.join(kinds)}, in order); "
-                     f"move the model with model.to(backend) and run inside `with minipeft.use(backend)`")
-
-
-def once(function: Vjp) -> Vjp:
-    """`function(g)` remembered for the last g: work that several VJPs of one op share is done once.
-
-    The memory is dropped with the op's closures, when the backward has passed the node."""
-    last: list[Any] = [None, None]
-
-    def remembered(g: Array) -> Array:
-        if last[0] is not g:
-            last[0], last[1] = g, function(g)
-        return last[1]
-
-    return remembered
-
-
-def when_differentiated(key: Any, told: Iterable[Any], call: Callable[[frozenset, frozenset["Leaf"]], None]) -> None:
-    """Inside `value_and_grad`: once the gradients are there, call(all that was told under this key, the parameters that
-    were differentiated), once for each key.
-
-    Outside of `value_and_grad` this does nothing. The engine knows nothing of models: whoever runs a forward learns
-    here which parameters it was run for."""
-    calls = _afterwards.get()
-    if calls is not None:
-        calls.setdefault(key, (call, set()))[1].update(told)
-
-
 def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unused: str = "raise",
                    training: bool = True) -> tuple[Any, dict[str, Array]]:
     """The loss `step()` and its gradient with respect to `params`, {name: Parameter} -> {name: array}.
 
-    Only these parameters are watched while `step` runs; each gradient has its parameter's shape, and its dtype unless
-    the step mixes dtypes. Gradients may share memory (a + b hands one array to both): do not write into them. The loss
-    is returned as a Python number. `unused` says what a parameter that the loss does not depend on is: an error
-    ("raise"), or a gradient of zeros ("zeros"). training: whether the gradients are for an update; adapters record what
-    they are trained on.
+    step: a function without arguments that returns the loss, a Tensor of one number; the loss comes back as a Python
+    number. Only `params` are watched while it runs. Each gradient has its parameter's shape, and its dtype unless the
+    step mixes dtypes. Gradients may share memory (a + b hands one array to both), so do not write into them.
+    unused: whether a parameter that the loss does not depend on is an error ("raise"), or has a gradient of zeros
+    ("zeros"). training: whether the gradients are for an update. Adapters then record the weights that they are
+    trained on.
 
     Raises ValueError for an empty selection, one parameter under two names, a loss that is not one number, and
-    unused parameters; TypeError for values that are not Parameters; RuntimeError when nested (first order only)."""
+    unused parameters; TypeError for values that are not Parameters and for a loss that is no Tensor; RuntimeError when
+    nested (first order only)."""
     if unused not in ("raise", "zeros"):
         raise ValueError(f"unused is {unused!r}; expected 'raise' or 'zeros'")
     if _watched.get() is not None:
@@ -197,18 +164,16 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
         raise TypeError(f"step is {type(step).__name__}; expected a function without arguments that returns the loss")
     leaves = {name: Node(name, (), p.shape, p.dtype) for name, p in leaves_of(params).items()}
     token = _watched.set({id(p): leaves[name] for name, p in params.items()})
-    afterwards: dict[Any, tuple[Callable, set]] = {}
-    after = _afterwards.set(afterwards if training else None)
     try:
-        loss = step()
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"step() returned {type(loss).__name__}; expected a Tensor")
-        if loss.data.size != 1:
-            raise ValueError(f"step() returned shape {list(loss.shape)}; expected one number")
-        node = loss.node
+        with listening(training) as afterwards:
+            loss = step()
+            node = loss.node if isinstance(loss, Tensor) else None  # a parameter has one in here alone
     finally:
-        _afterwards.reset(after)
         _watched.reset(token)
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"step() returned {type(loss).__name__}; expected a Tensor")
+    if loss.data.size != 1:
+        raise ValueError(f"step() returned shape {list(loss.shape)}; expected one number")
     value = to_host(loss.data).item()
     one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
     found = backward(node, one) if node is not None else {}
@@ -246,12 +211,13 @@ def leaves_of(params: Mapping[str, Leaf]) -> Mapping[str, Leaf]:
 
 
 def backward(root: Node, g: Array) -> dict[Node, Array]:
-    """Gradients of <g, root> at the leaves that `root` depends on. Empties the graph as it passes.
+    """Gradients of <g, root> at the leaves that `root` depends on, {leaf node: array}. g has the shape of root. The
+    graph is emptied on the way.
 
     Nodes are visited in reverse order of creation, from a heap and without recursion. The order in which a node's
-    terms arrive does not depend on what else is selected, so its bits do not either. The first term is taken as it
-    is, the second makes a new array, later ones are added to that in place: an array that a VJP returned may be shared
-    with others and is never written into."""
+    terms arrive does not depend on what else is selected, so neither do its bits. The first term is taken as it is,
+    the second makes a new array, and later ones are added to that in place: an array that a VJP returned may be shared
+    with others and is never written into. Raises ValueError for a VJP that returns an array of another shape."""
     gradients: dict[Node, Array] = {root: g}
     ours: set[Node] = set()
     heap = [(-root.time, root)]
@@ -279,7 +245,8 @@ def backward(root: Node, g: Array) -> dict[Node, Array]:
 
 
 def sum_to(term: Array, shape: tuple) -> Array:
-    """`term` summed over the axes along which `shape` was broadcast: [.., n, m] -> shape."""
+    """`term` summed over the axes along which `shape` was broadcast: [.., n, m] -> shape. ValueError where the two do
+    not fit."""
     if getattr(term, "shape", None) == shape:
         return term
     term = xp.asarray(term)  # a product of 0-d arrays is a bare scalar in NumPy

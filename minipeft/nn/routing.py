@@ -12,7 +12,7 @@ from typing import Any, Iterator, Mapping
 
 import numpy
 
-from minipeft.engine.tensor import when_differentiated
+from minipeft.engine.afterwards import when_differentiated
 from minipeft.nn.state import Entry, Host, Names, State
 
 Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom first; their numbers, or None for all

@@ -20,7 +20,8 @@ import minipeft
 from minipeft.engine import ops
 from minipeft.engine import tensor as engine
 from minipeft.engine.stopped import stop_gradient
-from minipeft.engine.tensor import Leaf, Node, Tensor, once, op, backward, sum_to, value_and_grad
+from minipeft.engine.calling import once
+from minipeft.engine.tensor import Leaf, Node, Tensor, backward, op, sum_to, value_and_grad
 from tests.strategies import arrays, broadcastable, draw_array, dtypes, fractions, layouts, seeds, shapes
 from tests.strict_namespace import strict
 

@@ -19,7 +19,8 @@ from minipeft.engine import tensor as engine
 from minipeft.engine import xray as xray_module
 from minipeft.engine.buffers import Buffers, owners
 from minipeft.engine.tape import Entry, compare, folded
-from minipeft.engine.tensor import Leaf, Tensor, array_of, once, op, value_and_grad
+from minipeft.engine.calling import once
+from minipeft.engine.tensor import Leaf, Tensor, array_of, op, value_and_grad
 from minipeft.engine.xray import xray
 from tests.models_under_test import Case, bits, cases
 from tests.strategies import draw_array

@@ -72,7 +72,7 @@ BUGS = [
     Bug("rows that chose what they see are recorded as if they saw what is plugged", "nn/routing.py",
         "when_differentiated(self.state, orders,", "when_differentiated(self.state, [tuple(self.state.plugged)],",
         LINEAGE + "rows_that_choose_what_they_see_record_what_they_saw"),
-    Bug("of two forwards in one step the last one counts", "engine/tensor.py",
+    Bug("of two forwards in one step the last one counts", "engine/afterwards.py",
         "calls.setdefault(key, (call, set()))[1].update(told)", "calls[key] = (call, set(told))",
         LINEAGE + "two_forwards_in_one_step_are_recorded_together"),
     Bug("scores of parameters count as training", "methods/mask.py", ", training=False", "",

@@ -1,34 +1,33 @@
-"""What the fused ops mean: the same names and arguments, composed of primitives, as the papers write them.
+"""The fused ops as the papers write them: the same names and arguments, composed of primitives.
 
-Read these first; `fused.py` is faster and equal (law 9: values and all gradients). `cross_entropy` and `gelu` are the
-formulas themselves; nothing here is arranged for speed or memory, only softmax is shifted against overflow.
+Read these first. `fused.py` is faster and equal (law 9, fused = definition: values and all gradients). Nothing here is
+arranged for speed or memory. Only softmax is shifted, against overflow.
 
-So what a formula holds on its way must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row
-in layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond, these give 0, NaN or infinities, where the fused ops
-still give the right number if it fits (`overflow.py`).
+So every intermediate result must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row in
+layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond these limits the definitions give 0, NaN or infinities,
+where the fused ops still give the right number if it fits (`overflow.py`).
 """
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from minipeft.backend import Array, xp
+from minipeft.engine.ops.primitives import erf, exp, log, matmul, matrix_transpose, mean, reshape, tanh, where
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, array_of
-from minipeft.backend import Array, scalar, xp
-from minipeft.engine.ops.primitives import add, div, erf, exp, log, matmul, mean, mul, power, reshape, sub, sum, matrix_transpose, tanh
-from minipeft.engine.ops.primitives import transpose, where
 
 
 def linear(x: Any, w: Any) -> Tensor:
     """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out]."""
-    return matmul(x, matrix_transpose(w))
+    return x @ matrix_transpose(w)
 
 
 def low_rank_linear(y: Any, x: Any, a: Any, b: Any, *, scale: Any) -> Tensor:
     """y + s (x A^T) B^T.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank] -> [..., d_out].
 
     Hu et al., 2021, arXiv:2106.09685, eq. (3), with s = alpha / r (sec. 4.1)."""
-    return add(y, mul(matmul(matmul(x, matrix_transpose(a)), matrix_transpose(b)), scalar(scale, array_of(a))))
+    return y + scale * (x @ matrix_transpose(a) @ matrix_transpose(b))
 
 
 def embedding(table: Any, ids: Array) -> Tensor:
@@ -40,8 +39,8 @@ def embedding(table: Any, ids: Array) -> Tensor:
 def softmax(x: Any, *, axis: int = -1) -> Tensor:
     """e^x / sum e^x along `axis`, after subtracting the largest x, which changes nothing but the range."""
     largest = stop_gradient(array_of(x).max(axis=axis, keepdims=True))
-    e = exp(sub(x, largest))
-    return div(e, sum(e, axis=axis, keepdims=True))
+    e = exp(x - largest)
+    return e / e.sum(axis=axis, keepdims=True)
 
 
 def toeplitz(values: Any, *, queries: int) -> Tensor:
@@ -53,8 +52,8 @@ def toeplitz(values: Any, *, queries: int) -> Tensor:
     keys = distances + 1 - queries
     at = xp.arange(queries)[:, None] - xp.arange(keys)[None, :] + keys - 1                # [query, key]
     one_hot = (at[..., None] == xp.arange(distances)).astype(array_of(values).dtype)
-    bias = matmul(one_hot, reshape(values, shape=(-1, 1, distances, heads)))              # [batch, query, key, heads]
-    return transpose(bias, axes=(0, 3, 1, 2))
+    bias = one_hot @ reshape(values, shape=(-1, 1, distances, heads))                     # [batch, query, key, heads]
+    return bias.transpose(0, 3, 1, 2)
 
 
 def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: Any = None, *, heads: int,
@@ -69,55 +68,50 @@ def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: 
 
     def split(x: Any) -> Tensor:  # [batch, time, heads * d] -> [batch, heads, time, d]
         batch, time, width = array_of(x).shape
-        return transpose(reshape(x, shape=(batch, time, heads, width // heads)), axes=(0, 2, 1, 3))
+        return reshape(x, shape=(batch, time, heads, width // heads)).transpose(0, 2, 1, 3)
 
-    scores = mul(matmul(split(q), matrix_transpose(split(k))), scale)         # [batch, heads, query, key]
+    scores = scale * (split(q) @ split(k).mT)                     # [batch, heads, query, key]
     for added in (bias, mask):
-        scores = scores if added is None else add(scores, added)
+        scores = scores if added is None else scores + added
     blind = (scores.data == -math.inf).all(axis=-1, keepdims=True)
     probabilities = softmax(where(blind, xp.zeros((), scores.dtype), scores))
     if keep is not None:
-        probabilities = mul(probabilities, keep)
-    mixed = transpose(matmul(probabilities, split(v)), axes=(0, 2, 1, 3))
-    return reshape(mixed, shape=(mixed.shape[0], mixed.shape[1], -1))
-
-
-def key_first(bias: Any) -> Any:
-    """bias. In which order an array lies in memory is no part of what it means."""
-    return bias
+        probabilities = probabilities * keep
+    mixed = (probabilities @ split(v)).transpose(0, 2, 1, 3)      # [batch, query, heads, d_v]
+    return mixed.reshape(mixed.shape[0], mixed.shape[1], -1)
 
 
 def layer_norm(x: Any, w: Any, b: Any, *, eps: float) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * w + b over the last axis; the variance is the biased one (1/n).
 
     Ba et al., 2016, arXiv:1607.06450.   x [..., d], w and b broadcast to x ([d], or [batch, 1, d])."""
-    centered = sub(x, mean(x, axis=-1, keepdims=True))
-    variance = mean(mul(centered, centered), axis=-1, keepdims=True)
-    return add(mul(mul(centered, power(add(variance, eps), exponent=-0.5)), w), b)
+    centered = x - mean(x, axis=-1, keepdims=True)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)
+    return centered * (variance + eps) ** -0.5 * w + b
 
 
 def rms_norm(x: Any, w: Any, *, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * w over the last axis.   Zhang & Sennrich, 2019, arXiv:1910.07467; T5's layer norm.
 
     x [..., d], w broadcasts to x."""
-    return mul(mul(x, power(add(mean(mul(x, x), axis=-1, keepdims=True), eps), exponent=-0.5)), w)
+    return x * (mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5 * w
 
 
 def gelu(x: Any) -> Tensor:
     """x Phi(x), Phi the normal distribution function, (1 + erf(x / sqrt 2)) / 2.   Hendrycks & Gimpel, 2016,
     arXiv:1606.08415."""
-    return mul(x, mul(add(erf(mul(x, math.sqrt(0.5))), 1.0), 0.5))
+    return x * ((erf(x * math.sqrt(0.5)) + 1) * 0.5)
 
 
 def gelu_tanh(x: Any) -> Tensor:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the approximation of the same paper (T5 calls it gelu_new)."""
-    cubic = add(x, mul(mul(mul(x, x), x), 0.044715))
-    return mul(mul(x, add(tanh(mul(cubic, math.sqrt(2 / math.pi))), 1.0)), 0.5)
+    cubic = x + x * x * x * 0.044715
+    return x * (tanh(cubic * math.sqrt(2 / math.pi)) + 1) * 0.5
 
 
 def silu(x: Any) -> Tensor:
     """x / (1 + e^-x), also called swish; here as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
-    return mul(x, mul(add(tanh(mul(x, 0.5)), 1.0), 0.5))
+    return x * ((tanh(x * 0.5) + 1) * 0.5)
 
 
 def cross_entropy(logits: Any, labels: Array, *, smoothing: float = 0.0, ignore: int = -100) -> Tensor:
@@ -126,9 +120,9 @@ def cross_entropy(logits: Any, labels: Array, *, smoothing: float = 0.0, ignore:
     logits [..., vocab], integer labels [...]. The target t is 1 - e on the label plus e / vocab on every token, the
     label included (Szegedy et al., 2015, arXiv:1512.00567, sec. 7; e = `smoothing`)."""
     z = array_of(logits)
-    shifted = sub(logits, stop_gradient(z.max(axis=-1, keepdims=True)))
-    log_p = sub(shifted, log(sum(exp(shifted), axis=-1, keepdims=True)))
+    shifted = logits - stop_gradient(z.max(axis=-1, keepdims=True))
+    log_p = shifted - log(exp(shifted).sum(axis=-1, keepdims=True))
     counted = (labels != ignore)[..., None]
     one_hot = (labels[..., None] == xp.arange(z.shape[-1])).astype(z.dtype)
     target = (one_hot * (1 - smoothing) + smoothing / z.shape[-1]) * counted
-    return div(sum(mul(log_p, -target)), int(counted.sum()))
+    return (log_p * -target).sum() / int(counted.sum())

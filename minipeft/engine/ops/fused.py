@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy
 
-from minipeft.engine.tensor import once, op
+from minipeft.engine.calling import once
+from minipeft.engine.tensor import op
 from minipeft.backend import scalar, segment_sum, to_device, to_host, xp
 from minipeft.engine.ops.activations import gelu, gelu_tanh, silu  # noqa: F401  (fused too)
 from minipeft.engine.ops.overflow import mean_product, normalize_again, quiet, score_again
@@ -87,13 +88,6 @@ def softmax(x, *, axis=-1):
     xp.exp(p, out=p)
     p /= p.sum(axis=axis, keepdims=True)
     return p, (lambda g: p * (g - (g * p).sum(axis=axis, keepdims=True)),)
-
-
-@op
-def key_first(bias):
-    """The same bias [batch, heads, query, key], lying in memory as `attention` keeps its scores;   dbias = g."""
-    laid = xp.ascontiguousarray(bias.transpose(0, 3, 1, 2))               # [batch, key, heads, query]
-    return laid.transpose(0, 2, 3, 1), (lambda g: g,)
 
 
 @op

@@ -251,11 +251,6 @@ def toeplitz_calls(draw: Any, dtype: str) -> Call:
 
 
 @st.composite
-def bias_calls(draw: Any, dtype: str) -> Call:
-    return Call({"bias": array(draw, draw(sizes(4)), dtype)})
-
-
-@st.composite
 def norm_calls(draw: Any, dtype: str, bias: bool) -> Call:
     """The scale and the bias may differ from row to row of the batch, as [batch, 1, d]."""
     batch, time, d = draw(sizes(3))
@@ -296,7 +291,6 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "embedding": (embedding_calls, embedding_bound),
     "softmax": (softmax_calls, softmax_bound),
     "toeplitz": (toeplitz_calls, toeplitz_bound),
-    "key_first": (bias_calls, lambda c, g: [numpy.zeros(g.shape)] * 2),  # nothing is computed
     "attention": (attention_calls, attention_bound),
     "layer_norm": (lambda dtype: norm_calls(dtype, True), layer_norm_bound),
     "rms_norm": (lambda dtype: norm_calls(dtype, False), rms_norm_bound),
@@ -429,7 +423,6 @@ def test_empty_batches_give_empty_values_and_zero_gradients(name):
         "softmax": Call({"x": x}, options={"axis": -1}),
         "layer_norm": Call({"x": x, "w": w, "b": w}, options={"eps": 1e-5}),
         "rms_norm": Call({"x": x, "w": w}, options={"eps": 1e-5}),
-        "key_first": Call({"bias": x[None].swapaxes(0, 1)}),
         "toeplitz": Call({"values": x}, options={"queries": 2}),
         "gelu": Call({"x": x}), "gelu_tanh": Call({"x": x}), "silu": Call({"x": x}),
     }
