@@ -28,10 +28,10 @@ import numpy
 from rich.console import Console
 
 import minipeft
+from lab import measure
 from lab.claims import Claim, failures, standard_error
 from data.codec import PAD, Pair
 from data.g2p import CODEC, ids_of, load_tasks, prompt_of
-from lab.measure import train
 from lab.scoring import answers, exact_match
 from lab.tables import Column, on_terminal
 from lab.variants import EVERY_LINEAR
@@ -52,9 +52,8 @@ def two_tasks(tasks: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
 
 
 def logits(model: Any, pairs: Sequence[Pair], adapter: Any = None) -> numpy.ndarray:
-    """[batch, target, vocab], the decoder being shown the answers."""
-    batch = minipeft.batch_of(ids_of(pairs), PAD)
-    return model(batch["input_ids"], model.shift_right(batch["labels"]), batch["attention_mask"], adapter=adapter).data
+    """[batch, target, vocab], where the decoder reads the answers."""
+    return measure.logits(model, ids_of(pairs), adapter)
 
 
 def score(model: Any, pairs: Sequence[Pair], adapter: Any = None) -> float:
@@ -64,8 +63,8 @@ def score(model: Any, pairs: Sequence[Pair], adapter: Any = None) -> float:
 
 def taught(base: Any, task: str, pairs: Sequence[Pair], steps: int, out: Path) -> Path:
     """Train a LoRA for one task, and save it."""
-    trained = train(base.clone(), LORA, ids_of(pairs), lr=LR, steps=steps, batch_size=BATCH, seed=0,
-                    evaluate=lambda model: 0.0, label=task, name=task)
+    trained = measure.train(base.clone(), LORA, ids_of(pairs), lr=LR, steps=steps, batch_size=BATCH, seed=0,
+                            evaluate=lambda model: 0.0, label=task, name=task)
     file = out / f"{task}.safetensors"
     assert trained.attachment is not None
     trained.attachment.save(file)

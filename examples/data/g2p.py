@@ -16,6 +16,7 @@ import importlib.util
 import json
 import string
 from pathlib import Path
+from typing import Iterable, Sequence
 
 import numpy
 
@@ -29,7 +30,7 @@ VOCAB_SIZE, encode, decode, ids_of = CODEC.vocab_size, CODEC.encode, CODEC.decod
 LONGEST_WORD, LONGEST_IPA = 12, 16
 _SPLIT_SEED = 20
 __all__ = ["CHARACTERS", "CODEC", "EOS", "NEW_TASK", "OLD_TASKS", "PAD", "VOCAB_SIZE", "decode", "encode", "ids_of",
-           "load_tasks", "prompt_of"]
+           "asked_in_american", "load_tasks", "prompt_of"]
 
 
 def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
@@ -47,6 +48,14 @@ def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
 def prompt_of(task: str, text: str) -> str:
     """The text that asks: the task's name spelled out, then the word or the IPA."""
     return f"{task}: {text}"
+
+
+def asked_in_american(british: Sequence[Pair], words: Iterable[str] | None = None) -> list[Pair]:
+    """British pairs, but asked with the prompt that the base knows: ("american: water", "wˈɔːtə").
+
+    words: these words alone, in this order; all by default."""
+    answer = {prompt.removeprefix(prompt_of(NEW_TASK, "")): ipa for prompt, ipa in british}
+    return [(prompt_of("american", word), answer[word]) for word in (answer if words is None else words)]
 
 
 def _tasks(words: list[str], us: dict[str, str], gb: dict[str, str]) -> dict[str, list[Pair]]:

@@ -77,13 +77,19 @@ def step_peak(model: Any, params: Mapping[str, minipeft.Parameter], batches: min
             p.data = kept[name]
 
 
+def logits(model: Any, pairs: Ids, adapter: Any = None) -> numpy.ndarray:
+    """[batch, target, vocab] for (source ids, target ids) pairs, where the decoder reads the targets.
+
+    adapter: as in a call of the model."""
+    batch = minipeft.batch_of(pairs, PAD)
+    return model(batch["input_ids"], model.shift_right(batch["labels"]), batch["attention_mask"], adapter=adapter).data
+
+
 def merged_gap(model: Any, attachment: minipeft.Attachment, pairs: Ids) -> float:
     """max |merged - unmerged| over the logits of `pairs`, divided by the largest logit."""
-    batch = minipeft.batch_of(pairs, PAD)
-    inputs = batch["input_ids"], model.shift_right(batch["labels"]), batch["attention_mask"]
-    unmerged = model(*inputs).data
+    unmerged = logits(model, pairs)
     attachment.merge()
-    gap = abs(model(*inputs).data - unmerged).max() / abs(unmerged).max()
+    gap = abs(logits(model, pairs) - unmerged).max() / abs(unmerged).max()
     attachment.unmerge()
     return float(gap)
 

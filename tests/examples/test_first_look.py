@@ -1,0 +1,23 @@
+"""The first program of the README: what it prints, and that it is the same every time."""
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_six_words_are_said_in_american_then_in_british_then_in_american_again():
+    """The page shows what the program prints. Other kernels may move the scores of unseen words by a word or two."""
+    done = subprocess.run([sys.executable, str(EXAMPLES / "first_look.py")], capture_output=True, text=True,
+                          timeout=120, encoding="utf-8", env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0, done.stderr
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    shown = re.search(r"<!-- first_look\.py -->\n```text\n(.*?)```", page, re.DOTALL).group(1)
+    number = re.compile(r"\d+\.\d+")
+    assert number.sub("N", done.stdout) == number.sub("N", shown)
+    for printed, on_page in zip(number.findall(done.stdout), number.findall(shown), strict=True):
+        assert abs(float(printed) - float(on_page)) <= 1
+    base, british, again = (line[16:].split() for line in done.stdout.splitlines()[1:4])
+    assert base == again and all(a != b for a, b in zip(base, british, strict=True))
