@@ -1,1 +1,1 @@
-"""Training: an optimizer, schedules, batches, a loop, and checkpoints. It sees dicts of parameters and a loss."""
+"""Training: an optimizer, schedules, batches, a loop and checkpoints. It works on {name: Parameter} and a loss."""

@@ -1,4 +1,4 @@
-"""The arguments of `fit`, checked before anything is changed; each error says what was passed and what to pass."""
+"""Checks the arguments of `fit` before anything is changed. Each error says what was passed and what to pass."""
 from __future__ import annotations
 
 import dataclasses
@@ -16,7 +16,7 @@ File = str | os.PathLike | None
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `fit` was told, in Python's numbers. best, log, checkpoint: files or None."""
+    """The checked arguments of `fit`, as Python numbers. best, log, checkpoint: paths or None."""
 
     steps: int
     schedule: Schedule
@@ -35,15 +35,15 @@ class Settings:
 
 def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any, dropout: Any, evaluate: Any,
              eval_every: Any, patience: Any, best: Any, log: Any, checkpoint: Any, checkpoint_every: Any) -> Settings:
-    """Raises ValueError or TypeError, which names the argument."""
+    """The arguments of `fit` that are not objects, checked. Raises ValueError or TypeError naming the wrong one."""
     steps, accumulate = integer("steps", steps, 1), integer("accumulate", accumulate, 1)
     seed, checkpoint_every = integer("seed", seed), integer("checkpoint_every", checkpoint_every, 1)
     if evaluate is not None and not callable(evaluate):
         raise TypeError(f"evaluate is {shown(evaluate)}; expected a function without arguments that returns a score, "
                         f"higher is better")
     for what, value, why in (("eval_every", eval_every, "there is nothing to evaluate"),
-                             ("patience", patience, "there is no score to be patient with"),
-                             ("best", best, "without scores none is the best")):
+                             ("patience", patience, "there is no score to wait for"),
+                             ("best", best, "without scores there is no best one")):
         if value is not None and evaluate is None:
             raise ValueError(f"{what} is {shown(value)}, but {why}: pass evaluate=")
     if patience is not None and eval_every is None:
@@ -55,7 +55,7 @@ def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any
             raise ValueError(f"clip is {shown(clip)}; expected {expected}")
         clip = number("clip", clip)
     if type(python(dropout)) is not bool:
-        raise TypeError(f"dropout is {shown(dropout)}; expected True or False (its rate is the model's)")
+        raise TypeError(f"dropout is {shown(dropout)}; expected True or False (the model's config sets the rate)")
     files = {"log": log, "checkpoint": checkpoint, "best": best}
     for what, path in files.items():
         _check_file(what, path)
@@ -72,13 +72,13 @@ def _schedule(schedule: Any, steps: int) -> Schedule:
     if schedule in MAKERS:
         name = schedule.__name__
         call = {"constant": "constant()", "inverse_sqrt": "inverse_sqrt(d_model)"}.get(name, f"{name}(steps)")
-        raise TypeError(f"schedule is the function {name}; expected the schedule that it makes: {call}")
+        raise TypeError(f"schedule is the function {name}; expected the schedule that it returns: {call}")
     if not callable(schedule):
         raise TypeError(f"schedule is {shown(schedule)}; expected a function of the step (1, 2, ...), such as "
                         f"linear_decay({steps})")
     if ends_after(schedule) < steps:
-        raise ValueError(f"schedule is {shown(schedule)}, which ends before the {steps} steps that are to be made: its "
-                         f"rate would stay at its last value; make it for {steps} steps")
+        raise ValueError(f"schedule is {shown(schedule)}, which ends before the {steps} steps of this run: its factor "
+                         f"would stay at the last value; make it for {steps} steps")
     return schedule
 
 
@@ -89,13 +89,13 @@ def _check_file(what: str, path: Any) -> None:
         raise TypeError(f"{what} is {shown(path)}; expected the path of a file")
     text = os.fsdecode(path)
     if not text or "\0" in text or os.path.isdir(text):
-        raise ValueError(f"{what} is {shown(text)}, {'a folder' if text and os.path.isdir(text) else 'no path'}; "
+        raise ValueError(f"{what} is {shown(text)}, {'a folder' if text and os.path.isdir(text) else 'not a path'}; "
                          f"expected the path of a file")
     try:
         os.stat(text)
     except FileNotFoundError:
         pass
-    except OSError as error:  # a link to itself, a name that is too long: it could not be written either
+    except OSError as error:  # such as a link to itself or a name that is too long: it could not be written either
         raise ValueError(f"{what} is {shown(text)}, which cannot be reached: {error.strerror}") from None
     if not os.path.isdir(os.path.dirname(os.path.realpath(text))):
         hint = "'~' is not expanded: pass Path(...).expanduser()" if text.startswith("~") else "create it first"
@@ -114,7 +114,7 @@ def _check_different(files: Mapping[str, Any]) -> None:
 
 
 def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
-    """Raises TypeError, which says what to pass, for things of the wrong kind."""
+    """Raises TypeError, saying what to pass, for a model, batches or an optimizer of the wrong type."""
     if isinstance(model, type) or not callable(getattr(model, "loss", None)):
         raise TypeError(f"model is {shown(model)}; expected a model, with a method `loss`")
     if not all(callable(getattr(batches, name, None)) for name in ("next", "state", "load_state")):
@@ -123,21 +123,23 @@ def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
     if isinstance(batches, type):
         raise TypeError("batches is the class Batches; expected Batches(pairs, batch_size)")
     if isinstance(optimizer, type):
-        raise TypeError(f"optimizer is the class {optimizer.__name__}; expected one that was made: "
+        raise TypeError(f"optimizer is the class {optimizer.__name__}; expected an instance: "
                         f"{optimizer.__name__}(lr=...)")
     if not isinstance(optimizer, AdamW):
         raise TypeError(f"optimizer is {shown(optimizer)}; expected AdamW(lr=...)")
 
 
 def parameters(model: Any, params: Any) -> dict[str, Leaf]:
-    """{name: Parameter} of a mapping or an attachment. Raises TypeError for anything else, ValueError where training
-    these would change nothing: for parameters of an attachment that is off, merged, removed or of another model."""
+    """The parameters to train, {name: Parameter}. params: such a mapping, or an attachment of `model`.
+
+    Raises TypeError for anything else; ValueError if there are none, if an array is read-only, and if training them
+    would change nothing, because their attachment is off, merged, removed or of another model."""
     named = isinstance(params, Mapping)
     if not named and (isinstance(params, type) or not isinstance(getattr(params, "state", None), str)
                       or not hasattr(params, "parameters")):
         found = f"a {type(params).__name__}" if isinstance(params, (list, tuple, set)) else shown(params)
         raise TypeError(f"params is {found}; expected an attachment, or {{name: Parameter}} as minipeft.select(model, "
-                        f"where) gives it")
+                        f"where) returns it")
     if not named:
         _check_attachment(model, params)
         params = params.parameters
@@ -147,9 +149,9 @@ def parameters(model: Any, params: Any) -> dict[str, Leaf]:
         if not isinstance(p, Leaf):
             raise TypeError(f"params[{shown(name)}] is {type(p).__name__}; expected a Parameter (see minipeft.select)")
         if not isinstance(name, str):
-            raise TypeError(f"params has the key {shown(name)}; expected names, as minipeft.select gives them")
+            raise TypeError(f"params has the key {shown(name)}; expected names, as minipeft.select returns them")
         if not getattr(getattr(p.data, "flags", None), "writeable", True):
-            raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes one of its own")
+            raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes it writable")
     _check_owners(model, params)
     return dict(params)
 
@@ -159,16 +161,16 @@ def _check_attachment(model: Any, attachment: Any) -> None:
     if state == "removed":
         raise ValueError(f"the attachment {name!r} was removed from its model: attach it again")
     if attachment.model is not model:
-        raise ValueError(f"the attachment {name!r} belongs to another model than the one that is to be trained")
+        raise ValueError(f"the attachment {name!r} belongs to another model, not to the one that is to be trained")
     if state == "off":
         raise ValueError(f"the attachment {name!r} is off, so the loss does not depend on it: plug() it first")
     if state == "merged":
-        raise ValueError(f"the attachment {name!r} is merged, so the loss depends on the weights that it was merged "
-                         f"into: unmerge() first")
+        raise ValueError(f"the attachment {name!r} is merged, so the loss depends on the merged weights and not on its "
+                         f"parameters: unmerge() first")
 
 
 def _check_owners(model: Any, params: Mapping[str, Leaf]) -> None:
-    """Says why the loss will not depend on a parameter, where the model can tell."""
+    """Raises ValueError, saying why, if the loss will not depend on a parameter, as far as the model can tell."""
     attachments = getattr(model, "attachments", None)
     base = getattr(model, "base_parameters", None)
     if not isinstance(attachments, Mapping) or not isinstance(base, Mapping):
@@ -183,5 +185,5 @@ def _check_owners(model: Any, params: Mapping[str, Leaf]) -> None:
             _check_attachment(model, attachment)
     for name, p in params.items():
         if id(p) not in known and (name in names or "@" in str(name)):
-            raise ValueError(f"params[{shown(name)}] is no parameter of this model: it belongs to another model, or to "
-                             f"an attachment that was removed")
+            raise ValueError(f"params[{shown(name)}] is not a parameter of this model: it belongs to another model, or "
+                             f"to an attachment that was removed")

@@ -1,14 +1,14 @@
-"""One checkpoint is one safetensors file: everything that the next step depends on.
+"""A checkpoint is one safetensors file that holds everything that training changes.
 
     param/NAME, m/NAME, v/NAME, partial/NAME        parameters, moments, gradients accumulated so far
     metadata "state" (JSON)                         counters, random state, data cursor, scores, log length (`saved.py`)
-    metadata "run" (JSON)                           what the run is and where it began (`identity.py`); that of another
-                                                    run is refused
-    metadata "sha256"                               of the two texts; the file has one of its tensors, too
+    metadata "run" (JSON)                           what the run is and where it began (`identity.py`); the checkpoint
+                                                    of another run is refused
+    metadata "sha256"                               the digest of these two texts; `files.py` adds one of the tensors
 
-It is written atomically (`atomic.write_atomic`): a run that is killed leaves this checkpoint or the one before, whole.
-The digests tell damage from data. They are no signatures: whoever can write the file can write them, too, so every
-number is checked again before a run goes on from it.
+It is written atomically (`atomic.write_atomic`): a killed run leaves this checkpoint or the one before, whole. The
+digests reveal damage. They are not signatures: whoever can write the file can also write its digests. So every number
+is checked again before a run resumes from it.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GROUPS = ("param", "m", "v", "partial")
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """arrays: {group: {name: array}} on the host; state and run: what JSON can hold."""
+    """The contents of a checkpoint. arrays: {group: {name: array}} on the host; state, run: its two JSON objects."""
 
     path: str
     arrays: dict[str, dict[str, numpy.ndarray]]
@@ -40,9 +40,9 @@ class Checkpoint:
 
 def write(path: str | os.PathLike, arrays: Mapping[str, Mapping[str, Array]], state: Mapping[str, Any],
           run: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically; floats in `state` and `run` survive exactly.
+    """Write a checkpoint atomically. arrays: {group: {name: array}}; floats in `state` and `run` survive exactly.
 
-    Raises FloatingPointError, and leaves the file that was there, if an array holds NaN or infinity."""
+    Raises FloatingPointError, and keeps the existing file, if an array holds NaN or infinity."""
     tensors = {f"{group}/{name}": array for group, members in arrays.items() for name, array in members.items()}
     for key, array in tensors.items():
         if not to_host(xp.isfinite(array).all()):
@@ -52,13 +52,14 @@ def write(path: str | os.PathLike, arrays: Mapping[str, Mapping[str, Array]], st
 
 
 def read(path: str | os.PathLike) -> Checkpoint:
-    """Raises ValueError that names the file for one that is truncated, altered, of an earlier version, or no
-    checkpoint. `state` and `run` are JSON objects; what is in them is not checked here."""
+    """Read a checkpoint. The entries of its JSON objects `state` and `run` are not checked here.
+
+    Raises ValueError naming the file if it is truncated, altered, of an earlier version, or not a checkpoint."""
     metadata = read_metadata(path)
     if metadata.get("format") == _FIRST:
-        raise ValueError(f"{path} is a checkpoint of an earlier version of minipeft ({_FIRST}), which does not know "
-                         f"where its run began: finish it with that version, or pass resume=False to start afresh over "
-                         f"it")
+        raise ValueError(f"{path} is a checkpoint of an earlier version of minipeft ({_FIRST}), which does not say "
+                         f"where its run began: finish the run with that version, or pass resume=False to start afresh "
+                         f"and replace it")
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path}: not a checkpoint of minipeft (its metadata says format "
                          f"{shown(metadata.get('format'))})")
@@ -76,7 +77,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
 
 
 def _object(path: Any, key: str, text: str) -> dict[str, Any]:
-    """A JSON object, each name in it once, and its numbers finite."""
+    """The JSON object in `text`. Raises ValueError for a name that appears twice and a number that is not finite."""
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -96,7 +97,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(literal: str) -> Any:
-    raise ValueError(f"{literal} is no number")
+    raise ValueError(f"{literal} is not a finite number")
 
 
 def _digest(texts: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
-"""Pairs of id sequences, padded into batches, in an order that depends on (seed, epoch) alone.
+"""Pairs of id sequences, padded into batches, in an order that depends only on (seed, epoch).
 
-So the cursor of a run is two integers, and a resumed run sees the batches that an uninterrupted one would have seen.
+So two integers, the cursor, say where a run is in its data, and a resumed run sees the batches that an uninterrupted
+run would have seen.
 """
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from minipeft.nn.fingerprint import sha256
 Ids = Sequence[int]
 Pair = tuple[Ids, Ids]
 IGNORE = -100
-_ENDLESS = 2 ** 63  # no stream gets there
+_ENDLESS = 2 ** 63  # no stream gets this far
 
 
 def pad(rows: Sequence[Ids], value: int) -> numpy.ndarray:
-    """Rows of different length as one array [batch, longest], `value` at the right of shorter ones.
+    """Rows of different lengths as one array [batch, longest]; shorter rows are filled with `value` on the right.
 
-    Raises ValueError for rows that do not hold integers: a fraction or a NaN is no id."""
+    Raises ValueError for rows that do not hold integers: a fraction or a NaN is not an id."""
     out = numpy.full((len(rows), max(map(len, rows), default=0)), value, dtype=numpy.int64)
     for i, row in enumerate(rows):
         ids = numpy.asarray(row)
@@ -32,10 +33,11 @@ def pad(rows: Sequence[Ids], value: int) -> numpy.ndarray:
 
 
 def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0) -> dict[str, numpy.ndarray]:
-    """{input_ids, attention_mask, labels} of (source, target) pairs, labels padded with -100: what `model.loss` takes.
+    """The (source, target) pairs as one batch, {input_ids, attention_mask, labels}, for `model.loss`.
 
-    Raises ValueError for no pairs, an empty source or target, and ids that are not integers; TypeError for pairs that
-    are no list of (source, target)."""
+    input_ids [batch, longest source] is padded with `pad_token_id`, attention_mask of this shape is 0 at padding, and
+    labels [batch, longest target] is padded with -100. Raises ValueError for no pairs, an empty source or target, and
+    ids that are not integers; TypeError for anything but a list of (source, target)."""
     if not _length(pairs):
         raise ValueError("an empty batch: there are no pairs")
     _check_pairs(pairs)
@@ -48,8 +50,8 @@ def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0) -> dict[str, numpy.nd
 
 def _length(pairs: Any) -> int:
     if not hasattr(pairs, "__len__") or not hasattr(pairs, "__getitem__") or isinstance(pairs, (dict, str, bytes)):
-        raise TypeError(f"pairs is a {type(pairs).__name__}; expected a list of (source ids, target ids): list(pairs) "
-                        f"makes one of a generator, list(pairs.items()) of a dict")
+        raise TypeError(f"pairs is a {type(pairs).__name__}; expected a list of (source ids, target ids): pass "
+                        f"list(pairs) for a generator, list(pairs.items()) for a dict")
     return len(pairs)
 
 
@@ -65,21 +67,21 @@ def _check_pairs(pairs: Sequence[Pair]) -> None:
 
 
 def label_tokens(batch: Mapping[str, Any]) -> int:
-    """How many labels are counted by the loss: the weight of a micro-batch."""
+    """How many labels of a batch the loss counts, those that are not -100: the weight of a micro-batch."""
     return int((to_host(batch["labels"]) != IGNORE).sum())
 
 
 class Batches:
-    """An endless stream of batches: every epoch all pairs, shuffled by (seed, epoch), the last batch short.
+    """An endless stream of batches. Each epoch has all pairs, shuffled by (seed, epoch); its last batch may be short.
 
     pairs: a list of (source ids, target ids); a target may begin with labels of -100, which the loss does not count.
-    Raises ValueError for no pairs, a pair that is half empty (its index is named), and numbers out of range; TypeError
-    for a generator, or anything else that is no list of pairs."""
+    batch_size: pairs per batch; pad_token_id: as in `batch_of`. Raises ValueError for no pairs, an empty source or
+    target (naming the pair's index), and numbers out of range; TypeError for anything but a list of pairs."""
 
     def __init__(self, pairs: Sequence[Pair], batch_size: int, seed: int = 0, pad_token_id: int = 0):
         if not _length(pairs) or not is_integer(batch_size, 1) or not is_integer(seed):
             raise ValueError(f"{len(pairs)} pairs in batches of {shown(batch_size)}, seed {shown(seed)}; expected at "
-                             f"least 1 pair in batches of an integer of at least 1, and an integer seed >= 0")
+                             f"least 1 pair, an integer batch_size >= 1, and an integer seed >= 0")
         _check_pairs(pairs)
         self.pairs, self.batch_size, self.seed = pairs, integer("batch_size", batch_size), integer("seed", seed)
         self.pad_token_id = integer("pad_token_id", pad_token_id)
@@ -87,7 +89,7 @@ class Batches:
         self._order: numpy.ndarray | None = None
 
     def next(self) -> dict[str, numpy.ndarray]:
-        """The next batch, as `batch_of` makes it. Moves the cursor."""
+        """The next batch, as `batch_of` returns it. Moves the cursor."""
         if self._order is None:
             self._order = numpy.random.default_rng([self.seed, self.epoch]).permutation(len(self.pairs))
         chosen = self._order[self.position:self.position + self.batch_size]
@@ -98,25 +100,25 @@ class Batches:
         return batch
 
     def state(self) -> dict[str, int]:
-        """The cursor, as JSON can hold it: the epoch, and how many of its pairs are behind."""
+        """The cursor, {epoch, position}, as JSON can hold it. position: how many pairs of the epoch are used up."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Continue from a cursor. Raises ValueError for one that this stream does not pass through."""
+        """Continue from the cursor `state`. Raises ValueError for a cursor that this stream never reaches."""
         self.batches_before(state)
         self.epoch, self.position, self._order = state["epoch"], state["position"], None
 
     def batches_before(self, state: Mapping[str, int]) -> int:
-        """How many batches lie before a cursor. Raises ValueError for one that this stream does not pass through."""
+        """How many batches come before the cursor `state`. Raises ValueError for one that this stream never reaches."""
         if not isinstance(state, Mapping) or set(state) != {"epoch", "position"} \
                 or not all(type(n) is int and 0 <= n < _ENDLESS for n in state.values()) \
                 or state["position"] >= len(self.pairs) or state["position"] % self.batch_size:
-            raise ValueError(f"a cursor at {shown(state)} is none of {len(self.pairs)} pairs in batches of "
+            raise ValueError(f"the cursor {shown(state)} is never reached by {len(self.pairs)} pairs in batches of "
                              f"{self.batch_size}")
         return state["epoch"] * -(-len(self.pairs) // self.batch_size) + state["position"] // self.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """What the stream depends on: a checkpoint of another stream is refused."""
+        """Everything that the stream depends on, as JSON can hold it. A checkpoint of another stream is refused."""
         parts = (repr((list(map(int, source)), list(map(int, target)))).encode() for source, target in self.pairs)
         return {"pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed,
                 "pad_token_id": self.pad_token_id, "sha256": sha256(parts)}

@@ -1,9 +1,9 @@
-"""What a run is, but for its length: two runs that agree in this, and start alike, make the same bits.
+"""The description of a run, apart from its length: runs that agree in it and in their start make the same bits.
 
-A checkpoint holds the trained parameters; the frozen ones, the data and the hyper-parameters it only names. So it
-carries this description, and a checkpoint of another run is refused with the first difference. What is plugged is
-described in its order, bottom first, because the order decides what a model computes. Where the run began (`Start`) is
-described by a fingerprint of the parameters at step 0.
+A checkpoint holds the trained parameters, but not the frozen ones, the data or the hyper-parameters. It carries this
+description of them, and a checkpoint of another run is refused, with the first difference. Plugged attachments are
+described in their order, bottom first, because a model's output depends on it. `start_of` describes where a run began:
+a fingerprint of its parameters, its cursor in the data, and the optimizer's counts of steps.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from minipeft.train.optim import AdamW
 
 def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW,
              **settings: Any) -> dict[str, Any]:
-    """The model's configuration and what is frozen in it, what is plugged, the parameters, the data, the optimizer, the
-    settings; as JSON gives them back."""
+    """The model's configuration and frozen weights, its plugged attachments, the parameters, the data, the optimizer
+    and the `settings`, in the form that JSON gives back."""
     decayed = set(optimizer.decayed(params))
     attachments = getattr(model, "attachments", None) or {}
     order = getattr(model, "plugged", None)
@@ -38,20 +38,21 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
 
 
 def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> dict[str, Any]:
-    """Where a run begins: the parameters, the place in the data, and what the optimizer has behind it already."""
+    """Where a run begins: a fingerprint of the parameters, the cursor in the data, and how often the optimizer has
+    already stepped each parameter."""
     moments = {name: optimizer.moments(name, p) for name, p in params.items()}
     return {"parameters": fingerprint({name: p.data for name, p in params.items()}), "batches": dict(batches.state()),
             "steps": {name: held.t for name, held in moments.items() if held is not None}}
 
 
 def _resolved(config: Any) -> dict[str, Any]:
-    """A configuration with one word for each thing: gated-gelu is gated-gelu_new."""
+    """The fields of a configuration, with one name for each meaning: gated-gelu becomes gated-gelu_new."""
     return config.resolved() if hasattr(config, "resolved") else _plain_fields(config)
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are numbers, strings, and tuples of these. (`where` may be a function; it shows in
-    the names, and a mask in the arrays.)"""
+    """The fields of a dataclass that are numbers, strings or tuples of these. (`where` is left out, because it may be a
+    function. It shows in the parameters' names, and a mask in the arrays.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
     values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
@@ -60,7 +61,8 @@ def _plain_fields(settings: Any) -> dict[str, Any]:
 
 
 def difference(there: Any, here: Any, at: str = "") -> str | None:
-    """The first place where two descriptions differ, as a sentence; None if they agree."""
+    """The first difference between a checkpoint's description (`there`) and this run's (`here`), as a sentence; None if
+    they agree. at: the keys that lead to them, separated by " / "."""
     if isinstance(there, list) and isinstance(here, list) and _are_named(there) and _are_named(here):
         names = [item["name"] for item in there], [item["name"] for item in here]
         if sorted(names[0]) == sorted(names[1]) and names[0] != names[1]:

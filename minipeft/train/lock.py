@@ -1,9 +1,9 @@
-"""One run at a time on a checkpoint, a log or a best file: a lock file beside it, `.NAME.lock`, with the holder's
-process id and host.
+"""Locks, so that one run at a time uses a checkpoint, a log or a best file. The lock file `.NAME.lock` lies beside it
+and holds the process id and the host of its owner.
 
-The lock is the system's (flock), so it ends with its process, even by SIGKILL. The file that a killed run leaves is
-taken over by the next one, and a run that ends removes it. Where the system or the file system has no such locks, there
-is none.
+The operating system keeps the lock (flock), so it ends with its process, even by SIGKILL. A run that ends removes its
+lock file; the lock file that a killed run leaves is taken over by the next one. On systems and file systems without
+flock there is no lock.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONGEST = 255  # bytes of a file's name
 
 
 def lock_file(path: str | os.PathLike) -> Path:
-    """Where the lock of a file lies; beside the file itself, where `path` is a symbolic link."""
+    """Where the lock file of `path` lies: beside the file itself, also if `path` is a symbolic link to it."""
     target = Path(os.path.realpath(path))
     name = f".{target.name}.lock"
     if len(os.fsencode(name)) > _LONGEST:
@@ -34,13 +34,13 @@ def lock_file(path: str | os.PathLike) -> Path:
 
 
 class Locks:
-    """Of several files, each None or a path: all of them, or none."""
+    """The locks of several files, taken all together or not at all. A path may be None."""
 
     def __init__(self, *paths: str | os.PathLike | None):
         self._locks = [Lock(path) for path in paths]
 
     def acquire(self) -> None:
-        """Raises RuntimeError, which names the file and the process that holds it."""
+        """Take all locks. Raises RuntimeError naming the file and the process that holds it, if another run does."""
         try:
             for lock in self._locks:
                 lock.acquire()
@@ -49,23 +49,23 @@ class Locks:
             raise
 
     def release(self) -> None:
-        """May be called again."""
+        """Release all locks. May be called again."""
         for lock in self._locks:
             lock.release()
 
 
 class Lock:
-    """Of a file; path None: of nothing."""
+    """The lock of one file. path None: of no file; nothing is locked."""
 
     def __init__(self, path: str | os.PathLike | None):
         self._path, self._of = None if path is None else lock_file(path), path
         self._file: IO[bytes] | None = None
 
     def acquire(self) -> None:
-        """Raises RuntimeError, which names the process that holds it."""
+        """Take the lock. Raises RuntimeError naming the process that holds it, if another run does."""
         try:
             while self._path is not None and fcntl is not None and not self._acquired(self._path):
-                pass  # its holder removed the file between our opening and our locking it
+                pass  # its holder removed the file after we opened it and before we locked it
         except BaseException:
             self.release()
             raise
@@ -74,7 +74,7 @@ class Lock:
         """End the lock, and remove the file if it is ours. May be called again."""
         if self._file is not None and not self._file.closed and self._path is not None:
             with contextlib.suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours, unless another process holds it
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another process holds it
                 if _same(self._file, self._path):
                     os.unlink(self._path)
             self._file.close()
@@ -83,7 +83,7 @@ class Lock:
         try:
             self._file = open(path, "r+b", buffering=0, opener=_create)
         except OSError:
-            return True  # no file can be made here: neither can a checkpoint, and its writer says so
+            return True  # no file can be made here, so writing a checkpoint will fail, too, and say why
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -111,7 +111,7 @@ def _create(path: str, _: int) -> int:
 
 
 def _same(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Whether an open file is still the file at `path`."""
     try:
         there, here = os.stat(path, follow_symlinks=False), os.fstat(file.fileno())
     except FileNotFoundError:

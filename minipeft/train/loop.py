@@ -1,14 +1,14 @@
 """The training loop: forward, backward, accumulate, clip, step; evaluate, log, checkpoint; resume to the same bits.
 
-Accumulation weighs micro-batches by their label tokens: with n_i tokens and mean loss L_i each,
+Accumulation weights micro-batches by their label tokens. With n_i label tokens and mean loss L_i each,
 
     grad = sum_i n_i grad L_i / sum_i n_i
 
 is the gradient of the mean over all tokens, as of one big batch. (Averaging the L_i instead is a common error.) A
 micro-batch without label tokens, n_i = 0, contributes nothing.
 
-Each micro-batch is made whole or not at all, whatever raises in it and wherever; then the run is saved, and the
-exception goes on. So a run that was stopped in any way and resumed is one that was never stopped, to the bit.
+Wherever an exception is raised, the micro-batch is completed or undone; then the run is saved, and the exception goes
+on. So a run that was stopped in any way and resumed has the bits of a run that was never stopped.
 """
 from __future__ import annotations
 
@@ -42,36 +42,37 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
         patience: int | None = None, best: str | os.PathLike | None = None, log: str | os.PathLike | None = None,
         checkpoint: str | os.PathLike | None = None, checkpoint_every: int = 100, resume: bool = True,
         progress: bool = True, label: str = "training") -> History:
-    """Train `params` in place for `steps` optimizer steps on model.loss(**batch, rng=rng).
+    """Train `params` in place for `steps` optimizer steps on model.loss(**batch, rng=rng); return the History.
 
-    params: an attachment that is plugged, or {name: Parameter}, e.g. `select(model, ".*")`; nothing else changes.
-    schedule: factor on the learning rate, a function of the step (1, 2, ...); one that ends, such as
-    `cosine_decay(steps)`, may not end before `steps`. clip: largest global norm of the gradient, or None.
-    accumulate: micro-batches per step, weighted by label tokens; one without any (all labels -100) contributes nothing.
-    seed: of dropout, which `dropout=False` turns off.
+    params: a plugged attachment, or {name: Parameter}, e.g. `select(model, ".*")`; nothing else changes. optimizer:
+    None is AdamW(). schedule: a function from the step (1, 2, ...) to a factor on the learning rate; None is 1. One
+    that ends, such as `cosine_decay(steps)`, must not end before `steps`. clip: the largest global norm of the
+    gradient, or None. accumulate: micro-batches per step, weighted by label tokens; one whose labels are all -100
+    contributes nothing. seed: of dropout, which `dropout=False` turns off.
 
-    evaluate: a score, higher is better, taken after every `eval_every` steps and after the last. It ends the run there
-    by raising StopIteration. patience: the run ends after this many evaluations in a row without a new best score.
-    best: a file for the weights of the best score so far, rewritten at every new one: the adapter file of an attachment
-    that is trained alone, otherwise the parameters by name; `minipeft.restore(params, best)` puts them back.
+    evaluate: a function that returns a score, higher is better. It is called after every `eval_every` steps and after
+    the last, and ends the run by raising StopIteration. patience: the run ends after this many evaluations in a row
+    without a new best score. best: a file for the weights of the best score so far: an adapter file if one attachment
+    alone is trained, otherwise the parameters by name. `minipeft.restore(params, best)` restores them.
 
-    log: a JSONL file, a line per step and per evaluation; a fresh run writes over it.
+    log: a JSONL file, a line per step and per evaluation; a fresh run overwrites it.
     checkpoint: a file, written every `checkpoint_every` micro-batches, at the end, and when an exception ends the run.
-    If it is there, the run goes on from it and ends with the bits of a run that was never stopped (on one machine, BLAS
-    and thread count), its log and best file included; `steps` may have grown since (an evaluation made after the old
-    last step stays on record). The parameters that are passed must be those that the run began with, or those of the
-    checkpoint. With resume=False the run starts afresh, over the checkpoint that is there. One run at a time may use a
+    If it exists, the run resumes from it and ends with the bits of a run that was never stopped (on one machine, BLAS
+    and thread count), its log and best file included. `steps` may have grown since (an evaluation made after the old
+    last step stays on record). The parameters passed must be those that the run began with, or those of the
+    checkpoint. With resume=False the run starts afresh and replaces the checkpoint. One run at a time may use a
     checkpoint, a log or a best file: a lock file `.NAME.lock` lies beside each until the run ends.
+    progress: whether to show a bar named `label`, if standard error is a terminal and rich is installed.
 
-    Whatever an exception interrupts, Ctrl-C and a failing `evaluate` among it: the micro-batch is made whole or not at
-    all, the checkpoint is written if there is something new, and the exception goes on, with the History so far as its
-    attribute `history`. An evaluation that failed is made again when the run is resumed.
+    If an exception stops the run (also Ctrl-C or a failing `evaluate`), the micro-batch is completed or undone, the
+    checkpoint is written if there is something new, and the exception goes on, with the History so far as its attribute
+    `history`. An evaluation that failed is made again when the run is resumed.
 
     Raises FloatingPointError for a loss or gradient that is not finite, or whose squares are not, before parameters,
-    moments or the checkpoint's numbers are touched; ValueError for a step without label tokens and for a score that is
-    not finite; ValueError or TypeError, before anything is changed, for arguments that cannot be right, a checkpoint
-    that is damaged or of another run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if
-    another run holds one of the files."""
+    moments or the checkpoint change, and for parameters that are not finite, before they are written; ValueError for a
+    step without label tokens, and for a score or a learning rate that is not finite. Before anything changes, raises
+    ValueError or TypeError for wrong arguments, for a checkpoint that is damaged or of another run, for a log shorter
+    than its checkpoint says, and for a missing `best` file; RuntimeError if another run holds one of the files."""
     settings = arguments.settings(
         steps=steps, schedule=schedule, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout, evaluate=evaluate,
         eval_every=eval_every, patience=patience, best=best, log=log, checkpoint=checkpoint,
@@ -104,7 +105,7 @@ class _Run:
         self.model, self.state, self.settings, self.lines = model, state, settings, Log(None)
         self.identity: Identity | None = None
         self.on_disk: Record | None = None  # what the checkpoint holds, as far as this call knows
-        self.begun, self.ended = 0.0, False  # the time at which this run would have begun without a pause; by evaluate
+        self.begun, self.ended = 0.0, False  # when it would have begun without pauses; whether evaluate() ended it
 
     def made(self, resume: bool, progress: Progress) -> History:
         """The whole run, from the checkpoint to the history."""
@@ -118,10 +119,10 @@ class _Run:
             state.restore(saved)
             self.on_disk = state.record
         elif not found:
-            self.on_disk = state.record  # nothing was made yet, and nothing is worth a checkpoint
+            self.on_disk = state.record  # nothing has been done yet that is worth a checkpoint
         try:
             if self.on_disk is None:
-                self._save()  # so that a run killed early does not go on from the checkpoint that it was to replace
+                self._save()  # so that a run killed early does not leave the checkpoint that it replaces
             self.begun = time.perf_counter() - state.seconds
             self.lines.begin()
             progress.done = state.record.step
@@ -135,7 +136,7 @@ class _Run:
     def _train(self, bar: Progress) -> None:
         state, s = self.state, self.settings
         if state.record.due and s.evaluate is not None:
-            self._evaluate(s.evaluate)  # the one before which the run was stopped
+            self._evaluate(s.evaluate)  # the one that was due when the run was stopped
         while not self._over():
             self._micro_batch()
             self.lines.write(*_tail(state.record))
@@ -158,16 +159,16 @@ class _Run:
         return len(scores) - 1 - scores.index(record.best) >= patience
 
     def _micro_batch(self) -> None:
-        """Forward and backward, and the step if one is due; put on record at the end, by one assignment."""
+        """Forward and backward, and the step if one is due; recorded at the end, by one assignment."""
         state, s, record = self.state, self.settings, self.state.record
         batch = state.batches.next()
         tokens = label_tokens(batch)
         after = dataclasses.replace(record, micro=record.micro + 1, tokens=record.tokens + tokens, due=False)
         if tokens:
-            loss, grads = contextvars.copy_context().run(  # where nothing that an interrupt leaves behind is seen
+            loss, grads = contextvars.copy_context().run(  # a copy, so that an interrupt leaves no variable set in ours
                 value_and_grad, lambda: self.model.loss(**batch, rng=state.rng), state.params)
             _finite(f"the loss of the batch at {dict(record.cursor)}", loss, record.step + 1)
-            partial, loss_sum = grads, loss  # if it is alone in its step, the weight would cancel
+            partial, loss_sum = grads, loss  # if it is alone in its step, its weight would cancel
             if s.accumulate > 1:
                 partial, loss_sum = _weighted(grads, tokens, record.partial), record.loss_sum + loss * tokens
                 _finite(f"the gradient's norm for the batch at {dict(record.cursor)}", global_norm(partial),
@@ -180,11 +181,11 @@ class _Run:
             state.commit(after)
 
     def _step(self, sums: Record) -> None:
-        """The update from the partial sums, and the record after it."""
+        """Update the parameters from the partial sums, and record the step."""
         state, s, step = self.state, self.settings, sums.step + 1
         if not sums.tokens:
             raise ValueError(f"step {step} has no label tokens: every label is -100, in all of its micro-batches "
-                             f"({s.accumulate}), of which the last is the batch at {dict(state.record.cursor)}")
+                             f"({s.accumulate}); the last of them is the batch at {dict(state.record.cursor)}")
         weight = sums.tokens if s.accumulate > 1 else 1
         norm = global_norm(sums.partial) / weight
         _finite("the gradient's norm", norm, step)
@@ -201,7 +202,8 @@ class _Run:
     def _rate(self, step: int) -> float:
         factor = python(self.settings.schedule(step))
         if callable(factor):
-            raise TypeError(f"schedule({step}) is {shown(factor)}, a schedule itself: pass that one, not its maker")
+            raise TypeError(f"schedule({step}) is {shown(factor)}, itself a schedule: pass that, not the function that "
+                            f"makes it")
         if not isinstance(factor, (int, float)):
             raise TypeError(f"schedule({step}) is {shown(factor)}; expected a factor on the learning rate")
         lr = python(self.state.optimizer.lr) * factor
@@ -210,7 +212,7 @@ class _Run:
         return float(lr)
 
     def _evaluate(self, evaluate: Callable[[], Any]) -> None:
-        """The evaluation that is due, put on record together with its line."""
+        """Make the evaluation that is due, and record it together with its line of the log."""
         state, s, record = self.state, self.settings, self.state.record
         try:
             returned = evaluate()
@@ -235,7 +237,7 @@ class _Run:
         return before.log + len(text) if self.settings.log is not None else 0
 
     def _save(self) -> None:
-        """Write the checkpoint; the log is on the disk before, because the checkpoint counts on it."""
+        """Write the checkpoint. The log is flushed to the disk first, because the checkpoint relies on its length."""
         record = self.state.record
         self.lines.write(*_tail(record))
         if self.settings.checkpoint is not None and self.identity is not None:
@@ -245,7 +247,7 @@ class _Run:
         self.on_disk = record
 
     def _stopped(self, error: BaseException) -> None:
-        """After an exception: nothing stays half made, and what was made is saved, if that is possible."""
+        """After an exception: complete or undo the micro-batch, and save the run if that is possible."""
         try:
             self.state.settle()
             if self.state.record is not self.on_disk:
@@ -255,7 +257,7 @@ class _Run:
 
 
 def _weighted(grads: dict[str, Array], tokens: int, partial: Mapping[str, Array]) -> dict[str, Array]:
-    """partial + tokens grads, in arrays of its own (those of value_and_grad may be shared); empties `grads`."""
+    """partial + tokens * grads in new arrays, because those of value_and_grad may be shared. Empties `grads`."""
     found = {}
     for name in list(grads):
         found[name] = xp.asarray(grads.pop(name) * tokens)
@@ -265,12 +267,12 @@ def _weighted(grads: dict[str, Array], tokens: int, partial: Mapping[str, Array]
 
 
 def _tail(record: Record) -> tuple[int, bytes]:
-    """Where the last line of the log is, and the line."""
+    """The byte offset of the log's last line, and the line."""
     return record.log - len(record.tail), record.tail
 
 
 def _number(score: Any) -> float:
-    """What evaluate() returned, as a float; NaN for what is no number."""
+    """The value that evaluate() returned as a float; NaN if it is not a number."""
     score = array_of(score)
     try:
         return math.nan if isinstance(score, (str, bytes)) else \
@@ -280,7 +282,7 @@ def _number(score: Any) -> float:
 
 
 def _has_squares(grads: Mapping[str, Array], norm: float, step: int) -> None:
-    """The second moments are squares: raises FloatingPointError if one might be infinite in the gradient's dtype."""
+    """Raises FloatingPointError if a second moment, a square, might be infinite in the gradient's dtype."""
     largest = min(float(xp.finfo(g.dtype).max) for g in grads.values())
     if norm > math.sqrt(largest):
         _finite("the gradient's norm, squared,", math.inf, step)

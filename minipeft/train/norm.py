@@ -1,7 +1,7 @@
-"""The length of all gradients as one vector, sqrt(sum of squares), also where the squares have no room in their dtype.
+"""The length of all gradients as one vector, sqrt(sum of squares), also where squares underflow or overflow.
 
-The square of 8e-26 is 0 in float32, and that of 1e20 is infinity. Where squares may have been lost, the sum is taken
-again of g / max |g|, in float64; everywhere else the plain sum is taken, and nothing is copied.
+In float32 the square of 8e-26 is 0, and that of 1e20 is infinity. Where squares may have been lost, the sum is taken
+again of g / max |g|, in float64. Everywhere else the plain sum is taken, and nothing is copied.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minipeft.backend import Array, to_host, xp
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
-    """The length of all gradients, {name: array}, as one vector; NaN or infinity if one of them is."""
+    """The length of all gradients, {name: array of any shape}, as one vector; NaN or infinity if one holds that."""
     arrays = [xp.asarray(g) for g in grads.values()]
     with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = xp.stack([xp.asarray((g * g).sum()) for g in arrays])  # one copy to the host, not one each
@@ -25,7 +25,7 @@ def global_norm(grads: Mapping[str, Array]) -> float:
 
 
 def _lost(g: Array) -> float:
-    """Below this, what an array's squares lost to underflow could show in its sum."""
+    """The sum of an array's squares below which a loss of squares to underflow could show in it."""
     if g.dtype.kind != "f":
         return 0.0
     limits = xp.finfo(g.dtype)

@@ -1,14 +1,13 @@
 """AdamW: Adam with decoupled weight decay.
 
     m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2
-    p = p - lr decay p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    p = p - lr weight_decay p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
 Loshchilov & Hutter, 2019, arXiv:1711.05101, Algorithm 2; Kingma & Ba, 2015, arXiv:1412.6980 (m, v, bias correction).
-Departure from the paper: the decay is multiplied by the learning rate, as torch and everybody after it does.
+Departure from the paper: the weight decay is multiplied by the learning rate, as in torch.
 
-The moments belong to the Parameter, not to its name: a new adapter under the name of one that was removed starts at
-t = 1, and a parameter keeps its moments under another name. A parameter that nobody holds any more takes its moments
-with it.
+The moments belong to the Parameter, not to its name. A new adapter under the name of a removed one starts at t = 1, and
+a parameter keeps its moments under another name. When a parameter is no longer referenced, its moments go with it.
 """
 from __future__ import annotations
 
@@ -29,7 +28,8 @@ from minipeft.train.update import Piece, Rates, Update, piece, to_its_end
 
 @dataclasses.dataclass
 class Moments:
-    """Of one parameter, after t steps. name: under which it was stepped last; when: in which step of the optimizer."""
+    """The moments of one parameter after t steps, arrays of its shape. name, when: the name under which it was stepped
+    last, and the optimizer's number of that step."""
 
     m: Array
     v: Array
@@ -39,22 +39,22 @@ class Moments:
 
 
 class AdamW:
-    """lr: learning rate; betas b1, b2; eps; weight_decay, applied to the parameters that `decay` selects by name (all
-    by default). Raises ValueError for numbers out of range.
+    """AdamW, by the equations above. lr: the learning rate; betas: (b1, b2); weight_decay acts on the parameters whose
+    names `decay` selects (as in `select`; all by default). Raises ValueError for numbers out of range.
 
-    m, v, steps: {name: moments, t}, for the parameters that were stepped, under the names that they had then; of two
-    with one name, the one that was stepped last. The mappings are made when they are asked for, the arrays in them are
-    the optimizer's own. made: how many steps were made.
+    m, v, steps: {name: first moments}, {name: second moments} and {name: t} of the parameters stepped so far, under the
+    names that they had then; of two with one name, the one that was stepped last. The mappings are made anew at each
+    access; the arrays in them are the optimizer's own. made: how many steps were made.
 
-    A copy (copy.deepcopy, or through pickle) does not hold the parameters. It has the moments by name, and the first
-    parameter that it steps under a name gets those of that name."""
+    A copy (by copy.deepcopy or pickle) does not hold the parameters. It holds the moments by name, and the first
+    parameter that it steps under a name gets the moments of that name."""
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.01, decay: Where = ""):
         eps = python(eps)
         if not is_number(eps) or not eps > 0:
-            raise ValueError(f"AdamW: eps is {shown(eps)}; expected a number > 0 (an unseen row's gradients are all "
-                             f"0)")
+            raise ValueError(f"AdamW: eps is {shown(eps)}; expected a number > 0 (where every gradient was 0, the "
+                             f"step would be 0 / 0)")
         self.lr, self.eps = number("AdamW: lr", lr, 0), float(eps)
         self.weight_decay, self.decay = number("AdamW: weight_decay", weight_decay, 0), decay
         found = list(map(python, betas)) if isinstance(betas, (list, tuple, numpy.ndarray)) else []
@@ -63,39 +63,44 @@ class AdamW:
         self.betas = float(found[0]), float(found[1])
         self.made = 0
         self._held: weakref.WeakKeyDictionary[Leaf, Moments] = weakref.WeakKeyDictionary()
-        self._unclaimed: dict[str, Moments] = {}  # of a copy: {name: moments whose parameter is still to come}
+        self._unclaimed: dict[str, Moments] = {}  # in a copy: {name: moments that no parameter has taken yet}
 
     @property
     def m(self) -> dict[str, Array]:
+        """First moments {name: array}."""
         return {name: held.m for name, held in self._named().items()}
 
     @property
     def v(self) -> dict[str, Array]:
+        """Second moments {name: array}."""
         return {name: held.v for name, held in self._named().items()}
 
     @property
     def steps(self) -> dict[str, int]:
+        """{name: t}, how often each parameter was stepped."""
         return {name: held.t for name, held in self._named().items()}
 
     def step(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float | None = None,
              scale: float = 1.0) -> None:
-        """Update in place: the arrays of `params`, and this optimizer's moments. lr overrides the one it was made
-        with. scale: a factor on the gradients, applied to a block of numbers at a time, so that clipping makes no
-        second copy of them all; the arrays of `grads` are not written into.
+        """Make one step: update the arrays of `params` and this optimizer's moments in place.
 
-        The step is made whole or not at all: an interrupt (KeyboardInterrupt) that arrives in the middle goes on when
-        the step is over. Raises ValueError, before anything changes, unless params, grads and existing moments have
-        the same names and shapes, and for an lr or scale that is out of range or one parameter under two names;
-        TypeError for what is no array of floating-point numbers, or lives on another backend."""
+        grads: {name: array of the parameter's shape}; these arrays are not changed. lr: instead of the optimizer's own.
+        scale: a factor on the gradients. It is applied to a block of numbers at a time, so that clipping needs no
+        second copy of all gradients.
+
+        The step is made whole or not at all: if an interrupt (KeyboardInterrupt) arrives in the middle, the step is
+        finished before it goes on. Before anything changes, raises ValueError unless params, grads and existing
+        moments have the same names and shapes, and for an lr or scale out of range, one parameter under two names or a
+        read-only array; TypeError for arrays without floating-point numbers or on another backend."""
         to_its_end(self._prepared(params, grads, lr, scale).run)
 
     def moments(self, name: str, p: Leaf) -> Moments | None:
-        """Those of a parameter that is called `name` now; None if it was never stepped."""
+        """The moments of the parameter `p`, which is called `name` now; None if it was never stepped."""
         held = self._held.get(p)
         return self._unclaimed.get(name) if held is None else held
 
     def restore(self, params: Mapping[str, Leaf], moments: Mapping[str, tuple[Array, Array, int]]) -> None:
-        """Replace all that is known about `params`: {name: (m, v, t)}, none for a name that is missing."""
+        """Replace all that is known about `params` by {name: (m, v, t)}; a name that is missing gets no moments."""
         for name, p in params.items():
             self._unclaimed.pop(name, None)
             self._held.pop(p, None)
@@ -103,16 +108,16 @@ class AdamW:
                 self._held[p] = Moments(*moments[name], name, self.made)
 
     def decayed(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that weight decay acts on."""
+        """The `names` that weight decay acts on. Raises ValueError if a pattern of `decay` matches none of them."""
         return matching(names, self.decay) if self.weight_decay else []
 
     def describe(self) -> dict[str, Any]:
-        """The hyper-parameters, as JSON can hold them; what `decay` selects is for the caller to add."""
+        """The hyper-parameters, as JSON can hold them. The caller adds the names that `decay` selects."""
         return {"lr": python(self.lr), "betas": list(map(python, self.betas)), "eps": python(self.eps),
                 "weight_decay": python(self.weight_decay)}
 
     def to(self, backend: Any) -> "AdamW":
-        """Moves the moments in place to a namespace or back to the host; returns the optimizer."""
+        """Move the moments in place to `backend` ("numpy", "cupy" or an array namespace); return the optimizer."""
         target = resolve(backend)
         for held in [*self._held.values(), *self._unclaimed.values()]:
             held.m, held.v = to_device(held.m, target), to_device(held.v, target)
@@ -120,7 +125,7 @@ class AdamW:
 
     def _prepared(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float | None,
                   scale: float) -> Update:
-        """The step, ready to be run; everything is checked and allocated, and nothing has changed."""
+        """The step, ready to run: everything is checked and allocated, and nothing has changed."""
         rate, scale = number("lr", self.lr if lr is None else lr, 0), number("scale", scale)
         arrays = self._checked(params, grads)
         decayed = set(self.decayed(params))
@@ -143,7 +148,7 @@ class AdamW:
         return Update(pieces, after)
 
     def _checked(self, params: Mapping[str, Leaf], grads: Mapping[str, Array]) -> dict[str, Array]:
-        """The gradients as arrays: NumPy makes a scalar of one without axes."""
+        """The gradients as arrays, checked. (NumPy makes a scalar of an array without axes.)"""
         if set(params) != set(grads):
             odd = sorted(set(params) ^ set(grads))
             raise ValueError(f"params and grads differ in {len(odd)} names; first: {odd[0]!r}")
@@ -157,15 +162,16 @@ class AdamW:
             if p.dtype.kind != "f" or g.dtype.kind not in "fiub":
                 raise TypeError(f"{name} is {p.dtype} and its gradient {g.dtype}; expected floating-point numbers")
             if isinstance(g, numpy.ndarray) != isinstance(p.data, numpy.ndarray):
-                raise TypeError(f"the gradient of {name} lives on another backend than it")
+                raise TypeError(f"the gradient of {name} lives on another backend than the parameter")
             if not getattr(getattr(p.data, "flags", None), "writeable", True):
-                raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes one of its own")
+                raise ValueError(f"the array of {name} is read-only: p.data = p.data.copy() makes it writable")
             held = self.moments(name, p)
             if held is not None and (held.m.shape != p.shape or held.m.dtype != p.dtype):
-                raise ValueError(f"the moments of {name} are {held.m.dtype} {list(held.m.shape)}, of the array that it "
-                                 f"had before; it is {p.dtype} {list(p.shape)} now: make a new optimizer")
+                raise ValueError(f"the moments of {name} are {held.m.dtype} {list(held.m.shape)}, as its array was "
+                                 f"before; it is {p.dtype} {list(p.shape)} now: make a new optimizer")
             if held is not None and type(held.m) is not type(p.data):
-                raise TypeError(f"the moments of {name} live on another backend than it: optimizer.to(backend)")
+                raise TypeError(f"the moments of {name} live on another backend than the parameter: call "
+                                f"optimizer.to(backend)")
             arrays[name] = g
         return arrays
 

@@ -1,4 +1,4 @@
-"""A progress bar while training: rich's where it is installed and someone is watching, otherwise nothing."""
+"""The progress bar of training: shown with rich, if it is installed and standard error is a terminal."""
 from __future__ import annotations
 
 import sys
@@ -6,7 +6,10 @@ from typing import Any
 
 
 class Progress:
-    """Context manager; `update` moves the bar to a step and shows a line of figures beside it."""
+    """A progress bar; a context manager. `update` moves it to a step and shows a line of figures beside it.
+
+    steps: the number at which it is full; done: the steps made before; label: the text in front; enabled: False never
+    shows it."""
 
     def __init__(self, steps: int, done: int, label: str, enabled: bool):
         self.steps, self.done, self.label, self.enabled = steps, done, label, enabled and sys.stderr.isatty()
@@ -27,7 +30,7 @@ class Progress:
         return self
 
     def update(self, step: int, figures: str) -> None:
-        """Show that `step` optimizer steps are done."""
+        """Show that `step` optimizer steps are done, and the text `figures`."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=figures)
 

@@ -1,4 +1,5 @@
-"""Whether a run may go on from a checkpoint: only if it is the same run, and its parameters are where that one was."""
+"""Checks that a run may resume from a checkpoint: it must be the same run, and its parameters those of the run's start
+or of the checkpoint."""
 from __future__ import annotations
 
 import math
@@ -14,11 +15,11 @@ from minipeft.train.saved import Saved, checked
 from minipeft.train.state import State
 
 _RATES = "schedule, summed over the steps made"
-_OTHER = "delete it, or pass resume=False to start afresh over it"
+_OTHER = "delete it, or pass resume=False to start afresh and replace it"
 
 
 class Identity:
-    """What the checkpoints of a run say about it. start: where it began, which a resumed run takes over."""
+    """The description of a run in its checkpoints. start: where it began, which a resumed run takes over from them."""
 
     def __init__(self, model: Any, state: State, settings: Settings):
         self.fixed = describe(
@@ -28,20 +29,21 @@ class Identity:
         self._schedule, self._factors = settings.schedule, list[float]()
 
     def rates(self, step: int) -> float:
-        """The schedule, summed over the first steps: another schedule is told by it, and a longer one is not."""
+        """The schedule, summed over the first `step` steps. Another schedule shows in it, a longer run does not."""
         while len(self._factors) < step:
             self._factors.append(float(self._schedule(len(self._factors) + 1)))
         return math.fsum(self._factors[:step])
 
     def at(self, step: int) -> dict[str, Any]:
+        """The description for a checkpoint after `step` optimizer steps."""
         return {**self.fixed, _RATES: self.rates(step), "start": self.start}
 
 
 def resumed(identity: Identity | None, model: Any, state: State, settings: Settings) -> Saved | None:
-    """The checked state of the checkpoint that is there; `identity` takes over where its run began.
+    """The checked state of the checkpoint `settings.checkpoint`. `identity` takes over the start of its run.
 
-    Raises ValueError that names the file and says what to do, for one that is damaged, of another run or start, or
-    further than this run is to go, and if the weights of its best score are missing."""
+    Raises ValueError, naming the file and saying what to do, for a checkpoint that is damaged, of another run or start,
+    or past the last step of this run, and if the file with the weights of its best score is missing."""
     assert identity is not None
     found = checkpoints.read(settings.checkpoint)  # type: ignore[arg-type]
     path = found.path
@@ -56,22 +58,22 @@ def resumed(identity: Identity | None, model: Any, state: State, settings: Setti
     saved = checked(found, start, state.params, state.optimizer, state.batches, state.rng, settings.accumulate,
                     settings.log is not None)
     if saved.step > settings.steps:
-        raise ValueError(f"{path} is at step {saved.step}, past the {settings.steps} asked for")
+        raise ValueError(f"{path} is at step {saved.step}, past the {settings.steps} steps asked for")
     rates = identity.rates(saved.step)
     if found.run[_RATES] != rates:
         raise ValueError(
             f"{path} belongs to another run: {_RATES} is {shown(found.run[_RATES])} there and {shown(rates)} here, so "
-            f"its {saved.step} steps were made at other rates than {shown(settings.schedule)} has. A run whose "
+            f"its {saved.step} steps were made at other rates than {shown(settings.schedule)} gives. A run whose "
             f"schedule ends cannot be lengthened: finish it with the schedule that it began with, and start a second "
             f"run on the result with a checkpoint of its own; or start afresh with resume=False")
     _check_parameters(saved, start, identity, state)
     best = settings.best
     if best is not None and saved.best is not None and not os.path.isfile(best):
         raise ValueError(f"best is {shown(str(best))}, which is missing: {path} has its best score from step "
-                         f"{saved.best[0]}, and the weights of that step were to be there; put the file back, or start "
-                         f"afresh with resume=False")
+                         f"{saved.best[0]}, and that file held the weights of that step; put it back, or start afresh "
+                         f"with resume=False")
     identity.start = start
-    if saved.micro:  # what is plugged below them now is what they were trained on
+    if saved.micro:  # they were trained on the attachments that are plugged below them now
         tell = getattr(getattr(model, "host", None), "differentiated", None)
         if tell is not None:
             tell(frozenset(state.params.values()))
@@ -79,10 +81,10 @@ def resumed(identity: Identity | None, model: Any, state: State, settings: Setti
 
 
 def _check_parameters(saved: Saved, start: Mapping[str, Any], identity: Identity, state: State) -> None:
-    """The parameters that were passed are those of the run's start, or of the checkpoint, bit for bit."""
+    """Raises ValueError unless the parameters are, bit for bit, those of the run's start or of the checkpoint."""
     here = identity.start["parameters"]
     if here not in (start["parameters"], fingerprint(saved.arrays["param"])):
         raise ValueError(
             f"{saved.path} belongs to another run, of another start: the parameters here are neither those that its "
             f"run began with nor those that it holds (another seed or base, or trained since): {_OTHER}, "
-            f"or put the parameters back")
+            f"or restore the parameters")

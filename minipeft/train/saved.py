@@ -1,15 +1,15 @@
-"""What a checkpoint says about its run, every number of it checked before anything is restored.
+"""The state of a run in its checkpoint, every number of it checked before anything is restored.
 
     step, micro              optimizer steps and micro-batches so far
     tokens, loss_sum         of the micro-batches since the last step
     scores, best, due        [[step, score], ...], the first of the highest, whether an evaluation is still to be made
-    seconds                  of all calls
+    seconds                  of all calls of `fit`
     batches, rng             the data's cursor; the state of dropout's generator, or null
     steps                    {name: t}, how often the optimizer has stepped each parameter
     log                      the log's length in bytes
 
-The digest of a checkpoint finds damage, but whoever alters a number can compute it again. So nothing here is believed:
-a state that no run of these settings passes through raises ValueError.
+The digest of a checkpoint reveals damage, but whoever alters a number can compute a new digest. So nothing here is
+trusted: a state that no run of these settings can reach raises ValueError.
 """
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from minipeft.train.checkpoint import Checkpoint
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW
 
-_MOST = 2 ** 53  # nothing that is counted gets there
+_MOST = 2 ** 53  # no count gets this far
 _KEYS = ("step", "micro", "tokens", "loss_sum", "scores", "best", "due", "seconds", "batches", "rng", "steps", "log")
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A checkpoint's state, checked. arrays: {group: {name: array}} on the host."""
+    """A checkpoint's state, checked: the table above. arrays: {group: {name: array}} on the host; cursor: `batches`."""
 
     path: str
     arrays: Mapping[str, Mapping[str, numpy.ndarray]]
@@ -50,8 +50,11 @@ class Saved:
 
 def checked(found: Checkpoint, start: Mapping[str, Any], params: Mapping[str, Leaf], optimizer: AdamW, batches: Batches,
             rng: numpy.random.Generator | None, accumulate: int = 1, logged: bool = True) -> Saved:
-    """The state of a checkpoint of these parameters, of a run that began at `start` (`identity.start_of`) with these
-    settings. rng: of dropout; its own state does not count. Raises ValueError that names the file and what is wrong."""
+    """The state of the checkpoint `found`, checked against the parameters and settings of this run.
+
+    start: where the run began (`identity.start_of`). rng: dropout's generator, whose own state does not matter.
+    accumulate: micro-batches per step. logged: whether the run keeps a log. Raises ValueError naming the file and the
+    entry that is wrong."""
     state, where = found.state, f"{found.path}: the checkpoint's"
     if set(state) != set(_KEYS):
         odd = sorted(set(state) ^ set(_KEYS))[0]
@@ -69,18 +72,18 @@ def checked(found: Checkpoint, start: Mapping[str, Any], params: Mapping[str, Le
     expect("due", type(state["due"]) is bool, "true or false")
     step, micro, tokens = state["step"], state["micro"], state["tokens"]
     expect("micro", micro // accumulate == step,
-           f"{accumulate} micro-batches to a step, of which {shown(step)} were made")
+           f"the count after {shown(step)} steps of {accumulate} micro-batches each")
     expect("tokens", tokens == 0 or micro % accumulate, "0 right after a step")
     expect("loss_sum", tokens or state["loss_sum"] == 0, "0, because no tokens were counted since the last step")
     expect("seconds", state["seconds"] >= 0, "a number >= 0")
     expect("log", logged or state["log"] == 0, "0, because there is no log")
-    expect("due", not state["due"] or step and micro % accumulate == 0, "false, but right after a step")
+    expect("due", not state["due"] or step and micro % accumulate == 0, "false, except right after a step")
     scores = _scores(state["scores"])
     expect("scores", scores is not None and (not scores or scores[-1][0] <= step),
            f"a list of [step, score], the steps rising from at least 1 to at most {shown(step)}")
     assert scores is not None
     expect("due", not state["due"] or not scores or scores[-1][0] < step, "false: the evaluation is among the scores")
-    best = max(scores, key=lambda at: at[1], default=None)  # of equals the first
+    best = max(scores, key=lambda at: at[1], default=None)  # the first of equals
     expect("best", state["best"] is None if best is None else _scores([state["best"]]) == [best],
            f"the first of the highest scores, {shown(best)}")
     before = getattr(batches, "batches_before", None)
@@ -91,7 +94,7 @@ def checked(found: Checkpoint, start: Mapping[str, Any], params: Mapping[str, Le
             raise ValueError(f"{where} batches: {error}") from None
         expect("batches", reached, f"the cursor after {shown(micro)} micro-batches from {shown(start['batches'])}")
     expect("rng", _is_state_of(state["rng"], rng), "null" if rng is None else
-           f"a state of {type(rng.bit_generator).__name__} as the run's seed leads to it")
+           f"a state of {type(rng.bit_generator).__name__} that the run's seed leads to")
     expect("steps", _steps(state["steps"], start["steps"], step, params, optimizer),
            f"the count of every parameter, {shown(step)} more than at the run's start")
     _check_arrays(found, set(state["steps"]), tokens > 0, params)
@@ -121,7 +124,8 @@ def _check_start(start: Any, where: str) -> None:
 
 
 def _steps(found: Any, start: Mapping[str, int], step: int, params: Mapping[str, Leaf], optimizer: AdamW) -> bool:
-    """An optimizer steps every parameter at once. (One derived from AdamW may keep no count.)"""
+    """Whether `found` counts `step` more steps of every parameter than `start`. (A class derived from AdamW may keep no
+    counts.)"""
     if not isinstance(found, dict) or not all(_count(t, 1) for t in found.values()):
         return False
     wanted = {name: start.get(name, 0) + step for name in params if step or name in start}
@@ -129,7 +133,7 @@ def _steps(found: Any, start: Mapping[str, int], step: int, params: Mapping[str,
 
 
 def _is_state_of(state: Any, rng: numpy.random.Generator | None) -> bool:
-    """Whether it is one that this generator can get to, as far as its form tells."""
+    """Whether `state` is one that this generator can reach, as far as its form tells."""
     if rng is None or not isinstance(state, dict):
         return rng is None and state is None
     kind = type(rng.bit_generator)
@@ -141,8 +145,8 @@ def _is_state_of(state: Any, rng: numpy.random.Generator | None) -> bool:
         if not _equal(found, state) or state.get("has_uint32", 0) not in (0, 1):
             return False
         fixed = now["state"].get("inc") if isinstance(now.get("state"), dict) else None
-        return fixed is None or state["state"]["inc"] == fixed  # PCG64: the seed decides which stream it is
-    except Exception:  # NumPy says in many ways that it is none
+        return fixed is None or state["state"]["inc"] == fixed  # PCG64: the seed fixes the stream
+    except Exception:  # NumPy raises exceptions of many types for an invalid state
         return False
 
 
@@ -153,7 +157,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _check_arrays(found: Checkpoint, stepped: set[str], has_partial: bool, params: Mapping[str, Leaf]) -> None:
-    """Raises ValueError unless the arrays are those of these parameters, and their numbers possible."""
+    """Raises ValueError unless the arrays have the names, shapes and dtypes of `params`, and numbers that are possible:
+    finite, and >= 0 in v."""
     partial = set(params) if has_partial else set()
     for group, expected in (("param", set(params)), ("m", stepped), ("v", stepped), ("partial", partial)):
         odd = sorted(set(found.arrays[group]) ^ expected)

@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions from the step (1, 2, ...) to a factor on the optimizer's lr.
 
-A schedule that ends has `.steps`, the number of steps that it was made for; `fit` refuses to train longer than that.
+A schedule that ends has `.steps`, the number of steps that it was made for. `fit` refuses to train for more steps.
 """
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Decay(abc.ABC):
 
     @abc.abstractmethod
     def _fall(self, rise: float, step: int) -> float:
-        """The factor at a step, of which `rise` is that of the warmup."""
+        """The factor at `step`, given the factor `rise` of the warmup."""
 
     def __repr__(self) -> str:
         return f"{self.name}(steps={self.steps}, warmup={self.warmup})"
@@ -57,19 +57,21 @@ class _Cosine(_Decay):
 
 
 def constant() -> Schedule:
-    """1 at every step, without an end."""
+    """The schedule that is 1 at every step; it does not end."""
     return lambda step: 1.0
 
 
 def linear_decay(steps: int, warmup: int = 0) -> Schedule:
-    """Up from 0 to 1 over `warmup` steps, then down to 0 one step after the last of `steps`.
+    """min(1, step / warmup), then (steps - step + 1) / (steps - warmup): up from 0 to 1 over `warmup` steps, then down
+    in a straight line to 0 one step after the last of `steps`.
 
-    Raises ValueError unless 0 <= warmup < steps."""
+    Devlin et al., 2019, arXiv:1810.04805, appendix A.2. Raises ValueError unless 0 <= warmup < steps."""
     return _Linear(steps, warmup)
 
 
 def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
-    """Up from 0 to 1 over `warmup` steps, then (1 + cos(pi x)) / 2 down to 0 one step after the last of `steps`.
+    """min(1, step / warmup), then (1 + cos(pi x)) / 2 with x = (step - 1 - warmup) / (steps - warmup): up from 0 to 1
+    over `warmup` steps, then down along a cosine to 0 one step after the last of `steps`.
 
     Loshchilov & Hutter, 2017, arXiv:1608.03983, eq. (5), without restarts. Raises ValueError unless
     0 <= warmup < steps."""
@@ -77,12 +79,12 @@ def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
 
 
 def inverse_sqrt(d_model: int, warmup: int = 4000) -> Schedule:
-    """d_model^-0.5 min(step^-0.5, step warmup^-1.5), with an optimizer of lr 1, without an end.
+    """d_model^-0.5 min(step^-0.5, step warmup^-1.5), for an optimizer with lr 1; it does not end.
 
-    Vaswani et al., 2017, sec. 5.3. Raises ValueError for a d_model or warmup below 1."""
+    Vaswani et al., 2017, arXiv:1706.03762, sec. 5.3, eq. (3). Raises ValueError for a d_model or warmup below 1."""
     d_model, warmup = python(d_model), python(warmup)
     if not is_number(d_model) or not is_number(warmup) or d_model < 1 or warmup < 1:
-        raise ValueError(f"d_model is {shown(d_model)} and warmup {shown(warmup)}; expected at least 1 of both")
+        raise ValueError(f"d_model is {shown(d_model)} and warmup {shown(warmup)}; expected both to be at least 1")
     return lambda step: d_model ** -0.5 * min(step ** -0.5, step * warmup ** -1.5)
 
 
@@ -90,6 +92,6 @@ MAKERS = (constant, linear_decay, cosine_decay, inverse_sqrt)
 
 
 def ends_after(schedule: Any) -> float:
-    """How many steps a schedule was made for: its `.steps`, infinity if it has none."""
+    """How many steps a schedule was made for: its `.steps`, or infinity if it has none."""
     steps = getattr(schedule, "steps", None)
     return python(steps) if is_number(steps) else math.inf

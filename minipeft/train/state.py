@@ -1,9 +1,8 @@
 """The state of a run: everything that its next step depends on.
 
-What a micro-batch changes is one immutable `Record`, and a micro-batch is made by one assignment of the next record.
-The parameters, the moments, the data's cursor and the generator of dropout are changed in place; `State.settle` makes
-them agree with a record again, whatever interrupted the run: a step that began is finished (`update.py`), and
-everything else goes back to the last record.
+A micro-batch replaces one immutable `Record` by the next, in one assignment. The parameters, the moments, the data's
+cursor and dropout's generator are changed in place. `State.settle` makes them agree with a record again, whatever
+interrupted the run: a step that began is finished (`update.py`), and everything else goes back to the last record.
 """
 from __future__ import annotations
 
@@ -22,8 +21,9 @@ from minipeft.train.update import to_its_end
 
 @dataclasses.dataclass
 class History:
-    """What a run did. losses: of the steps made by this call (a resumed run has the earlier ones in its log);
-    scores: (step, score) of all evaluations; best: the first of the highest; seconds: of all calls together."""
+    """The history of a run. step: optimizer steps made; losses: of the steps made by this call (the log of a resumed
+    run has the earlier ones); scores: (step, score) of all evaluations; best: the first of the highest; seconds: the
+    time of all calls together."""
 
     step: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -34,9 +34,11 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """partial, loss_sum, tokens: of the micro-batches since the last step; micro: of all. cursor, rng: of the data and
-    of dropout. losses, scores: how many of the state's lists are on record. due: whether an evaluation is to be made
-    before the next step. log: the log's length in bytes, of which the last ones are `tail`."""
+    """A run after a micro-batch. step, micro: optimizer steps and micro-batches so far. partial, loss_sum, tokens: sums
+    of gradients, losses and label tokens over the micro-batches since the last step. cursor, rng: states of the data
+    and of dropout's generator. losses, scores: how many entries of the state's lists are on record. best: (step, score)
+    of the first highest score. due: whether an evaluation is to be made before the next step. log: the log's length in
+    bytes. tail: the last line of the log."""
 
     step: int = 0
     micro: int = 0
@@ -54,7 +56,7 @@ class Record:
 
 
 class State:
-    """rng: of dropout, or None. record: the last micro-batch that was made, and everything before it."""
+    """The state of a run. rng: dropout's generator, or None. record: the Record after the last complete micro-batch."""
 
     def __init__(self, params: Mapping[str, Leaf], optimizer: AdamW, batches: Batches,
                  rng: numpy.random.Generator | None):
@@ -63,16 +65,18 @@ class State:
         self.seconds = 0.0
         self._losses: list[float] = []
         self._scores: list[tuple[int, float]] = []
-        self._pending: tuple[Record, int] | None = None  # a step that may have begun; the optimizer's count after it
+        self._pending: tuple[Record, int] | None = None  # after a step that may have begun; the optimizer's count then
 
     def drawn(self) -> Mapping[str, Any] | None:
-        """Where the generator of dropout is."""
+        """The state of dropout's generator; None without dropout."""
         return None if self.rng is None else self.rng.bit_generator.state
 
     def scores(self) -> list[tuple[int, float]]:
+        """(step, score) of all evaluations on record."""
         return self._scores[:self.record.scores]
 
     def history(self) -> History:
+        """The history of the run up to its record."""
         record = self.record
         return History(record.step, self._losses[:record.losses], self._scores[:record.scores], record.best,
                        self.seconds)
@@ -84,8 +88,8 @@ class State:
 
     def commit(self, after: Record, step: Callable[[], None] | None = None, loss: float | None = None,
                score: float | None = None) -> None:
-        """Put `after` on record, and the loss or score that it counts; with a `step` of the optimizer, if that was
-        made."""
+        """Make `after` the record, with the `loss` or `score` that it counts. step: the optimizer's step, which is made
+        first; None if there is none."""
         if loss is not None:
             self._losses[after.losses - 1:] = [loss]
         if score is not None:
@@ -97,7 +101,7 @@ class State:
         self._pending = None
 
     def settle(self) -> None:
-        """After an exception: what is changed in place agrees with the record again. May be called again."""
+        """After an exception: make everything that changes in place agree with the record. May be called again."""
         if self._pending is not None and self.optimizer.made >= self._pending[1]:
             self.record = self._pending[0]
         self._pending = None
@@ -106,7 +110,7 @@ class State:
             self.rng.bit_generator.state = self.record.rng
 
     def arrays(self) -> dict[str, dict[str, Array]]:
-        """{group: {name: array}}, as a checkpoint holds them: not copies."""
+        """{group: {name: array}} for a checkpoint; the arrays are not copied."""
         found = {name: self.optimizer.moments(name, p) for name, p in self.params.items()}
         stepped = {name: held for name, held in found.items() if held is not None}
         return {"param": {name: p.data for name, p in self.params.items()},
@@ -114,7 +118,7 @@ class State:
                 "v": {name: held.v for name, held in stepped.items()}, "partial": dict(self.record.partial)}
 
     def counters(self) -> dict[str, Any]:
-        """The rest, as JSON can hold it (`saved.py`)."""
+        """The rest of the state for a checkpoint, as JSON can hold it (the table in `saved.py`)."""
         r = self.record
         found = {name: self.optimizer.moments(name, p) for name, p in self.params.items()}
         return {"step": r.step, "micro": r.micro, "tokens": r.tokens, "loss_sum": r.loss_sum, "scores": self.scores(),
@@ -122,7 +126,7 @@ class State:
                 "log": r.log, "steps": {name: held.t for name, held in found.items() if held is not None}}
 
     def restore(self, saved: Saved) -> None:
-        """Change everything in place to what a checkpoint says that was checked. Made whole, whatever interrupts it."""
+        """Restore a checked checkpoint, in place and completely, whatever interrupts it."""
         moved = {group: {name: to_device(array) for name, array in members.items()}
                  for group, members in saved.arrays.items()}
         moments = {name: (moved["m"][name], moved["v"][name], t) for name, t in saved.steps.items()}

@@ -1,14 +1,14 @@
 """An update of many arrays that is made whole, whatever interrupts it.
 
-Python may raise KeyboardInterrupt at any line, so an update in place can stop between two arrays. `Update` is a machine
-that knows where it is. It moves a block of numbers in two phases, and one assignment lies between them:
+Python may raise KeyboardInterrupt at any line, so an update in place can stop between two arrays. `Update` therefore
+records how far it has come. It updates one block of numbers at a time, in two phases with one assignment between them:
 
-    keep    copies of parameter and moments; stopped here, nothing has changed, and they are copied again
-    move    parameter and moments in place; stopped here, they are put back from the copies, and moved again
+    keep    copy parameter and moments; if stopped here, nothing has changed, and they are copied again
+    move    update them in place; if stopped here, they are restored from the copies, and updated again
 
-So `run` may be called again at any time, and goes on to the end: `to_its_end` does that, and the exception goes on
-afterwards. Blocks are small enough for all their passes to stay in the processor's cache, which is faster than one pass
-over a whole array after the other. The values do not depend on the blocks: every operation is elementwise.
+So `run` may be called again at any time, and continues to the end. `to_its_end` does that, and lets the exception go on
+afterwards. A block is small enough for all its passes to stay in the processor's cache, which is faster than making
+each pass over a whole array. The values do not depend on the blocks, because every operation is elementwise.
 """
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import numpy
 
 from minipeft.backend import Array, namespace, xp
 
-BLOCK = 1 << 16  # numbers: a quarter of a megabyte in float32
+BLOCK = 1 << 16  # numbers in a block: a quarter of a megabyte in float32
 
 
 class Rates(NamedTuple):
-    """The numbers of one parameter's AdamW step. scale: on the gradient; root: sqrt(1 - b2^t); rate: lr / (1 - b1^t);
-    shrink: 1 - lr decay, or None without decay."""
+    """The numbers of one parameter's AdamW step. scale: the factor on the gradient; root: sqrt(1 - b2^t); rate:
+    lr / (1 - b1^t); shrink: 1 - lr weight_decay, or None without weight decay."""
 
     b1: float
     b2: float
@@ -35,8 +35,8 @@ class Rates(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One parameter's part of an update: four arrays of one shape, of which `block` rows are moved at a time (0: the
-    arrays as they are). work: the dtype of what is computed from the gradient."""
+    """One parameter's part of an update: parameter p, moments m and v and gradient g, of one shape. block: how many
+    rows are updated at a time (0: the whole arrays). work: the dtype of everything computed from the gradient."""
 
     p: Array
     m: Array
@@ -48,7 +48,8 @@ class Piece(NamedTuple):
 
 
 def piece(p: Array, m: Array, v: Array, g: Array, rates: Rates) -> Piece:
-    """Blocks on NumPy: of the flat array where all four are contiguous, of rows otherwise. Elsewhere one block."""
+    """The Piece of these arrays. On NumPy a large array is updated in blocks: of the flat array if all four arrays are
+    contiguous, otherwise of rows. Elsewhere it is one block."""
     work = g.dtype if g.dtype.kind == "f" else (g * 0.5).dtype
     if type(p) is not numpy.ndarray or p.size <= BLOCK:
         return Piece(p, m, v, g, rates, 0, work)
@@ -58,7 +59,7 @@ def piece(p: Array, m: Array, v: Array, g: Array, rates: Rates) -> Piece:
 
 
 class Update:
-    """AdamW's step over `pieces`; `after` is called when all of them are moved, and must bear to be called again."""
+    """AdamW's step over `pieces`. after: called when all of them are updated; it must allow a second call."""
 
     def __init__(self, pieces: list[Piece], after: Callable[[], None]):
         self._pieces, self._after = pieces, after
@@ -69,10 +70,11 @@ class Update:
             sizes[one.p.dtype, one.work] = max(size, sizes.get((one.p.dtype, one.work), 0))
         for (dtype, work), size in sizes.items():
             self._scratch[dtype, work] = [xp.empty(size, dtype=d) for d in (dtype, dtype, dtype, work, work)]
-        self._at = (0, 0, False)  # piece, row, whether its numbers are kept
+        self._at = (0, 0, False)  # piece, row, whether the block there is copied
 
     def run(self) -> None:
-        """Go on to the end. Overflow is no warning here: it would be an exception for some, in the middle of a step."""
+        """Continue to the end. NumPy's warnings are off, because a program that turns them into exceptions would be
+        stopped in the middle of a step."""
         np = namespace()  # looked up once
         with numpy.errstate(all="ignore"):
             while self._at[0] < len(self._pieces):
@@ -84,7 +86,7 @@ class Update:
                 old_p, old_m, old_v, work, scaled = [
                     array[:p.size] if p.ndim == 1 else array[:p.size].reshape(p.shape)
                     for array in self._scratch[p.dtype, dtype]]
-                if kept:  # an interrupt came while they were moved
+                if kept:  # an interrupt came while they were updated
                     p[...], m[...], v[...] = old_p, old_m, old_v
                 else:
                     old_p[...], old_m[...], old_v[...] = p, m, v
@@ -117,8 +119,8 @@ def _move(np: Any, p: Array, m: Array, v: Array, g: Array, r: Rates, work: Array
 
 
 def to_its_end(run: Callable[[], Any]) -> None:
-    """run(), which goes on where it was when it is called again; at an interrupt it is called again before that goes
-    on. (Two more interrupts are borne, a third is not.)"""
+    """Call run(), which continues where it stopped when it is called again. After an exception it is called again, and
+    only then the exception goes on. (This also survives a second interrupt, but not a third.)"""
     try:
         run()
     except BaseException:

@@ -67,7 +67,7 @@ WRONG: list[tuple[str, Callable[[Case], dict], type, str]] = [
     ("of another model", lambda c: {"params": c.foreign}, ValueError, "'lora' belongs to another model"),
     ("dict, off", lambda c: as_dict(c, "unplug"), ValueError, r"the attachment 'lora' is off.*: plug\(\) it first"),
     ("dict, merged", lambda c: as_dict(c, "merge"), ValueError, r"'lora' is merged.*: unmerge\(\) first"),
-    ("dict, removed", lambda c: as_dict(c, "remove"), ValueError, "no parameter of this model: .* was removed"),
+    ("dict, removed", lambda c: as_dict(c, "remove"), ValueError, "not a parameter of this model: .* was removed"),
     ("dict, of another model", lambda c: {"params": c.foreign.parameters}, ValueError, "belongs to another model"),
     ("dict, another base", lambda c: {"params": tiny.everything(tiny.model())}, ValueError, "belongs to another model"),
     ("dict, one merged", lambda c: {"params": {**c.model.base_parameters, **as_dict(c, "merge")["params"]}}, ValueError,
@@ -86,12 +86,12 @@ WRONG: list[tuple[str, Callable[[Case], dict], type, str]] = [
      r"optimizer is the class AdamW; .*: AdamW\(lr=...\)"),
     ("a rate as optimizer", lambda c: {"optimizer": 1e-3}, TypeError, r"optimizer is 0.001; expected AdamW\(lr=...\)"),
     ("linear_decay itself", lambda c: {"schedule": minipeft.linear_decay}, TypeError,
-     r"schedule is the function linear_decay; expected the schedule that it makes: linear_decay\(steps\)"),
-    ("cosine_decay itself", lambda c: {"schedule": minipeft.cosine_decay}, TypeError, r"makes: cosine_decay\(steps\)"),
-    ("constant itself", lambda c: {"schedule": minipeft.constant}, TypeError, r"that it makes: constant\(\)"),
+     r"schedule is the function linear_decay; expected the schedule that it returns: linear_decay\(steps\)"),
+    ("cosine_decay itself", lambda c: {"schedule": minipeft.cosine_decay}, TypeError, r"it returns: cosine_decay"),
+    ("constant itself", lambda c: {"schedule": minipeft.constant}, TypeError, r"that it returns: constant\(\)"),
     ("inverse_sqrt itself", lambda c: {"schedule": minipeft.inverse_sqrt}, TypeError, r": inverse_sqrt\(d_model\)"),
     ("a maker behind a lambda", lambda c: {"schedule": lambda step: minipeft.linear_decay(9)}, TypeError,
-     r"schedule\(1\) is linear_decay\(steps=9, warmup=0\), a schedule itself: pass that one, not its maker"),
+     r"schedule\(1\) is linear_decay\(steps=9, warmup=0\), itself a schedule: pass that, not the function that makes"),
     ("a rate as schedule", lambda c: {"schedule": 0.1}, TypeError, "schedule is 0.1; expected a function of the step"),
     ("a schedule of None", lambda c: {"schedule": lambda step: None}, TypeError, r"schedule\(1\) is None; expected"),
     ("a schedule of texts", lambda c: {"schedule": lambda step: "1"}, TypeError, r"schedule\(1\) is '1'; expected a f"),
@@ -122,8 +122,8 @@ WRONG: list[tuple[str, Callable[[Case], dict], type, str]] = [
           ("into a missing folder", lambda c: c.folder / "no" / "x", ValueError, "'.*x', in a folder that does not ex"),
           ("below ~", lambda c: "~/x", ValueError, r"'~/x', in a folder .*: '~' is not expanded: pass Path\(...\).ex"),
           ("that is a folder", lambda c: c.folder / "folder", ValueError, "'.*folder', a folder; expected the path"),
-          ("without a name", lambda c: "", ValueError, "'', no path; expected the path of a file"),
-          ("with a zero byte", lambda c: "a\0b", ValueError, r"'a\\x00b', no path"),
+          ("without a name", lambda c: "", ValueError, "'', not a path; expected the path of a file"),
+          ("with a zero byte", lambda c: "a\0b", ValueError, r"'a\\x00b', not a path"),
           ("that is a number", lambda c: 1, TypeError, "1; expected the path of a file"),
           ("that is an open file", lambda c: sys.stderr, TypeError, ".*; expected the path of a file")]],
 ]
@@ -142,7 +142,7 @@ def test_what_cannot_be_right_is_named_with_what_to_do_and_nothing_changes(
 
 
 @pytest.mark.parametrize("pairs, size, error, message", [
-    ((p for p in []), 1, TypeError, r"pairs is a generator; .*: list\(pairs\)"),
+    ((p for p in []), 1, TypeError, r"pairs is a generator; .*: pass list\(pairs\)"),
     (iter([([1], [1])]), 1, TypeError, "pairs is a list_iterator"), (zip([[1]], [[1]]), 1, TypeError, "pairs is a zip"),
     ({"a": "b"}, 1, TypeError, r"pairs is a dict; .*list\(pairs.items\(\)\)"), ("ab", 1, TypeError, "pairs is a str"),
     (None, 1, TypeError, "pairs is a NoneType"), ([1, 2], 1, TypeError, "pair 0 is 1; expected .source ids, target"),
@@ -252,7 +252,7 @@ def test_lengthening_a_run_whose_schedule_ends_explains_what_to_do(tmp_path: Pat
     with pytest.raises(ValueError, match="which ends before the 5 steps"):
         Case(tmp_path).fit(steps=5, schedule=make(3), checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match=f"its 3 steps were made at other rates than {make.__name__}.steps=5, warmup=0."
-                       " has.*finish it with the schedule that it began with, and start a second run on the result "
+                       " gives.*finish it with the schedule that it began with, and start a second run on the result "
                        "with a checkpoint of its own; or start afresh with resume=False"):
         Case(tmp_path).fit(steps=5, schedule=make(5), checkpoint=tmp_path / "run")
     assert (tmp_path / "run").read_bytes() == file

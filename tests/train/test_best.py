@@ -64,13 +64,13 @@ def test_restore_puts_the_best_weights_back(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("change, message", [
     (lambda t, m: t.pop("encoder.0.ff.wi.weight"), "it holds no 'encoder.0.ff.wi.weight'"),
-    (lambda t, m: t.update(more=numpy.ones(2)), "it holds 'more', which is none of these parameters"),
+    (lambda t, m: t.update(more=numpy.ones(2)), "it holds 'more', which is not one of these parameters"),
     (lambda t, m: t.update({"x" * 5000: numpy.ones(2)}), "it holds 'xxx"),
     (lambda t, m: t.update({"embedding.weight": t["embedding.weight"][1:]}), r"is float32 \[11, 8\]; expected flo"),
     (lambda t, m: t.update({"embedding.weight": t["embedding.weight"].astype("float64")}), "is float64 .*; expected"),
     (lambda t, m: t["embedding.weight"].__setitem__((0, 0), numpy.nan), "embedding.weight holds NaN or infinity"),
-    (lambda t, m: m.update(format="minipeft"), "no file of parameters: its metadata says format 'minipeft'"),
-    (lambda t, m: m.clear(), "no file of parameters: its metadata says format None")])
+    (lambda t, m: m.update(format="minipeft"), "not a file of parameters: its metadata says format 'minipeft'"),
+    (lambda t, m: m.clear(), "not a file of parameters: its metadata says format None")])
 def test_a_file_that_does_not_fit_is_refused_before_anything_changes(tmp_path: Path, change: Any, message: str) -> None:
     _, chosen, _ = trained("full", tmp_path / "best")
     tensors, metadata = read_tensors(tmp_path / "best")

@@ -242,7 +242,7 @@ def resigned(folder: Path, change: Callable[[dict, dict, dict], Any]) -> "hostil
     (lambda s, r, t: None, None), (lambda s, r, t: s.update(seconds=5), None),
     (lambda s, r, t: s.update(step=10 ** 18, micro=2 * 10 ** 18 + 1), "step is 10{18}; expected"),
     (lambda s, r, t: s.update(step=3, micro=7), "batches is .*; expected the cursor after 7 micro-batches"),
-    (lambda s, r, t: s.update(micro=6), "micro is 6; expected 2 micro-batches to a step, of which 2 were made"),
+    (lambda s, r, t: s.update(micro=6), "micro is 6; expected the count after 2 steps of 2 micro-batches each"),
     (lambda s, r, t: s.update(micro=5.0), "micro is 5.0; expected an integer >= 0"),
     (lambda s, r, t: s.update(tokens=True), "tokens is True; expected an integer >= 0"),
     (lambda s, r, t: s.update(tokens=0), "loss_sum is .*; expected 0"),
@@ -250,7 +250,7 @@ def resigned(folder: Path, change: Callable[[dict, dict, dict], Any]) -> "hostil
     (lambda s, r, t: s.update(loss_sum="1"), "loss_sum is '1'; expected a finite number"),
     (lambda s, r, t: s.update(seconds=-1), "seconds is -1; expected a number >= 0"),
     (lambda s, r, t: s.update(seconds=10 ** 400), "seconds is 10+.*; expected a finite number"),
-    (lambda s, r, t: s.update(due=True), "due is True; expected false, but right after a step"),
+    (lambda s, r, t: s.update(due=True), "due is True; expected false, except right after a step"),
     (lambda s, r, t: s.update(due=0), "due is 0; expected true or false"),
     (lambda s, r, t: s["scores"].append([3, 0.1]), "scores is .*; expected a list of .* to at most 2"),
     (lambda s, r, t: s["scores"].reverse(), "scores is .*; expected a list of .* rising"),
@@ -260,13 +260,13 @@ def resigned(folder: Path, change: Callable[[dict, dict, dict], Any]) -> "hostil
     (lambda s, r, t: s.update(log=s["log"] - 1), "log.jsonl: no line of the log ends at byte"),
     (lambda s, r, t: s.update(log=10 ** 12), "log.jsonl: the log has"),
     (lambda s, r, t: s["batches"].update(epoch=10 ** 15), "batches is .*; expected the cursor after 5"),
-    (lambda s, r, t: s["batches"].update(position=1), "a cursor at .* is none of 10 pairs"),
-    (lambda s, r, t: s["batches"].update(more=1), "a cursor at .* is none of 10 pairs"),
-    (lambda s, r, t: s.update(batches=None), "a cursor at None is none of 10 pairs"),
+    (lambda s, r, t: s["batches"].update(position=1), "the cursor .* is never reached by 10 pairs"),
+    (lambda s, r, t: s["batches"].update(more=1), "the cursor .* is never reached by 10 pairs"),
+    (lambda s, r, t: s.update(batches=None), "the cursor None is never reached by 10 pairs"),
     (lambda s, r, t: s.update(rng=None), "rng is None; expected a state of PCG64"),
     (lambda s, r, t: s["rng"].update(bit_generator="MT19937"), "rng is .*; expected a state of PCG64"),
     (lambda s, r, t: s["rng"].update(has_uint32=7), "rng is .*; expected a state of PCG64"),
-    (lambda s, r, t: s["rng"]["state"].update(inc=2), "rng is .*; expected a state of PCG64 as the run's seed"),
+    (lambda s, r, t: s["rng"]["state"].update(inc=2), "rng is .*; expected a state of PCG64 that the run's seed"),
     (lambda s, r, t: s["rng"]["state"].update(state=2 ** 128), "rng is .*; expected a state of PCG64"),
     (lambda s, r, t: s["rng"]["state"].update(state=1.0), "rng is .*; expected a state of PCG64"),
     (lambda s, r, t: s["steps"].popitem(), "steps is .*; expected the count of every parameter, 2 more"),
@@ -416,7 +416,7 @@ def test_the_same_run_described_twice_is_accepted_whatever_is_watched(tmp_path: 
 
 def test_fewer_steps_than_the_checkpoint_has_made_are_refused(tmp_path: Path) -> None:
     Run(tmp_path).killed()
-    Run(tmp_path).refused("is at step 2, past the 1 asked for", steps=1)
+    Run(tmp_path).refused("is at step 2, past the 1 steps asked for", steps=1)
 
 
 @pytest.mark.parametrize("cut", [0, 10, None])
@@ -425,5 +425,5 @@ def test_a_log_shorter_than_its_checkpoint_says_is_refused(tmp_path: Path, cut: 
     log = tmp_path / "log.jsonl"
     whole = log.read_bytes()
     log.unlink() if cut is None else log.write_bytes(whole[:cut])
-    Run(tmp_path).refused(f"the log {'is missing' if cut is None else f'has {cut} bytes'}, the checkpoint was written "
-                          f"when it had {len(whole)}")
+    Run(tmp_path).refused(f"the log {'is missing' if cut is None else f'has {cut} bytes'}, but the checkpoint was "
+                          f"written when it had {len(whole)}")
