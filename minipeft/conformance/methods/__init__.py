@@ -1,4 +1,4 @@
-"""The methods that the kit knows, in the order in which they are reported."""
+"""The methods that the kit checks, in the order of its reports."""
 from __future__ import annotations
 
 import functools
@@ -11,5 +11,5 @@ NAMES = ("lora_linear", "lora_embedding", "bottleneck_adapter", "selective", "so
 
 @functools.cache
 def all_methods() -> dict[str, Method]:
-    """{name: Method}. Raises nothing: a method is a folder of this package."""
+    """{name: Method}, one for each folder of this package."""
     return {name: importlib.import_module(f"{__name__}.{name}").METHOD for name in NAMES}

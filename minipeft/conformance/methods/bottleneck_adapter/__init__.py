@@ -1,4 +1,4 @@
-"""Bottleneck adapters: the method, put together."""
+"""Bottleneck adapters: the parts of the method, put together."""
 from __future__ import annotations
 
 from minipeft.conformance.case import Case
@@ -16,7 +16,7 @@ from minipeft.conformance.numbers import float_of
 
 
 def arguments(case: Case) -> tuple:
-    """(D, b_D, U, b_U, dtype), activation, placement, scale."""
+    """The factory's positional arguments (D, b_D, U, b_U, dtype), and its keywords activation, placement and scale."""
     return (*(case[name] for name in LEAVES), case.dtype), {
         "activation": case.params["activation"], "placement": case.params["placement"],
         "scale": float_of(case.params["scale"])}

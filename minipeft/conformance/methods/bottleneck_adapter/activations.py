@@ -4,8 +4,8 @@
     gelu_tanh   z (1 + t) / 2,                   swish      z S(z),    S(z) = (1 + tanh(z / 2)) / 2
                 t = tanh(sqrt(2 / pi) (z + 0.044715 z^3))
 
-Hendrycks & Gimpel, 2016, arXiv:1606.08415 (gelu, and the approximation). S by tanh: of the forms in use it is the one
-with the largest rounding errors, and none may be blamed.
+Hendrycks & Gimpel, 2016, arXiv:1606.08415 (gelu, and the approximation). S is computed by tanh: of the forms in use it
+has the largest rounding errors, so no form exceeds the bound.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ POLYNOMIAL = ("relu",)
 
 
 class Constants:
-    """1/2, and the irrational ones, in the kind of number that `like` holds. A bounded one may have been rounded."""
+    """1/2 and irrational constants, in the kind of number that the array `like` holds. A Bounded one has the error of
+    one rounding."""
 
     def __init__(self, like: Any):
         self.arith = like.arith if isinstance(like, Bounded) else None
@@ -40,7 +41,7 @@ class Constants:
 
 
 def _normal(z: Any, c: Constants) -> Any:
-    """Phi(z)."""
+    """Phi(z), the normal distribution function."""
     return (erf(z * c.of("1", "0.5")) + 1) * 0.5
 
 

@@ -1,4 +1,4 @@
-"""Cases of bottleneck adapters: drawn, published, and to be refused."""
+"""Cases of bottleneck adapters: drawn at random, published, and invalid ones."""
 from __future__ import annotations
 
 from typing import Any, Mapping
@@ -12,10 +12,11 @@ from minipeft.conformance.methods.bottleneck_adapter.activations import ACTIVATI
 from minipeft.conformance.methods.bottleneck_adapter.equations import PLACEMENTS
 from minipeft.conformance.numbers import drawn, floats, nonzero
 
-SCALES = (1.0, 4.0, 0.5, -1.5)  # all dtypes hold them; no narrower one holds what a dtype has for 0.1
+SCALES = (1.0, 4.0, 0.5, -1.5)  # every dtype holds these; `draw` adds its own 0.1, which no narrower one holds
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    """A random case of these sizes {axis: length}. exact: relu on dyadic numbers, which no dtype rounds."""
     activation = "relu" if exact else str(rng.choice(list(ACTIVATIONS)))
     params = {"activation": activation, "placement": str(rng.choice(PLACEMENTS)),
               "scale": float(rng.choice([0.5, 1.0, 2.0, -1.0] if exact else [*SCALES, float(on_grid(0.1, dtype))]))}
@@ -24,7 +25,8 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
 
 def filled(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int], params: Mapping[str, Any],
            label: str = "") -> Case:
-    """A case of these sizes. f is fed numbers of size 1, where activations differ, and relu none near its kink."""
+    """A case of these sizes {axis: length}, with random numbers. The activation is given numbers of size 1, where
+    activations differ, and relu none near its kink. params: activation, placement, scale. label: its subject."""
     n, d, m = (sizes[axis] for axis in ("N", "d", "m"))
     arrays = {name: drawn(rng, (n, d), dtype, exact) for name in ("x", "n", "F", "g")}
     arrays["D"] = drawn(rng, (m, d), dtype, exact) if exact else floats(rng, (m, d), dtype, d ** -0.5)
@@ -34,8 +36,8 @@ def filled(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[
 
 
 def _off_the_kink(rng: numpy.random.Generator, dtype: str, exact: bool, arrays: Mapping[str, Any]) -> numpy.ndarray:
-    """b_D [m]: half of an odd number for integer data, so that no D h + b_D is 0; else for every unit the one of 20
-    that keeps it farthest from 0, whatever is read."""
+    """b_D [m]. For integer data it is half of an odd number, so that no D h + b_D is 0. Otherwise it is, for each unit,
+    the one of 20 numbers that keeps D h + b_D farthest from 0, whatever the adapter reads."""
     m = len(arrays["D"])
     if exact:
         return rng.choice([-1.5, -0.5, 0.5, 1.5], m)
@@ -47,7 +49,7 @@ def _off_the_kink(rng: numpy.random.Generator, dtype: str, exact: bool, arrays: 
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What an adapter must refuse, when it is made or at its first forward."""
+    """Invalid cases. An adapter must raise an error for each, when it is made or at its first forward."""
     rng = numpy.random.default_rng(5)
     good = draw(rng, dtype, True, {"N": 2, "d": 4, "m": 3})
     none = {"D": numpy.zeros((0, 4)), "b_D": numpy.zeros(0), "U": numpy.zeros((4, 0))}
@@ -77,13 +79,14 @@ DYADIC = ((3, 5, 3, "relu", "houlsby", 1.0, "dyadic: bit for bit"),
 
 
 def vectors() -> list[Case]:
-    """Rectangular and square, biases and scale that matter, small n: see the rules in `vectors/`."""
+    """The published cases: rectangular and square, biases and scale that matter, small n. `vectors/__init__.py` has the
+    rules for them."""
     cases = []
     for number, (exact, table) in enumerate(((False, BOUNDED), (True, DYADIC))):
         for seed, (n, d, m, activation, placement, scale, label) in enumerate(table):
             params = {"activation": activation, "placement": placement, "scale": scale}
             for dtype in ("float64", "float32", "bfloat16"):
-                # an exact case has one set of numbers, which all dtypes hold
+                # an exact case has the same numbers in every dtype
                 rng, grid = numpy.random.default_rng([5 + number, seed]), "bfloat16" if exact else dtype
                 case = filled(rng, grid, exact, {"N": n, "d": d, "m": m}, params, label)
                 cases.append(case.but(dtype=dtype))

@@ -1,7 +1,7 @@
 """Bottleneck adapters: two small layers in the residual stream of a frozen block.
 
     A(h) = U f(D h + b_D) + b_U                  Houlsby et al., 2019, arXiv:1902.00751
-    y    = x + F + s A(h)                        x the residual stream, F the sublayer's output, n what it read
+    y    = x + F + s A(h)                        x the residual stream, F the sublayer's output, n its input
         houlsby   h = F                          the same paper
         pfeiffer  h = x + F                      Pfeiffer et al., 2020, arXiv:2005.00247
         parallel  h = x, or h = n                He et al., 2021, arXiv:2110.04366
@@ -12,9 +12,9 @@
 x, n, F, g [N, d], D [m, d], b_D [m], U [d, m], b_U [d]. f: relu; gelu(z) = z Phi(z); gelu_tanh, its approximation
 z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2; swish(z) = z / (1 + e^-z).
 
-Conventions. parallel_input: what a parallel adapter reads, the stream x or the sublayer's input n. residual: what is
-added to pfeiffer's A before the block adds x: the sublayer's output F, or all that A read, x + F, so that x counts
-twice.
+Conventions. parallel_input: a parallel adapter reads the stream x or the sublayer's input n. residual: the term that
+is added to pfeiffer's A before the block adds x. It is the sublayer's output F, or A's whole input x + F, so that x
+counts twice.
 """
 from __future__ import annotations
 
@@ -35,21 +35,24 @@ LEAVES = ("D", "b_D", "U", "b_U")
 
 
 def reads(case: Case) -> tuple[str, ...]:
-    """Of "x", "n" and "F" what A reads; h is their sum."""
+    """The names, of "x", "n" and "F", of the arrays that A reads; h is their sum."""
     if case.params["placement"] == "parallel":
         return ("n",) if case.conventions.get("parallel_input") == "norm" else ("x",)
     return ("F",) if case.params["placement"] == "houlsby" else ("x", "F")
 
 
 def stream_twice(case: Case) -> bool:
-    """Whether x counts twice."""
+    """Whether x counts twice, by the convention `residual`."""
     return case.params["placement"] == "pfeiffer" and case.conventions.get("residual") == "adapter_input"
 
 
 def equations(case: Case, number: Callable, scale: Any) -> dict[str, Any]:
-    """The equations above, over any kind of number that `number` makes of an array: fractions, 50 digits, or numbers
-    with their bounds. s meets U and b_U first: no order of the products has larger roundings. In dU and db_U it meets g
-    or, where it is folded into U and b_U, the finished sum: one rounding either way."""
+    """{output: array} by the equations above. number: converts a case's array to fractions, to numbers of 50 digits,
+    or to numbers with their bounds. scale: s.
+
+    s is multiplied with U and b_U first: no other order of the products has larger roundings. In dU and db_U it is
+    multiplied with g; an implementation that folds it into U and b_U multiplies the finished sum: one rounding either
+    way."""
     stream = {name: number(case[name]) for name in ("x", "n", "F")}
     D, b_D, U, b_U, g = (number(case[name]) for name in (*LEAVES, "g"))
     f, slope = ACTIVATIONS[case.params["activation"]]
@@ -68,7 +71,8 @@ def equations(case: Case, number: Callable, scale: Any) -> dict[str, Any]:
 
 
 def in_any_order(*terms: Any) -> Any:
-    """Their sum. Bounded: partial sums are rounded to storage, and none is larger than the sum of absolute values."""
+    """The sum of the terms, of which the bound holds in any order: partial sums are rounded to storage, and none is
+    larger than the sum of absolute values."""
     first = terms[0]
     if len(terms) == 1 or not isinstance(first, Bounded):
         return sum(terms[1:], start=first)
@@ -80,14 +84,14 @@ def in_any_order(*terms: Any) -> Any:
 
 @remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}."""
+    """{output: its reference in longdouble, with its bound}."""
     arith = case.arith
     found = equations(case, lambda x: Bounded.of(x, arith), numpy.longdouble(case.params["scale"]))
     return {name: value_of(b) for name, b in found.items()}
 
 
 def exact_values(case: Case) -> dict[str, Value]:
-    """The same, in fractions or in 50 digits, rounded once; the bounds are those of `values`."""
+    """As `values`, computed in fractions or 50 digits and rounded once, to float64; with the bounds of `values`."""
     if case.params["activation"] in POLYNOMIAL:
         found = equations(case, in_fractions, fractions.Fraction(case.params["scale"]))
     else:
@@ -100,6 +104,6 @@ def exact_values(case: Case) -> dict[str, Value]:
 
 
 def many_digits(x: Any) -> numpy.ndarray:
-    """Every number as one of mpmath's."""
+    """The array with every number as one of mpmath's."""
     import mpmath
     return numpy.vectorize(mpmath.mpf, otypes=[object])(x)

@@ -1,6 +1,9 @@
-"""What holds for a bottleneck adapter. V: held against the reference. M: of the implementation alone.
+"""Laws of a bottleneck adapter.
 
-The kind of an activation and a bias that is dropped are seen by V alone, and so is a scale that is forgotten.
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+Only V finds one activation in the place of another.
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
 """
 from __future__ import annotations
 
@@ -24,28 +27,33 @@ Seen = Iterator[Observation]
 
 
 def out(adapter: Any, case: Case) -> numpy.ndarray:
+    """y [N, d] of the case."""
     return adapter.array("forward", case["x"].shape, *(case[name] for name in ("x", "n", "F")))
 
 
 def y_of(make: Make, case: Case) -> numpy.ndarray:
+    """y [N, d] of the case, by a new adapter."""
     return out(make(case), case)
 
 
 def gradients_of(make: Make, case: Case, *more: str) -> dict:
+    """As `gradients_by`, of a new adapter."""
     return gradients_by(make(case), case, *more)
 
 
 def gradients_by(adapter: Any, case: Case, *more: str) -> dict:
+    """{name: gradient} of the adapter's weights, and of the arrays `more` ("x", "n", "F")."""
     shapes = {name: case[name].shape for name in (*LEAVES, *more)}
     return adapter.arrays("vjp", shapes, *(case[name] for name in ("x", "n", "F", "g")))
 
 
 def without_adapter(case: Case) -> Case:
+    """The case with U = 0 and b_U = 0, whose A is 0."""
     return case.but({"U": 0 * case["U"], "b_U": 0 * case["b_U"]})
 
 
 def streams(case: Case) -> list[str]:
-    """Of x, n and F those that have a gradient: n where it is read."""
+    """The names of x, n and F that have a gradient; n has one only where it is read."""
     return ["x", "F", *(["n"] if "n" in reads(case) else [])]
 
 
@@ -109,7 +117,7 @@ def zero_is_nothing(case: Case, make: Make) -> Seen:
         yield same("y with U = 0, b_U = 0", y, on_grid(case["x"] + case["F"], case.dtype))
 
 
-@law("A3g", "M: with U = 0 gradients pass as they are, and D has none", "vjp")
+@law("A3g", "M: with U = 0 gradients pass unchanged, and those of D and b_D are 0", "vjp")
 def zero_passes_gradients(case: Case, make: Make) -> Seen:
     zero = without_adapter(case)
     found = gradients_of(make, zero, "x", "F")
@@ -120,7 +128,7 @@ def zero_passes_gradients(case: Case, make: Make) -> Seen:
         yield same(f"d{name} with U = 0", found[name], 0 * found[name])
 
 
-@law("A4", "M: with D = 0 and b_D = 0 every row gets the same, s b_U", "forward")
+@law("A4", "M: with D = 0 and b_D = 0 the same s b_U is added to every row", "forward")
 def bias_of_the_output(case: Case, make: Make) -> Seen:
     flat = case.but({"D": 0 * case["D"], "b_D": 0 * case["b_D"]})
     other, ref = flat.but({"U": -2 * case["U"]}), values(flat)["y"]
@@ -129,7 +137,7 @@ def bias_of_the_output(case: Case, make: Make) -> Seen:
     yield between(case, "y with D = 0, b_D = 0 and another U", y_of(make, other), y, ref, values(other)["y"])
 
 
-@law("A5", "M: what is added is linear in (U, b_U)", "forward")
+@law("A5", "M: the added term is linear in (U, b_U)", "forward")
 def linear_above(case: Case, make: Make) -> Seen:
     twice = case.but({name: 2 * case[name] for name in ("U", "b_U")})
     ref, y, zero = values(twice)["y"], y_of(make, case), y_of(make, without_adapter(case))
@@ -166,7 +174,7 @@ def homogeneous_gradient(case: Case, make: Make) -> Seen:
 
 
 def _numbers(name: str, got: Any, want: Any, bound: Any, size: Any, case: Case) -> Observation:
-    """Two sums made here, of at most so many terms, whose own roundings count too."""
+    """Compares two sums that were computed here. size: of their terms, whose roundings are added to the bound."""
     terms = case["U"].size + case["D"].size + case["x"].size
     return Observation(name, "B", numpy.array([got]), numpy.array([want]),
                        numpy.array([bound + 2 * terms * 2.0 ** -53 * size], numpy.float64))
@@ -179,7 +187,7 @@ def homogeneous(case: Case, make: Make) -> Seen:
     yield between(case, "y", y_of(make, twin), y_of(make, case), values(twin)["y"], values(case)["y"])
 
 
-@law("A7", "M: the units of the bottleneck may stand in another order", "forward",
+@law("A7", "M: the order of the bottleneck's units does not matter", "forward",
      where=lambda case: len(case["D"]) > 1)
 def units_moved(case: Case, make: Make) -> Seen:
     order, ref = derangement(numpy.random.default_rng(case.seed), len(case["D"])), values(case)["y"]

@@ -1,5 +1,4 @@
-"""What holds of an adapter as a thing that is kept: what it trains, its files, and another one beside it. M and S.
-"""
+"""Laws of an adapter's state: the weights that it trains, its files, and another adapter beside it. All are M or S."""
 from __future__ import annotations
 
 from typing import Any
@@ -29,7 +28,7 @@ def not_merged(case: Case, make: Make) -> Seen:
     yield same("y after that", out(adapter, case), y)
 
 
-@law("A13", "M: saved and loaded, also where it was used before, it is the same in value and gradient, bit for bit",
+@law("A13", "M: saved and loaded, into a new adapter or a used one, it is the same in value and gradient, bit for bit",
      "save", "load", "forward")
 def round_trip(case: Case, make: Make) -> Seen:
     for scale in dict.fromkeys((case.params["scale"], _of_many_digits(case))):
@@ -49,12 +48,12 @@ def round_trip(case: Case, make: Make) -> Seen:
 
 
 def _of_many_digits(case: Case) -> float:
-    """A scale that no narrower dtype holds; of an exact case, its own."""
+    """0.1 in the case's dtype, a scale that no narrower dtype holds; for an exact case, its own scale."""
     return case.params["scale"] if case.exact else float(on_grid(0.1, case.dtype))
 
 
 def _gradients(adapter: Any, case: Case) -> dict:
-    """Those of the adapter's own weights; none where it offers none."""
+    """{name: gradient} of the adapter's own weights; {} if it offers no gradients."""
     found = gradients_by(adapter, case) if adapter.offers("vjp") else {}
     return {name: g for name, g in found.items() if name in LEAVES}
 
@@ -75,7 +74,7 @@ def wrong_file(case: Case, make: Make) -> Seen:
         yield same(f"d{name} after the refusal", after[name], before[name])
 
 
-@law("A14", "M: two adapters that live at once know nothing of each other", "forward")
+@law("A14", "M: two adapters alive at once do not affect each other", "forward")
 def two_alive(case: Case, make: Make) -> Seen:
     adapter = make(case)
     y, before = out(adapter, case), _gradients(adapter, case)

@@ -1,4 +1,4 @@
-"""Bugs planted in what the plain adapter computes; the comment behind some is their number in the conformance notes."""
+"""Bugs planted in what the plain adapter computes. The second argument of `planted` names its note in `notes.py`."""
 from __future__ import annotations
 
 import numpy
@@ -10,7 +10,7 @@ PLANTED = planted = Planted("adapter")
 IN_BFLOAT16 = {"bfloat16": "the two differ by 5e-4 at most, and bfloat16 has steps of 4e-3 at 1"}
 
 
-@planted("residual_missing", "ResidualMissing")                                         # 19
+@planted("residual_missing", "ResidualMissing")
 class ResidualMissing(BottleneckAdapter):
     def joined(self, x, F, a):
         return self.e.r(x + a)
@@ -24,7 +24,7 @@ class StreamMissing(BottleneckAdapter):
 
 @planted("stream_twice", "StreamTwice")
 class StreamTwice(BottleneckAdapter):
-    """The skip around A takes all that it read, and the block adds x once more."""
+    """The skip connection around A carries its whole input x + F, and the block adds x once more."""
 
     def joined(self, x, F, a):
         y = super().joined(x, F, a)
@@ -37,7 +37,7 @@ class ResidualScaled(BottleneckAdapter):
         return super().joined(x, self.e.r(self.s * F), a)
 
 
-@planted("bias_dropped", "BiasDropped")                                                 # 20
+@planted("bias_dropped", "BiasDropped")
 class BiasDropped(BottleneckAdapter):
     def adapted(self, h):
         return self.e.r(self.s * self.e.mm(self.f(self.inner(h)), self.U.T))
@@ -49,7 +49,7 @@ class InnerBiasDropped(BottleneckAdapter):
         return self.e.mm(h, self.D.T)
 
 
-@planted("gelu_by_tanh", "GeluByTanh", below=IN_BFLOAT16)                               # 21
+@planted("gelu_by_tanh", "GeluByTanh", below=IN_BFLOAT16)
 class GeluByTanh(BottleneckAdapter):
     def phi(self, z):
         return self.e.r(0.5 * self.e.r(1 + self.bent(z)))
@@ -76,7 +76,7 @@ class SwishIsSigmoid(BottleneckAdapter):
 
 @planted("activation_ignored", "ActivationIgnored")
 class ActivationIgnored(BottleneckAdapter):
-    """relu, whatever is asked for."""
+    """It is relu, whatever activation is asked for."""
 
     def f(self, z):
         return numpy.maximum(z, 0)
@@ -90,7 +90,7 @@ class ActivationMissing(BottleneckAdapter):
 
 @planted("activation_after", "ActivationAfter")
 class ActivationAfter(BottleneckAdapter):
-    """f after U, not before it."""
+    """The activation acts after U, not before it."""
 
     def adapted(self, h):
         return self.e.r(self.s * self.f(self.e.r(self.e.mm(self.inner(h), self.U.T) + self.b_U)))
@@ -98,7 +98,7 @@ class ActivationAfter(BottleneckAdapter):
 
 @planted("bias_after", "BiasAfter")
 class BiasAfter(BottleneckAdapter):
-    """b_D after f, not before it."""
+    """b_D is added after the activation, not before it."""
 
     def adapted(self, h):
         a = self.e.r(self.f(self.e.mm(h, self.D.T)) + self.b_D)

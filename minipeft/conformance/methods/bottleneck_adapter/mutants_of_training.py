@@ -1,4 +1,4 @@
-"""Bugs planted in the plain adapter's gradients, in what it trains, in its files, and in what it refuses."""
+"""Bugs planted in the plain adapter's gradients, in the choice of trained weights, in its files, and in its checks."""
 from __future__ import annotations
 
 import numpy
@@ -39,7 +39,7 @@ class GradWithoutSlope(BottleneckAdapter):
 
 @planted("grad_gelu_halved", "GradientOfGelu")
 class GradGeluHalved(BottleneckAdapter):
-    """Phi(z), without z phi(z)."""
+    """The slope of gelu is Phi(z), without z phi(z)."""
 
     def slope(self, z):
         return self.phi(z) if self.activation == "gelu" else super().slope(z)
@@ -121,7 +121,7 @@ class SaveScaleInHalf(BottleneckAdapter):
 
 @planted("load_half", "LoadHalf")
 class LoadHalf(BottleneckAdapter):
-    """The scale is taken before the file is looked at."""
+    """The file's scale is taken before the file is checked."""
 
     def load(self, blob):
         self.s = float(safetensors.numpy.load(blob)["scale"])
@@ -130,7 +130,7 @@ class LoadHalf(BottleneckAdapter):
 
 @planted("load_misses_gradient", "LoadMissesGradient")
 class LoadMissesGradient(BottleneckAdapter):
-    """The gradient has the scale from when it was made."""
+    """Gradients use the scale that the adapter was made with."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -166,7 +166,7 @@ class ShapesUnchecked(BottleneckAdapter):
 
 @planted("names_unchecked", "UnknownNames")
 class NamesUnchecked(BottleneckAdapter):
-    """The last branch of every `if` takes whatever no other one knows."""
+    """An unknown name ends in the last branch of every `if`."""
 
     def expect(self, activation, placement, scale):
         pass

@@ -1,4 +1,7 @@
-"""Bugs of bottleneck adapters, what they do, and where they were reported: {flag: Note}."""
+"""Planted bugs of bottleneck adapters, their effects, and where such bugs were reported: {flag: Note}.
+
+1 of the 49 has a public report, in its `links`; the others are plausible mistakes.
+"""
 from __future__ import annotations
 
 from minipeft.conformance.method import Note

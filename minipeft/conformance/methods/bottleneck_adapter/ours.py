@@ -1,4 +1,4 @@
-"""minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and backward."""
+"""minipeft's own bottleneck adapter, as a plug-in: the real site, attachment, file and backward pass."""
 from __future__ import annotations
 
 from typing import Any
@@ -21,7 +21,7 @@ Array = numpy.ndarray
 
 
 class OneSublayer(Model):
-    """A model of one sublayer site, behind which the residual is added; its table says how wide it is."""
+    """A model of one sublayer site, after which the residual stream is added. Its table only gives the width."""
 
     def __init__(self, d: int, dtype: str):
         self.embedding, self.out = Embedding(numpy.zeros((1, d), dtype)), Site("sublayer")
@@ -31,7 +31,7 @@ class OneSublayer(Model):
 
 
 class Ours:
-    """input: what a parallel adapter reads, "stream" or "norm"."""
+    """The handle. input: "stream" or "norm", the input of a parallel adapter."""
 
     def __init__(self, D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, activation: str, placement: str,
                  scale: Any, input: str):
@@ -48,7 +48,7 @@ class Ours:
             parameter.data = array.astype(dtype)
 
     def _stream(self, *arrays: Array) -> list[Parameter]:
-        """[N, d] -> [1, N, d], a batch of one, to be watched or not."""
+        """Arrays [N, d] as parameters [1, N, d], a batch of one, so that their gradients can be taken."""
         if len({a.shape for a in arrays}) > 1:
             raise ValueError(f"x, n and F have shapes {[a.shape for a in arrays]}; expected the same")
         return [Parameter(a.astype(self.dtype)[None]) for a in arrays]
@@ -74,7 +74,7 @@ class Ours:
         return bytes_of(self.attachment)
 
     def load(self, blob: bytes) -> None:
-        """On top of the old attachment, which goes when the new one has passed all checks."""
+        """Replaces the attachment by that of the file. The old one is removed after the new one passed all checks."""
         found = loaded(self.model, blob)
         self.attachment.remove()
         self.attachment = found
@@ -82,10 +82,11 @@ class Ours:
 
 def bottleneck_adapter(D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, *, activation: str = "relu",
                        placement: str = "houlsby", scale: float = 1.0) -> Ours:
+    """The factory: an adapter of D [m, d], b_D [m], U [d, m], b_U [d]. Raises ValueError for arrays that do not fit."""
     return Ours(D, b_D, U, b_U, dtype, activation, placement, scale, "stream")
 
 
 def reading_the_norm(D: Array, b_D: Array, U: Array, b_U: Array, dtype: str, *, activation: str = "relu",
                      placement: str = "houlsby", scale: float = 1.0) -> Ours:
-    """The same for whoever declares parallel_input "norm"."""
+    """The same factory under the convention parallel_input "norm": a parallel adapter reads the sublayer's input."""
     return Ours(D, b_D, U, b_U, dtype, activation, placement, scale, "norm")

@@ -1,4 +1,4 @@
-"""A bottleneck adapter in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+"""A bottleneck adapter in plain NumPy, written as anybody would write a plug-in; the mutants are planted in it."""
 from __future__ import annotations
 
 import math
@@ -15,7 +15,10 @@ LEAVES = ("D", "b_D", "U", "b_U")
 
 
 class BottleneckAdapter:
-    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+    """An adapter of D [m, d], b_D [m], U [d, m], b_U [d]. activation, placement: of KINDS and PLACES. scale: s.
+
+    `--list --method bottleneck_adapter` describes the calls of the kit. Every part that a mutant changes is a method of
+    its own. Raises ValueError for arrays that do not fit, unknown names, and a scale that is no finite number."""
 
     reads_norm = False                                 # a parallel adapter reads n, not x
 
@@ -27,12 +30,14 @@ class BottleneckAdapter:
         self.take({"D": D, "b_D": b_D, "U": U, "b_U": b_U})
 
     def expect(self, activation: str, placement: str, scale: float) -> None:
+        """Raises ValueError for an unknown name, and for a scale that is no finite number."""
         if activation not in KINDS or placement not in PLACES:
             raise ValueError(f"activation {activation!r}, placement {placement!r}; expected one of {KINDS}, {PLACES}")
         if not isinstance(scale, (int, float)) or not math.isfinite(scale):
             raise ValueError(f"scale is {scale}; expected a finite number")
 
     def take(self, arrays: dict[str, Array]) -> None:
+        """Checks the weights {name: array}, and puts them in the place of the old ones."""
         m, d = arrays["D"].shape
         shapes = {"D": (m, d), "b_D": (m,), "U": (d, m), "b_U": (d,)}
         for name, shape in shapes.items():
@@ -41,6 +46,7 @@ class BottleneckAdapter:
         self.D, self.b_D, self.U, self.b_U = (arrays[name].copy() for name in LEAVES)
 
     def f(self, z: Array) -> Array:
+        """The activation, elementwise."""
         r, kind = self.e.r, self.activation
         if kind == "relu":
             return numpy.maximum(z, 0)
@@ -65,11 +71,12 @@ class BottleneckAdapter:
         return r(s * r(1 + r(z * r(1 - s))))
 
     def phi(self, z: Array) -> Array:
-        """The normal distribution."""
+        """Phi(z), the normal distribution function."""
         erf = numpy.vectorize(math.erf, otypes=[float])
         return self.e.r(0.5 * self.e.r(1 + self.e.r(erf(self.e.r(z / math.sqrt(2))))))
 
     def bent(self, z: Array) -> Array:
+        """tanh(sqrt(2 / pi) (z + 0.044715 z^3))."""
         r = self.e.r
         return r(numpy.tanh(r(math.sqrt(2 / math.pi) * r(z + r(0.044715 * r(z * r(z * z)))))))
 
@@ -88,9 +95,11 @@ class BottleneckAdapter:
         return self.e.r(self.s * self.e.r(self.e.mm(self.f(self.inner(h)), self.U.T) + self.b_U))
 
     def joined(self, x: Array, F: Array, a: Array) -> Array:
+        """y [N, d], of the stream, the sublayer's output and a = s A(h)."""
         return self.e.r(self.e.r(x + F) + a)
 
     def fit(self, x: Array, n: Array, F: Array) -> None:
+        """Raises ValueError for inputs that do not fit the adapter."""
         if not x.shape == n.shape == F.shape or x.shape[-1] != self.D.shape[1]:
             raise ValueError(f"x {x.shape}, n {n.shape}, F {F.shape} do not fit D {self.D.shape}")
 
@@ -107,7 +116,7 @@ class BottleneckAdapter:
         return {**found, **self.to_stream(g, e.mm(dz, self.D))}
 
     def to_stream(self, g: Array, dh: Array) -> dict:
-        """What x, n and F get."""
+        """{"x", "n", "F": gradient} of the inputs, of g = dL/dy and dh = dL/dh; None where n is not read."""
         if self.placement == "houlsby":
             return {"x": g.copy(), "n": None, "F": self.e.r(g + dh)}
         if self.placement == "pfeiffer":

@@ -1,4 +1,4 @@
-"""LoRA on an embedding table: the method, put together."""
+"""LoRA on an embedding table: the parts of the method, put together."""
 from __future__ import annotations
 
 from typing import Any
@@ -20,7 +20,7 @@ from minipeft.conformance.numbers import float_of
 
 
 def arguments(case: Case) -> tuple:
-    """(E, A, B, alpha, dtype)."""
+    """The factory's positional arguments (E, A, B, alpha, dtype), and no others."""
     return (*(case[name] for name in ("E", "A", "B")), float_of(case.params["alpha"]), case.dtype), {}
 
 

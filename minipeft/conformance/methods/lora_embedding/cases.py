@@ -1,4 +1,4 @@
-"""Cases of LoRA on an embedding table: drawn, published, and to be refused."""
+"""Cases of LoRA on an embedding table: drawn at random, published, and invalid ones."""
 from __future__ import annotations
 
 from typing import Mapping
@@ -11,7 +11,8 @@ from minipeft.conformance.numbers import drawn, nonzero
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
-    """r is at most min(V, d)."""
+    """A random case of these sizes {axis: length}; r is at most min(V, d). exact: on dyadic numbers, which no dtype
+    rounds."""
     r = min(sizes["r"], sizes["V"], sizes["d"])
     if exact:  # s = alpha / r is a power of two
         alpha = r * float(rng.choice([0.5, 1.0, 2.0])) * float(rng.choice([-1, 1]))
@@ -22,7 +23,7 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
 
 def filled(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int], alpha: float,
            label: str = "") -> Case:
-    """A case of these sizes."""
+    """A case of these sizes {axis: length}, with random numbers. label: what the case is about."""
     b, t, V, d, r, n = (sizes[axis] for axis in ("b", "t", "V", "d", "r", "N"))
     arrays = {"E": drawn(rng, (V, d), dtype, exact), "A": nonzero(rng, (r, V), dtype, exact),
               "B": nonzero(rng, (d, r), dtype, exact), "ids": ids_that_repeat(rng, b, t, V),
@@ -32,8 +33,8 @@ def filled(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[
 
 
 def ids_that_repeat(rng: numpy.random.Generator, b: int, t: int, V: int) -> numpy.ndarray:
-    """[b, t]: the first id and the last one are the table's first row, which is often taken for padding; beside it
-    stands the table's last row."""
+    """Random ids [b, t] of a table of V rows. The first id and the last one are 0, which is often taken for padding. If
+    there are more than two, the second is V - 1."""
     ids = rng.integers(0, V, b * t)
     ids[0] = ids[-1] = 0
     if b * t > 2:
@@ -42,7 +43,7 @@ def ids_that_repeat(rng: numpy.random.Generator, b: int, t: int, V: int) -> nump
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What a table must refuse, when it is made or at its first forward."""
+    """Invalid cases. A table must raise an error for each, when it is made or at its first forward."""
     rng = numpy.random.default_rng(5)
     good = draw(rng, dtype, True, {"b": 2, "t": 3, "V": 5, "d": 4, "r": 2, "N": 2})
     r0 = {"A": numpy.zeros((0, 5)), "B": numpy.zeros((4, 0))}
@@ -72,15 +73,16 @@ DYADIC = ((2, 4, 7, 5, 2, 3, 0.5, "dyadic: bit for bit"), (2, 3, 4, 4, 3, 2, 2.0
 
 
 def vectors() -> list[Case]:
-    """Rectangular and square, r that does not divide alpha, ids that repeat: see the rules in `vectors/`."""
+    """The published cases: rectangular and square, r that does not divide alpha, ids that repeat. `vectors/__init__.py`
+    has the rules for them."""
     cases = []
     for number, (exact, table) in enumerate(((False, BOUNDED), (True, DYADIC))):
         for seed, (b, t, V, d, r, n, alpha, label) in enumerate(table):
             sizes = {"b": b, "t": t, "V": V, "d": d, "r": r, "N": n}
             for dtype in ("float64", "float32", "bfloat16"):
-                # an exact case has one set of numbers, which all dtypes hold
+                # an exact case has the same numbers in every dtype
                 rng, grid = numpy.random.default_rng([3 + number, seed]), "bfloat16" if exact else dtype
                 case = filled(rng, grid, exact, sizes, alpha * r if exact else alpha, label)
                 cases.append(case.but(dtype=dtype))
     return cases + [case.but(conventions={"scaling": "alpha/sqrt(r)"}, label=f"{case.label}; s = alpha/sqrt(r)")
-                    for case in cases if case.label == BOUNDED[3][-1]]  # r = 4: a fraction has no other root
+                    for case in cases if case.label == BOUNDED[3][-1]]  # r = 4, whose root is rational

@@ -1,14 +1,14 @@
-"""LoRA on an embedding table, which may be the output head as well.
+"""LoRA on an embedding table, which may also be the output head.
 
     y      = E[ids] + s A^T[ids] B^T,   s = alpha / r         row i of the table: E[i] + s B a_i, a_i column i of A
     E'     = E + s (B A)^T                                    merged
-    logits = h E'^T = h E^T + s (h B) A                       the same table as head
+    logits = h E'^T = h E^T + s (h B) A                       the same table as the head
     dA[:, v] = s sum over ids = v of (g B)^T     dB = s sum over all of g^T A^T[ids]      g = dL/dy; sums, no means
     with q = dL/dlogits as well:   dA += s (h B)^T q     dB += s h^T (q A^T)
 
 Hu et al., 2021, arXiv:2106.09685, eq. (3), with W = E^T and x the unit vector of an id. E [V, d], A [r, V], B [d, r],
-ids [b, t], g [b, t, d], h [N, d], q [N, V]. E has no gradient. A method on a table acts at all its uses, or refuses.
-Scalings as in `lora_linear`.
+ids [b, t], g [b, t, d], h [N, d], q [N, V]. E has no gradient. A method on a table acts at all of its uses, or it is
+refused. The scalings are those of `lora_linear`.
 """
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from minipeft.conformance.tolerance import Value, rounded_values
 
 
 def equations(s: Any, ids: Any, E: Any, A: Any, B: Any, g: Any, h: Any, q: Any) -> dict[str, Any]:
-    """The equations above, over any kind of number: longdouble, Fraction, or absolute values for the bounds."""
+    """{output: array} by the equations above, over any kind of number: longdouble, Fraction, or absolute values for
+    the bounds. s: the scale."""
     table, seen = E + s * (B @ A).T, A.T[ids]                                          # [V, d], [b, t, r]
     flat, where = g.reshape(-1, g.shape[-1]), one_hot(ids, len(E))                     # [b t, d], [b t, V]
     da = s * ((flat @ B).T @ where)                                                    # [r, V]
@@ -43,11 +44,12 @@ def one_hot(ids: numpy.ndarray, V: int) -> numpy.ndarray:
 
 
 def lengths(case: Case) -> dict[str, tuple[int, int]]:
-    """{output: (k, n)}: roundings to storage on the longest path, and the length of its sums.
+    """{output: (k, n)}: the number of roundings to storage on the longest path, and the total length of its sums.
 
-    A lookup rounds nothing. y, E': the product, s, its factor, the sum. dA: g B, s, its factor, and the sum over an
-    id's occurrences, which many libraries keep in storage and round at every one (torch on a CPU does). dB: the
-    product, s, its factor. The head: as y, and one product more. A tied table: as many, and the sum of both uses."""
+    A lookup rounds nothing. y and E' round the product, s, its product, and the sum. dA rounds g B, s, its product, and
+    the sum over an id's occurrences, which many libraries (torch on a CPU) keep in storage and round at every addition.
+    dB rounds the product, s, and its product. The head is as y, with one product more. A tied table adds the sum of
+    both uses."""
     (v, d), r, n, (b, t) = case["E"].shape, len(case["A"]), len(case["h"]), case["ids"].shape
     often = int(numpy.bincount(case["ids"].reshape(-1)).max())
     return {"y": (4, r + 2), "E_merged": (4, r + 2), "y_merged": (4, r + 2), "dA": (3 + often, d + often + 1),
@@ -57,12 +59,12 @@ def lengths(case: Case) -> dict[str, tuple[int, int]]:
 
 @remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}."""
+    """{output: its reference in longdouble, with its bound}."""
     return valued(case, wide, numpy.longdouble)
 
 
 def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
-    """The same over another kind of number."""
+    """As `values`, over another kind of number. number: of an array, to an array of them. scalar: of one number."""
     arrays = [number(case[name]) for name in ("E", "A", "B", "g", "h", "q")]
     s = scale_of(case, scalar)
     exact, mag = equations(s, case["ids"], *arrays), equations(abs(s), case["ids"], *map(abs, arrays))
@@ -70,13 +72,13 @@ def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
 
 
 def exact_values(case: Case) -> dict[str, Value]:
-    """The same in fractions, rounded once."""
+    """As `values`, computed in fractions and rounded once, to float64."""
     return rounded_values(valued(case, fractions, Fraction))
 
 
 def unmerge_bound(case: Case, A: Any = None, B: Any = None) -> numpy.ndarray:
-    """[V, d]: how far E + D - D may be from E: two roundings of the sum, with the same computed D in both passes. A, B:
-    of another D than the case's."""
+    """[V, d]: how far E + D - D may be from E, with D = s (B A)^T. The sum is rounded twice, and both passes use the
+    same computed D. A, B: of another D than the case's."""
     u, A, B = case.arith.u_s, case["A"] if A is None else A, case["B"] if B is None else B
     size = abs(case["E"]) + abs(float(scale_of(case))) * (abs(B) @ abs(A)).T
     return 2 * (1 + u) ** 3 * u * size + 2 * case.arith.eta
@@ -84,7 +86,7 @@ def unmerge_bound(case: Case, A: Any = None, B: Any = None) -> numpy.ndarray:
 
 @remembered
 def values_after(case: Case) -> dict[str, Value]:
-    """{output: its reference after a step, and its bound}: see `lora_linear/steps.py`."""
+    """{output: its reference after a step, and its bound}, derived as in `lora_linear/steps.py`."""
     def formula(s: Any, of: Callable[[str], Any], A: Any, B: Any) -> dict[str, Any]:
         return equations(s, case["ids"], of("E"), A, B, of("g"), of("h"), of("q"))
 

@@ -1,4 +1,9 @@
-"""What holds for LoRA on an embedding table. V: held against the reference. M: of the implementation alone."""
+"""Laws of LoRA on an embedding table.
+
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
+"""
 from __future__ import annotations
 
 from typing import Any, Iterator
@@ -21,11 +26,13 @@ Seen = Iterator[Observation]
 
 
 def out(table: Any, case: Case, ids: Any = None) -> numpy.ndarray:
+    """y [b, t, d] of the case's ids, or of others."""
     ids = case["ids"] if ids is None else ids
     return table.array("forward", (*ids.shape, case["E"].shape[1]), ids)
 
 
 def gradients_of(table: Any, case: Case) -> dict:
+    """{"A", "B": gradient} at the case's ids and g."""
     return table.arrays("vjp", {leaf: case[leaf].shape for leaf in "AB"}, case["ids"], case["g"])
 
 
@@ -58,7 +65,7 @@ def repeated(case: Case, make: Make) -> Seen:
         yield between(twice, f"d{leaf} of the batch twice", both[leaf], 2 * once[leaf], *[ref[f"d{leaf}"]] * 2)
 
 
-@law("L2a", "M: an id that does not occur has no gradient in A", "vjp",
+@law("L2a", "M: an id that does not occur has gradient 0 in A", "vjp",
      where=lambda case: len(numpy.unique(case["ids"])) < len(case["E"]))
 def unseen(case: Case, make: Make) -> Seen:
     others = numpy.setdiff1d(numpy.arange(len(case["E"])), case["ids"])
@@ -113,14 +120,15 @@ def cycles(case: Case, make: Make) -> Seen:
 
 
 def restored(name: str, table: Any, case: Case) -> Observation:
+    """E after unmerging against the case's E: bit for bit on exact cases, else within `unmerge_bound`."""
     e = table.array("weight", case["E"].shape)
     return same(name, e, case["E"]) if case.exact else Observation(name, "B", e, case["E"], unmerge_bound(case))
 
 
-@law("L6", "M: with A = 0 or B = 0 nothing is added: to E not a bit, to y within bounds", "forward")
+@law("L6", "M: with A = 0 or B = 0 nothing is added: E keeps every bit, y is within its bounds", "forward")
 def zero_is_nothing(case: Case, make: Make) -> Seen:
-    """A lookup by a product with unit vectors may round E, where that is declared: of y, bits are held on dyadic data
-    only."""
+    """Bits of y are compared only on dyadic data: a lookup by a product with unit vectors may round E, if the
+    implementation declares that."""
     for leaf in "AB":
         zero = case.but({leaf: 0 * case[leaf]})
         yield near(case, f"y with {leaf} = 0", out(make(zero), zero), values(zero)["y"])
@@ -170,11 +178,11 @@ def factor_moved(case: Case, make: Make) -> Seen:
     yield between(case, "y", out(make(twin), case), out(make(case), case), ref, ref)
 
 
-@law("L11b", "M: A and B padded with zeros to a larger rank, alpha with it, are the same table", "forward",
-     where=lambda case: _times(case) * len(case["A"]) <= min(case["E"].shape))  # more rank than that may be refused
+@law("L11b", "M: A and B padded with zeros to a larger rank, with alpha to match, are the same table", "forward",
+     where=lambda case: _times(case) * len(case["A"]) <= min(case["E"].shape))  # a higher rank may be refused
 def padded(case: Case, make: Make) -> Seen:
     r, times = len(case["A"]), _times(case)
-    grow = 1.0 if _rule(case) == "alpha" else 2.0              # sqrt(4 r) = 2 sqrt(r), which no rounding spoils
+    grow = 1.0 if _rule(case) == "alpha" else 2.0              # sqrt(4 r) = 2 sqrt(r) is not rounded
     a, b = numpy.zeros((times * r, len(case["E"]))), numpy.zeros((len(case["B"]), times * r))
     a[:r], b[:, :r] = case["A"], case["B"]
     twin = case.but({"A": a, "B": b}, {"alpha": grow * case.params["alpha"]})
@@ -221,7 +229,7 @@ def rank(case: Case, make: Make) -> Seen:
     table.merge()
     moved = table.array("weight", case["E"].shape) - case["E"]
     rest = numpy.linalg.svd(moved, compute_uv=False)[case["A"].shape[0]:]
-    bound = numpy.sqrt((numpy.float64(case.tau(values(case)["E_merged"])) ** 2).sum())  # Weyl: by the error's norm
+    bound = numpy.sqrt((numpy.float64(case.tau(values(case)["E_merged"])) ** 2).sum())  # Weyl: at most the error's norm
     yield Observation("singular values beyond r", "B", rest, 0 * rest, numpy.full(rest.shape, 4 * bound))
 
 

@@ -1,4 +1,4 @@
-"""What holds for a table that has a past, or company: another batch, a step, a merge, a file, another table."""
+"""Laws of a table after other calls, or beside another table: another batch, a step, a merge, a file."""
 from __future__ import annotations
 
 from minipeft.conformance.case import Case
@@ -15,7 +15,7 @@ LAWS = Laws()
 law = LAWS.law
 
 
-@law("L2f", "V: gradients are those at the ids that are given, not at those of the last forward", "vjp", "forward",
+@law("L2f", "V: gradients are taken at the given ids, not at those of the last forward", "vjp", "forward",
      where=lambda case: len(case["E"]) > 1)
 def at_what_is_given(case: Case, make: Make) -> Seen:
     table, ref = make(case), values(case)
@@ -25,7 +25,7 @@ def at_what_is_given(case: Case, make: Make) -> Seen:
         yield near(case, f"d{leaf} after the forward of another batch", found[leaf], ref[f"d{leaf}"])
 
 
-@law("L4u", "M: unmerging what is not merged is refused or changes nothing", "unmerge", "weight", "forward")
+@law("L4u", "M: unmerging without a merge is refused or changes nothing", "unmerge", "weight", "forward")
 def never_merged(case: Case, make: Make) -> Seen:
     table = make(case)
     y = out(table, case)
@@ -34,10 +34,11 @@ def never_merged(case: Case, make: Make) -> Seen:
     yield same("y after that", out(table, case), y)
 
 
-@law("L5s", "M: merged, stepped and unmerged, E is what it was, where a step is not refused while merged", "merge",
+@law("L5s", "M: after merge, a step and unmerge, E is as before, unless a step while merged is refused", "merge",
      "step", "unmerge", "weight")
 def unmerged_after_a_step(case: Case, make: Make) -> Seen:
-    """Who puts the new update into E at once adds and subtracts both, old and new."""
+    """The bound has room for two updates: an implementation may put the new one into E at once, and so adds and
+    subtracts both, the old and the new."""
     table, ref = make(case), values(case)
     table.merge()
     yield from refusal("a step while merged", lambda: table.step(case["ids"], case["g"], rate_of(ref)))
@@ -50,7 +51,7 @@ def unmerged_after_a_step(case: Case, make: Make) -> Seen:
      "step", "forward")
 def follows_a_step(case: Case, make: Make) -> Seen:
     table, ref, bounded = make(case), values_after(case), case.but(exact=False)
-    out(table, case)                                          # what it keeps of this is old after the step
+    out(table, case)                                          # what it may keep of this is stale after the step
     table.step(case["ids"], case["g"], rate_of(values(case)))
     yield near(bounded, "y after a step", out(table, case), ref["y"])
     if table.offers("head"):
@@ -72,7 +73,7 @@ def round_trip(case: Case, make: Make) -> Seen:
     table, ref = make(case), values(case)
     y = out(table, case)
     fresh = make(untrained(case))
-    out(fresh, case)                                          # what it keeps of this is old after the load
+    out(fresh, case)                                          # what it may keep of this is stale after the load
     fresh.load(table.save())
     yield same("y after save and load", out(fresh, case), y)
     if fresh.offers("head"):
@@ -108,7 +109,7 @@ def wrong_file(case: Case, make: Make) -> Seen:
     yield same("y after the refusal", out(table, small), y)
 
 
-@law("L15", "M: two tables do not know of each other", "forward")
+@law("L15", "M: two tables do not affect each other", "forward")
 def two_tables(case: Case, make: Make) -> Seen:
     first, ref = make(case), values(case)
     y = out(first, case)

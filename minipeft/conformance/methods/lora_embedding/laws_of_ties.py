@@ -1,6 +1,7 @@
-"""What holds where one table has several uses: looked up by the encoder, by the decoder, and as the output head.
+"""Laws of a table with several uses: lookup by the encoder, lookup by the decoder, and output head.
 
-A method on a shared table acts at all its uses, or refuses. Where it acts at some, each of them may be right alone.
+A method on a shared table acts at all of its uses, or it is refused. Where it acts only at some, each use may be right
+by itself.
 """
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ law = LAWS.law
 
 
 def logits(table: Any, case: Case) -> numpy.ndarray:
+    """[N, V] of the head, for the case's h."""
     return table.array("head", (len(case["h"]), len(case["E"])), case["h"])
 
 
@@ -28,7 +30,7 @@ def head(case: Case, make: Make) -> Seen:
     yield near(case, "logits", logits(make(case), case), values(case)["logits"])
 
 
-@law("T2", "M: the head of unit vectors is the table that is looked up", "head", "forward")
+@law("T2", "M: applied to unit vectors, the head gives the table that is looked up", "head", "forward")
 def one_table(case: Case, make: Make) -> Seen:
     V, d = case["E"].shape
     whole = case.but({"ids": numpy.arange(V)[None], "g": numpy.zeros((1, V, d)), "h": numpy.eye(d),
@@ -52,7 +54,7 @@ def both_stacks(case: Case, make: Make) -> Seen:
 
 @law("T4", "M: merged, the head computes what it did before; unmerged again, it follows a step", "merge", "head")
 def merged_head(case: Case, make: Make) -> Seen:
-    """A head that keeps the merged table computes the same until there is a step."""
+    """Hence the step: until then, a head that keeps the merged table computes the same."""
     table, ref = make(case), values(case)
     before = logits(table, case)
     table.merge()

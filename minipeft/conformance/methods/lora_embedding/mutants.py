@@ -1,4 +1,4 @@
-"""Bugs planted in the plain LoRA table: scales, shapes, merging, files. Those of its uses: `mutants_of_uses.py`."""
+"""Bugs planted in the plain LoRA table: scales, shapes, merging, files. `mutants_of_uses.py` has those of its uses."""
 from __future__ import annotations
 
 import numpy
@@ -25,7 +25,7 @@ class ScaleAlpha(LoraEmbedding):
 
 @planted("scale_by_width", "ScaleByAnotherAxis")
 class ScaleByWidth(LoraEmbedding):
-    """alpha / B.shape[0]: r of a linear layer's A, read off the wrong axis."""
+    """alpha / B.shape[0]: the rank is read off the wrong axis, d."""
 
     def scale(self):
         return self.alpha / len(self.B)
@@ -94,7 +94,7 @@ class MergeUnscaled(LoraEmbedding):
 
 @planted("merge_lost", "MergeLost")
 class MergeLost(LoraEmbedding):
-    """Merges into a copy of the table."""
+    """The update goes into a copy of the table."""
 
     def merged(self):
         return self.E
@@ -109,7 +109,7 @@ class MergeRenormalizes(LoraEmbedding):
 
 
 class Subtracts(LoraEmbedding):
-    """No bug yet: unmerges as most libraries do, by subtracting."""
+    """Not a bug in itself: it unmerges as most libraries do, by subtracting."""
 
     def unmerge(self):
         self.E, self.kept = self.subtracted(), None
@@ -126,7 +126,7 @@ class UnmergeUnscaled(Subtracts):
 
 @planted("unmerge_rounded", "UnmergeDrifts")
 class UnmergeRounded(Subtracts):
-    """Merges what was not rounded, and subtracts what was rounded to half the digits that E has."""
+    """Adds the unrounded update, and subtracts it rounded to half the digits that E has."""
 
     def subtracted(self):
         digits, exponent = numpy.frexp(self.delta())

@@ -1,4 +1,4 @@
-"""Bugs planted in what the plain LoRA table keeps: from a forward, a merge, a step, a file, or in its class."""
+"""Bugs planted in the state of the plain LoRA table: kept from a forward, merge, step or file, or in its class."""
 from __future__ import annotations
 
 from minipeft.conformance.method import Planted

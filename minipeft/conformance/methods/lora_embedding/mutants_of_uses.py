@@ -1,4 +1,4 @@
-"""Bugs planted in how the plain LoRA table is used: by which part of a model, by which ids, and in its gradients."""
+"""Bugs planted in the uses of the plain LoRA table: by parts of a model, by ids, and in its gradients."""
 from __future__ import annotations
 
 import numpy
@@ -12,7 +12,7 @@ PLANTED = planted = Planted("embedding")
 
 @planted("no_effect", "NoEffect")
 class NoEffect(LoraEmbedding):
-    """Attached to a table that the model no longer uses: it takes part in merging alone."""
+    """The adapter hangs on a table that the model no longer uses: only merging involves it."""
 
     def forward(self, ids):
         return self.E[self.checked(ids)]
@@ -74,7 +74,7 @@ class EncoderOnly(LoraEmbedding):
 
 @planted("ids_off_by_one", "IdsOffByOne")
 class IdsOffByOne(LoraEmbedding):
-    """Ids that count from 1, as after a row for padding, in the adapter alone."""
+    """In the adapter alone, ids count from 1, as if id 0 were padding."""
 
     def codes(self, ids):
         return self.A.T[ids - 1]
@@ -88,7 +88,7 @@ class IdsWrapped(LoraEmbedding):
 
 @planted("ids_negative", "NegativeIds")
 class NegativeIds(LoraEmbedding):
-    """NumPy's own meaning of -1."""
+    """A negative id has NumPy's meaning: -1 is the last row."""
 
     def checked(self, ids):
         return super().checked(numpy.where(ids < 0, ids + len(self.E), ids))
@@ -108,7 +108,7 @@ class PaddingSkipped(LoraEmbedding):
 
 @planted("grad_overwritten", "GradientOverwritten")
 class GradOverwritten(LoraEmbedding):
-    """out[ids] += rows, in which NumPy keeps the last of each id."""
+    """out[ids] += rows: NumPy keeps only the last row of each id."""
 
     def scattered(self, ids, rows):
         out = numpy.zeros((len(self.E), rows.shape[1]))
@@ -146,7 +146,7 @@ class GradAUnscaled(LoraEmbedding):
 
 @planted("grad_spread", "GradientSpread")
 class GradSpread(LoraEmbedding):
-    """Every row decays a little, whether its id occurred or not."""
+    """Every id has a gradient in A, as from weight decay, whether it occurred or not."""
 
     def vjp(self, ids, g):
         found = super().vjp(ids, g)

@@ -1,4 +1,7 @@
-"""Bugs of LoRA on tables that really happened, what they do, and where they were reported: {flag: Note}."""
+"""Planted bugs of LoRA on embedding tables, their effects, and where such bugs were reported: {flag: Note}.
+
+11 of the 54 have a public report, in their `links`; the others are plausible mistakes.
+"""
 from __future__ import annotations
 
 from minipeft.conformance.method import Note

@@ -1,4 +1,4 @@
-"""minipeft's own LoRA on a table, as a plug-in: the real slot, attachment, file and backward."""
+"""minipeft's own LoRA on a table, as a plug-in: the real slot, attachment, file and backward pass."""
 from __future__ import annotations
 
 from typing import Any
@@ -20,14 +20,14 @@ Array = numpy.ndarray
 
 
 class Tied(Model):
-    """A model with nothing but a table, which is its head as well."""
+    """A model with nothing but a table, which is also its head."""
 
     def __init__(self, table: Array):
         self.embedding = Embedding(table)
 
 
 class Ours:
-    """minipeft adapts a table [V, d] like any matrix: its A is [r, d], our B^T, and its B [V, r], our A^T."""
+    """The handle. minipeft adapts a table [V, d] like any matrix: its A [r, d] is B^T here, and its B [V, r] is A^T."""
 
     def __init__(self, E: Array, A: Array, B: Array, alpha: Any, dtype: str):
         self.model, self.dtype = Tied(E.astype(dtype)), dtype
@@ -36,7 +36,7 @@ class Ours:
         self.piece = self._piece()
         if self.piece.A.shape != B.T.shape or self.piece.B.shape != A.T.shape:
             raise ValueError(f"A {A.shape} and B {B.shape} do not fit a table {E.shape}")
-        # in rows, as a file gives them back: BLAS takes another way, with other bits, through columns
+        # row-major, as when loaded from a file: for column-major ones BLAS gives other bits
         self.piece.A.data, self.piece.B.data = B.T.astype(dtype, order="C"), A.T.astype(dtype, order="C")
 
     def _piece(self) -> Any:
@@ -94,7 +94,7 @@ class Ours:
         return bytes_of(self.attachment)
 
     def load(self, blob: bytes) -> None:
-        """On top of the old attachment, which goes when the new one has passed all checks."""
+        """Replaces the attachment by that of the file. The old one is removed after the new one passed all checks."""
         found = loaded(self.model, blob)
         self.attachment.remove()
         self.attachment = found
@@ -105,4 +105,5 @@ class Ours:
 
 
 def lora_embedding(E: Array, A: Array, B: Array, alpha: Any, dtype: str) -> Ours:
+    """The factory: a table E [V, d] and an adapter of A [r, V], B [d, r]. Raises ValueError if A or B does not fit."""
     return Ours(E, A, B, alpha, dtype)

@@ -1,4 +1,4 @@
-"""LoRA on an embedding table in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+"""LoRA on an embedding table in plain NumPy, written as anybody would a plug-in; the mutants are planted in it."""
 from __future__ import annotations
 
 import math
@@ -12,15 +12,19 @@ Array = numpy.ndarray
 
 
 class LoraEmbedding:
-    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+    """A table E [V, d] with an adapter of A [r, V], B [d, r].
+
+    `--list --method lora_embedding` describes the calls of the kit. Every part that a mutant changes is a method of its
+    own. Raises ValueError for arrays that do not fit, and for an alpha that is no finite number."""
 
     def __init__(self, E: Array, A: Array, B: Array, alpha: float, dtype: str):
         self.e = Emulated(dtype)
         self.E = E.copy()
-        self.kept: Array | None = None                 # E as it was before a merge
+        self.kept: Array | None = None                 # E before the merge, while it is merged
         self.take(A, B, alpha)
 
     def take(self, A: Array, B: Array, alpha: float) -> None:
+        """Checks the adapter, and puts it in the place of the old one."""
         (V, d), r = self.E.shape, len(A)
         if r < 1 or A.shape != (r, V) or B.shape != (d, r):
             raise ValueError(f"A {A.shape} and B {B.shape} do not fit a table {self.E.shape}")
@@ -29,12 +33,15 @@ class LoraEmbedding:
         self.A, self.B, self.alpha = A.copy(), B.copy(), self.read(alpha)
 
     def read(self, alpha: float) -> float:
+        """alpha as it is kept."""
         return float(alpha)
 
     def scale(self) -> float:
+        """The scale s."""
         return self.alpha / len(self.A)
 
     def checked(self, ids: Array) -> Array:
+        """The ids. Raises IndexError for one that the table lacks."""
         if ids.size and (ids.min() < 0 or ids.max() >= len(self.E)):
             raise IndexError(f"ids from {ids.min()} to {ids.max()} in a table of {len(self.E)} rows")
         return ids
@@ -77,17 +84,18 @@ class LoraEmbedding:
                 "B": r(s * mm(gs.T, self.codes(flat))), "E": None}
 
     def scattered(self, ids: Array, rows: Array) -> Array:
-        """[n], [n, r] -> [V, r]: rows of the same id added up."""
+        """ids [n], rows [n, r] -> [V, r]: the sum of the rows of each id."""
         out = numpy.zeros((len(self.E), rows.shape[1]), self.e.wide)
         numpy.add.at(out, ids, rows.astype(self.e.wide))
         return self.e.r(out)
 
     def vjp_head(self, h: Array, q: Array) -> dict:
+        """{name: gradient} of sum(q * head(h))."""
         s, mm, r = self.scale(), self.e.mm, self.e.r
         return {"A": r(s * mm(mm(h, self.B).T, q)), "B": r(s * mm(h.T, mm(q, self.A.T)))}
 
     def vjp_tied(self, ids: Array, g: Array, h: Array, q: Array) -> dict:
-        """Of <g, forward(ids)> + <q, head(h)>."""
+        """{name: gradient} of sum(g * forward(ids)) + sum(q * head(h))."""
         lookup, head = self.vjp(ids, g), self.vjp_head(h, q)
         return {**{k: self.e.r(lookup[k] + head[k]) for k in ("A", "B")}, "E": None}
 
@@ -100,6 +108,7 @@ class LoraEmbedding:
         self.kept, self.E = self.E, self.merged()
 
     def merged(self) -> Array:
+        """E with the update."""
         return self.e.r(self.E + self.delta())
 
     def unmerge(self) -> None:

@@ -1,4 +1,4 @@
-"""LoRA on a linear layer: the method, put together."""
+"""LoRA on a linear layer: the parts of the method, put together."""
 from __future__ import annotations
 
 from typing import Any
@@ -20,7 +20,7 @@ from minipeft.conformance.numbers import float_of
 
 
 def arguments(case: Case) -> tuple:
-    """(W, b, A, B, alpha, dtype)."""
+    """The factory's positional arguments (W, b, A, B, alpha, dtype), and {"dropout": p} where the case has one."""
     dropout = {"dropout": case.params["dropout"]} if "dropout" in case.params else {}
     return (*(case[name] for name in ("W", "b", "A", "B")), float_of(case.params["alpha"]), case.dtype), dropout
 

@@ -1,4 +1,4 @@
-"""Cases of LoRA on a linear layer: drawn, published, and to be refused."""
+"""Cases of LoRA on a linear layer: drawn at random, published, and invalid ones."""
 from __future__ import annotations
 
 from typing import Mapping
@@ -12,6 +12,8 @@ from minipeft.conformance.numbers import drawn, floats, integers, nonzero
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    """A random case of these sizes {axis: length}; r is at most min(in, out). exact: on dyadic numbers, which no dtype
+    rounds."""
     n, d_in, d_out, r = (sizes[axis] for axis in ("N", "in", "out", "r"))
     r = min(r, d_in, d_out)
     if exact:  # s = alpha / r is a power of two
@@ -25,7 +27,7 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What a layer must refuse, when it is made or at its first forward."""
+    """Invalid cases. A layer must raise an error for each, when it is made or at its first forward."""
     rng = numpy.random.default_rng(5)
     good = draw(rng, dtype, True, {"N": 2, "in": 3, "out": 4, "r": 2})
     r0 = {"A": numpy.zeros((0, 3)), "B": numpy.zeros((4, 0))}
@@ -43,14 +45,15 @@ CHOSEN = ("r a square: sqrt(r) is exact", "dyadic, r = in = out, alpha = r")
 
 
 def declared(case: Case, scaling: str) -> Case:
-    """The same numbers under another convention. (alpha = r = 4 would be exact under "alpha" too, but not in half
-    precision, whose integers end at 2^8: there s = 4 is halved.)"""
+    """The same numbers with `scaling` as the declared convention. Under "alpha" an exact case has half its alpha: with
+    s = alpha = 4, sums would pass 2^8, where bfloat16 no longer holds every integer."""
     alpha = case.params["alpha"] / 2 if case.exact and scaling == "alpha" else case.params["alpha"]
     return case.but(params={"alpha": alpha}, conventions={"scaling": scaling}, label=f"{case.label}; s = {scaling}")
 
 
 def vectors() -> list[Case]:
-    """Rectangular and square, r that does not divide alpha, small n: see the rules in `vectors/`."""
+    """The published cases: rectangular and square, r that does not divide alpha, small n. `vectors/__init__.py` has the
+    rules for them."""
     cases = []
     for seed, (n, d_in, d_out, r, alpha, label) in enumerate([
             (7, 24, 17, 3, 5.0, "r does not divide alpha, r is no square; B != 0"),

@@ -5,7 +5,7 @@
     dA = s (g B)^T x     dB = s g^T (x A^T)     dx = g W + s (g B) A      g = dL/dy; sums over the batch, no means
 
 x [N, in], W [out, in], b [out], A [r, in], B [out, r], g [N, out]. W and b have no gradient.
-Scaling alpha / sqrt(r) is that of Kalajdzievski, 2023, arXiv:2312.03732 (rsLoRA); "alpha" is a factor given directly.
+The scaling alpha / sqrt(r) is that of Kalajdzievski, 2023, arXiv:2312.03732 (rsLoRA); with "alpha", s is alpha itself.
 """
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SCALINGS = ("alpha/r", "alpha/sqrt(r)", "alpha")
 
 
 def equations(s: Any, W: Any, b: Any, A: Any, B: Any, x: Any, g: Any) -> dict[str, Any]:
-    """The equations above, over any kind of number: longdouble, Fraction, or absolute values for the bounds."""
+    """{output: array} by the equations above, over any kind of number: longdouble, Fraction, or absolute values for
+    the bounds. s: the scale."""
     merged = W + s * (B @ A)                                                           # [out, in]
     return {"y": x @ W.T + b + s * ((x @ A.T) @ B.T),                                  # [N, out]
             "dA": s * ((g @ B).T @ x),                                                 # [r, in]
@@ -33,17 +34,17 @@ def equations(s: Any, W: Any, b: Any, A: Any, B: Any, x: Any, g: Any) -> dict[st
 
 
 def lengths(case: Case) -> dict[str, tuple[int, int]]:
-    """{output: (k, n)}: roundings to storage on the longest path, and the length of its sums.
+    """{output: (k, n)}: the number of roundings to storage on the longest path, and the total length of its sums.
 
-    Departures from the notes: k = 4 for W_merged (there 3), of B A, s, their product and the sum; and 6 for y (5), as
-    if b came last."""
+    W_merged has k = 4: B A, s, their product, and the sum. y has k = 6: two products, s, its product, and two sums,
+    as if b came last."""
     (n, d_in), (d_out, r) = case["x"].shape, case["B"].shape
     return {"y": (6, d_in + r + 3), "dA": (5, d_out + n + 2), "dB": (5, d_in + n + 2), "dx": (5, d_out + r + 3),
             "W_merged": (4, r + 2), "y_merged": (6, d_in + r + 4)}
 
 
 def scale_of(case: Case, number: Any = numpy.longdouble) -> Any:
-    """s, by the case's convention, as a number of this kind."""
+    """s by the case's convention. number: makes one of a float or an int, such as numpy.longdouble or Fraction."""
     alpha, r = number(case.params["alpha"]), case["A"].shape[0]
     rule = case.conventions.get("scaling", SCALINGS[0])
     if rule == "alpha/sqrt(r)":
@@ -53,8 +54,8 @@ def scale_of(case: Case, number: Any = numpy.longdouble) -> Any:
 
 
 def in_defaults(case: Case) -> Case:
-    """The same layer with the alpha that gives its scale as alpha / r. Exact where sqrt(r) is; else
-    alpha is off by one rounding of float64."""
+    """The same layer under the default convention: alpha is chosen so that alpha / r is its scale. It is exact where
+    sqrt(r) is; elsewhere alpha is off by one rounding of float64."""
     if case.conventions.get("scaling", SCALINGS[0]) == SCALINGS[0]:
         return case
     return case.but(params={"alpha": float(scale_of(case) * case["A"].shape[0])})
@@ -62,12 +63,12 @@ def in_defaults(case: Case) -> Case:
 
 @remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}."""
+    """{output: its reference in longdouble, with its bound}."""
     return valued(case, wide, numpy.longdouble)
 
 
 def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
-    """The same over another kind of number."""
+    """As `values`, over another kind of number. number: of an array, to an array of them. scalar: of one number."""
     arrays = [number(case[name]) for name in ("W", "b", "A", "B", "x", "g")]
     s = scale_of(case, scalar)
     exact, mag = equations(s, *arrays), equations(abs(s), *map(abs, arrays))
@@ -75,13 +76,13 @@ def valued(case: Case, number: Any, scalar: Any) -> dict[str, Value]:
 
 
 def exact_values(case: Case) -> dict[str, Value]:
-    """The same in fractions, rounded once."""
+    """As `values`, computed in fractions and rounded once, to float64."""
     return rounded_values(valued(case, fractions, Fraction))
 
 
 def never_rounded(case: Case) -> bool:
-    """Whether dyadic data, drawn for s = alpha / r, stay exact under the case's convention: s = alpha = 10 makes sums
-    pass 2^8, beyond which bfloat16 lacks odd integers."""
+    """Whether dyadic data, drawn for s = alpha / r, stay exact under the case's convention. With s = alpha = 10, for
+    example, sums pass 2^8, beyond which bfloat16 lacks odd integers."""
     rule, alpha, r = case.conventions["scaling"], case.params["alpha"], case["A"].shape[0]
     if rule == "alpha/sqrt(r)":
         return r in (1, 4, 16)
@@ -89,15 +90,16 @@ def never_rounded(case: Case) -> bool:
 
 
 def unmerge_bound(case: Case, A: Any = None, B: Any = None) -> numpy.ndarray:
-    """[out, in]: how far W + D - D may be from W: two roundings of the sum, with the same computed D in both passes.
-    A, B: of another D than the case's."""
+    """[out, in]: how far W + D - D may be from W, with D = s B A. The sum is rounded twice, and both passes use the
+    same computed D. A, B: of another D than the case's."""
     u, A, B = case.arith.u_s, case["A"] if A is None else A, case["B"] if B is None else B
     size = abs(case["W"]) + abs(float(scale_of(case))) * (abs(B) @ abs(A))
     return 2 * (1 + u) ** 3 * u * size + 2 * case.arith.eta
 
 
 def forced_dropout(case: Case, keep: numpy.ndarray, p: float) -> Value:
-    """y where the input of A, and it alone, is x o keep / (1 - p): one rounding more."""
+    """y [N, out] where only A's input is dropped out: it is x o keep / (1 - p), which costs one rounding more. keep
+    [N, in]: 1 for numbers that are kept, 0 for others."""
     dropped = case.but({"x": case["x"] * keep / (1 - p)})
     zero = case.but({"B": 0 * case["B"]})
     full, base, low, none = (values(c)["y"] for c in (case, zero, dropped, dropped.but({"B": 0 * case["B"]})))

@@ -1,6 +1,11 @@
-"""What holds for LoRA on a linear layer. V: held against the reference. M: of the implementation alone.
+"""Laws of LoRA on a linear layer.
 
-Neither half suffices: "scale forgotten" passes every M, and a merged forward that adds the adapter once more passes V.
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+Neither V nor M suffices: dropout without its factor passes every M, and a merged forward that adds the adapter again
+passes every V here.
+
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
 """
 from __future__ import annotations
 
@@ -22,17 +27,19 @@ Seen = Iterator[Observation]
 
 
 def out(layer: Any, case: Case, x: Any = None) -> numpy.ndarray:
+    """y [N, out] of the case's x, or of another x."""
     x = case["x"] if x is None else x
     return layer.array("forward", (len(x), case["W"].shape[0]), x)
 
 
 def gradients_of(layer: Any, case: Case) -> dict:
+    """{"A", "B", "x": gradient} at the case's x and g."""
     return layer.arrays("vjp", {leaf: case[leaf].shape for leaf in "ABx"}, case["x"], case["g"])
 
 
 def refusal(name: str, action: Callable[[], Any]) -> list[Observation]:
-    """Of a move that may be refused: nothing where it is done, else the fact that it raises an error. Raises the Fault
-    where it does something else, such as not to return."""
+    """Calls `action`, which may be refused: [] if it was done, one observation called `name` if it raised an error.
+    Raises the Fault where it went wrong in another way, such as not returning."""
     try:
         action()
     except Fault as fault:
@@ -111,15 +118,16 @@ def cycles(case: Case, make: Make) -> Seen:
 
 
 def restored(name: str, layer: Any, case: Case, why: str = "") -> Observation:
+    """W after unmerging against the case's W: bit for bit on exact cases, else within `unmerge_bound`."""
     w = layer.array("weight", case["W"].shape)
     return same(name, w, case["W"], why) if case.exact else \
         Observation(name, "B", w, case["W"], unmerge_bound(case), why)
 
 
-@law("L6", "M: with B = 0 nothing is added: to W not a bit, to y within bounds", "forward")
+@law("L6", "M: with B = 0 nothing is added: W keeps every bit, y is within its bounds", "forward")
 def zero_is_nothing(case: Case, make: Make) -> Seen:
-    """One product of [x, x A^T] with [W, s B]^T adds the same terms in another order than one with W alone: of y, bits
-    are held on dyadic data only."""
+    """Bits of y are compared only on dyadic data: one product of [x, x A^T] with [W, s B]^T adds the terms of x W^T in
+    another order than a product with W alone."""
     zero = case.but({"B": 0 * case["B"]})
     y, ref = out(make(zero), zero), values(zero)["y"]
     yield near(case, "y with B = 0", y, ref)
@@ -174,10 +182,10 @@ def factor_moved(case: Case, make: Make) -> Seen:
     yield between(case, "y", out(make(twin), case), out(make(case), case), ref, ref)
 
 
-@law("L11b", "M: padded with zeros to a larger rank, alpha with it, it is the same", "forward")
+@law("L11b", "M: padded with zeros to a larger rank, with alpha to match, A and B give the same y", "forward")
 def padded(case: Case, make: Make) -> Seen:
     rule, r = case.conventions.get("scaling", SCALINGS[0]), case["A"].shape[0]
-    times = 4 if rule == "alpha/sqrt(r)" else 2                # sqrt(4 r) = 2 sqrt(r), which no rounding spoils
+    times = 4 if rule == "alpha/sqrt(r)" else 2                # sqrt(4 r) = 2 sqrt(r) is not rounded
     grow = {"alpha/r": 2.0, "alpha/sqrt(r)": 2.0, "alpha": 1.0}[rule]
     a, b = numpy.zeros((times * r, case["A"].shape[1])), numpy.zeros((case["B"].shape[0], times * r))
     a[:r], b[:, :r] = case["A"], case["B"]
@@ -218,8 +226,8 @@ def rank(case: Case, make: Make) -> Seen:
     layer.merge()
     moved = layer.array("weight", case["W"].shape) - case["W"]
     rest = numpy.linalg.svd(moved, compute_uv=False)[case["A"].shape[0]:]
-    bound = numpy.sqrt((numpy.float64(case.tau(values(case)["W_merged"])) ** 2).sum())  # Weyl: by the error's norm
-    own = max(moved.shape) * 2.0 ** -52 * numpy.linalg.norm(moved)  # of the decomposition itself, as LAPACK states it
+    bound = numpy.sqrt((numpy.float64(case.tau(values(case)["W_merged"])) ** 2).sum())  # Weyl: at most the error's norm
+    own = max(moved.shape) * 2.0 ** -52 * numpy.linalg.norm(moved)  # of the decomposition, as LAPACK states it
     yield Observation("singular values beyond r", "B", rest, 0 * rest, numpy.full(rest.shape, bound + own))
 
 
@@ -231,10 +239,10 @@ def no_dropout(case: Case, make: Make) -> Seen:
     yield same("y, once more", out(layer, case), y)
 
 
-KEPT = 0.25  # a power of two, and not p: what is divided by p instead of 1 - p is found
+KEPT = 0.25  # 1 - p: a power of two, and not p, so that division by p instead of 1 - p is found
 
 
-@law("L12f", "V: dropout acts on the input of A alone, times 1 / (1 - p), and in training alone", "forward_train",
+@law("L12f", "V: dropout acts only on the input of A, scaled by 1 / (1 - p), and only in training", "forward_train",
      "forward")
 def with_mask(case: Case, make: Make) -> Seen:
     rng = numpy.random.default_rng(case.seed)

@@ -1,4 +1,4 @@
-"""What holds for a LoRA layer that has moves: several adapters, a file, a second way of merging. All M and S."""
+"""Laws of the operations of a LoRA layer: several adapters, files, and a second way of merging. All are M or S."""
 from __future__ import annotations
 
 from typing import Any
@@ -17,8 +17,9 @@ law = LAWS.law
 
 
 def second(case: Case) -> Case:
-    """Another adapter for the same layer: of the same numbers, so on the same grid, of another rank where the layer has
-    room for one, twice as strong the other way. (1 and 4 have a root in fractions, as the rank of an exact case.)"""
+    """Another adapter for the same layer. It has the same numbers, so they are on the same grid; another rank where the
+    layer has room for one; and -2 times the scale. Its rank is 1 or 4: their square roots are rational, so exact cases
+    stay exact."""
     (r, d_in), d_out, rule = case["A"].shape, len(case["B"]), case.conventions.get("scaling", SCALINGS[0])
     rank = 1 if r > 1 else 4 if min(d_in, d_out) >= 4 else 1
     a = numpy.stack([numpy.roll(case["A"][-1 - i % r], i) for i in range(rank)])
@@ -28,6 +29,7 @@ def second(case: Case) -> Case:
 
 
 def with_two(case: Case, make: Make, active: str = "default") -> Any:
+    """A layer with the case's adapter and `second(case)`, of which `active` is active."""
     layer, other = make(case), second(case)
     layer.add("second", other["A"], other["B"], other.params["alpha"])
     layer.activate([active])
@@ -35,10 +37,12 @@ def with_two(case: Case, make: Make, active: str = "default") -> Any:
 
 
 def untrained(case: Case) -> Case:
+    """The case with A = 0, B = 0 and alpha = 1."""
     return case.but({"A": 0 * case["A"], "B": 0 * case["B"]}, {"alpha": 1.0})
 
 
 def no_adapter(case: Case) -> Case:
+    """The case with B = 0, whose reference is that of the base alone."""
     return case.but({"B": 0 * case["B"]})
 
 
@@ -57,7 +61,7 @@ def swapped(case: Case, make: Make) -> Seen:
         yield same("y of the first, the second removed", out(layer, case), first)
 
 
-@law("L9a", "M: what is trained, merged and saved is the active adapter", "add", "activate", "forward")
+@law("L9a", "M: training, merging and saving act on the active adapter", "add", "activate", "forward")
 def active_alone(case: Case, make: Make) -> Seen:
     other, bounded = second(case), case.but(exact=False)
     layer, ref, after = with_two(case, make, "second"), values(other), values_after(other)
@@ -90,8 +94,8 @@ def swapped_after_a_merge(case: Case, make: Make) -> Seen:
     yield _second_after_a_merge(case, "y of the second", layer)
 
 
-@law("L9w", "M: a merged adapter leaves nothing where another takes its place or it is removed, if that is not refused",
-     "add", "activate", "merge", "forward")
+@law("L9w", "M: a merged adapter leaves nothing behind when it is replaced or removed, unless that is refused", "add",
+     "activate", "merge", "forward")
 def replaced_while_merged(case: Case, make: Make) -> Seen:
     layer = with_two(case, make)
     layer.merge()
@@ -111,7 +115,8 @@ def _second_after_a_merge(case: Case, name: str, layer: Any) -> Observation:
     return Observation(name, "B", y, ref.exact, case.tau(ref) + abs(case["x"]) @ unmerge_bound(case).T)
 
 
-@law("L9r", "M: each row of a mixed batch is that row with its adapter", "add", "activate", "forward", "forward_rows")
+@law("L9r", "M: each row of a mixed batch is computed with its own adapter", "add", "activate", "forward",
+     "forward_rows")
 def rows(case: Case, make: Make) -> Seen:
     layer, n = with_two(case, make), len(case["x"])
     names = [("default", "second", None)[i % 3] for i in range(n)]
@@ -128,7 +133,7 @@ def round_trip(case: Case, make: Make) -> Seen:
     layer, ref = make(case), values(case)
     y = out(layer, case)
     fresh = make(untrained(case))
-    out(fresh, case)                                          # what it keeps of this is old after the load
+    out(fresh, case)                                          # what it may keep of this is stale after the load
     fresh.load(layer.save())
     yield same("y after save and load", out(fresh, case), y)
     if fresh.offers("vjp"):
@@ -157,7 +162,7 @@ def merged_round_trip(case: Case, make: Make) -> Seen:
     y = out(layer, case)
     layer.merge()
     fresh = make(untrained(case))
-    if fresh.offers("unmerge"):                               # what it keeps of this is old after the load
+    if fresh.offers("unmerge"):                               # what it may keep of this is stale after the load
         fresh.merge()
         fresh.unmerge()
     fresh.load(layer.save())
@@ -189,7 +194,7 @@ def one_rounding_rule(case: Case, make: Make) -> Seen:
     yield near(case, "y after the checked merge", out(safe, case), ref["y_merged"])
 
 
-@law("X2", "S: what is refused leaves everything as it was", "add", "activate", "forward", kinds=("exact",))
+@law("X2", "S: a refused call leaves everything as it was", "add", "activate", "forward", kinds=("exact",))
 def refused(case: Case, make: Make) -> Seen:
     layer, other = make(case), second(case)
     y = out(layer, case)

@@ -1,4 +1,4 @@
-"""What holds for a LoRA layer that has a past, or company: another batch, a step, a merge, another layer."""
+"""Laws of a LoRA layer after other calls, or beside another layer: another batch, a step, a merge."""
 from __future__ import annotations
 
 from minipeft.conformance.case import Case
@@ -13,7 +13,7 @@ LAWS = Laws()
 law = LAWS.law
 
 
-@law("L2f", "V: gradients are those at the x that is given, not at that of the last forward", "vjp", "forward")
+@law("L2f", "V: gradients are taken at the given x, not at the x of the last forward", "vjp", "forward")
 def at_what_is_given(case: Case, make: Make) -> Seen:
     layer, ref = make(case), values(case)
     out(layer, case, -case["x"])
@@ -22,7 +22,7 @@ def at_what_is_given(case: Case, make: Make) -> Seen:
         yield near(case, f"d{leaf} after the forward of another batch", found[leaf], ref[f"d{leaf}"])
 
 
-@law("L4u", "M: unmerging what is not merged is refused or changes nothing", "unmerge", "weight", "forward")
+@law("L4u", "M: unmerging without a merge is refused or changes nothing", "unmerge", "weight", "forward")
 def never_merged(case: Case, make: Make) -> Seen:
     layer = make(case)
     y = out(layer, case)
@@ -31,10 +31,11 @@ def never_merged(case: Case, make: Make) -> Seen:
     yield same("y after that", out(layer, case), y)
 
 
-@law("L5s", "M: merged, stepped and unmerged, W is what it was, where a step is not refused while merged", "merge",
+@law("L5s", "M: after merge, a step and unmerge, W is as before, unless a step while merged is refused", "merge",
      "step", "unmerge", "weight")
 def unmerged_after_a_step(case: Case, make: Make) -> Seen:
-    """Who puts the new update into W at once adds and subtracts both, old and new."""
+    """The bound has room for two updates: an implementation may put the new one into W at once, and so adds and
+    subtracts both, the old and the new."""
     layer, ref = make(case), values(case)
     layer.merge()
     yield from refusal("a step while merged", lambda: layer.step(case["x"], case["g"], rate_of(ref)))
@@ -47,7 +48,7 @@ def unmerged_after_a_step(case: Case, make: Make) -> Seen:
      "forward")
 def follows_a_step(case: Case, make: Make) -> Seen:
     layer, ref, bounded = make(case), values_after(case), case.but(exact=False)
-    out(layer, case)                                          # what it keeps of this is old after the step
+    out(layer, case)                                          # what it may keep of this is stale after the step
     layer.step(case["x"], case["g"], rate_of(values(case)))
     yield near(bounded, "y after a step", out(layer, case), ref["y"])
     if layer.offers("merge", "weight"):
@@ -62,7 +63,7 @@ def no_scale(case: Case, make: Make) -> Seen:
     yield from no or [near(case, "y with alpha = 0", seen[0], values(zero)["y"])]
 
 
-@law("L15", "M: two layers do not know of each other", "forward")
+@law("L15", "M: two layers do not affect each other", "forward")
 def two_layers(case: Case, make: Make) -> Seen:
     first, ref = make(case), values(case)
     y = out(first, case)

@@ -1,4 +1,4 @@
-"""Bugs planted in the plain LoRA layer; the comment behind each is its number in the conformance notes."""
+"""Bugs planted in what the plain LoRA layer computes. The second argument of `planted` names its note in `notes.py`."""
 from __future__ import annotations
 
 import numpy
@@ -10,25 +10,25 @@ from minipeft.conformance.planted import Accumulates
 PLANTED = planted = Planted("lora")
 
 
-@planted("scale_forgotten", "ScaleForgotten")                                           # 1
+@planted("scale_forgotten", "ScaleForgotten")
 class ScaleForgotten(LoraLinear):
     def scale(self, A, alpha):
         return 1.0
 
 
-@planted("scale_alpha", "ScaleNotDivided")                                              # 2
+@planted("scale_alpha", "ScaleNotDivided")
 class ScaleAlpha(LoraLinear):
     def scale(self, A, alpha):
         return alpha
 
 
-@planted("scale_times_rank", "ScaleTimesRank")                                          # 3
+@planted("scale_times_rank", "ScaleTimesRank")
 class ScaleTimesRank(LoraLinear):
     def scale(self, A, alpha):
         return alpha * len(A)
 
 
-@planted("scale_sqrt", "RankStabilized")                                                # 4
+@planted("scale_sqrt", "RankStabilized")
 class ScaleSqrt(LoraLinear):
     def scale(self, A, alpha):
         return alpha / len(A) ** 0.5
@@ -54,7 +54,7 @@ class AlphaInt(LoraLinear):
 
 @planted("no_effect", "NoEffect")
 class NoEffect(LoraLinear):
-    """Attached beside the layer that is used: it takes part in merging alone."""
+    """The adapter hangs on a layer that the model does not use: only merging involves it."""
 
     def forward(self, x):
         return self.base(x)
@@ -63,7 +63,7 @@ class NoEffect(LoraLinear):
         return {"x": self.e.mm(g, self.W), "A": None, "B": None, "W": None, "b": None}
 
 
-@planted("dropout_at_eval", "DropoutInEvaluation")                                      # 12
+@planted("dropout_at_eval", "DropoutInEvaluation")
 class DropoutAtEval(LoraLinear):
     def low_rank(self, x, name):
         if self.dropout:
@@ -75,7 +75,7 @@ class DropoutAtEval(LoraLinear):
         return self.e.r(self.base(x) + LoraLinear.low_rank(self, self.e.r(x * keep / (1 - self.dropout)), "default"))
 
 
-@planted("dropout_unscaled", "DropoutUnscaled")                                         # 13
+@planted("dropout_unscaled", "DropoutUnscaled")
 class DropoutUnscaled(LoraLinear):
     def forward_train(self, x, keep):
         return self.e.r(self.base(x) + self.low_rank(x * keep, self.active[0]))
@@ -88,26 +88,26 @@ class DropoutOnBase(LoraLinear):
         return self.e.r(self.base(x) + self.low_rank(x, self.active[0]))
 
 
-@planted("grad_a_unscaled", "GradientForgetsScale")                                     # 14
+@planted("grad_a_unscaled", "GradientForgetsScale")
 class GradAUnscaled(LoraLinear):
     def vjp(self, x, g):
         return {**super().vjp(x, g), "A": self.e.mm(self.e.mm(g, self.adapters[self.active[0]][1]).T, x)}
 
 
-@planted("grad_a_mean", "GradientIsMean")                                               # 15
+@planted("grad_a_mean", "GradientIsMean")
 class GradAMean(LoraLinear):
     def vjp(self, x, g):
         found = super().vjp(x, g)
         return {**found, "A": self.e.r(found["A"] / len(x))}
 
 
-@planted("grad_x_stopped", "GradientStopped")                                           # 16
+@planted("grad_x_stopped", "GradientStopped")
 class GradXStopped(LoraLinear):
     def vjp(self, x, g):
         return {**super().vjp(x, g), "x": self.e.mm(g, self.W)}
 
 
-@planted("bias_gradient", "BiasTrained")                                                # 17
+@planted("bias_gradient", "BiasTrained")
 class BiasGradient(LoraLinear):
     def vjp(self, x, g):
         return {**super().vjp(x, g), "b": self.e.sum(g, axis=0)}
@@ -122,7 +122,7 @@ class GradientMoves(LoraLinear):
         return found
 
 
-@planted("frozen_zeros", "FrozenZeros")                                                 # 18
+@planted("frozen_zeros", "FrozenZeros")
 class FrozenZeros(LoraLinear):
     def vjp(self, x, g):
         return {**super().vjp(x, g), "W": 0 * self.W}
@@ -147,20 +147,20 @@ class BaseSteps(LoraLinear):
         self.W = self.e.r(self.W * (1 - 0.1 * lr))
 
 
-@planted("normalized", "DeltaNormalized")                                               # 39
+@planted("normalized", "DeltaNormalized")
 class Normalized(LoraLinear):
     def low_rank(self, x, name):
         size = float(numpy.sqrt((self.adapters[name][1] ** 2).sum())) or 1.0
         return self.e.r(super().low_rank(x, name) / size)
 
 
-@planted("adapter_bias", "AdapterBias")                                                 # 40
+@planted("adapter_bias", "AdapterBias")
 class AdapterBias(LoraLinear):
     def low_rank(self, x, name):
         return self.e.r(super().low_rank(x, name) + 0.25)
 
 
-@planted("row_zero_leaks", "RowsMixed")                                                   # 41
+@planted("row_zero_leaks", "RowsMixed")
 class RowZeroLeaks(LoraLinear):
     def low_rank(self, x, name):
         y = super().low_rank(x, name)

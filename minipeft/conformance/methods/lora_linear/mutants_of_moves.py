@@ -1,4 +1,4 @@
-"""Bugs planted in what a LoRA layer does besides computing: merging, swapping, saving."""
+"""Bugs planted in the operations of the plain LoRA layer: merging, swapping, saving."""
 from __future__ import annotations
 
 import numpy
@@ -12,14 +12,14 @@ PLANTED = planted = Planted("lora")
 NARROW = {"float64": "float32", "float32": "bfloat16", "bfloat16": "bfloat16", "float16": "float16"}
 
 
-@planted("merge_transposed", "MergeTransposed")                                         # 5
+@planted("merge_transposed", "MergeTransposed")
 class MergeTransposed(LoraLinear):
     def merged(self):
         d = self.delta(self.active[0])
         return self.e.r(self.W + (d.T if d.shape[0] == d.shape[1] else d))
 
 
-@planted("merge_unscaled", "MergeForgetsScale")                                         # 6
+@planted("merge_unscaled", "MergeForgetsScale")
 class MergeUnscaled(LoraLinear):
     def merged(self):
         A, B, _ = self.adapters[self.active[0]]
@@ -35,7 +35,7 @@ class MergeRenormalizes(LoraLinear):
 
 
 class Subtracts(LoraLinear):
-    """No bug yet: unmerges as most libraries do, by subtracting."""
+    """Not a bug in itself: it unmerges as most libraries do, by subtracting."""
 
     def unmerge(self):
         self.W, self.kept = self.subtracted(), None
@@ -44,7 +44,7 @@ class Subtracts(LoraLinear):
         return self.e.r(self.W - self.delta(self.active[0]))
 
 
-@planted("unmerge_unscaled", "UnmergeForgetsScale")                                     # 7
+@planted("unmerge_unscaled", "UnmergeForgetsScale")
 class UnmergeUnscaled(Subtracts):
     def subtracted(self):
         A, B, _ = self.adapters[self.active[0]]
@@ -53,7 +53,7 @@ class UnmergeUnscaled(Subtracts):
 
 @planted("unmerge_rounded", "UnmergeDrifts")
 class UnmergeRounded(Subtracts):
-    """Merges what was not rounded, and subtracts what was rounded to fewer digits than W has."""
+    """Adds the unrounded update, and subtracts it rounded to fewer digits than W has."""
 
     def subtracted(self):
         return self.e.r(self.W - on_grid(self.delta(self.active[0]), NARROW[self.e.dtype]))
@@ -63,14 +63,14 @@ class UnmergeRounded(Subtracts):
         return self.e.r(self.W + self.scale(A, alpha) * (B @ A))
 
 
-@planted("merges_twice", "MergesTwice")                                                 # 8
+@planted("merges_twice", "MergesTwice")
 class MergesTwice(Subtracts):
     def merge(self):
         self.kept = self.W
         self.W = self.merged()
 
 
-@planted("merged_adds_again", "MergedForwardAddsAgain")                                 # 9
+@planted("merged_adds_again", "MergedForwardAddsAgain")
 class MergedAddsAgain(LoraLinear):
     def forward(self, x):
         y = self.base(x)
@@ -79,13 +79,13 @@ class MergedAddsAgain(LoraLinear):
         return y
 
 
-@planted("swap_leaves_merged", "SwapLeavesMerged")                                      # 10
+@planted("swap_leaves_merged", "SwapLeavesMerged")
 class SwapLeavesMerged(LoraLinear):
     def unmerge(self):
         self.kept = None
 
 
-@planted("save_drops_alpha", "SaveDropsAlpha")                                          # 11
+@planted("save_drops_alpha", "SaveDropsAlpha")
 class SaveDropsAlpha(LoraLinear):
     def load(self, blob):
         found = safetensors.numpy.load(blob)
@@ -129,7 +129,7 @@ class LoadUnchecked(LoraLinear):
 
 @planted("safe_merge_differs", "MergesDiffer")
 class SafeMergeDiffers(LoraLinear):
-    """The checked merge rounds the update first, to fewer digits; the plain one adds what was not rounded."""
+    """The checked merge first rounds the update to fewer digits; the plain merge adds it unrounded."""
 
     def merge_safe(self):
         self.kept, self.W = self.W, self.e.r(self.W + on_grid(self.delta(self.active[0]), NARROW[self.e.dtype]))

@@ -1,4 +1,4 @@
-"""Bugs planted in what a LoRA layer keeps: from a forward, a merge, a training step, or in its class."""
+"""Bugs planted in the state of the plain LoRA layer: kept from a forward, a merge or a step, or in its class."""
 from __future__ import annotations
 
 from minipeft.conformance.method import Planted
@@ -37,7 +37,7 @@ class LastInput(UsesLastInput, LoraLinear):
 
 @planted("scale_shared", "StateShared")
 class ScaleShared(SharedState, LoraLinear):
-    """The scale is a constant of the class, as a kernel's that was compiled for the layer made last."""
+    """The scale is a constant of the class, as in a kernel that was compiled for the newest layer."""
 
     shared = ("s",)
 
@@ -59,7 +59,7 @@ class ScaleShared(SharedState, LoraLinear):
 
 @planted("scale_of_first_rank", "RankOfFirst")
 class ScaleOfFirstRank(LoraLinear):
-    """Of all adapters, and of a file."""
+    """That rank scales all adapters, and those that are loaded from a file."""
 
     def scale(self, A, alpha):
         return alpha / self.__dict__.setdefault("rank", len(A))

@@ -1,6 +1,6 @@
-"""minipeft itself behind the plug-in protocol: one Linear layer, its engine, and what `attach(LoRA(...))` gives.
+"""minipeft itself as a plug-in: one Linear layer of its engine, with the adapter that `attach(LoRA(...))` gives.
 
-A plug-in as anybody would write one, so it is also the longest example of the protocol. There is no `merge_safe`:
+It is written as anybody would write a plug-in, and is the longest example of the protocol. There is no `merge_safe`:
 minipeft has one way of merging.
 """
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OneLinear(Model):
 
 
 class Forced:
-    """Stands in for the random numbers of dropout: what is to be kept is kept."""
+    """Takes the place of the random generator of dropout, so that exactly the numbers where `keep` is 1 are kept."""
 
     def __init__(self, keep: Array):
         self.keep = keep
@@ -50,7 +50,7 @@ class Forced:
 
 
 class Layer:
-    """The handle: every call is one of minipeft's."""
+    """The handle. Every call of it is a call of minipeft; `--list --method lora_linear` describes them."""
 
     def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, dropout: float):
         self.dtype, self.dropout = dtype, dropout
@@ -91,7 +91,7 @@ class Layer:
         return y[:, 0].astype(numpy.float64)
 
     def _gradients(self, x: Array, g: Array) -> dict[str, Array]:
-        """Of what attaching trains, and of x: the gradients of sum(y g)."""
+        """{name: gradient of sum(y g)}, for the attachment's parameters and for x."""
         given = Parameter(x.astype(self.dtype))
         params = {"x": given, **self._first().parameters}
         return value_and_grad(lambda: total(mul(self.model(given), g.astype(self.dtype))), params)[1]
@@ -109,7 +109,7 @@ class Layer:
         return {name.rsplit(".", 1)[-1] for name in self._first().parameters}
 
     def weight(self) -> Array:
-        """Of the layer, merged or not; what is merely plugged is not in it."""
+        """W [out, in] of the layer, with the update if it is merged; a plugged attachment is not in it."""
         slot = self.model.layer.weight
         held = slot.fold().dense() if self.is_merged() else slot.base.dense()
         return array_of(held).astype(numpy.float64)
@@ -149,7 +149,7 @@ class Layer:
         return bytes_of(self._first())
 
     def load(self, blob: bytes) -> None:
-        """In the place of the first adapter, which stays if the file does not fit."""
+        """Replaces the first adapter by that of the file. If the file does not fit, the adapter stays."""
         found = loaded(self.model, blob)
         self.remove("default")
         self.named = {"default": found, **self.named}
@@ -159,4 +159,6 @@ class Layer:
 
 
 def lora_linear(W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *, dropout: float = 0.0) -> Layer:
+    """The factory: a layer with W [out, in], b [out] and the adapter "default" of A [r, in], B [out, r]. Raises
+    ValueError for arrays that do not fit."""
     return Layer(W, b, A, B, alpha, dtype, dropout)

@@ -1,4 +1,4 @@
-"""LoRA on a linear layer in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+"""LoRA on a linear layer in plain NumPy, written as anybody would write a plug-in; the mutants are planted in it."""
 from __future__ import annotations
 
 import math
@@ -13,12 +13,15 @@ Array = numpy.ndarray
 
 
 class LoraLinear:
-    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+    """A linear layer W [out, in], b [out] with the adapter "default" of A [r, in], B [out, r]; others can be added.
+
+    `--list --method lora_linear` describes the calls of the kit. Every part that a mutant changes is a method of its
+    own. Raises ValueError for arrays that do not fit, and for an alpha that is no finite number."""
 
     def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *, dropout: float = 0.0):
         self.e = Emulated(dtype)
         self.W, self.b, self.dropout = W.copy(), b.copy(), dropout
-        self.kept: Array | None = None                 # W as it was before a merge
+        self.kept: Array | None = None                 # W before the merge, while it is merged
         self.adapters: dict[str, tuple[Array, Array, float]] = {}
         self.add("default", A, B, alpha)
         self.active = ["default"]
@@ -32,9 +35,11 @@ class LoraLinear:
         self.adapters[name] = A.copy(), B.copy(), self.read(alpha)
 
     def read(self, alpha: float) -> float:
+        """alpha as it is kept."""
         return float(alpha)
 
     def scale(self, A: Array, alpha: float) -> float:
+        """The scale s."""
         return alpha / len(A)
 
     def delta(self, name: str) -> Array:
@@ -48,6 +53,7 @@ class LoraLinear:
         return self.e.r(self.scale(A, alpha) * self.e.mm(self.e.mm(x, A.T), B.T))
 
     def base(self, x: Array) -> Array:
+        """x W^T + b [N, out]."""
         return self.e.r(self.e.mm(x, self.W.T) + self.b)
 
     def forward(self, x: Array) -> Array:
@@ -68,6 +74,7 @@ class LoraLinear:
         return y
 
     def adapter_of(self, rows: Sequence[str | None]) -> Sequence[str | None]:
+        """The adapter of every row."""
         return rows
 
     def vjp(self, x: Array, g: Array) -> dict:
@@ -86,6 +93,7 @@ class LoraLinear:
         self.kept, self.W = self.W, self.merged()
 
     def merged(self) -> Array:
+        """W with the update of the active adapter."""
         return self.e.r(self.W + self.delta(self.active[0]))
 
     def merge_safe(self) -> None:

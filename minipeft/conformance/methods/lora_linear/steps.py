@@ -1,13 +1,13 @@
-"""One step of gradient descent on A and B, and what it makes of the outputs: with how far off these may be.
+"""One step of gradient descent on A and B: the outputs after it, and the bounds on their errors.
 
     A' = A - lr dA     B' = B - lr dB     both gradients at the old A and B
 
-The error of A' is that of dA, which any order of computing it stays within, and the two roundings of the step
-(`running.Bounded`). An output f is a polynomial, so that with |f|, the same with absolute values,
+The error of A' is the bound on dA, which holds for any order of computing it, and the two roundings of the step
+(`running.Bounded`). An output f is a polynomial; let |f| be f with absolute values. Then
 
     |f(A' + eA, B' + eB) - f(A', B')|  <=  |f|(|A'| + eA, |B'| + eB) - |f|(|A'|, |B'|)
 
-and to compute it from there costs kappa |f|(|A'| + eA, |B'| + eB), in any order.
+and computing f from there adds at most kappa |f|(|A'| + eA, |B'| + eB), in any order.
 """
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ Formula = Callable[..., dict[str, Any]]  # (s, array by name, A, B) -> {output: 
 
 
 def rate_of(ref: Mapping[str, Value]) -> float:
-    """lr: a power of two, so that nothing but sums is rounded, 1/8 at most, by which no number of A and B moves by more
-    than 1: they stay as large as they were drawn, and float16 holds what they make."""
+    """lr: a power of two, so that only sums are rounded. It is at most 1/8, and no number of A and B moves by more than
+    1: they keep about the size they were drawn with, and float16 holds the outputs. ref: has "dA" and "dB"."""
     most = float(max(abs(ref[name].exact).max() for name in ("dA", "dB")))
     return 2.0 ** -max(3, math.ceil(math.log2(most))) if most else 0.125
 
 
 def leaves_after(case: Case, ref: Mapping[str, Value]) -> dict[str, Bounded]:
-    """{"A", "B"} after a step at rate_of(ref)."""
+    """{"A", "B"} after a step at the learning rate rate_of(ref). ref: has "dA" and "dB"."""
     return {leaf: Bounded.of(case[leaf], case.arith) - rate_of(ref) * Bounded(
         ref[f"d{leaf}"].exact, case.tau(ref[f"d{leaf}"]), case.arith) for leaf in "AB"}
 
 
 def outputs_after(case: Case, ref: Mapping[str, Value], formula: Formula,
                   costs: Mapping[str, tuple[int, int]]) -> dict[str, Value]:
-    """{output: its reference after a step, and its bound}. costs: {output: (k, n)}, as of an output before it."""
+    """{output: its reference after a step, and its bound}. ref: has "dA" and "dB" before the step. formula(s, array by
+    name, A, B): the outputs. costs: {output: (k, n)}, those of the outputs before the step."""
     a, b = leaves_after(case, ref).values()
     s = scale_of(case)
     exact = formula(s, lambda name: wide(case[name]), a.value, b.value)
@@ -56,7 +57,8 @@ def outputs_after(case: Case, ref: Mapping[str, Value], formula: Formula,
 
 @remembered
 def values_after(case: Case) -> dict[str, Value]:
-    """Of a linear layer. Never bit for bit: a step on dyadic data makes numbers that half precision rounds."""
+    """{output: its reference after a step, and its bound} of a linear layer. It is never exact: a step on dyadic data
+    makes numbers that half precision rounds."""
     def formula(s: Any, of: Callable[[str], Any], A: Any, B: Any) -> dict[str, Any]:
         return equations(s, of("W"), of("b"), A, B, of("x"), of("g"))
 
@@ -64,6 +66,6 @@ def values_after(case: Case) -> dict[str, Value]:
 
 
 def sizes_after(case: Case, ref: Mapping[str, Value]) -> dict[str, numpy.ndarray]:
-    """{"A", "B"}: no number of theirs is larger after a step."""
+    """{"A", "B": array}: bounds on the absolute values of A and B after a step. ref: has "dA" and "dB"."""
     return {leaf: numpy.asarray(abs(moved.value) + moved.error, numpy.float64)
             for leaf, moved in leaves_after(case, ref).items()}

@@ -1,4 +1,4 @@
-"""LoRA trained on a linear layer: the method, put together."""
+"""Training steps of LoRA on a linear layer: the parts of the method, put together."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -22,13 +22,13 @@ from minipeft.conformance.numbers import float_of
 
 
 def arguments(case: Case) -> tuple:
-    """(W, b, A, B, alpha, dtype), optimizer."""
+    """The factory's positional arguments (W, b, A, B, alpha, dtype), and its keyword optimizer."""
     arrays = (case[name] for name in ("W", "b", "A", "B"))
     return (*arrays, float_of(case.params["alpha"]), case.dtype), {"optimizer": settings(case)}
 
 
 def _after_steps(look: Callable[[Any, Any], Any]) -> Callable[[Make, Case], Any]:
-    """look(handle, loss) after every step, stacked."""
+    """A function that makes all steps and stacks look(handle, loss) of each."""
     def of(make: Make, case: Case) -> Any:
         run = make(case)
         return numpy.stack([look(run, step(run, micro_batches)) for micro_batches in steps_of(case)])

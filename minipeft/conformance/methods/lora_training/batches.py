@@ -1,9 +1,9 @@
-"""The rows of a case as steps of micro-batches: what a handle's `step` is given, one step after the other.
+"""The rows of a case as steps of micro-batches, as a handle's `step` gets them, one step after the other.
 
     x [N, in], t [N, out], w [N]       inputs, targets, 1 for a token that counts and 0 for padding
     step [N], micro [N]                which step a row belongs to, and which micro-batch of that step
 
-A step whose rows are all padding is left out: there is nothing to take the mean of.
+A step whose rows are all padding is left out: no mean exists.
 """
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def steps_of(case: Case) -> list[list[Micro]]:
 
 
 def joined(micro_batches: list[Micro]) -> Micro:
-    """One batch of all rows."""
+    """All rows of these micro-batches as one."""
     x, t, w = (numpy.concatenate(parts) for parts in zip(*micro_batches))
     return x, t, w
 
 
 def first_steps(case: Case, count: int) -> Case:
-    """The case without its later steps."""
+    """The case with only its first `count` steps."""
     kept = numpy.isin(case["step"], numpy.unique(case["step"])[:count])
     return case.but({name: case[name][kept] for name in ("x", "t", "w", "step", "micro")})
 
 
 def repeated(case: Case, count: int) -> Case:
-    """The case with so many steps: its own, again and again."""
+    """The case with `count` steps, by repeating its own."""
     own, names = int(case["step"].max()) + 1, ("x", "t", "w", "micro")
     times = -(-count // own)
     tiled = {name: numpy.concatenate([case[name]] * times) for name in names}
@@ -49,7 +49,7 @@ def repeated(case: Case, count: int) -> Case:
 
 
 def settings(case: Case) -> dict[str, Any]:
-    """The factory's argument `optimizer`, of the case's params."""
+    """The factory's argument `optimizer`, from the case's params."""
     p: Mapping[str, Any] = case.params
     found = {"name": p["optimizer"], "lr": p["lr"], "weight_decay": p["weight_decay"], "clip": p.get("clip"),
              "schedule": {"kind": p["schedule"], "warmup": p["warmup"], "steps": p["steps"]}}

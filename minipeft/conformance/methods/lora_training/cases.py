@@ -1,7 +1,7 @@
-"""Cases of training steps: drawn, published, and to be refused.
+"""Cases of training steps: drawn at random, published, and invalid ones.
 
-Gradients near 0 would make the bounds of AdamW wide (it divides them by their own size), so of a few draws the one is
-taken whose bounds are the narrowest.
+Gradients near 0 would make the bounds of AdamW wide, since it divides them by their own size. So of a few draws, the
+one with the narrowest bounds is taken.
 """
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ PLAIN = {"optimizer": "sgd", "lr": 0.25, "weight_decay": 0.5, "schedule": "const
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
-    """sizes["N"]: rows of a step, at least."""
+    """A random case of these sizes {axis: length}; "N" is the least number of rows of a step. exact: on dyadic numbers,
+    whose sizes are their own."""
     n, d_in, d_out, r = (sizes[axis] for axis in ("N", "in", "out", "r"))
     return dyadic(rng, dtype) if exact else bounded(rng, dtype, n, d_in, d_out, min(r, d_in, d_out))
 
 
 def rows(rng: numpy.random.Generator, counts: list[list[int]], padded: bool) -> dict[str, numpy.ndarray]:
-    """w, step, micro [N] of micro-batches with so many tokens each; padded: a row of padding in every second one."""
+    """{"w", "step", "micro": [N]}. counts: [step][micro-batch], the number of tokens. padded: every second micro-batch
+    of a step also has a row of padding."""
     w, step, micro = [], [], []
     for i, of_step in enumerate(counts):
         for j, tokens in enumerate(of_step):
@@ -39,12 +41,13 @@ def rows(rng: numpy.random.Generator, counts: list[list[int]], padded: bool) -> 
 
 
 def bounded(rng: numpy.random.Generator, dtype: str, n: int, d_in: int, d_out: int, r: int, **params: Any) -> Case:
-    """Five steps; the first has two micro-batches of 1 and n - 1 tokens, others one to three."""
+    """A case with Gaussian numbers and five steps. The first has two micro-batches, of 1 and n - 1 tokens; the others
+    have one to three. params: take the place of drawn ones."""
     others = [uneven(rng, n + int(rng.integers(0, 3)), int(rng.integers(1, 4))) for _ in range(STEPS - 1)]
     layout = rows(rng, [[1, n - 1], *others], True)
     settings = {"alpha": float(rng.choice([5.0, 1.0, 3.0, -2.5])), **hyper_parameters(rng)}
     size = 1.0
-    if dtype in ("float16", "bfloat16"):  # errors of a hundredth grow from step to step: smaller numbers, larger eps
+    if dtype in ("float16", "bfloat16"):  # errors of 1 % grow at each step: smaller numbers, larger eps
         size, settings["alpha"] = 0.5, float(rng.choice([0.75, 1.0, -1.5]))
         settings |= {"eps": float(rng.choice([0.25, 0.5])), "lr": float(rng.choice([0.05, 0.0625, 0.1]))}
     settings |= params
@@ -61,13 +64,13 @@ def bounded(rng: numpy.random.Generator, dtype: str, n: int, d_in: int, d_out: i
 
 
 def near_one(case: Case, part: float | None) -> bool:
-    """Whether half precision could not tell the first gradient's norm, clip / part, from its square."""
+    """Whether half precision cannot tell the first gradient's norm, clip / part, from its square: it is near 1."""
     half = case.dtype in ("float16", "bfloat16")
     return half and part is not None and 0.5 < case.params["clip"] / part < 2
 
 
 def hyper_parameters(rng: numpy.random.Generator) -> dict[str, Any]:
-    """Mostly AdamW. clip: as a part of the first gradient's norm, see `scaled`."""
+    """Random settings, mostly of AdamW. Its "clip" is a fraction of the first gradient's norm, see `scaled`."""
     beta1, beta2 = [(0.5, 0.75), (0.75, 0.9375), (0.9, 0.999), (0.9, 0.95)][int(rng.integers(4))]
     warmup, steps = [(2, 6), (3, 8), (1, 5), (4, 12)][int(rng.integers(4))]
     common = {"lr": float(rng.choice([0.125, 0.05, 0.1])), "weight_decay": float(rng.choice([0.25, 0.1, 0.5])),
@@ -80,7 +83,7 @@ def hyper_parameters(rng: numpy.random.Generator) -> dict[str, Any]:
 
 
 def scaled(case: Case) -> Case:
-    """The case with clip as that part of the first step's norm: it acts there, and at some later steps."""
+    """The case with "clip" multiplied by the norm of the first step: it acts there, and at some later steps."""
     if case.params["clip"] is None:
         return case
     norm = float(path_values(first_steps(case.but(params={"clip": None}), 1))[0].norm.exact)
@@ -89,19 +92,19 @@ def scaled(case: Case) -> Case:
 
 
 def width(case: Case) -> float:
-    """The largest bound beside the largest number of A and B after all steps."""
+    """The larger of two ratios, for A and for B: the largest bound over the largest number, after all steps."""
     last = path_values(case)[-1].weights
     return max(float(case.tau(v).max() / abs(v.exact).max()) for v in last.values())
 
 
 def uneven(rng: numpy.random.Generator, n: int, parts: int) -> list[int]:
-    """n >= parts in so many positive parts."""
+    """n as a sum of `parts` positive integers at random, or of n of them if n is less."""
     cuts = sorted(rng.choice(numpy.arange(1, n), min(parts, n) - 1, replace=False).tolist())
     return [int(b - a) for a, b in zip([0, *cuts], [*cuts, n])]
 
 
 def dyadic(rng: numpy.random.Generator, dtype: str) -> Case:
-    """Plain SGD on small integers: one step in half precision, two in float32 and float64."""
+    """A case of plain SGD on small integers, with one step in half precision and two in float32 and float64."""
     half = dtype in ("float16", "bfloat16")
     for attempt in range(200):
         d_in, d_out = (int(rng.integers(1, 3 if half else 4)) for _ in range(2))
@@ -120,7 +123,7 @@ def dyadic(rng: numpy.random.Generator, dtype: str) -> Case:
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What must be refused, when the factory is called or at the first step."""
+    """Invalid cases. An error must be raised for each, when the factory is called or at the first step."""
     rng = numpy.random.default_rng(5)
     good = bounded(rng, dtype, 4, 3, 4, 2, optimizer="adamw", beta1=0.9, beta2=0.95, eps=0.01)
     changed: list[tuple[str, dict[str, Any]]] = [
@@ -136,8 +139,8 @@ def refusals(dtype: str) -> list[Refusal]:
 
 
 def vectors() -> list[Case]:
-    """Small; uneven micro-batches with padding in them; one thing at a time, and then together. In half precision two
-    steps: bounds that grow from step to step say little at the fifth."""
+    """The published cases: small, with uneven micro-batches and padding; parts of a step one at a time, and together.
+    In half precision they have two steps: bounds grow from step to step, and say little at the fifth."""
     adamw = {"optimizer": "adamw", "lr": 0.1, "weight_decay": 0.25, "clip": 0.5, "schedule": "linear", "warmup": 2,
              "steps": 8, "beta1": 0.9, "beta2": 0.95, "eps": 0.01, "alpha": 5.0}
     cases = []

@@ -1,8 +1,8 @@
-"""LoRA trained: y = x W^T + b + s (x A^T) B^T on squares, s = alpha / r; A and B are trained, W and b are not.
+"""LoRA trained on squared errors: y = x W^T + b + s (x A^T) B^T, s = alpha / r; A and B are trained, W and b are not.
 
     L   = sum_j w_j 1/2 |y_j - t_j|^2 / sum_j w_j          one mean over all tokens j of a step, of all micro-batches
     G   = w (y - t) / sum w      dA = s (G B)^T x      dB = s G^T (x A^T)
-    g   = (dA, dB) min(1, clip / |(dA, dB)|)                 one norm, over both, of the step's gradient
+    g   = (dA, dB) min(1, clip / |(dA, dB)|)                 one norm, of the step's gradient over A and B
     lr' = lr factor(t)                                       t = 1, 2, ...
     sgd     p = p - lr' decay p - lr' g
     adamw   m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2
@@ -10,14 +10,14 @@
 
 Hu et al., 2021, arXiv:2106.09685, eq. (3) (y); Kingma & Ba, 2015, arXiv:1412.6980 (m, v, bias correction);
 Loshchilov & Hutter, 2019, arXiv:1711.05101, Algorithm 2 (decoupled decay).
-Departure from that algorithm: the decay is multiplied by the learning rate, as torch and everybody after it does.
+Departure from that algorithm: the decay is multiplied by the learning rate, as torch does, and others after it.
 
     linear    factor(t) = min(1, t / warmup) min(1, (steps - t + 1) / (steps - warmup))
     cosine    factor(t) = min(1, t / warmup) (1 + cos(pi (t - 1 - warmup) / (steps - warmup))) / 2
-              every fraction cut to 0 .. 1
+              every fraction is cut to 0 .. 1
 
-By the convention "first step at 0" the warm-up is min(1, (t - 1) / warmup): the first step does not move. By "clip /
-(norm + 1e-6)" the norm is that much larger.
+Under the convention "first step at 0" the warm-up is min(1, (t - 1) / warmup): the first step moves nothing. Under
+"clip / (norm + 1e-6)", 1e-6 is added to the norm.
 """
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ CLIPS = ("clip / norm", "clip / (norm + 1e-6)")
 
 @dataclasses.dataclass
 class After:
-    """What a step leaves behind. moments: {"m.A": ...}, empty for SGD; norm: before clipping."""
+    """The results of a step. norm: of the gradient before clipping. weights: {"A", "B"}. moments: {"m.A", "m.B", "v.A",
+    "v.B"}, empty for SGD."""
 
     loss: Any
     norm: Any
@@ -49,25 +50,27 @@ class After:
 
 
 def residual(s: Any, W: Any, b: Any, A: Any, B: Any, x: Any, minus_t: Any) -> Any:
-    """y - t [N, out]."""
+    """y - t [N, out]; minus_t: -t."""
     return x @ W.T + b + s * ((x @ A.T) @ B.T) + minus_t
 
 
 def loss(share: Any, e: Any) -> Any:
-    """share [N, 1] = w / sum w; e [N, out]."""
+    """L. share [N, 1]: w / sum w. e [N, out]: y - t."""
     return (share * (e * e)).sum() / 2
 
 
 def grad_a(s: Any, share: Any, B: Any, x: Any, e: Any) -> Any:
+    """dA; share and e as in `loss`."""
     return s * (((share * e) @ B).T @ x)                                               # [r, in]
 
 
 def grad_b(s: Any, share: Any, A: Any, x: Any, e: Any) -> Any:
+    """dB; share and e as in `loss`."""
     return s * ((share * e).T @ (x @ A.T))                                             # [out, r]
 
 
 def factor(case: Case, t: int, field: Field) -> Any:
-    """Of the learning rate at step t = 1, 2, ..."""
+    """The schedule's factor(t) at step t = 1, 2, ..., by the case's convention."""
     p, late = case.params, case.conventions.get("schedule", WARMUPS[0]) == WARMUPS[1]
     one = numpy.longdouble if isinstance(field, Bounds) else field.scalar
     if p["schedule"] == "constant":
@@ -79,7 +82,7 @@ def factor(case: Case, t: int, field: Field) -> Any:
 
 
 def train(case: Case, field: Field) -> list[After]:
-    """Over any kind of number, a step after the other."""
+    """The results of every step, in order. field: the kind of number that they are computed in."""
     p, (r, d_in), d_out = case.params, case["A"].shape, case["B"].shape[0]
     s = field.stored(field.scalar(p["alpha"]) / field.scalar(r))
     W, b, weights = field.array(case["W"]), field.array(case["b"]), {n: field.array(case[n]) for n in "AB"}
@@ -92,7 +95,7 @@ def train(case: Case, field: Field) -> list[After]:
         share = field.array(rows[2][:, None]) / field.array(rows[2].sum())
         A, B = weights["A"], weights["B"]
         e = field.block(residual, 6, d_in + r + 4, s, W, b, A, B, x, field.array(-rows[1]))
-        # of the mean of each micro-batch, times its tokens, over those of the step: three roundings; and their sum
+        # the mean of each micro-batch, times its tokens, divided by those of the step: three roundings; and the sum
         k = 6 + parts
         found = field.block(loss, k, n + d_out + parts, share, e)
         g = {"A": field.block(grad_a, k, d_out + n + parts + 2, s, share, B, x, e),
@@ -110,7 +113,8 @@ def train(case: Case, field: Field) -> list[After]:
 
 
 def updated(p: Any, field: Field, t: int, lr: Any, weights: dict, moments: dict, g: dict) -> tuple[dict, dict]:
-    """Weights and moments after the optimizer's step on the gradients g."""
+    """Weights and moments after the optimizer's step on the gradients g. p: the case's params. t: the step. lr: the
+    learning rate with its factor."""
     minus_lr, minus_decay = field.stored(-lr), field.stored(-lr * field.scalar(p["weight_decay"]))
     after, direction = {}, g
     if moments:
@@ -123,7 +127,7 @@ def updated(p: Any, field: Field, t: int, lr: Any, weights: dict, moments: dict,
 
 
 def adam(p: Any, field: Field, t: int, m: Any, v: Any, g: Any) -> tuple:
-    """m, v and the direction, of one array."""
+    """The new m and v of one array, and its direction m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)."""
     b1, b2 = field.scalar(p["beta1"]), field.scalar(p["beta2"])
     m = field.block(lambda b, rest, m, g: b * m + rest * g, 4, 2, field.stored(b1), field.stored(1 - b1), m, g)
     v = field.block(lambda b, rest, v, g: b * v + rest * (g * g), 4, 2, field.stored(b2), field.stored(1 - b2), v, g)
@@ -133,14 +137,15 @@ def adam(p: Any, field: Field, t: int, m: Any, v: Any, g: Any) -> tuple:
 
 
 def longest(b1: float, b2: float, t: int) -> float:
-    """The largest |u| that any gradients give. By Cauchy and Schwarz, with a_i and c_i the weights of g_i in m and of
-    g_i^2 in v: |sum a_i g_i| <= sqrt(sum a_i^2 / c_i) sqrt(sum c_i g_i^2). Of ten roundings to a moment at every step,
-    and two of the quotient, none makes more of it."""
+    """The largest |u| of the direction u that any gradients give at step t. Let a_i and c_i be the weights of g_i in m
+    and of g_i^2 in v. By Cauchy and Schwarz, |sum a_i g_i| <= sqrt(sum a_i^2 / c_i) sqrt(sum c_i g_i^2). To this `adam`
+    adds 12 t roundings: ten of the moments at every step, and two of the quotient."""
     ratios = sum((1 - b1) ** 2 * b1 ** (2 * i) / ((1 - b2) * b2 ** i) for i in range(t))
     return math.sqrt(ratios * (1 - b2 ** t)) / (1 - b1 ** t)
 
 
 def power(b: Any, t: int) -> Any:
+    """b^t, t >= 1, by products."""
     product = b
     for _ in range(t - 1):
         product = product * b
@@ -149,7 +154,7 @@ def power(b: Any, t: int) -> Any:
 
 @remembered
 def path_values(case: Case) -> list[After]:
-    """The path with bounds: every number a Value."""
+    """The results of every step, in order; every number is a Value, with its bound."""
     def of(x: Bounded) -> Value:
         return value_of(Bounded(x.value, x.error, case.arith))
 
@@ -158,18 +163,19 @@ def path_values(case: Case) -> list[After]:
 
 
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}, the steps stacked."""
+    """{output: its reference, with its bound}; the first axis is the step."""
     path = path_values(case)
     return {"losses": stacked([a.loss for a in path]), "A": stacked([a.weights["A"] for a in path]),
             "B": stacked([a.weights["B"] for a in path]), "lr": stacked([a.lr for a in path])}
 
 
 def stacked(found: list[Value]) -> Value:
+    """The Values of all steps as one, whose first axis is the step."""
     return Value(numpy.stack([v.exact for v in found]), numpy.stack([v.mag for v in found]), 1, 1)
 
 
 def exact_values(case: Case) -> dict[str, Value]:
-    """The same in 50 digits, rounded once."""
+    """As `values`, computed in 50 digits and rounded once, to float64."""
     import mpmath
     with mpmath.workdps(50):
         path = train(case, Digits())

@@ -1,12 +1,12 @@
-"""Kinds of numbers that the equations are run over: longdoubles, 50 digits, and numbers that carry their bounds.
+"""Kinds of numbers in which the equations are computed: longdoubles, 50 digits, and numbers that carry their bounds.
 
-A block is a polynomial of its operands, evaluated by an implementation in whatever order it likes. Where the operands
-carry errors e themselves, and F is the polynomial with every operand replaced by its absolute value,
+A block is a polynomial of its operands, which an implementation may evaluate in any order. Let the operands v have
+errors e, and let F be the polynomial with every operand replaced by its absolute value. Then
 
     error = F(|v| + e) - F(|v|)  +  kappa(k, n) F(|v| + e)  +  n eta
 
-is the first-order rule of `tolerance.py` with what the operands' errors do to it. Hyper-parameters are scalars of the
-accumulator, rounded once more where they meet an array.
+is the first-order rule of `tolerance.py`, extended by the effect of the operands' errors. Hyper-parameters are scalars
+in the accumulator's precision, and are rounded once more where they meet an array.
 """
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from minipeft.conformance.tolerance import kappa
 
 
 class Field:
-    """Numbers that an exact result is computed in. array, scalar: from floats."""
+    """A kind of number for exact results: longdouble. array, scalar: convert floats to it."""
 
     array: Callable = staticmethod(wide)
     scalar: Callable = staticmethod(numpy.longdouble)
 
     def factor(self, x: Any, t: int) -> Any:
-        """What a schedule gives at step t."""
+        """A schedule's factor x at step t, in this kind of number."""
         return x
 
     def stored(self, x: Any) -> Any:
-        """A scalar where it meets arrays."""
+        """A scalar, as it is where it meets arrays."""
         return x
 
     def block(self, f: Callable, k: int, n: int, *operands: Any) -> Any:
@@ -40,15 +40,16 @@ class Field:
         return f(*operands)
 
     def root(self, x: Any) -> Any:
+        """The square root, elementwise."""
         return sqrt(x)
 
     def norm(self, a: Any, b: Any) -> Any:
-        """The length of both arrays as one vector."""
+        """The norm of the arrays a and b as one vector."""
         n = math.prod(a.shape) + math.prod(b.shape)
         return self.root(self.block(lambda a, b: (a * a).sum() + (b * b).sum(), 5, n + 2, a, b))
 
     def within(self, x: Any, most: float, k: int) -> Any:
-        """x, of which an implementation never finds more than `most`, but for k roundings."""
+        """x, whose absolute value exceeds `most` in no implementation, except by k roundings."""
         return x
 
     def clipped(self, clip: float, norm: Any, extra: float) -> Any:
@@ -57,11 +58,12 @@ class Field:
         return clip / norm if norm > clip else self.scalar(1)
 
     def cos_pi(self, x: Any) -> Any:
+        """cos(pi x)."""
         return numpy.cos(4 * numpy.arctan(numpy.longdouble(1)) * x)
 
 
 class Digits(Field):
-    """As many digits as mpmath is set to."""
+    """Numbers of as many digits as mpmath is set to."""
 
     def __init__(self) -> None:
         import mpmath
@@ -79,7 +81,7 @@ class Digits(Field):
 
 
 class Bounds(Field):
-    """Numbers that carry their bounds, in an arithmetic."""
+    """Numbers that carry their bounds, in the arithmetic `arith`."""
 
     def __init__(self, arith: Arithmetic):
         self.arith, self.sums = arith, arithmetic(arith.accumulate)
@@ -88,16 +90,18 @@ class Bounds(Field):
         return Bounded.of(wide(x), self.arith)
 
     def scalar(self, x: Any) -> Bounded:
-        """Off the accumulator's grid, it may have been rounded to it."""
+        """A hyper-parameter. If the accumulator's dtype does not hold x, the error is that of rounding x to it."""
         return Bounded(x, abs(on_grid(x, self.arith.accumulate) - x), self.sums)
 
     def factor(self, x: Any, t: int) -> Bounded:
-        """At most 1, and off by at most (10 + 2 t) u. A formula is by 10 u: cos is steepest where pi x, of three
-        roundings, is pi / 2; 4 u of its own count half, as these do; the sum, its product with the warm-up, and that
-        one's division round once each. A schedule may also be stepped, f times a ratio: this and the product round once
-        each, at t steps. A ratio (1 + cos) / (1 + cos) has the last one's numerator below, to the bit: nothing is left
-        of it but the last, as in the formula. Of 1 + a / b, a / b has five roundings, and f a / b is how far f goes at
-        that step: up and down by 2 in all, which makes 10 u."""
+        """A schedule's factor x: at most 1, with an error of at most (10 + 2 t) u.
+
+        By a formula the error is at most 10 u. cos is steepest at pi / 2, where pi x has three roundings; half of them,
+        and half of the 4 u of cos itself, count. The sum, its product with the warm-up, and the warm-up's division
+        round once each. A schedule may also be stepped: f is multiplied by a ratio, and ratio and product round once
+        each at every step, 2 t u. The denominator of a ratio (1 + cos) / (1 + cos) is bit for bit the numerator of the
+        step before, so only the last numerator's error is left, as in the formula. In a ratio 1 + a / b, a / b has five
+        roundings, and f a / b is the change of f at that step; f changes by at most 2 in all, up and down: 10 u."""
         return Bounded(x, (10 + 2 * t) * self.sums.u_s, self.sums)
 
     def stored(self, x: Bounded) -> Bounded:
@@ -113,7 +117,7 @@ class Bounds(Field):
         return Bounded(f(*(o.value for o in operands)), abs(error), self.arith)
 
     def root(self, x: Bounded) -> Bounded:
-        """Of a number that an implementation never finds negative: the root falls most where x falls most."""
+        """The root of a number that is negative in no implementation. Its error is largest where x is too small."""
         value = numpy.sqrt(x.value)
         moved = value - numpy.sqrt(numpy.maximum(x.value - x.error, 0))
         return Bounded(value, moved + (self.arith.u_s + self.arith.u_a) * (value + moved) + self.arith.eta, self.arith)
@@ -122,8 +126,8 @@ class Bounds(Field):
         return Bounded(x.value, numpy.minimum(x.error, abs(x.value) + most * (1 + kappa(k, 1, self.arith))), self.arith)
 
     def clipped(self, clip: float, norm: Bounded, extra: float) -> Bounded:
-        """Four roundings: clip, the sum, the quotient, and of the quotient where it meets an array; none where it is
-        1 for sure."""
+        """As in Field, with four roundings: of clip, of the sum, of the quotient, and of the quotient where it meets an
+        array. There is none where the result is 1 for certain."""
         low, high = (numpy.maximum(norm.value + extra + sign * norm.error, 0) for sign in (-1, 1))
         value, most, least = (min(wide(1), wide(clip) / size) if size > 0 else wide(1)
                               for size in (norm.value + extra, low, high))

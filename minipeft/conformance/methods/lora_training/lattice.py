@@ -1,9 +1,9 @@
-"""Whether a case is exact: every partial sum, in any order, is a multiple of a power of two that the dtype can hold.
+"""Tells whether a case is exact: whether the dtype holds every partial sum, in any order.
 
     x = q i, |x| <= M        q: a power of two, i: integers.   x y = (q q') i i' ;  x + y is a multiple of min(q, q')
 
-Sums of the absolute values bound every partial sum: where M / q < 2^p, with p the digits of a dtype, nothing is
-rounded.
+Sums of the absolute values bound every partial sum. Where M / q < 2^p, with p the binary digits of the dtype, nothing
+is rounded.
 """
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from minipeft.conformance.methods.lora_training.field import Field
 from minipeft.conformance.numbers import wide
 
 _DIGITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
-_LEAST = {"float16": -24}  # below, it holds nothing
+_LEAST = {"float16": -24}  # the least exponent of q that is accepted; -126 for others
 
 
 class Rounded(Exception):
-    """Something was."""
+    """A number was rounded, or may have been."""
 
 
 class Lattice:
-    """value, its magnitude in any order of summation, and the exponent of q. Arithmetic as of NumPy arrays."""
+    """Arrays on a lattice: value, most (M above, for any order of summation), and power (the exponent of q). The
+    operators are those of NumPy arrays. Raises Rounded if the dtype may round."""
 
     __array_ufunc__ = None
 
@@ -38,6 +39,7 @@ class Lattice:
 
     @classmethod
     def of(cls, x: Any, dtype: str) -> "Lattice":
+        """An array as it is given, with the largest q that divides it."""
         return x if isinstance(x, Lattice) else cls(x, abs(wide(x)), _power(x), dtype)
 
     def _with(self, other: Any, f: Callable, power: Callable) -> "Lattice":
@@ -70,7 +72,7 @@ class Lattice:
         return self._with(other, lambda x, y: x @ y, lambda p, q: p + q)
 
     def __truediv__(self, other: Any) -> "Lattice":
-        """By a power of two alone."""
+        """Raises Rounded for a divisor that is no power of two."""
         divisor = float(other.value if isinstance(other, Lattice) else other)
         fraction, power = numpy.frexp(divisor)
         if abs(fraction) != 0.5:
@@ -81,7 +83,7 @@ class Lattice:
 
 
 def _power(x: Any) -> int:
-    """Of the largest power of two that divides every entry."""
+    """The exponent of the largest power of two that divides every entry."""
     entries = numpy.unique(abs(numpy.asarray(x, numpy.float64)))
     ratios = [float(entry).as_integer_ratio() for entry in entries if entry]
     return min((_trailing(top) - bottom.bit_length() + 1 for top, bottom in ratios), default=0)
@@ -92,7 +94,7 @@ def _trailing(n: int) -> int:
 
 
 class _Exact(Field):
-    """Raises Rounded as soon as something may be."""
+    """The field of Lattice: it raises Rounded as soon as a number may be rounded."""
 
     def __init__(self, dtype: str):
         self.dtype = dtype
@@ -103,14 +105,15 @@ class _Exact(Field):
     scalar = array
 
     def norm(self, a: Any, b: Any) -> Any:
-        """Never compared bit for bit."""
+        """None: norms are not compared bit for bit."""
         return None
 
 
 def stays_exact(case: Case) -> bool:
-    """SGD without clipping at one learning rate, on dyadic numbers, for as many steps as the digits of the dtype last.
-    A schedule may be a formula, or be stepped: the last rate times a quotient, and that rounds. Both the tokens of a
-    step and those of a micro-batch must be a power of two: an implementation may divide by either."""
+    """Whether no number of the case is ever rounded: under SGD without clipping at a constant learning rate, on dyadic
+    numbers, for as many steps as the dtype has digits for. Other schedules may be stepped, the last rate times a
+    quotient, which rounds. The numbers of tokens of every step and of every micro-batch must be powers of two: an
+    implementation may divide by either."""
     p = case.params
     if p["optimizer"] != "sgd" or p.get("clip") is not None or p["schedule"] != "constant":
         return False

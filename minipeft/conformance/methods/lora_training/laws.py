@@ -1,4 +1,9 @@
-"""What holds for training steps of LoRA against the reference (V), and what may not be touched (S, M)."""
+"""Laws of training steps of LoRA: against the reference, and of the frozen arrays.
+
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
+"""
 from __future__ import annotations
 
 from typing import Any, Iterator
@@ -18,7 +23,8 @@ Seen = Iterator[Observation]
 
 
 def number(where: str, value: Any) -> numpy.ndarray:
-    """A finite Python or NumPy float as an array [], or a Fault."""
+    """A Python or NumPy float as an array of shape []. where: the call that returned it. Raises Fault if it is no
+    float, or not finite."""
     if not isinstance(value, (float, numpy.floating)):
         raise Fault(WRONG_TYPE, f"{where} returned {type(value).__name__}; expected a float")
     if not numpy.isfinite(value):
@@ -27,21 +33,23 @@ def number(where: str, value: Any) -> numpy.ndarray:
 
 
 def step(run: Any, micro_batches: list[Micro]) -> numpy.ndarray:
-    """Makes one; its loss, []."""
+    """Makes a step, and returns its loss, []."""
     return number("lora_training.step", run.step(micro_batches))
 
 
 def weights(run: Any, case: Case) -> dict[str, numpy.ndarray]:
+    """{"A", "B", "W", "b": array}."""
     return run.arrays("weights", {name: case[name].shape for name in ("A", "B", "W", "b")})
 
 
 def moments(run: Any, case: Case) -> dict[str, numpy.ndarray]:
+    """{"m.A", "m.B", "v.A", "v.B": array}; under SGD whatever the handle has."""
     shapes = {f"{kind}.{name}": case[name].shape for kind in "mv" for name in "AB"}
     return run.arrays("moments", shapes if case.params["optimizer"] != "sgd" else {})
 
 
 def trained(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> Any:
-    """A handle after all steps."""
+    """A new handle after all steps: those of the case, or `steps`."""
     run = make(case)
     for micro_batches in steps_of(case) if steps is None else steps:
         step(run, micro_batches)
@@ -49,12 +57,12 @@ def trained(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> A
 
 
 def ended(case: Case, make: Make, steps: list[list[Micro]] | None = None) -> dict[str, numpy.ndarray]:
-    """The weights after all steps."""
+    """The weights of a new handle after all steps: those of the case, or `steps`."""
     return weights(trained(case, make, steps), case)
 
 
 def sgd(case: Case, **params: Any) -> Case:
-    """The same case under plain SGD."""
+    """The case under plain SGD, with these params; it is bounded."""
     kept = {name: value for name, value in case.params.items() if name not in ("beta1", "beta2", "eps")}
     return Case(case.method, case.dtype, False, {**kept, "optimizer": "sgd", **params}, case.arrays, case.label,
                 case.conventions, case.declared)
@@ -72,13 +80,14 @@ def paths(case: Case, make: Make) -> Seen:
     yield from path(case, make)
 
 
-@law("T2s", "V: so they are under plain SGD, where the size of a gradient matters", "step", "weights",
+@law("T2s", "V: A and B are the equations' under SGD too, where the size of a gradient matters", "step", "weights",
      kinds=("bounded",), where=lambda case: case.params["optimizer"] != "sgd")
 def paths_of_sgd(case: Case, make: Make) -> Seen:
     yield from path(sgd(case), make)
 
 
 def path(case: Case, make: Make) -> Seen:
+    """A and B after every step against the reference."""
     run = make(case)
     for t, (micro_batches, after) in enumerate(zip(steps_of(case), path_values(case)), start=1):
         step(run, micro_batches)
@@ -118,7 +127,7 @@ def rates(case: Case, make: Make) -> Seen:
 @law("T5w", "V: without a warm-up, and after the last step of a schedule, the learning rate is the schedule's", "step",
      "weights", kinds=("bounded",), examples=20)
 def ends_of_schedules(case: Case, make: Make) -> Seen:
-    """Three of the steps are in the schedule; from the fourth on it has come down to 0, and stays there."""
+    """The schedule has three steps; from the fourth step on the learning rate is 0."""
     for kind in ("linear", "cosine"):
         twin = sgd(case, schedule=kind, warmup=0, steps=3)
         run = make(twin)
@@ -141,7 +150,7 @@ def frozen(case: Case, make: Make) -> Seen:
             yield same(f"{name} after step {t}", found[name], case[name])
 
 
-@law("T7", "S: what is frozen has no optimizer state", "step", "moments")
+@law("T7", "S: frozen arrays have no optimizer state", "step", "moments")
 def state_of_frozen(case: Case, make: Make) -> Seen:
     run = make(case)
     step(run, steps_of(case)[0])

@@ -1,4 +1,4 @@
-"""What holds for AdamW alone: how far its first step goes, and its parts where they can be told apart."""
+"""Laws of AdamW alone: the length of its first step, and its parts where they can be told apart."""
 from __future__ import annotations
 
 import numpy
@@ -15,6 +15,7 @@ law = LAWS.law
 
 
 def adamw(case: Case) -> bool:
+    """Whether the case's optimizer is AdamW."""
     return case.params["optimizer"] != "sgd"
 
 
@@ -26,25 +27,26 @@ def first_step(case: Case, make: Make) -> Seen:
     found, lr, u = ended(plain, make), case.params["lr"], case.arith.u_s
     for name in "AB":
         moved = abs(found[name] - case[name])
-        # m / (1 - b1), sqrt(v / (1 - b2)), their quotient, its product with lr: eight roundings; and of the difference
+        # eight roundings: m / (1 - b1), sqrt(v / (1 - b2)), their quotient, its product with lr; and the difference
         tau = lr * 8 * u * (1 + 8 * u) + u * (abs(case[name]) + lr * (1 + 8 * u)) * (1 + u)
         yield Observation(f"how far {name} went beyond it", "B", numpy.maximum(moved - lr, 0), 0 * moved, tau)
 
 
-@law("T16", "V: twelve steps of AdamW from A = 0 on gradients of the size of eps, all of one sign, where its parts are "
+@law("T16", "V: twelve steps of AdamW from A = 0 on gradients of one sign and the size of eps, where its parts can be "
      "told apart", "step", "weights", kinds=("bounded",), where=adamw, examples=20)
 def of_the_size_of_eps(case: Case, make: Make) -> Seen:
     yield from of_one_sign(repeated(case, 12), make, 0.75)
 
 
-@law("T17", "V: so they are where nothing is kept of the gradients before (beta1 = 0)", "step", "weights",
-     kinds=("bounded",), where=adamw, examples=20)
+@law("T17", "V: three steps of AdamW from A = 0 with beta1 = 0, where nothing is kept of earlier gradients", "step",
+     "weights", kinds=("bounded",), where=adamw, examples=20)
 def without_first_moment(case: Case, make: Make) -> Seen:
     yield from of_one_sign(first_steps(case, 3), make, 0.0)
 
 
 def of_one_sign(case: Case, make: Make, beta1: float) -> Seen:
-    """A relative bound: nothing cancels, and A holds nothing but updates. B moves by so little that dA hardly does."""
+    """A after every step from A = 0, on gradients of one sign and the size of eps. So the bound is relative: nothing
+    cancels, and A holds only updates. B moves so little that dA hardly changes."""
     arrays = {name: 0 * case[name] for name in ("W", "b", "A")} | {name: abs(case[name]) for name in ("B", "x")}
     eps = 2.0 ** -5
     twin = case.but({**arrays, "t": -abs(case["t"])}, {

@@ -1,4 +1,4 @@
-"""What holds for training steps of LoRA without a reference: batches cut otherwise, clipping, decay, resuming."""
+"""Laws of training steps of LoRA, mostly without a reference: micro-batches, padding, clipping, decay, resuming."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -21,21 +21,23 @@ law = LAWS.law
 
 
 def snapshot(run: Any, case: Case) -> dict[str, numpy.ndarray]:
-    """Weights, and moments where they are shown."""
+    """{name: array} of the weights, and of the moments if the handle offers them."""
     return {**weights(run, case), **(moments(run, case) if run.offers("moments") else {})}
 
 
 def alike(case: Case, what: str, run: Any, before: dict[str, numpy.ndarray]) -> Seen:
+    """Observations that `snapshot(run)` is `before`, bit for bit."""
     for name, array in snapshot(run, case).items():
         yield same(f"{name} {what}", array, before[name])
 
 
 def both(case: Case, what: str, got: dict, want: dict, *afters: After) -> Seen:
+    """Observations that A and B of `got` are those of `want`. afters: the references of both, for the bounds."""
     for name in "AB":
         yield between(case, f"{name} {what}", got[name], want[name], *(after.weights[name] for after in afters))
 
 
-@law("T8", "M: micro-batches of any sizes are one batch of all their rows", "step", "weights")
+@law("T8", "M: micro-batches of any sizes equal one batch of all their rows", "step", "weights")
 def accumulated(case: Case, make: Make) -> Seen:
     steps, last = steps_of(case), path_values(case)[-1]
     one = [[joined(micro_batches)] for micro_batches in steps]
@@ -67,7 +69,7 @@ def only_padding(case: Case, make: Make) -> Seen:
     yield from both(case, "with and without padding", weights(run, case), ended(case, make), last, last)
 
 
-@law("T8n", "S: a step of padding alone is refused, and as if it had never been asked for", "step", "weights")
+@law("T8n", "S: a step of padding alone is refused, and leaves no trace", "step", "weights")
 def no_tokens(case: Case, make: Make) -> Seen:
     run, twin, steps = make(case), make(case), steps_of(case)
     for r in (run, twin):
@@ -90,7 +92,7 @@ def order(case: Case, make: Make) -> Seen:
     yield from both(case, "of the rows in another order", ended(case, make, moved), ended(case, make), last, last)
 
 
-@law("T9p", "M: what stands in padding does not matter, bit for bit", "step", "weights")
+@law("T9p", "M: the numbers in padding do not matter, bit for bit", "step", "weights")
 def inert_padding(case: Case, make: Make) -> Seen:
     pads = case["w"] == 0
     other = case.but({name: numpy.where(pads[:, None], 1 - case[name][::-1], case[name]) for name in ("x", "t")})
@@ -102,22 +104,22 @@ def inert_padding(case: Case, make: Make) -> Seen:
 @law("T10", "V: where the loss is 0, decay acts alone: A and B times 1 - lr decay at every step", "step", "weights",
      kinds=("bounded",))
 def decay(case: Case, make: Make) -> Seen:
-    nothing = case.but({"x": 0 * case["x"], "t": numpy.tile(case["b"], (len(case["x"]), 1))},  # y = b, to the bit
+    nothing = case.but({"x": 0 * case["x"], "t": numpy.tile(case["b"], (len(case["x"]), 1))},  # y = b, bit for bit
                        {"lr": 0.25, "weight_decay": 1.0})
     run, after = make(nothing), path_values(nothing)
     for micro_batches in steps_of(nothing):
         yield fact("the loss", float(step(run, micro_batches)), 0.0)
     found = weights(run, case)
-    for name, value in after[-1].weights.items():  # their bounds have that of the schedule in them
+    for name, value in after[-1].weights.items():  # their bounds contain that of the schedule
         yield near(case, f"{name} after {len(after)} steps", found[name], value)
 
 
 def once(case: Case, **params: Any) -> Case:
-    """One step of SGD without decay or schedule."""
+    """The case with one step of SGD, without decay or schedule, and with these params."""
     return first_steps(sgd(case, **{"weight_decay": 0.0, "schedule": "constant", **params}), 1)
 
 
-@law("T11", "M: a clipped step of SGD is as long as lr clip says, over A and B together", "step", "weights",
+@law("T11", "M: a clipped step of SGD has the length lr clip, over A and B together", "step", "weights",
      kinds=("bounded",))
 def clipped(case: Case, make: Make) -> Seen:
     norm = path_values(once(case, clip=None))[0].norm
@@ -134,12 +136,13 @@ def clipped(case: Case, make: Make) -> Seen:
 
 
 def extra(case: Case) -> float:
+    """The term that is added to the norm, by the convention "clip"."""
     return 1e-6 if case.conventions.get("clip", "").endswith("1e-6)") else 0.0
 
 
 @law("T11n", "M: clipping above the norm changes nothing", "step", "weights", kinds=("bounded",))
 def clipped_by_nothing(case: Case, make: Make) -> Seen:
-    """Not bit for bit: who need not know the norm may fold the mean into the step."""
+    """Not bit for bit: an implementation that does not need the norm may fold the mean into the step."""
     free = case.but(params={"clip": None})
     most = max(float(after.norm.exact + case.tau(after.norm)) for after in path_values(free))
     high = case.but(params={"clip": 4 * most + 1})
@@ -147,8 +150,8 @@ def clipped_by_nothing(case: Case, make: Make) -> Seen:
                     path_values(high)[-1], path_values(free)[-1])
 
 
-@law("T12", "M: stopped after two steps, saved, loaded into a new run or a used one and gone on with, it is the same, "
-     "bit for bit", "step", "weights", "state", "load_state")
+@law("T12", "M: stopped after two steps, saved, loaded into a new run or a used one and continued, it is the same, bit "
+     "for bit", "step", "weights", "state", "load_state")
 def resumed(case: Case, make: Make) -> Seen:
     steps = steps_of(case)
     stop = min(2, len(steps) - 1) or 1
@@ -156,7 +159,7 @@ def resumed(case: Case, make: Make) -> Seen:
     blob, stopped = begun.state(), snapshot(begun, case)
     want, end = gone_on(begun, steps[stop:]), snapshot(begun, case)
     new = make(case.but({"A": 0 * case["A"], "B": 0 * case["B"]}))
-    used = trained(case.but({"A": -case["A"]}), make)  # of more steps than are saved, of other moments
+    used = trained(case.but({"A": -case["A"]}), make)  # it has more steps than the file, and other moments
     for what, run in (("a new run", new), ("a used run", used)):
         run.load_state(blob)
         yield from alike(case, f"where it was loaded into {what}", run, stopped)
@@ -165,7 +168,8 @@ def resumed(case: Case, make: Make) -> Seen:
 
 
 def gone_on(run: Any, steps: list[list[Micro]]) -> numpy.ndarray:
-    """The loss of every step, and its learning rate where that is shown. (Before the first there is none.)"""
+    """Makes these steps. Returns the loss of each, and its learning rate if the handle offers that. (Before the first
+    step there is none.)"""
     found = []
     for micro_batches in steps:
         found.append(step(run, micro_batches))
@@ -189,7 +193,7 @@ def padded(case: Case, make: Make) -> Seen:
     yield same("the zeros of B", got["B"][:, r:], 0 * case["B"])
 
 
-@law("T15", "M: two runs beside each other do not see each other", "step", "weights")
+@law("T15", "M: two runs beside each other do not affect each other", "step", "weights")
 def side_by_side(case: Case, make: Make) -> Seen:
     alone = snapshot(trained(case, make), case)
     other = case.but({"A": -case["A"]})
@@ -206,7 +210,7 @@ WRONG: dict[str, Callable[[Micro], Micro]] = {
     "fewer rows in t": lambda micro: (micro[0], micro[1][1:], micro[2])}
 
 
-@law("X2", "S: a step that is refused leaves everything as it was", "step", "weights", examples=20)
+@law("X2", "S: a refused step leaves everything as it was", "step", "weights", examples=20)
 def refused(case: Case, make: Make) -> Seen:
     steps = steps_of(case)
     run = trained(case, make, steps[:1])

@@ -1,4 +1,4 @@
-"""Bugs planted in the plain training steps: of the gradient, its accumulation and its clipping."""
+"""Bugs planted in the plain training steps: the gradient, its accumulation, and its clipping."""
 from __future__ import annotations
 
 import numpy
@@ -35,7 +35,7 @@ class SumNotMean(LoraTraining):
 
 @planted("gradients_summed", "SumNotMean")
 class GradientsSummed(SumNotMean):
-    """The loss that is shown is right."""
+    """The reported loss is right."""
 
     def accumulated(self, micro_batches):
         loss, grads = super().accumulated(micro_batches)
@@ -44,7 +44,7 @@ class GradientsSummed(SumNotMean):
 
 @planted("micro_batches_not_averaged", "SumNotMean")
 class NotAveraged(LoraTraining):
-    """Each micro-batch's mean, summed: the loop forgets to divide by their number."""
+    """The micro-batches' means are summed: the loop forgets to divide by their number."""
 
     def accumulated(self, micro_batches):
         parts = [super(NotAveraged, self).accumulated([micro]) for micro in micro_batches if micro[2].any()]
@@ -66,7 +66,7 @@ class PaddingCounts(LoraTraining):
 
 @planted("empty_nan", "EmptyIsNaN")
 class EmptyIsNaN(LoraTraining):
-    """Means times their tokens, over those of the step: right, but for 0 / 0."""
+    """Each mean is multiplied by its tokens and divided by those of the step: right, except for 0 / 0."""
 
     def sums(self, x, t, w):
         loss, grads = super().sums(x, t, w)
@@ -90,7 +90,7 @@ class RefusedHalfWay(LoraTraining):
 
 @planted("refused_after_counting", "RefusesLate")
 class RefusedAfterCounting(LoraTraining):
-    """The step that was refused counts in the schedule."""
+    """A refused step counts in the schedule."""
 
     def tokens(self, micro_batches):
         found = super().tokens(micro_batches)
@@ -100,7 +100,7 @@ class RefusedAfterCounting(LoraTraining):
 
 @planted("refused_after_the_first", "RefusesLate")
 class RefusedAfterTheFirst(LoraTraining):
-    """Checks a micro-batch when it comes to it, the others are in the moments by then."""
+    """It checks a micro-batch when its turn comes. By then the others are in the moments."""
 
     def step(self, micro_batches):
         x, t, w = micro_batches[-1]
@@ -117,7 +117,7 @@ class RowsCut(LoraTraining):
 
 @planted("order_matters", "RowsMixed")
 class OrderMatters(LoraTraining):
-    """The first micro-batch is reused where another one is of its size."""
+    """The gradient counts the first micro-batch twice."""
 
     def accumulated(self, micro_batches):
         loss, grads = super().accumulated(micro_batches)

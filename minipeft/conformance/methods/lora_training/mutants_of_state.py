@@ -1,4 +1,4 @@
-"""Bugs planted in the plain training steps: at the ends of schedules and moments, and in runs that are resumed."""
+"""Bugs planted in the plain training steps: at the ends of schedules, in moments, and in resumed runs."""
 from __future__ import annotations
 
 import math
@@ -56,7 +56,7 @@ class ResumeKeepsStep(LoraTraining):
 
 @planted("resume_keeps_moments", "ResumeKeepsMoments")
 class ResumeKeepsMoments(LoraTraining):
-    """Moments are made at the first step, or by load if there are none yet."""
+    """A load sets moments only where there are none yet."""
 
     def load_state(self, blob):
         own = {name: (self.m[name], self.v[name]) for name in self.m}
@@ -67,7 +67,7 @@ class ResumeKeepsMoments(LoraTraining):
 
 @planted("empty_loses_next", "EmptyLosesNext")
 class EmptyLosesNext(LoraTraining):
-    """Only behind one that counts: the loop has something to step back to."""
+    """Only from the third micro-batch of a step on."""
 
     def accumulated(self, micro_batches):
         kept = [micro for i, micro in enumerate(micro_batches)

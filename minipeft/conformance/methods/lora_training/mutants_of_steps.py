@@ -1,4 +1,4 @@
-"""Bugs planted in the plain training steps: of the optimizer, the schedule, what is frozen, and resuming."""
+"""Bugs planted in the plain training steps: the optimizer, the schedule, frozen weights, and resuming."""
 from __future__ import annotations
 
 import numpy
@@ -94,7 +94,7 @@ class BetasSwapped(LoraTraining):
 
 @planted("update_clipped", "UpdateClipped")
 class UpdateClipped(LoraTraining):
-    """Clips what the optimizer made of the gradient."""
+    """It clips the optimizer's update, array by array."""
 
     def clipped(self, grads):
         return grads
@@ -120,7 +120,7 @@ class ScheduleEarly(LoraTraining):
 
 @planted("warmup_from_zero", "ScheduleLate")
 class WarmupFromZero(LoraTraining):
-    """The other convention, not declared."""
+    """It follows the convention "first step at 0", without declaring it."""
 
     def warm(self, t, warmup):
         return super().warm(t - 1, warmup)
@@ -161,7 +161,7 @@ class ResumeWithoutStep(LoraTraining):
 
 @planted("resume_rounds", "ResumeRounds")
 class ResumeRounds(LoraTraining):
-    """The file holds five bits of every number."""
+    """The file keeps five binary digits of every number."""
 
     def load_state(self, blob):
         super().load_state(blob)
@@ -191,7 +191,7 @@ class BiasTrained(LoraTraining):
 
 @planted("b_after_a", "BTrainedAfterA")
 class BAfterA(LoraTraining):
-    """Two optimizers, one after the other, each with a gradient of its own."""
+    """Two optimizers step one after the other, each on a gradient of its own."""
 
     def step(self, micro_batches):
         b = self.p["B"]
@@ -219,7 +219,7 @@ SHARED: dict = {}
 
 @planted("moments_shared", "MomentsShared")
 class MomentsShared(LoraTraining):
-    """A dictionary of the class, by the name of the array."""
+    """Weights and moments are in one dictionary for all runs, by the names of the arrays."""
 
     def __init__(self, W, b, A, B, alpha, dtype, *, optimizer):
         super().__init__(W, b, A, B, alpha, dtype, optimizer=optimizer)

@@ -1,4 +1,7 @@
-"""Bugs of training loops, and what they do: {flag: Note}."""
+"""Planted bugs of training loops, their effects, and where such bugs were reported: {flag: Note}.
+
+2 of the 52 have a public report, in their `links`; the others are plausible mistakes.
+"""
 from __future__ import annotations
 
 from minipeft.conformance.method import Note

@@ -1,7 +1,7 @@
-"""minipeft itself behind the plug-in protocol: `attach(LoRA(...))`, and one call of its training loop for every step.
+"""minipeft itself as a plug-in: `attach(LoRA(...))`, and one call of its training loop for every step.
 
-Its loop refuses a step without tokens. Its only optimizer is AdamW, so plain SGD is written here, for the same
-loop. A file is a checkpoint of the loop.
+The loop refuses a step without tokens. minipeft's only optimizer is AdamW, so plain SGD is written here, for the same
+loop. The saved state is a checkpoint of the loop.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLACE = "layer.weight"
 
 
 class Regression(Model):
-    """A whole model: a linear layer, and half the squared error per row whose label counts."""
+    """A whole model: a linear layer. Its loss is half the squared error, averaged over the rows whose label counts."""
 
     def __init__(self, W: Array, b: Array):
         self.layer = Linear(W, b)
@@ -80,7 +80,7 @@ class Sgd(AdamW):
 
 
 class Training:
-    """The handle."""
+    """The handle. `--list --method lora_training` describes its calls."""
 
     def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, optimizer: Mapping[str, Any]):
         if A.shape != (len(A), W.shape[1]) or B.shape != (W.shape[0], len(A)):
@@ -178,4 +178,6 @@ def _schedule(s: Mapping[str, Any]) -> Schedule:
 
 def lora_training(W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *,
                   optimizer: Mapping[str, Any]) -> Training:
+    """The factory: a layer W [out, in], b [out] with LoRA of A [r, in], B [out, r], trained by this optimizer (see
+    `batches.settings`). Raises ValueError for arrays that do not fit, and for an unknown optimizer or schedule."""
     return Training(W, b, A, B, alpha, dtype, optimizer)

@@ -1,4 +1,4 @@
-"""LoRA trained, in plain NumPy: a plug-in as anybody would write one, in which the mutants are planted."""
+"""LoRA trained in plain NumPy, written as anybody would write a plug-in; the mutants are planted in it."""
 from __future__ import annotations
 
 import math
@@ -14,7 +14,11 @@ Micro = tuple[Array, Array, Array]
 
 
 class LoraTraining:
-    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+    """A layer W [out, in], b [out] with LoRA of A [r, in], B [out, r], which `step` trains. optimizer: see
+    `batches.settings`.
+
+    `--list --method lora_training` describes the calls of the kit. Every part that a mutant changes is a method of its
+    own. Raises ValueError as `check` does."""
 
     def __init__(self, W: Array, b: Array, A: Array, B: Array, alpha: float, dtype: str, *,
                  optimizer: Mapping[str, Any]):
@@ -39,9 +43,11 @@ class LoraTraining:
         return loss
 
     def tokens(self, micro_batches: Sequence[Micro]) -> float:
+        """How many tokens count."""
         return sum(float(w.sum()) for _, _, w in micro_batches)
 
     def ticks(self, micro_batches: Sequence[Micro]) -> int:
+        """By how much t grows at a step."""
         return 1
 
     def accumulated(self, micro_batches: Sequence[Micro]) -> tuple[float, dict[str, Array]]:
@@ -63,16 +69,18 @@ class LoraTraining:
         return float(0.5 * (g * g).sum()), {"A": r(self.scale * mm(mm(g, B).T, x)), "B": r(self.scale * mm(g.T, low))}
 
     def norm_of(self, grads: Mapping[str, Array]) -> float:
+        """The norm over all gradients together."""
         return math.sqrt(sum(float((g * g).sum()) for g in grads.values()))
 
     def clipped(self, grads: dict[str, Array]) -> dict[str, Array]:
+        """The gradients, scaled down if `self.norm` exceeds the limit."""
         clip = self.o["clip"]
         if clip is None or self.norm <= clip:
             return grads
         return {name: self.e.r(g * (clip / self.norm)) for name, g in grads.items()}
 
     def factor(self, t: int) -> float:
-        """Of the learning rate at step t = 1, 2, ..."""
+        """The schedule's factor of the learning rate at step t = 1, 2, ..."""
         kind, warmup, steps = (self.o["schedule"][name] for name in ("kind", "warmup", "steps"))
         if kind == "constant":
             return 1.0
@@ -80,16 +88,20 @@ class LoraTraining:
         return self.warm(t, warmup) * (1 - gone if kind == "linear" else (1 + math.cos(math.pi * gone)) / 2)
 
     def warm(self, t: int, warmup: int) -> float:
+        """The factor of the warm-up."""
         return min(t / warmup, 1.0) if warmup else 1.0
 
     def update(self, grads: dict[str, Array]) -> None:
+        """The optimizer's step on the clipped gradients."""
         for name, g in grads.items():
             self.p[name] = self.e.r(self.decayed(name, self.p[name]) - self.rate * self.direction(name, g))
 
     def decayed(self, name: str, p: Array) -> Array:
+        """p after the weight decay."""
         return self.e.r(p * (1 - self.rate * self.o["weight_decay"]))
 
     def direction(self, name: str, g: Array) -> Array:
+        """The direction of a step, which the rate multiplies; it updates the moments of the array `name`."""
         if self.o["name"] == "sgd":
             return g
         (b1, b2), r = self.betas(), self.e.r
@@ -101,6 +113,7 @@ class LoraTraining:
         return tuple(self.o["betas"])
 
     def corrected(self, m: Array, v: Array, t: int) -> tuple[Array, Array]:
+        """m and v without their bias."""
         b1, b2 = self.betas()
         return m / (1 - b1 ** t), v / (1 - b2 ** t)
 
@@ -132,7 +145,8 @@ class LoraTraining:
 
 
 def check(W: Array, b: Array, A: Array, B: Array, alpha: float, o: Mapping[str, Any]) -> None:
-    """Raises ValueError for what makes no sense."""
+    """Raises ValueError for arrays that do not fit, and for settings of another kind or out of their range. o: the
+    optimizer."""
     (d_out, d_in), r = W.shape, len(A)
     if r < 1 or A.shape != (r, d_in) or B.shape != (d_out, r) or b.shape != (d_out,):
         raise ValueError(f"A {A.shape}, B {B.shape} and b {b.shape} do not fit W {W.shape}")

@@ -1,22 +1,22 @@
-"""Selective tuning (BitFit, norms, layers, elements, rows) of a feed-forward block: the method, put together.
+"""Selective tuning (BitFit, norms, layers, elements, rows) of a feed-forward block: the parts of the method.
 
     def selective(weights, train, dtype, *, eps=1e-5):              # -> an object with forward(x)
 
-weights: {"norm.weight", "norm.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias": array}. train: a list of names
-from it, those that are trained, whole. Raises for a name that does not exist, and for none. Everything but `forward`
-may be missing:
+weights: {"norm.weight", "norm.bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias": array}. train: a list of their
+names; these weights are trained, whole. The factory raises an error for an unknown name, and for an empty list. Every
+method but `forward` may be missing:
 
     forward(x)                        y [N, d]
-    vjp(x, g)                         {name: array, or None or no entry where it is frozen}, and "x"
+    vjp(x, g)                         {name: array} and "x"; None, or no entry, for a frozen weight
     trainable()                       the set of names that are trained
-    step(x, g, lr, weight_decay=0.0)  one step of gradient descent at this rate; the decay is decoupled, times lr, and
-                                      acts on what is trained alone. While it is off, it may be refused
+    step(x, g, lr, weight_decay=0.0)  one step of gradient descent at the rate lr; the decay is decoupled, multiplied by
+                                      lr, and acts only on trained weights; after off(), a step may be refused
     weights()                         {name: array}, all six, as forward uses them
-    select(pattern)                   from now on, the names in which the regular expression is found are trained,
-                                      whole, and nothing else. What was trained before stays where it is
-    train_elements({name: booleans})  likewise, those elements; gradients have the weight's shape, 0 elsewhere
+    select(pattern)                   from now on the weights in whose names the regular expression is found are
+                                      trained, whole, and nothing else; weights trained before keep their values
+    train_elements({name: booleans})  likewise, the elements with True; gradients have the weight's shape, 0 elsewhere
     train_rows({name: integers})      likewise, these rows, in any order; of a vector, these elements
-    off(), on()                       without what was trained, and with it again
+    off(), on()                       take the training off, and put it back
 """
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from minipeft.conformance.numbers import float_of
 
 
 def arguments(case: Case) -> tuple:
-    """(weights, train, dtype), eps."""
+    """The factory's positional arguments (weights, train, dtype), and its keyword eps."""
     return ({name: case[name] for name in NAMES}, trained(case), case.dtype), {"eps": float_of(case.params["eps"])}
 
 
@@ -56,7 +56,7 @@ def _after(name: str) -> Callable:
 
 
 def _part_of(what: str, name: str) -> dict:
-    """Outputs where elements, or rows, of one weight are trained."""
+    """Outputs of a block that trains only some elements or rows of the weight `name`. what: "elements" or "rows"."""
     def gradient(make: Make, case: Case) -> Any:
         layer = make(case)
         chosen_by(layer, case, what)

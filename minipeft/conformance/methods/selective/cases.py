@@ -1,9 +1,9 @@
-"""Cases of selective tuning: drawn, published, and to be refused.
+"""Cases of selective tuning: drawn at random, published, and invalid ones.
 
-Exact ones are what does not depend on how a norm is rounded: norm.weight is 0, so that n is norm.bias, and is not
-trained. Dyadic ones where it is trained are bounded, though no digit need be lost: rows m + a and m - a, as many of
-each, so that the variance is a^2; eps is chosen so that a^2 + eps is the square of a power of two, and width is one.
-Then z is 1/2 or -1/2. fc1.bias keeps every h off 0, where relu has no slope.
+Exact cases do not depend on how a norm is rounded: norm.weight is 0 and not trained, so n is norm.bias. Dyadic cases
+where it is trained are bounded, although no digit need be lost. Half of the entries of their rows are m + a and half
+m - a, so that the variance is a^2; eps makes a^2 + eps the square of a power of two, and the width is a power of two.
+Then z is 1/2 or -1/2. fc1.bias keeps every h away from 0, where relu has no slope.
 """
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ EXACT = {"lr": 0.5, "decay": 0.5, "steps": 1}
 
 
 def selections(case: Case) -> list[Case]:
-    """The case with every selection, its own first."""
+    """The case with each of the SELECTIONS trained, its own first."""
     others = [names for names in SELECTIONS.values() if names != case.params["train"]]
     return [case, *(case.but(params={"train": names}) for names in others)]
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    """A random case of these sizes {axis: length}. exact: on dyadic numbers, see above."""
     n, d, hidden = (sizes[axis] for axis in ("N", "d", "hidden"))
     some = POLYNOMIAL if exact else list(SELECTIONS.values())
     return (dyadic_case if exact else bounded_case)(rng, dtype, n, d, hidden, some[rng.integers(len(some))])
 
 
 def bounded_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
-    """Every fourth row of small variance, every fourth one constant."""
+    """A case with Gaussian numbers. Every fourth row has a small variance, and every fourth is constant. names: of the
+    trained weights, separated by spaces."""
     x = rng.standard_normal((n, d))
     x[1::4] = (0 if dtype in ("bfloat16", "float16") else 1) + 0.01 * x[1::4]
     x[3::4] = x[3::4, :1]
@@ -51,7 +53,8 @@ def bounded_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden
 
 
 def dyadic_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden: int, names: str) -> Case:
-    """The first of ever sparser ones that fits the dtype; small ones, or nearly all zeros, do."""
+    """A case with dyadic numbers: the first of ever sparser draws that the dtype holds; it holds small or nearly empty
+    ones. names: of the trained weights, separated by spaces. It is exact where norm.weight is not among them."""
     exact = names in POLYNOMIAL
     d, most = 2 ** max(1, min(d, 8).bit_length() - 1), 1 if dtype in ("bfloat16", "float16") else 2
     shapes = {"fc1.weight": (hidden, d), "fc2.weight": (d, hidden), "fc2.bias": (d,), "g": (n, d)}
@@ -62,7 +65,7 @@ def dyadic_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden:
         signs = rng.permuted(numpy.tile(numpy.repeat([1.0, -1.0], d // 2), (n, 1)), axis=1)
         arrays["norm.weight"] = 0 * rng.choice([-1.0, 1.0], d) if exact else rng.choice([-1.0, 1.0, 2.0], d)
         arrays["norm.bias"] = rng.choice([-1.0, 1.0], d)
-        arrays["fc1.bias"] = rng.choice([-1.0, 1.0], hidden) * (0.5 if exact else 0.25)  # n is of halves in the second
+        arrays["fc1.bias"] = rng.choice([-1.0, 1.0], hidden) * (0.5 if exact else 0.25)  # else n has halves
         arrays["x"] = rng.integers(-1, 2, (n, 1)) + a * signs
         case = Case("selective", dtype, exact, {"train": names, "eps": eps, **EXACT},
                     {**arrays, **chosen(rng, d, hidden)})
@@ -72,8 +75,8 @@ def dyadic_case(rng: numpy.random.Generator, dtype: str, n: int, d: int, hidden:
 
 
 def chosen(rng: numpy.random.Generator, d: int, hidden: int) -> dict[str, numpy.ndarray]:
-    """A mask of elements of fc1.weight, and rows of fc2.weight: some, not all where there are several; the first is
-    left out, so that no count of them is the same choice."""
+    """{"mask": some elements of fc1.weight, "rows": some rows of fc2.weight}, all as booleans. Where there are several,
+    the first is left out and the last is taken, so that taking the first ones by count is another choice."""
     mask, picked = rng.random((hidden, d)) < 0.5, rng.random(d) < 0.5
     for some in (mask.reshape(-1), picked):
         some[0], some[-1] = False, True
@@ -81,7 +84,7 @@ def chosen(rng: numpy.random.Generator, d: int, hidden: int) -> dict[str, numpy.
 
 
 def fits(case: Case) -> bool:
-    """Whether everything that is stored on the way is on the grid of the dtype."""
+    """Whether every intermediate result that is stored is on the grid of the dtype."""
     w = {name: case[name] for name in NAMES}
     x, g, eps = case["x"], case["g"], case.params["eps"]
     mean = x.mean(axis=-1, keepdims=True)
@@ -99,7 +102,7 @@ def fits(case: Case) -> bool:
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What must be refused when it is made or at its first forward."""
+    """Invalid cases. A block must raise an error for each, when it is made or at its first forward."""
     good = dyadic_case(numpy.random.default_rng(5), dtype, 2, 4, 3, "fc1.weight")
     return [Refusal("a name that does not exist", good.but(params={"train": "fc1.weight fc3.weight"})),
             Refusal("a part of a name", good.but(params={"train": "fc1"})),
@@ -111,7 +114,8 @@ def refusals(dtype: str) -> list[Refusal]:
 
 
 def vectors() -> list[Case]:
-    """Rectangular and square, width 4, small and no variance: see the rules in `vectors/`."""
+    """The published cases: rectangular and square, width 4, small and zero variance. `vectors/__init__.py` has the
+    rules for them."""
     cases = []
     for seed, (n, d, hidden, which) in enumerate([(4, 5, 3, "the biases (BitFit)"), (4, 4, 6, "the norm"),
                                                   (3, 4, 4, "one layer"), (2, 3, 5, "one matrix")]):
@@ -122,7 +126,7 @@ def vectors() -> list[Case]:
                                   f"{', a constant row' if n > 3 else ''}{', square weights' if d == hidden else ''}"))
     for seed, (n, d, hidden, which) in enumerate([(3, 4, 3, "the norm's scale and a matrix"), (2, 2, 2, "everything"),
                                                   (2, 4, 4, "one matrix below"), (3, 4, 3, "the biases (BitFit)")]):
-        # one set of numbers for all dtypes, drawn so that the narrowest holds everything
+        # the same numbers in every dtype, drawn so that the narrowest holds them all
         case = dyadic_case(numpy.random.default_rng([2, seed]), "bfloat16", n, d, hidden, SELECTIONS[which])
         how = ": bit for bit, norm.weight is 0" if case.exact else "; through the norm, so within a bound"
         case = case.but(label=f"dyadic, {which} trained{how}")

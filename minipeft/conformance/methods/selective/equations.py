@@ -11,15 +11,16 @@
     dx = g + r (q - mean(q) - z mean(q o z))
 
 x, g [N, d]; norm.weight, norm.bias, fc2.bias [d]; fc1.weight [hidden, d], fc1.bias [hidden]; fc2.weight [d, hidden].
-What is trained is a set of names, or of elements; everything else has no gradient and does not move:
+A set of names, or of elements, is trained; everything else has no gradient and does not move:
 
-    W <- (1 - lr decay) W - lr dW     where it is trained, "towards 0";     "towards the start": W0 is added to lr decay
+    W <- (1 - lr decay) W - lr dW                 where it is trained, under the convention "towards 0"
+    W <- (1 - lr decay) W + lr decay W0 - lr dW   under "towards the start", with W0 the weight before training
 
 In half precision the statistics of a row are taken in the accumulator's precision, and z is rounded when it is stored.
-For the gradients nobody keeps z: it is formed again from x and from mean and r, which were stored, each rounded once.
+For the gradients, z is not kept: it is formed again from x and the stored mean and r, each rounded once.
 
-A norm is no polynomial: numbers that are dyadic when they enter it leave it rounded, or not, depending on how it is
-written. Where norm.weight is 0, n is norm.bias whatever z is, and only d norm.weight still sees z: see `polynomial`.
+A norm is not a polynomial: whether it rounds dyadic numbers depends on how it is written. Where norm.weight is 0, n is
+norm.bias whatever z is, and only d norm.weight still depends on z: see `polynomial`.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ DECAYS = ("towards 0", "towards the start")
 
 
 def equations(w: Mapping[str, Any], x: Any, g: Any, eps: Any) -> dict[str, Any]:
-    """The equations above, over longdoubles, Bounded numbers, or objects of many digits: y, dx, and d and a name."""
+    """{"y", "dx", "d <name>": array} by the equations above. w: {name: weight}. Arrays of longdoubles, of Bounded
+    numbers, or of objects of many digits."""
     d, inner = x.shape[-1], _inner(x)
     mean = inner.sum(axis=-1, keepdims=True) / d
     centred = inner - mean
@@ -59,7 +61,7 @@ def equations(w: Mapping[str, Any], x: Any, g: Any, eps: Any) -> dict[str, Any]:
 
 
 def _inner(x: Any) -> Any:
-    """The same numbers, of which what is computed is rounded to the accumulator's precision."""
+    """The same numbers; results computed from them are rounded to the accumulator's precision."""
     if not isinstance(x, Bounded):
         return x
     wide = x.arith.accumulate
@@ -67,26 +69,26 @@ def _inner(x: Any) -> Any:
 
 
 def _stored(x: Any, like: Any) -> Any:
-    """Rounded to storage."""
+    """x, rounded to storage in the arithmetic of `like`."""
     return Bounded(x.value, x.error, like.arith) * 1 if isinstance(x, Bounded) else x
 
 
 def _kept(x: Any, like: Any) -> Any:
-    """Rounded to storage, and computed with in the accumulator's precision."""
+    """x, rounded to storage; results computed from it are rounded to the accumulator's precision."""
     return _inner(_stored(x, like))
 
 
 def polynomial(case: Case, *trains: str) -> bool:
-    """Whether everything is a polynomial, if `trains` are looked at: nothing that comes out of the norm is."""
+    """Whether y and the gradients of the weights `trains` are polynomials: nothing that depends on z is one."""
     return not case["norm.weight"].any() and "norm.weight" not in trains
 
 
 def moved(w0: Mapping[str, Any], chosen: Mapping[str, numpy.ndarray], x: Any, g: Any, eps: Any,
           case: Case, difference: bool = False) -> dict[str, Any]:
-    """The weights after the case's steps. chosen: {name: which elements are trained}.
+    """{name: weight after the case's steps}. w0: {name: weight before}. chosen: {name: which elements are trained}.
 
-    difference: W = W0 + d is formed from a d that is stored, as what can be taken off again is; otherwise W is
-    stored. `1 *` is one rounding more, of a gradient and a decay that are summed before they are multiplied by lr."""
+    difference: d is stored, and W = W0 + d is formed from it, so that training can be taken off again; otherwise W is
+    stored. `1 *` adds a rounding: gradient and decay may be summed before they are multiplied by lr."""
     decay, home = case.params["decay"], case.conventions.get("decay", DECAYS[0]) == DECAYS[1]
     w, apart = dict(w0), {name: 0 * w0[name] for name in chosen}
     for lr in rates(case):
@@ -111,7 +113,7 @@ def _where(here: numpy.ndarray, a: Any, b: Any) -> Any:
 
 
 def rates(case: Case) -> list[float]:
-    """The rate of every step: one for all, or "rates" of their own."""
+    """The learning rate of every step: params["rates"], or params["lr"] for all."""
     return case.params.get("rates") or [case.params["lr"]] * case.params["steps"]
 
 
@@ -121,7 +123,7 @@ def trained(case: Case) -> list[str]:
 
 
 def whole(case: Case, names: Any = None) -> dict[str, numpy.ndarray]:
-    """{name: True everywhere} of what the case trains, or of these names."""
+    """{name: True everywhere} for the weights that the case trains, or for `names`."""
     return {name: numpy.ones(case[name].shape, bool) for name in (trained(case) if names is None else names)}
 
 
@@ -136,26 +138,26 @@ def rows(case: Case) -> dict[str, numpy.ndarray]:
 
 
 def _numbers(case: Case, number: Callable) -> tuple:
-    """weights, x, g, eps as numbers of a kind."""
+    """weights, x, g and eps, converted by `number`."""
     return {name: number(case[name]) for name in NAMES}, number(case["x"]), number(case["g"]), number(
         numpy.float64(case.params["eps"]))
 
 
 def _bounded(case: Case) -> tuple:
-    """As Bounded numbers; eps may have been rounded, to the accumulator's precision."""
+    """weights, x, g and eps as Bounded numbers. eps has the error of one rounding to the accumulator's precision."""
     w, x, g, eps = _numbers(case, lambda v: Bounded.of(v, case.arith))
     return w, x, g, Bounded(eps.value, eps.value * case.arith.u_a, case.arith)
 
 
 @remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound} of y, dx and every gradient, whatever the case trains."""
+    """{output: its reference, with its bound} of y, dx and every gradient, whatever the case trains."""
     return {name: value_of(b) for name, b in equations(*_bounded(case)).items()}
 
 
 def values_moved(case: Case, chosen: Mapping[str, numpy.ndarray]) -> dict[str, Value]:
-    """{name: the weight after the case's steps}. The bound is the larger one of both ways of storing what is trained;
-    what is not trained has none."""
+    """{name: the weight after the case's steps}. chosen: {name: which elements are trained}. The bound is the larger
+    one of the two ways of storing a trained weight; a frozen weight has bound 0."""
     w, x, g, eps = _bounded(case)
     direct, apart = (moved(w, chosen, x, g, eps, case, difference) for difference in (False, True))
     found = {}
@@ -167,25 +169,25 @@ def values_moved(case: Case, chosen: Mapping[str, numpy.ndarray]) -> dict[str, V
 
 @remembered
 def whole_moved(case: Case) -> dict[str, Value]:
-    """`values_moved` of what the case trains."""
+    """`values_moved` of the weights that the case trains."""
     return values_moved(case, whole(case))
 
 
 @remembered
 def elements_moved(case: Case) -> dict[str, Value]:
-    """`values_moved` of its mask."""
+    """`values_moved` of the elements that the case's mask chooses."""
     return values_moved(case, elements(case))
 
 
 @remembered
 def rows_moved(case: Case) -> dict[str, Value]:
-    """`values_moved` of its rows."""
+    """`values_moved` of the rows that the case chooses."""
     return values_moved(case, rows(case))
 
 
 def reference(case: Case) -> dict[str, Value]:
-    """Everything that is published of a case: y, dx, the gradients of what is trained, all weights after its steps;
-    and those of a weight of which a mask, or some rows, are trained alone."""
+    """All published outputs of a case: y, dx, the gradients of the trained weights, all weights after its steps; and
+    gradient and result of a weight of which only a mask, or some rows, are trained."""
     found = values(case)
     kept = {name: v for name, v in found.items() if name in ("y", "dx", *(f"d {leaf}" for leaf in trained(case)))}
     kept |= {f"{name} after": v for name, v in whole_moved(case).items()}
@@ -199,7 +201,7 @@ def reference(case: Case) -> dict[str, Value]:
 
 
 def exact_reference(case: Case) -> dict[str, Value]:
-    """The same in 50 digits, rounded once."""
+    """As `reference`, computed in 50 digits and rounded once, to float64."""
     import mpmath
     with mpmath.workdps(50):
         w, x, g, eps = _numbers(case, _digits(mpmath.mpf))
@@ -217,7 +219,7 @@ def _after(w: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digits(number: Callable) -> Callable:
-    """float64 arrays as arrays of `number`, an object dtype."""
+    """A function that converts float64 arrays to object arrays of `number`."""
     def convert(x: Any) -> numpy.ndarray:
         out = numpy.empty(numpy.shape(x), object)
         out[...] = numpy.vectorize(number, otypes=[object])(x)

@@ -1,8 +1,12 @@
-"""What holds for a block of which some weights are trained. V: held against the reference. M: of the implementation
-alone. S: structural.
+"""Laws of a block of which some weights are trained.
 
-What is frozen may let other kernels run (no gradient is needed, a smaller product does), so that two choices give one
-result within both bounds, and no bit is promised. Bit for bit is what nobody computes: what is frozen, and zeros.
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
+
+Freezing a weight may let other kernels run: a gradient is not needed, or a smaller product suffices. So two choices
+give the same result within both bounds, not bit for bit. Only numbers that are not computed are compared bit for bit:
+frozen weights, and zeros.
 """
 from __future__ import annotations
 
@@ -26,43 +30,47 @@ Seen = Iterator[Observation]
 
 
 def out(layer: Any, case: Case, x: Any = None) -> numpy.ndarray:
+    """y [N, d] of the case's x, or of another x."""
     x = case["x"] if x is None else x
     return layer.array("forward", x.shape, x)
 
 
 def gradients(layer: Any, case: Case, names: Any = None) -> dict[str, Any]:
-    """Of what the case trains, or of `names`, which must be there, and of x."""
+    """{name: gradient} of the weights that the case trains, or of `names`, and of x. All of them must exist."""
     names = trained(case) if names is None else names
     return layer.arrays("vjp", {name: case[name].shape for name in (*names, "x")}, case["x"], case["g"])
 
 
 def weights(layer: Any, case: Case) -> dict[str, numpy.ndarray]:
+    """{name: weight}, all six."""
     return layer.arrays("weights", {name: case[name].shape for name in NAMES})
 
 
 def advance(layer: Any, case: Case) -> None:
-    """The case's steps. A decay of 0 is not spoken of: it is the default."""
+    """Makes the case's steps. A decay of 0 is not passed: it is the default."""
     decay = [case.params["decay"]] if case.params["decay"] else []
     for lr in rates(case):
         layer.step(case["x"], case["g"], lr, *decay)
 
 
 def judged(case: Case, name: str) -> Case:
-    """The case as one that is bounded, if this weight, or its gradient, comes out of the norm: see `polynomial`."""
+    """The case, but bounded if this weight, or its gradient, depends on z of the norm: see `polynomial`."""
     return case.but(exact=case.exact and polynomial(case, name))
 
 
 def everything(case: Case, **params: Any) -> Case:
+    """The case with all weights trained, and with these params."""
     return case.but(params={"train": SELECTIONS["everything"], **params})
 
 
 def names_of(found: Mapping[str, Any]) -> list[str]:
-    """Of gradients those of weights that exist."""
+    """The names of the weights that have a gradient in `found`, sorted."""
     return sorted(name for name, g in found.items() if g is not None and name != "x")
 
 
 def chosen_by(layer: Any, case: Case, what: str) -> Mapping[str, numpy.ndarray]:
-    """Makes a layer train the case's elements, or rows; {name: which of its elements that means}."""
+    """Makes the layer train the case's elements, or its rows. Returns {name: which elements that means}. what:
+    "elements" or "rows"."""
     if what == "elements":
         layer.train_elements(elements(case))
         return elements(case)
@@ -75,14 +83,14 @@ def forward(case: Case, make: Make) -> Seen:
     yield near(case, "y", out(make(case), case), values(case)["y"])
 
 
-@law("L1s", "M: what is trained does not change what is computed", "forward")
+@law("L1s", "M: the choice of trained weights does not change the output", "forward")
 def forward_of_all(case: Case, make: Make) -> Seen:
     y, ref = out(make(case), case), values(case)["y"]
     for twin in selections(case)[1:]:
         yield between(case, f"y where {twin.params['train']} are trained", out(make(twin), twin), y, ref, ref)
 
 
-@law("L2", "V: the gradients of what is trained, and dx, are the equation's, summed over the batch", "vjp")
+@law("L2", "V: the gradients of the trained weights, and dx, are the equation's, summed over the batch", "vjp")
 def gradients_hold(case: Case, make: Make) -> Seen:
     ref = values(case)
     for twin in (case, everything(case)):
@@ -106,7 +114,7 @@ def gradients_alone(case: Case, make: Make) -> Seen:
                           *[ref[f"d {name}"]] * 2)
 
 
-@law("L7", "S: what is trained has a gradient; those of everything else do not exist", "vjp")
+@law("L7", "S: trained weights have a gradient; the gradients of all others do not exist", "vjp")
 def support(case: Case, make: Make) -> Seen:
     for twin in selections(case):
         found = make(twin).arrays("vjp", {}, twin["x"], twin["g"])
@@ -120,7 +128,7 @@ def trainable(case: Case, make: Make) -> Seen:
         yield fact("trainable()", sorted(make(twin).trainable()), sorted(trained(twin)))
 
 
-@law("L7s", "M: after steps with decay, what is not trained is as it was, bit for bit", "step", "weights")
+@law("L7s", "M: after steps with decay, frozen weights are as they were, bit for bit", "step", "weights")
 def frozen(case: Case, make: Make) -> Seen:
     for twin in selections(case):
         layer = make(twin)
@@ -131,7 +139,7 @@ def frozen(case: Case, make: Make) -> Seen:
                 yield same(f"{name} after steps where {twin.params['train']} are trained", after[name], case[name])
 
 
-@law("L7v", "V: after steps with decay, and without, what is trained is where gradient descent leads", "step",
+@law("L7v", "V: after steps with and without decay, trained weights are where gradient descent leads", "step",
      "weights")
 def trained_weights(case: Case, make: Make) -> Seen:
     for twin in (case, everything(case), everything(case, decay=0.0)):
@@ -143,7 +151,7 @@ def trained_weights(case: Case, make: Make) -> Seen:
                        f"{'' if twin.params['decay'] else ', without decay'}", after[name], ref[name])
 
 
-@law("L7w", "V: every step has the rate that it is given", "step", "weights", kinds=("bounded",))
+@law("L7w", "V: every step uses the rate that it is given", "step", "weights", kinds=("bounded",))
 def rate_of_each(case: Case, make: Make) -> Seen:
     twin = case.but(params={"rates": [case.params["lr"], 8 * case.params["lr"]]})
     layer, ref = make(twin), whole_moved(twin)
@@ -153,14 +161,14 @@ def rate_of_each(case: Case, make: Make) -> Seen:
         yield near(case, f"{name} after a step, and one at 8 times its rate", after[name], ref[name])
 
 
-@law("L7y", "V: after steps, y and gradients are those of the weights that there are now", "step", "weights",
+@law("L7y", "V: after steps, y and gradients are those of the current weights", "step", "weights",
      "forward", "vjp")
 def of_now(case: Case, make: Make) -> Seen:
     layer = make(case)
     out(layer, case)
     gradients(layer, case)
     advance(layer, case)
-    now = case.but(weights(layer, case), exact=False)  # of what was trained, nobody says how many digits it has
+    now = case.but(weights(layer, case), exact=False)  # it is not known how many digits a trained weight has
     ref, found = values(now), gradients(layer, case)
     yield near(now, "y after steps", out(layer, case), ref["y"])
     for name in (*trained(case), "x"):
@@ -176,13 +184,13 @@ def no_rate(case: Case, make: Make) -> Seen:
         yield same(f"{name} after a step at rate 0", after[name], case[name], "lr multiplies the decay too")
 
 
-@law("L7e", "M: of a mask, the gradient is that of the whole where it is true, and zero elsewhere", "train_elements",
-     "vjp")
+@law("L7e", "M: with a mask, the gradient is the whole weight's where the mask is true, and 0 elsewhere",
+     "train_elements", "vjp")
 def masked_gradient(case: Case, make: Make) -> Seen:
     yield from _restricted(case, make, "elements")
 
 
-@law("L7r", "M: of rows, the gradient is that of the whole in these rows, and zero elsewhere", "train_rows", "vjp")
+@law("L7r", "M: with rows, the gradient is the whole weight's in these rows, and 0 elsewhere", "train_rows", "vjp")
 def row_gradient(case: Case, make: Make) -> Seen:
     yield from _restricted(case, make, "rows")
 
@@ -197,13 +205,13 @@ def _restricted(case: Case, make: Make, what: str) -> Seen:
     yield between(case, f"d {name} where its {what} are trained", found[name][here], full[name][here], part, part)
 
 
-@law("L7es", "V: after steps with decay, elements outside a mask are as they were, those inside as they should be",
+@law("L7es", "V: after steps with decay, elements outside a mask are as they were, those inside are the equation's",
      "train_elements", "step", "weights")
 def masked_steps(case: Case, make: Make) -> Seen:
     yield from _stepped(case, make, "elements")
 
 
-@law("L7rs", "V: after steps with decay, rows that are not trained are as they were, the others as they should be",
+@law("L7rs", "V: after steps with decay, rows that are not trained are as they were, the others are the equation's",
      "train_rows", "step", "weights")
 def row_steps(case: Case, make: Make) -> Seen:
     yield from _stepped(case, make, "rows")
@@ -243,7 +251,7 @@ def order(case: Case, make: Make) -> Seen:
                           *[values(case)[f"d {name}"]] * 2)
 
 
-@law("F1", "V: the norm holds at small variance, at width 4, and for a constant row", "forward", kinds=("bounded",),
+@law("F1", "V: the norm is right at small variance, at width 4, and for a constant row", "forward", kinds=("bounded",),
      examples=2)
 def norm(case: Case, make: Make) -> Seen:
     bare = bare_norm(case)
@@ -262,8 +270,8 @@ def through_the_norm(case: Case, make: Make) -> Seen:
 
 
 def bare_norm(case: Case) -> Case:
-    """y = x + z: relu(z) - relu(-z) = z. Rows of variance 1e-4, 1e-5, 1e-6 about 0 and about 1, of variance about 1,
-    and constant ones; width 4."""
+    """A block with y = x + z, as relu(z) - relu(-z) = z, of width 4. Its rows have variance 1e-4, 1e-5 and 1e-6, about
+    mean 0 and about mean 1; variance about 1; and variance 0."""
     shape = numpy.array([3.0, -1, -1, -1]) / 3 ** 0.5
     small = [m + s * shape for m in (0.0, 1.0) for s in (1e-2, 10 ** -2.5, 1e-3)]
     x = on_grid([*small, shape, 2 + shape[::-1], numpy.zeros(4), numpy.full(4, 0.3)], case.dtype)

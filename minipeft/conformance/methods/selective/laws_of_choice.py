@@ -1,4 +1,4 @@
-"""What holds where the choice changes. All M and S."""
+"""Laws of a block whose choice of trained weights changes. All are M or S."""
 from __future__ import annotations
 
 from typing import Any
@@ -39,7 +39,7 @@ def pattern(case: Case, make: Make) -> Seen:
                               *[ref[f"d {name}"]] * 2)
 
 
-@law("S2", "M: what was trained before another selection stays where it is, bit for bit", "select", "step", "weights")
+@law("S2", "M: weights trained before another selection keep their values, bit for bit", "select", "step", "weights")
 def next_selection(case: Case, make: Make) -> Seen:
     layer = make(case)
     layer.select(r"\.bias$")
@@ -55,7 +55,7 @@ def next_selection(case: Case, make: Make) -> Seen:
             yield same(f"{name}, trained before, after steps of the others", after[name], before[name])
 
 
-@law("S3", "M: a mask holds until the next choice, every name has its own, and a name that is selected is whole",
+@law("S3", "M: a mask holds until the next choice, every name has its own, and a selected name is trained whole",
      "train_elements", "select", "vjp")
 def mask_after_mask(case: Case, make: Make) -> Seen:
     layer, mask = make(case), case["mask"]
@@ -70,8 +70,8 @@ def mask_after_mask(case: Case, make: Make) -> Seen:
     yield from _chosen(layer, case, make, chosen, "three masks after another one")
 
 
-@law("S4", "M: rows may come in any order, of a vector its elements, and those chosen before are left", "train_rows",
-     "vjp")
+@law("S4", "M: rows may come in any order, those of a vector are its elements, and a new choice replaces the old",
+     "train_rows", "vjp")
 def rows_after_rows(case: Case, make: Make) -> Seen:
     layer, rows = make(case), case["rows"]
     ids, others = numpy.flatnonzero(rows), numpy.flatnonzero(~rows)
@@ -84,7 +84,7 @@ def rows_after_rows(case: Case, make: Make) -> Seen:
 
 
 def _chosen(layer: Any, case: Case, make: Make, chosen: dict[str, numpy.ndarray], how: str) -> Seen:
-    """Gradients, and names, are of this choice."""
+    """Observations that gradients and names are those of this choice. how: the choice in words."""
     found, ref = gradients(layer, case, list(chosen)), values(case)
     full = gradients(make(everything(case)), case, NAMES)
     yield fact(f"gradients of {how}", names_of(found), sorted(chosen))

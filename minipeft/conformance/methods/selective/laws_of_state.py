@@ -1,4 +1,4 @@
-"""What holds of a block's state: switched off and on, and beside another block. All M and S."""
+"""Laws of a block's state: switched off and on, and beside another block. All are M or S."""
 from __future__ import annotations
 
 from typing import Any
@@ -17,12 +17,12 @@ law = LAWS.law
 
 
 def once(case: Case) -> Case:
-    """One step at a time: where all is trained, many of them lead far away."""
+    """The case with one step: where everything is trained, many steps lead far away."""
     return case.but(params={"steps": 1})
 
 
-@law("D1", "M: off, everything is as before training, bit for bit, biases too; on, it is back", "off", "on", "step",
-     "weights", "forward")
+@law("D1", "M: off, everything is as before training, bit for bit, biases too; on, the training is back", "off",
+     "on", "step", "weights", "forward")
 def switched(case: Case, make: Make) -> Seen:
     for twin in (case, case.but(params={"train": SELECTIONS["the biases (BitFit)"]}),
                  case.but(params={"train": SELECTIONS["everything"]})):
@@ -43,7 +43,7 @@ def switched(case: Case, make: Make) -> Seen:
                 yield same(f"{name} after on(), {time}", again[name], tuned[name])
 
 
-@law("D2", "S: switched off and on, it trains what it did", "off", "on", "trainable", "vjp")
+@law("D2", "S: switched off and on, it trains the same weights", "off", "on", "trainable", "vjp")
 def still_selected(case: Case, make: Make) -> Seen:
     for twin in (case, case.but(params={"train": SELECTIONS["the norm"]})):
         layer = make(twin)
@@ -54,8 +54,8 @@ def still_selected(case: Case, make: Make) -> Seen:
                    sorted(trained(twin)))
 
 
-@law("D3", "M: off() takes back all that was ever trained, part of an array or before another choice, and on() brings "
-     "all of it", "off", "on", "step", "weights", "select", "train_elements")
+@law("D3", "M: off() takes back everything ever trained, parts of arrays and earlier choices too, and on() brings "
+     "back all of it", "off", "on", "step", "weights", "select", "train_elements")
 def switched_after_choices(case: Case, make: Make) -> Seen:
     layer, case = make(everything(case)), once(case)
     layer.select(r"\.bias$")
@@ -65,7 +65,8 @@ def switched_after_choices(case: Case, make: Make) -> Seen:
     yield from _off_and_on(layer, case, "biases and then a mask")
 
 
-@law("D4", "M: off() and on() once more, after further steps, end where these led", "off", "on", "step", "weights")
+@law("D4", "M: off() and on() again, after further steps, give the base and the weights after these steps", "off", "on",
+     "step", "weights")
 def steps_in_between(case: Case, make: Make) -> Seen:
     layer, case = make(everything(case)), once(case)
     advance(layer, case)
@@ -105,7 +106,7 @@ def _base_back(layer: Any, case: Case, what: str) -> Seen:
         yield same(f"{name} after {what}, and off()", base[name], case[name])
 
 
-@law("H1", "M: two blocks that live at once know nothing of each other", "vjp", "forward")
+@law("H1", "M: two blocks alive at once do not affect each other", "vjp", "forward")
 def two_alive(case: Case, make: Make) -> Seen:
     for twin in selections(case)[1:3]:
         layer = make(case)

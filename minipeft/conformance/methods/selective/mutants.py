@@ -1,6 +1,6 @@
 """Bugs planted in the plain block: in what it computes, and in its steps.
 
-The comment behind each is its number in the conformance notes."""
+The second argument of `planted` names its note in `notes.py`."""
 from __future__ import annotations
 
 import numpy
@@ -11,19 +11,19 @@ from minipeft.conformance.methods.selective.plain import Selective
 PLANTED = planted = Planted("selective")
 
 
-@planted("eps_tiny", "EpsTiny")                                                         # 22
+@planted("eps_tiny", "EpsTiny")
 class EpsTiny(Selective):
     def root(self, variance):
         return numpy.sqrt(variance + variance.dtype.type(1e-12))
 
 
-@planted("eps_outside", "EpsOutside")                                                   # 23
+@planted("eps_outside", "EpsOutside")
 class EpsOutside(Selective):
     def root(self, variance):
         return numpy.sqrt(variance) + variance.dtype.type(self.eps)
 
 
-@planted("variance_unbiased", "VarianceUnbiased")                                       # 24
+@planted("variance_unbiased", "VarianceUnbiased")
 class VarianceUnbiased(Selective):
     def variance(self, centred):
         return (centred * centred).sum(axis=-1, keepdims=True) / max(1, centred.shape[-1] - 1)
@@ -32,7 +32,7 @@ class VarianceUnbiased(Selective):
 @planted("variance_cancels", "VarianceCancels", below={
     "bfloat16": "no variance on its grid is so small beside the mean that float32 statistics lose it"})
 class VarianceCancels(Selective):
-    """mean(x^2) - mean(x)^2."""
+    """The variance is mean(x^2) - mean(x)^2."""
 
     def normalized(self, x):
         x = numpy.asarray(x, self.e.wide)
@@ -57,7 +57,7 @@ class BatchStatistics(Selective):
 
 @planted("norm_reset", "NormReset")
 class NormReset(Selective):
-    """What is trained starts as a new norm does."""
+    """A trained norm starts with the values of a new one."""
 
     def choose(self, chosen):
         super().choose(chosen)
@@ -66,15 +66,15 @@ class NormReset(Selective):
                 self.w = {**self.w, name: numpy.full(self.shape(name), value)}
 
 
-@planted("norm_frozen", "NormFrozen")                                                   # to add
+@planted("norm_frozen", "NormFrozen")
 class NormFrozen(Selective):
     def restricted(self, name, gradient):
         return None if name.startswith("norm") else super().restricted(name, gradient)
 
 
-@planted("norm_not_stepped", "NormFrozen")                                              # to add
+@planted("norm_not_stepped", "NormFrozen")
 class NormNotStepped(Selective):
-    """It has gradients, and the optimizer has never heard of it."""
+    """The norm has gradients, but the optimizer does not know it."""
 
     def stepped(self, name, w, gradient, lr, decay):
         return w if name.startswith("norm") else super().stepped(name, w, gradient, lr, decay)
@@ -86,16 +86,16 @@ class ScaleGradientRaw(Selective):
         return self.e.sum(self.e.r(gn * x), axis=0)
 
 
-@planted("gradient_mean", "GradientIsMean")                                             # 15
+@planted("gradient_mean", "GradientIsMean")
 class GradientMean(Selective):
     def restricted(self, name, gradient):
         d = super().restricted(name, gradient)
         return None if d is None else self.e.r(d / (3 if name.startswith("fc2") else 1))
 
 
-@planted("dx_stopped", "GradientStopped")                                               # 16
+@planted("dx_stopped", "GradientStopped")
 class DxStopped(Selective):
-    """A frozen norm is run without a gradient, and nothing passes through it."""
+    """A frozen norm is run without gradients, so none passes through it."""
 
     def vjp(self, x, g):
         norm = any(name.startswith("norm") for name in self.chosen)
@@ -112,13 +112,13 @@ class DxStatisticsStopped(Selective):
 
 @planted("decay_outside_mask", "DecayOutsideMask")
 class DecayOutsideMask(Selective):
-    """The gradient is masked, and the optimizer decays what is not."""
+    """The gradient is masked, but the optimizer decays the whole weight."""
 
     def stepped(self, name, w, gradient, lr, decay):
         return self.update(w, gradient, lr, decay)
 
 
-@planted("decays_frozen", "DecayOnFrozen")                                              # to add
+@planted("decays_frozen", "DecayOnFrozen")
 class DecaysFrozen(Selective):
     def step(self, x, g, lr, weight_decay=0.0):
         super().step(x, g, lr, weight_decay)
@@ -128,7 +128,7 @@ class DecaysFrozen(Selective):
 
 @planted("restored_by_rounding", "RestoredByRounding")
 class RestoredByRounding(Selective):
-    """Everything is stepped; of what is frozen the step is taken back."""
+    """Every weight makes the step; frozen weights take it back."""
 
     def step(self, x, g, lr, weight_decay=0.0):
         full = self.all_gradients(x, g)
@@ -163,7 +163,7 @@ class DecayIgnored(Selective):
 
 @planted("decay_to_start", "DecayElsewhere")
 class DecayToStart(Selective):
-    """Decay pulls to where training began, undeclared."""
+    """Decay pulls towards the weights before training, without declaring it."""
 
     def stepped(self, name, w, gradient, lr, decay):
         home = self.e.r(lr * decay * self.base[name])

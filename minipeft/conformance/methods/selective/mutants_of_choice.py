@@ -1,6 +1,6 @@
-"""Bugs planted in the plain block: in what is chosen, and in switching it off.
+"""Bugs planted in the plain block: in the choice of weights, and in switching training off.
 
-The comment behind each is its number in the conformance notes."""
+The second argument of `planted` names its note in `notes.py`."""
 from __future__ import annotations
 
 import re
@@ -15,16 +15,16 @@ from minipeft.conformance.planted import Accumulates
 PLANTED = planted = Planted("selective")
 
 
-@planted("bias_leaks", "BiasTrained")                                                   # 17
+@planted("bias_leaks", "BiasTrained")
 class BiasLeaks(Selective):
-    """A weight takes its bias along."""
+    """Choosing a weight also chooses its bias."""
 
     def choose(self, chosen):
         along = {name.replace("weight", "bias") for name in chosen}
         super().choose({**{name: numpy.ones(self.shape(name), bool) for name in along}, **chosen})
 
 
-@planted("frozen_zeros", "FrozenZeros")                                                 # 18
+@planted("frozen_zeros", "FrozenZeros")
 class FrozenZeros(Selective):
     def vjp(self, x, g):
         return {name: numpy.zeros(self.shape(name)) if d is None else d for name, d in super().vjp(x, g).items()}
@@ -32,7 +32,7 @@ class FrozenZeros(Selective):
 
 @planted("order_mixed", "OrderMixed")
 class OrderMixed(Selective):
-    """Gradients are in the order of the model, names in that of the list."""
+    """Gradients are in the order of the model, and names in the order of the list."""
 
     def known(self, names):
         self.names = super().known(names)
@@ -53,7 +53,7 @@ class MaskIgnored(Selective):
 
 @planted("mask_in_step_alone", "MaskInStepAlone")
 class MaskInStepAlone(Selective):
-    """The gradient is masked after it was computed, when it is used; so what clips it, or adds it up, sees it whole."""
+    """The gradient is masked only in the step, so that clipping, or accumulation, sees the whole of it."""
 
     def restricted(self, name, gradient):
         return gradient if name in self.chosen else None
@@ -61,7 +61,7 @@ class MaskInStepAlone(Selective):
 
 @planted("mask_order", "MaskOrder")
 class MaskOrder(Selective):
-    """Flat indices by columns."""
+    """The mask's flat indices count down the columns."""
 
     def train_elements(self, masks):
         super().train_elements(masks)
@@ -77,7 +77,7 @@ class RowsOff(Selective):
 
 @planted("rows_counted", "RowsCounted")
 class RowsCounted(Selective):
-    """The first rows, as many as were chosen."""
+    """It trains the first rows, as many as were chosen."""
 
     def mask_of_rows(self, rows, shape):
         return super().mask_of_rows(numpy.arange(len(rows)), shape)
@@ -98,7 +98,7 @@ class RowsWrap(Selective):
         super().train_rows({name: ids % len(self.base[name]) for name, ids in rows.items()})
 
 
-@planted("off_keeps_biases", "BiasesNotRestored")                                       # D17
+@planted("off_keeps_biases", "BiasesNotRestored")
 class OffKeepsBiases(Selective):
     def restored(self):
         return {name: self.w[name] if name.endswith("bias") else base for name, base in self.base.items()}
@@ -106,7 +106,7 @@ class OffKeepsBiases(Selective):
 
 @planted("off_does_nothing", "BaseOverwritten")
 class OffDoesNothing(Selective):
-    """The base was trained in place: what is kept is the same array."""
+    """The base was trained in place: the kept array is the same one."""
 
     def restored(self):
         return self.w
@@ -114,14 +114,14 @@ class OffDoesNothing(Selective):
 
 @planted("off_subtracts", "RestoreDrifts")
 class OffSubtracts(Selective):
-    """A stored difference, rounded to fewer digits than the weight has, is subtracted."""
+    """It subtracts a stored difference, rounded to fewer digits than the weight has."""
 
     def restored(self):
         narrow = {"float64": "float32", "float32": "bfloat16"}.get(self.e.dtype, "bfloat16")
         return {name: self.e.r(w - on_grid(w - self.base[name], narrow)) for name, w in self.w.items()}
 
 
-@planted("off_unfreezes", "DisableUnfreezes")                                           # D19
+@planted("off_unfreezes", "DisableUnfreezes")
 class OffUnfreezes(Selective):
     def on(self):
         super().on()
@@ -142,7 +142,7 @@ class UnknownIgnored(Selective):
 
 @planted("pattern_from_start", "PatternFromStart")
 class PatternFromStart(Selective):
-    """The pattern is matched at the start of a name."""
+    """The pattern must match from the start of a name."""
 
     def select(self, pattern):
         found = [name for name in self.base if re.match(pattern, name)]

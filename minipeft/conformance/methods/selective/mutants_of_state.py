@@ -1,4 +1,4 @@
-"""Bugs planted in the plain block: in what it remembers of earlier calls, choices and steps."""
+"""Bugs planted in the plain block: in its memory of earlier calls, choices and steps."""
 from __future__ import annotations
 
 import numpy
@@ -22,7 +22,7 @@ class ChoiceInClass(SharedState, Selective):
 
 @planted("packed_once", "PackedOnce")
 class PackedOnce(Selective):
-    """Until it is switched off or on."""
+    """The weights of the first call are used until training is switched off or on."""
 
     packed = None
 

@@ -1,4 +1,7 @@
-"""Bugs of selective tuning, what they do, and where they were reported: {flag: Note}."""
+"""Planted bugs of selective tuning, their effects, and where such bugs were reported: {flag: Note}.
+
+3 of the 53 have a public report, in their `links`; the others are plausible mistakes.
+"""
 from __future__ import annotations
 
 from minipeft.conformance.method import Note

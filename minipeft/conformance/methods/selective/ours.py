@@ -1,8 +1,8 @@
-"""minipeft itself behind the plug-in protocol: its layers, its engine, and what `attach(model, Selective(...))` gives.
+"""minipeft itself as a plug-in: its layers and engine, and the attachment that `attach(model, Selective(...))` gives.
 
-A difference is trained and added to a frozen base, so decay pulls to the weights that training began with. minipeft
-trains rows of embedding tables alone; here, rows are a mask. It has no plain gradient descent: the two products of a
-step are written out.
+A difference is trained and added to a frozen base, so decay pulls towards the weights before training. minipeft trains
+rows of embedding tables only; here, rows are given as a mask. minipeft has no plain gradient descent: the two products
+of a step are written out here.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Block(Model):
 
 
 class Handle:
-    """Every call is one of minipeft's. The newest attachment is trained; older ones stay plugged below it."""
+    """The handle. Every call of it is a call of minipeft. The newest attachment is trained; older ones stay plugged."""
 
     def __init__(self, weights: Mapping[str, Array], train: Sequence[str], dtype: str, eps: float):
         (hidden, d), self.dtype = weights["fc1.weight"].shape, dtype
@@ -62,7 +62,7 @@ class Handle:
         self._train(Selective(mask={name: self._elements(name, ids) for name, ids in rows.items()}))
 
     def _elements(self, name: str, rows: Array) -> Array:
-        """The flat indices of rows of a matrix, or of elements of a vector."""
+        """The flat indices of these rows of a matrix, or of these elements of a vector."""
         width = math.prod(self.model.slots[name].base.shape[1:])
         return (rows[:, None] * width + numpy.arange(width)).reshape(-1)
 
@@ -75,13 +75,13 @@ class Handle:
         return array_of(self._run(x.astype(self.dtype))).astype(numpy.float64)
 
     def _gradients(self, x: Array, g: Array) -> dict[str, Array]:
-        """Of what attaching trains, and of x: the gradients of sum(y g)."""
+        """{name: gradient of sum(y g)}, for the attachment's parameters and for x."""
         given = Parameter(x.astype(self.dtype))
         params = {"x": given, **self.tuned.parameters}
         return value_and_grad(lambda: total(mul(self._run(given), g.astype(self.dtype))), params)[1]
 
     def vjp(self, x: Array, g: Array) -> dict[str, Array]:
-        """Of a mask, the gradients of its elements are put where they belong."""
+        """{name: gradient of sum(y g)} in the weights' shapes: where a mask is trained, 0 outside it."""
         found = {}
         for name, gradient in self._gradients(x, g).items():
             place = name.partition("@")[0]
@@ -114,4 +114,6 @@ class Handle:
 
 
 def selective(weights: Mapping[str, Array], train: Sequence[str], dtype: str, *, eps: float = 1e-5) -> Handle:
+    """The factory: a block with these weights {name: array}, of which the names `train` are trained. Raises ValueError
+    for weights that do not fit."""
     return Handle(weights, train, dtype, eps)

@@ -1,5 +1,5 @@
-"""Selective tuning of a feed-forward block in plain NumPy: a plug-in as anybody would write one, in which the mutants
-are planted."""
+"""Selective tuning of a feed-forward block in plain NumPy, written as anybody would write a plug-in; the mutants are
+planted in it."""
 from __future__ import annotations
 
 import re
@@ -15,9 +15,11 @@ SHAPES = {"norm.weight": "d", "norm.bias": "d", "fc1.weight": "hd", "fc1.bias": 
 
 
 class Selective:
-    """What the kit calls is public; what a mutant may change stands in a method of its own.
+    """A block with these weights {name: array}, of which the names `train` are trained. eps: of the norm.
 
-    chosen: {name: which of its elements are trained}; what is not in it is frozen."""
+    The package's docstring describes the calls of the kit. Every part that a mutant changes is a method of its own.
+    chosen: {name: which of its elements are trained}; weights that are not in it are frozen. Raises ValueError for
+    weights that do not fit, an unknown name, and an empty choice."""
 
     def __init__(self, weights: Mapping[str, Array], train: Sequence[str], dtype: str, *, eps: float = 1e-5):
         self.e, self.eps = Emulated(dtype), eps
@@ -36,12 +38,14 @@ class Selective:
         return self.base[name].shape
 
     def known(self, names: Sequence[str]) -> list[str]:
+        """The names. Raises ValueError for one that does not exist."""
         unknown = [name for name in names if name not in self.base]
         if unknown:
             raise ValueError(f"no weight {unknown[0]!r}; there are {', '.join(self.base)}")
         return list(names)
 
     def choose(self, chosen: Mapping[str, Array]) -> None:
+        """Trains these elements {name: booleans} from now on. Raises ValueError if there are none."""
         if not chosen:
             raise ValueError("nothing is selected")
         self.chosen = {name: chosen[name] for name in self.base if name in chosen}
@@ -69,6 +73,7 @@ class Selective:
         self.choose(masks)
 
     def mask_of_rows(self, rows: Array, shape: tuple) -> Array:
+        """Booleans of this shape, True in the rows."""
         mask = numpy.zeros(shape, bool)
         mask[rows] = True
         return mask
@@ -83,18 +88,20 @@ class Selective:
         return (centred * centred).mean(axis=-1, keepdims=True)
 
     def root(self, variance: Array) -> Array:
+        """sqrt(variance + eps)."""
         return numpy.sqrt(variance + variance.dtype.type(self.eps))
 
     def centred(self, x: Array) -> Array:
         return x - x.mean(axis=-1, keepdims=True)
 
     def normalized(self, x: Array) -> tuple[Array, Array]:
-        """z, rounded to storage, and 1 / sqrt(variance + eps) in the accumulator's dtype."""
+        """z [N, d], rounded to storage, and 1 / sqrt(variance + eps) [N, 1] in the accumulator's dtype."""
         centred = self.centred(numpy.asarray(x, self.e.wide))
         root = self.root(self.variance(centred))
         return self.e.r(centred / root), 1 / root
 
     def parts(self, x: Array) -> dict[str, Array]:
+        """The intermediate results z, 1 / sqrt(variance + eps), n, h and relu(h)."""
         r, mm, w = self.e.r, self.e.mm, self.w
         if x.shape[-1:] != self.shape("norm.weight"):
             raise ValueError(f"x has shape {list(x.shape)}; expected rows of {len(w['norm.weight'])}")
@@ -108,6 +115,7 @@ class Selective:
         return self.e.r(x + self.e.r(self.e.mm(a, self.w["fc2.weight"].T) + self.w["fc2.bias"]))
 
     def all_gradients(self, x: Array, g: Array) -> dict[str, Array]:
+        """{name: gradient} of all six weights and of x."""
         r, mm, w, p = self.e.r, self.e.mm, self.w, self.parts(x)
         gh = mm(g, w["fc2.weight"]) * (p["h"] > 0)
         gn = mm(gh, w["fc1.weight"])
@@ -117,9 +125,11 @@ class Selective:
                 "x": r(g + self.through_norm(gn, p))}
 
     def scale_gradient(self, gn: Array, p: dict, x: Array) -> Array:
+        """d norm.weight [d]. p: of `parts`."""
         return self.e.sum(self.e.r(gn * p["z"]), axis=0)
 
     def through_norm(self, gn: Array, p: dict) -> Array:
+        """The gradient [N, d] of the norm's input. p: of `parts`."""
         q = numpy.asarray(self.e.r(gn * self.w["norm.weight"]), self.e.wide)
         z = numpy.asarray(p["z"], self.e.wide)
         inner = q - q.mean(axis=-1, keepdims=True) - z * (q * z).mean(axis=-1, keepdims=True)
@@ -130,6 +140,7 @@ class Selective:
         return {"x": full.pop("x"), **{name: self.restricted(name, full[name]) for name in self.w}}
 
     def restricted(self, name: str, gradient: Array) -> Array | None:
+        """The gradient, 0 outside the chosen elements; None for a frozen weight."""
         return numpy.where(self.chosen[name], gradient, 0) if name in self.chosen else None
 
     def step(self, x: Array, g: Array, lr: float, weight_decay: float = 0.0) -> None:
@@ -140,9 +151,11 @@ class Selective:
         self.w = after
 
     def stepped(self, name: str, w: Array, gradient: Array, lr: float, decay: float) -> Array:
+        """A chosen weight after a step, which moves only its chosen elements."""
         return numpy.where(self.chosen[name], self.update(w, gradient, lr, decay), w)
 
     def update(self, w: Array, gradient: Array, lr: float, decay: float) -> Array:
+        """(1 - lr decay) w - lr gradient."""
         return self.e.r(self.e.r(w * (1 - lr * decay)) - self.e.r(lr * gradient))
 
     def off(self) -> None:
@@ -150,6 +163,7 @@ class Selective:
             self.kept, self.w = self.w, self.restored()
 
     def restored(self) -> dict[str, Array]:
+        """The weights while training is off."""
         return self.base
 
     def on(self) -> None:

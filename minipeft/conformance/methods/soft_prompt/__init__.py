@@ -1,4 +1,4 @@
-"""A soft prompt in front of an attention layer: the method, put together."""
+"""A soft prompt in front of an attention layer: the parts of the method, put together."""
 from __future__ import annotations
 
 import dataclasses
@@ -21,7 +21,7 @@ from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
 
 
 def arguments(case: Case) -> tuple:
-    """(P, base, dtype)."""
+    """The factory's positional arguments (P, base, dtype), and no others. base: {name: array} of the layer."""
     return (case["P"], {name: case[name] for name in BASE if name in case}, case.dtype), {}
 
 

@@ -1,12 +1,13 @@
-"""Cases of a soft prompt: drawn, published, and to be refused.
+"""Cases of a soft prompt: drawn at random, published, and invalid ones.
 
-Scores are of size 1 whatever d is, so that no softmax is saturated: where one key has all the weight, a wrong mask
-moves nothing, and where all have the same, a wrong scale does not. Rows are padded on the left, on the right, not at
-all, and have a hole behind the first token; ids repeat; a table of positions is used up, or has a row or two to spare.
+Scores are of size 1 whatever d is, so that no softmax is saturated. (Where one key has all the weight, a wrong mask
+changes nothing; where all keys have the same weight, a wrong scale changes nothing.) Rows are padded on the left, on
+the right, or not at all, or have a hole after the first token. Ids repeat. A table of positions is just long enough, or
+has a row or two to spare.
 
-Dyadic cases: small integers, and q = 0, so that every key that is seen has the same weight; v and o have two entries
-+-1 in every row and column. Only what is gathered for the layer, `embed`, is held bit for bit on them: behind it is a
-softmax.
+Dyadic cases have small integers, and q = 0, so that every visible key has the same weight; v and o have two entries +-1
+in every row and column. Only the inputs of the layer, which `embed` returns, are compared bit for bit on them: after
+these comes a softmax.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ SIDES = ("left", "right", "none", "hole")
 
 
 def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int]) -> Case:
+    """A random case of these sizes {axis: length}. exact: with dyadic numbers, see above."""
     first, relative = int(rng.integers(len(SIDES))), bool(rng.random() < (0.2 if exact else 0.6))
     sides = [SIDES[(first + row) % len(SIDES)] for row in range(sizes["b"])]
     return made(rng, dtype, exact, sizes, sides, relative)
@@ -30,6 +32,8 @@ def draw(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[st
 
 def made(rng: numpy.random.Generator, dtype: str, exact: bool, sizes: Mapping[str, int], sides: list[str],
          relative: bool, label: str = "") -> Case:
+    """A case of these sizes, with random numbers. sides: of SIDES, for each row. relative: with relative positions, not
+    a table of positions. label: what the case is about."""
     b, t, p, d, V = (sizes[axis] for axis in ("b", "t", "p", "d", "V"))
     arrays = {"P": drawn(rng, (p, d), dtype, exact), "E": drawn(rng, (V, d), dtype, exact)}
     if exact:
@@ -55,7 +59,7 @@ def two_a_row(rng: numpy.random.Generator, d: int) -> numpy.ndarray:
 
 
 def _mask(rng: numpy.random.Generator, side: str, t: int) -> numpy.ndarray:
-    """[t]: at least one token is seen."""
+    """[t]: True for the visible tokens, of which there is at least one."""
     seen = t if side == "none" else int(rng.integers(1, max(2, t)))
     mask = numpy.arange(t) < seen
     if side == "left":
@@ -64,7 +68,7 @@ def _mask(rng: numpy.random.Generator, side: str, t: int) -> numpy.ndarray:
 
 
 def refusals(dtype: str) -> list[Refusal]:
-    """What must be refused, when the layer is made or at its first forward."""
+    """Invalid cases. A layer must raise an error for each, when it is made or at its first forward."""
     rng = numpy.random.default_rng(5)
     sizes = {"b": 2, "t": 3, "p": 2, "d": 4, "V": 5}
     good = made(rng, dtype, True, sizes, ["left", "right"], False)
@@ -83,7 +87,8 @@ def refusals(dtype: str) -> list[Refusal]:
 
 
 def vectors() -> list[Case]:
-    """Both kinds of positions, a prompt longer and shorter than the text, rows padded on either side."""
+    """The published cases: both kinds of positions, prompts longer and shorter than the text, rows padded on either
+    side."""
     cases = []
     for seed, (b, t, p, d, sides, relative, label) in enumerate([
             (3, 5, 2, 4, ["hole", "right", "none"], False, "a table of positions, a padded row, a row with a hole"),

@@ -8,15 +8,15 @@
     dP = sum over the batch of dX at the p prompt slots      g = dL/dy; nothing else has a gradient
 
 P [p, d], ids and mask [b, t], E [V, d], q, k, v, o [d, d], position [L, d], relative [2 R + 1], y and g [b, t, d].
-y at masked tokens means nothing: it is taken as 0 here, and g is 0 there.
+y at masked tokens has no meaning: it is taken as 0 here, and g is 0 there.
 
-positions: "shifted", columns of X are numbered from 0, so that the prompt behaves as tokens and token i stands at
-p + i; or "restart", prompt and tokens are numbered from 0 each.
-left_padding: of a row whose first l tokens are masked, the prompt stands "next to the text", between these and the
-first token that is seen; or "outside the padding", left of the whole row. Where l = 0 both are the same.
-numbering: of "columns", so that what is masked on the left takes positions as anything else; or of "tokens": a row's
-positions start at the first of its columns that is seen (with "restart", those of its tokens do, and the prompt's), and
-what is masked on the left of that takes none and stands at 0. A case that says nothing of it means columns.
+Conventions. positions: with "shifted", the columns of X are numbered from 0, so that the prompt counts as tokens and
+token i has position p + i. With "restart", prompt and tokens are each numbered from 0.
+left_padding: where the first l tokens of a row are masked, the prompt is "next to the text", between these and the
+first visible token; or "outside the padding", left of the whole row. Where l = 0 both are the same.
+numbering: with "columns", masked columns on the left take positions like all others. With "tokens", a row's positions
+start at its first visible column (with "restart", the prompt's and the tokens' each do), and the masked columns to the
+left of it take none and have position 0. A case without this convention means columns.
 """
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ BASE = ("E", "q", "k", "v", "o", "position", "relative")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where things stand in the rows of X. prompt [b, p] and token [b, t]: their columns. order [b, p + t]: what stands
-    in a column, as an index into [P; tokens]. positions, mask [b, p + t]: those of the columns."""
+    """Where prompt and tokens are in the rows of X. prompt [b, p] and token [b, t]: their columns. order [b, p + t]:
+    the content of each column, as an index into [P; tokens]. positions, mask [b, p + t]: those of the columns."""
 
     prompt: numpy.ndarray
     token: numpy.ndarray
@@ -49,12 +49,12 @@ class Layout:
 
     @property
     def rows(self) -> numpy.ndarray:
-        """[b, 1], beside prompt, token or order in an index."""
+        """[b, 1]: the row numbers, to index together with prompt, token or order."""
         return numpy.arange(len(self.order))[:, None]
 
 
 def layout(case: Case) -> Layout:
-    """By the case's conventions."""
+    """The Layout that the case's conventions give."""
     p, (b, t) = len(case["P"]), case["mask"].shape
     order = numpy.tile(numpy.arange(p + t), (b, 1))
     if case.conventions.get("left_padding", LEFT_PADDING[0]) == LEFT_PADDING[0]:
@@ -66,7 +66,7 @@ def layout(case: Case) -> Layout:
 
 
 def _positions(case: Case, order: numpy.ndarray, seen: numpy.ndarray) -> numpy.ndarray:
-    """[b, p + t], of columns in which stands what `order` says, and of which these are seen."""
+    """[b, p + t]: the positions of columns with the content `order` [b, p + t]. seen [b, p + t]: the visible ones."""
     p, (b, t) = len(case["P"]), case["mask"].shape
     tokens = case.conventions.get("numbering", NUMBERING[0]) == "tokens"
     if case.conventions.get("positions", POSITIONS[0]) == "restart":
@@ -82,13 +82,14 @@ def masked_first(mask: numpy.ndarray) -> numpy.ndarray:
 
 
 def embeddings(case: Case, at: Layout) -> numpy.ndarray:
-    """X [b, p + t, d]: nothing is rounded."""
+    """X [b, p + t, d], which nothing rounds. at: the layout."""
     prompts = numpy.tile(case["P"], (len(case["ids"]), 1, 1))
     return numpy.concatenate([prompts, case["E"][case["ids"]]], axis=1)[at.rows, at.order]
 
 
 def equations(case: Case, number: Callable) -> dict[str, Any]:
-    """{"y": [b, t, d], "dP": [p, d]}, over the numbers that `number` makes of arrays: longdouble, Bounded, objects."""
+    """{"y": [b, t, d], "dP": [p, d]} by the equations above. number: converts arrays, to longdouble, Bounded, or
+    objects of many digits."""
     at, d = layout(case), case["E"].shape[1]
     q, k, v, o = (number(case[name]) for name in "qkvo")
     x = number(embeddings(case, at))
@@ -112,40 +113,40 @@ def equations(case: Case, number: Callable) -> dict[str, Any]:
 
 
 def relative_bias(table: numpy.ndarray, n: int) -> numpy.ndarray:
-    """[n, n]: of query i and key j, the entry of the distance j - i."""
+    """[n, n]: for query i and key j, the table's entry for the distance j - i. table: [2 R + 1]."""
     R = len(table) // 2
     column = numpy.arange(n)
     return table[numpy.clip(column[None, :] - column[:, None], -R, R) + R]
 
 
 def _hidden(scores: Any, seen: numpy.ndarray) -> Any:
-    """Scores of what is not seen become -inf, without an error; None among objects."""
+    """The scores, with -inf and error 0 for keys that are not seen; with None among objects."""
     if isinstance(scores, Bounded):
         return Bounded(numpy.where(seen, scores.value, -numpy.inf), numpy.where(seen, scores.error, 0), scores.arith)
     return numpy.where(seen, scores, None if scores.dtype == object else -numpy.inf)
 
 
 def fits(case: Case) -> None:
-    """Raises ValueError for arrays that make no case."""
+    """Raises ValueError for arrays that are no valid case: ids, mask or tables that do not fit."""
     (b, t), n = case["ids"].shape, len(case["P"]) + case["ids"].shape[1]
     if case["ids"].min() < 0 or case["ids"].max() >= len(case["E"]) or case["E"].shape[1:] != case["P"].shape[1:]:
-        raise ValueError("ids that E has not, or a prompt of another width")
+        raise ValueError("ids that E lacks, or a prompt of another width")
     if case["mask"].shape != (b, t) or not case["mask"].any(axis=1).all():
-        raise ValueError("a mask of another shape, or a row in which nothing is seen")
+        raise ValueError("a mask of another shape, or a row without a visible token")
     if "position" in case and len(case["position"]) < n or "relative" in case and len(case["relative"]) % 2 == 0:
-        raise ValueError("too few positions, or relative positions without a middle")
+        raise ValueError("too few positions, or an even number of relative positions")
 
 
 @remembered
 def values(case: Case) -> dict[str, Value]:
-    """{output: the reference and its bound}."""
+    """{output: its reference in longdouble, with its bound}. Raises ValueError as `fits` does."""
     fits(case)
     found = {name: value_of(b) for name, b in equations(case, lambda x: Bounded(x, 0.0, case.arith)).items()}
     return {**found, "y": _at_tokens(case, found["y"])}
 
 
 def exact_values(case: Case) -> dict[str, Value]:
-    """The same with 50 digits, rounded once."""
+    """As `values`, computed with 50 digits and rounded once, to float64."""
     import mpmath
     bounds = values(case)
     with mpmath.workdps(50):
@@ -160,7 +161,7 @@ def _at_tokens(case: Case, y: Value) -> Value:
 
 
 def never_rounded(case: Case) -> bool:
-    """Of no case: a softmax is on the way to y and to dP, and what rounds in it depends on how it is written. Where n
-    keys have the same score s, exp(s - max) / sum is 1 / n, to the bit where n is a power of two; exp(s - l) with
+    """False for every case: y and dP pass through a softmax, and its roundings depend on how it is written. Where n
+    keys have the same score s, exp(s - max) / sum is 1 / n, bit for bit if n is a power of two; exp(s - l) with
     l = s + log n is 1 / n only up to the rounding of l."""
     return False

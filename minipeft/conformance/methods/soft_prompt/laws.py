@@ -1,6 +1,9 @@
-"""What holds for a soft prompt. V: held against the reference. M: of the implementation alone. S: facts.
+"""Laws of a soft prompt.
 
-P1 needs nothing but the layer itself, run without a prompt on a vocabulary that has the prompt's vectors.
+V: results against the reference. M: relations among the implementation's own results, some also against the reference.
+S: facts, such as a set of names.
+A law is given a case and `make(case)`, which builds the implementation under test; it yields observations.
+P1 compares with the layer itself, run without a prompt on a vocabulary that contains the prompt's vectors.
 """
 from __future__ import annotations
 
@@ -25,18 +28,18 @@ SHIFT = "left-padding shift: the distance from prompt to text grows with the pad
 
 
 def out(layer: Any, case: Case, name: str = "forward") -> numpy.ndarray:
-    """y, 0 at masked tokens. A shape that does not fit is the guard's business, or that of a refusal."""
+    """y [b, t, d] by the call `name`, 0 at masked tokens. The guard checks its shape."""
     y = layer.array(name, (*case["ids"].shape, case["E"].shape[1]), case["ids"], case["mask"])
     return numpy.where(case["mask"][..., None], y, 0) if case["mask"].shape == y.shape[:2] else y
 
 
 def bare(case: Case) -> Case:
-    """The layer with a prompt of length 0."""
+    """The case with a prompt of length 0."""
     return case.but({"P": case["P"][:0]})
 
 
 def with_no_vectors(case: Case, make: Make) -> numpy.ndarray:
-    """y with a prompt of length 0. Raises Skip where that is refused."""
+    """y [b, t, d] with a prompt of length 0. Raises Skip where the implementation refuses one."""
     try:
         return out(make(bare(case)), case)
     except Fault as fault:
@@ -46,17 +49,18 @@ def with_no_vectors(case: Case, make: Make) -> numpy.ndarray:
 
 
 def out_of_base(case: Case, make: Make) -> numpy.ndarray:
-    """y of the layer by itself: of `base_forward`, or with a prompt of length 0."""
+    """y [b, t, d] of the layer by itself: by `base_forward`, or with a prompt of length 0."""
     layer = make(case)
     return out(layer, case, "base_forward") if layer.offers("base_forward") else with_no_vectors(case, make)
 
 
 def rows_of(case: Case, chosen: Any) -> Case:
-    """These rows of the batch."""
+    """The case with only these rows of the batch."""
     return case.but({name: case[name][chosen] for name in ("ids", "mask", "g")})
 
 
 def part(value: Value, chosen: Any) -> Value:
+    """The chosen entries of a reference and its bound."""
     return Value(value.exact[chosen], value.mag[chosen], value.k, value.n)
 
 
@@ -78,14 +82,14 @@ def embedded(case: Case, make: Make) -> Seen:
 
 
 def _held(case: Case, at: Layout, positions: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Positions and what they should be, without those of the columns that take none."""
+    """The positions and the expected ones, both without the columns that take none."""
     if case.conventions.get("numbering") != "tokens" or positions.shape != at.positions.shape:
         return positions, at.positions
     taken = numpy.logical_or.accumulate(at.mask, axis=1)
     return numpy.where(taken, positions, 0), numpy.where(taken, at.positions, 0)
 
 
-@law("P1", "M: it is the layer itself, run on a vocabulary that has the prompt, its ids among the tokens", "forward")
+@law("P1", "M: y is that of the layer itself on a vocabulary that has the prompt, its ids among the tokens", "forward")
 def extended_vocabulary(case: Case, make: Make) -> Seen:
     at, ref = layout(case), values(case)["y"]
     y = out(make(case), case)
@@ -99,7 +103,7 @@ def extended_vocabulary(case: Case, make: Make) -> Seen:
 
 
 def _as_tokens(case: Case, at: Layout) -> Case:
-    """The ids of the prompt among those of the tokens, in a vocabulary that has them."""
+    """The case in which the prompt's vectors are in the vocabulary, and their ids among those of the tokens."""
     p = len(case["P"])
     prompt = numpy.tile(numpy.arange(len(case["E"]), len(case["E"]) + p), (len(case["ids"]), 1))
     ids = numpy.concatenate([prompt, case["ids"]], axis=1)[at.rows, at.order]
@@ -108,22 +112,22 @@ def _as_tokens(case: Case, at: Layout) -> Case:
 
 
 def _base_row(case: Case, twin: Case, at: Layout, make: Make, row: int) -> numpy.ndarray:
-    """One row, with a table of just the positions that its columns have, where the layer will look for them."""
+    """y of one row. Its table holds just the positions of its columns, where the layer will look for them."""
     alone = rows_of(twin, slice(row, row + 1))
     here = at.positions[row]
-    if case.conventions.get("numbering") == "tokens":  # it starts to count at the first column that is seen
+    if case.conventions.get("numbering") == "tokens":  # the layer counts from the first visible column
         here = numpy.roll(here, -int(at.mask[row].argmax()))
     return out_of_base(alone.but({"position": case["position"][here]}), make)[0]
 
 
 def other_ids(case: Case) -> numpy.ndarray:
-    """[b, t]: none of them as it was."""
+    """[b, t]: ids, each of them different from the case's."""
     return (case["ids"] + 1) % len(case["E"])
 
 
-@law("P2", "M: what is masked changes nothing", "forward", where=lambda case: not case["mask"].all())
+@law("P2", "M: masked tokens change nothing", "forward", where=lambda case: not case["mask"].all())
 def masked_is_inert(case: Case, make: Make) -> Seen:
-    """Not bit for bit: the largest score that is subtracted before exp may be one under the mask."""
+    """Not bit for bit: the largest score, which is subtracted before exp, may be a masked one."""
     layer, ref = make(case), values(case)["y"]
     twin = case.but({"ids": numpy.where(case["mask"], case["ids"], other_ids(case))})
     yield between(case, "y with other ids under the mask", out(layer, twin), out(layer, case), ref, ref)
@@ -165,7 +169,7 @@ def switched_off(case: Case, make: Make) -> Seen:
     yield same("y, switched on again", out(layer, case), y)
 
 
-@law("P4", "M: the rows of the table of positions that are read are those that are declared", "forward")
+@law("P4", "M: the rows of the table of positions that are read are the declared ones", "forward")
 def table_rows(case: Case, make: Make) -> Seen:
     case = _with_table(case)
     at, layer = layout(case), make(case)
@@ -183,7 +187,7 @@ def table_rows(case: Case, make: Make) -> Seen:
 
 
 def _with_table(case: Case) -> Case:
-    """The same with a table of positions, if it had relative ones; with two rows to spare."""
+    """The case with a table of positions, also if it had relative ones, with two rows to spare."""
     n, d = len(case["P"]) + case["ids"].shape[1], case["E"].shape[1]
     rng = numpy.random.default_rng(case.seed)
     table = case["position"][:n] if "position" in case else floats(rng, (n, d), case.dtype)
@@ -208,7 +212,7 @@ def padding_side(case: Case, make: Make) -> Seen:
 
 
 def _padded_left(case: Case) -> Case:
-    """The same with relative positions, if it had a table, and rows padded on the left, by 1 to t - 1 tokens."""
+    """The case with relative positions, also if it had a table, and rows padded on the left by 1 to t - 1 tokens."""
     t, rng = case["ids"].shape[1], numpy.random.default_rng(case.seed)
     pads = 1 + numpy.arange(len(case["ids"])) % (t - 1)
     table = case["relative"] if "relative" in case else floats(rng, (7,), case.dtype)

@@ -1,4 +1,4 @@
-"""What holds for the file that a soft prompt is kept in, and for layers that live beside each other."""
+"""Laws of a soft prompt's file, and of layers beside each other."""
 from __future__ import annotations
 
 from typing import Any
@@ -18,7 +18,8 @@ law = LAWS.law
 
 
 def shown(layer: Any, case: Case) -> dict[str, numpy.ndarray]:
-    """All that the layer computes, as far as it offers it; y first, where things are prepared once."""
+    """{name: array}: everything that the layer computes, as far as it offers it. y is first, since a first call may
+    prepare what later ones use."""
     found = {"y": out(layer, case)}
     if layer.offers("vjp"):
         found["dP"] = gradient(layer, case)
@@ -28,7 +29,8 @@ def shown(layer: Any, case: Case) -> dict[str, numpy.ndarray]:
 
 
 def alike(case: Case, what: str, got: dict[str, numpy.ndarray], want: dict[str, numpy.ndarray]) -> Seen:
-    """Bit for bit, but for dP: a sum over the batch whose order may be another at every call."""
+    """Observations that `got` is `want`, both as from `shown`, bit for bit. dP is compared within its bound: it is a
+    sum over the batch, whose order may change from call to call."""
     ref, p = values(case)["dP"], len(case["P"])
     for name, array in got.items():
         if name == "dP":
@@ -38,7 +40,7 @@ def alike(case: Case, what: str, got: dict[str, numpy.ndarray], want: dict[str, 
 
 
 def another(case: Case) -> Case:
-    """A prompt that attends to other places, and is not 0: what is added to it and not put in its place shows."""
+    """The case with another prompt. It attends to other places, and is not 0: a load that adds to it is found."""
     return case.but({"P": -2 * case["P"]})
 
 
@@ -90,7 +92,7 @@ def other_length(case: Case, make: Make) -> Seen:
         yield between(of, f"y after load of a {what} prompt", out(layer, of), out(saved, of), ref, ref)
 
 
-@law("P7", "M: two layers beside each other do not see each other", "forward")
+@law("P7", "M: two layers beside each other do not affect each other", "forward")
 def side_by_side(case: Case, make: Make) -> Seen:
     first = make(case)
     alone = shown(first, case)

@@ -1,4 +1,4 @@
-"""What holds for the gradient of a soft prompt, and for what is trained."""
+"""Laws of the gradient of a soft prompt, and of the trained arrays."""
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +19,7 @@ law = LAWS.law
 
 
 def gradient(layer: Any, case: Case) -> numpy.ndarray:
-    """dP, of as many rows as are trained: p at least."""
+    """dP [n, d], of as many rows n as are trained: at least p. Raises Fault if dP is missing or has another shape."""
     found = layer.arrays("vjp", {}, case["ids"], case["mask"], case["g"]).get("P")
     if found is None:
         raise Fault(ABSENT, "soft_prompt.vjp has no 'P'")
@@ -36,7 +36,7 @@ def summed(case: Case, make: Make) -> Seen:
 def additive(case: Case, make: Make) -> Seen:
     layer, p = make(case), len(case["P"])
     alone = [rows_of(case, slice(row, row + 1)) for row in range(len(case["ids"]))]
-    total = sum(wide(gradient(layer, row)[:p]) for row in alone)  # no rounding of the kit's own counts
+    total = sum(wide(gradient(layer, row)[:p]) for row in alone)  # longdouble: the kit's own roundings must not count
     yield between(case, "dP against the sum over the rows", gradient(layer, case)[:p], total,
                   values(case)["dP"], *(values(row)["dP"] for row in alone))
 
@@ -63,7 +63,7 @@ def gradients_of_the_call(case: Case, make: Make) -> Seen:
 def alive(case: Case, make: Make) -> Seen:
     found, p = gradient(make(case), case), len(case["P"])
     ref = values(case)["dP"]
-    moves = (abs(ref.exact) > case.tau(ref)).any(axis=1)  # so that no rounding makes 0 of it
+    moves = (abs(ref.exact) > case.tau(ref)).any(axis=1)  # so that rounding cannot make it 0
     reached = numpy.append(moves, numpy.ones(len(found) - p, bool))
     dead = numpy.flatnonzero(reached & ~found.any(axis=1)).tolist()
     yield fact("dead prompt rows", dead, [], f"dP has {len(found)} rows and the prompt {p}; what has no gradient "

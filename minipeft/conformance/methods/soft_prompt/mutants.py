@@ -1,4 +1,4 @@
-"""Bugs planted in the forward of the plain soft prompt; the comment behind each is its number in the notes."""
+"""Bugs planted in the forward of the plain soft prompt. The second argument of `planted` names a note in `notes.py`."""
 from __future__ import annotations
 
 import numpy
@@ -12,33 +12,33 @@ NARROW = {"float64": "float32", "float32": "bfloat16", "bfloat16": "bfloat16", "
 
 
 def side_by_side(mask, p, first=0):
-    """[b, p + t]: the prompt at column `first`, the tokens round it, the same in all rows."""
+    """[b, p + t]: columns of prompt and tokens, with the prompt at column `first` in all rows. mask: [b, t]."""
     b, t = mask.shape
     tokens = numpy.arange(t) + p * (numpy.arange(t) >= first)
     return numpy.tile(numpy.concatenate([first + numpy.arange(p), tokens]), (b, 1))
 
 
-@planted("after_tokens", "PromptAfterTokens")                                           # 25
+@planted("after_tokens", "PromptAfterTokens")
 class AfterTokens(SoftPrompt):
     def places(self, mask, p):
         return side_by_side(mask, p, mask.shape[1])
 
 
-@planted("mask_missing", "PromptMasked")                                                # 26
+@planted("mask_missing", "PromptMasked")
 class MaskMissing(SoftPrompt):
     def mask_of(self, mask, p):
         return numpy.concatenate([numpy.zeros((len(mask), p), bool), mask], axis=1)
 
 
-@planted("mask_behind", "MaskExtendedBehind")                                           # 27
+@planted("mask_behind", "MaskExtendedBehind")
 class MaskBehind(SoftPrompt):
-    """The mask is lengthened on the right, so that it covers prompt and first tokens."""
+    """The mask is lengthened on the right, so that its start falls on the prompt and the first tokens."""
 
     def mask_of(self, mask, p):
         return numpy.concatenate([mask, numpy.ones((len(mask), p), bool)], axis=1)
 
 
-@planted("mask_rolled", "MaskRolled")                                                   # 27
+@planted("mask_rolled", "MaskRolled")
 class MaskRolled(SoftPrompt):
     def mask_of(self, mask, p):
         return numpy.roll(super().mask_of(mask, p), 1, axis=1)
@@ -52,7 +52,7 @@ class MaskOfFirstRow(SoftPrompt):
 
 @planted("mask_on_queries", "MaskOnQueries")
 class MaskOnQueries(SoftPrompt):
-    """Masked rows average over all keys, the others see what is masked."""
+    """Masked queries average over all keys, and the others see masked keys."""
 
     def visible(self, seen):
         return seen[:, :, None]
@@ -79,7 +79,7 @@ class MaskedWherePadded(SoftPrompt):
         return numpy.concatenate([numpy.repeat(mask.all(axis=1)[:, None], p, axis=1), mask], axis=1)
 
 
-@planted("positions_not_shifted", "PositionsNotShifted")                                # 28
+@planted("positions_not_shifted", "PositionsNotShifted")
 class PositionsNotShifted(SoftPrompt):
     def positions_of(self, places, p):
         b, n = places.shape
@@ -88,7 +88,7 @@ class PositionsNotShifted(SoftPrompt):
 
 @planted("distances_without_prompt", "DistancesWithoutPrompt")
 class DistancesWithoutPrompt(PositionsNotShifted):
-    """The same with relative positions alone."""
+    """The same bug, with relative positions only."""
 
     def positions_of(self, places, p):
         return super().positions_of(places, p) if "relative" in self.base else places
@@ -99,7 +99,7 @@ class DistancesWithoutPrompt(PositionsNotShifted):
 
 @planted("prompt_without_positions", "PromptWithoutPositions")
 class PromptWithoutPositions(SoftPrompt):
-    """All its vectors stand at position 0."""
+    """All vectors of the prompt have position 0."""
 
     def positions_of(self, places, p):
         return numpy.where(numpy.arange(places.shape[1]) < p, 0, places)
@@ -107,7 +107,7 @@ class PromptWithoutPositions(SoftPrompt):
 
 @planted("positions_skip_padding", "PositionsSkipPadding")
 class PositionsSkipPadding(SoftPrompt):
-    """What is masked on the left takes no position."""
+    """Masked tokens on the left take no position."""
 
     def positions_of(self, places, p):
         first = places[:, :p].min(axis=1, keepdims=True) if p else 0
@@ -120,7 +120,7 @@ class LeftPaddingShift(SoftPrompt):
         return side_by_side(mask, p)
 
 
-@planted("wrong_end_stripped", "WrongEndStripped")                                      # 29
+@planted("wrong_end_stripped", "WrongEndStripped")
 class WrongEndStripped(SoftPrompt):
     def stripped(self, y, at):
         return y[:, :at.shape[1]]
@@ -132,7 +132,7 @@ class NotStripped(SoftPrompt):
         return y
 
 
-@planted("row_zero_leaks", "RowsMixed", below={                                         # 41
+@planted("row_zero_leaks", "RowsMixed", below={
     "bfloat16": "a hundredth of a row is within the bounds there"})
 class RowZeroLeaks(SoftPrompt):
     def run(self, ids, mask, P):
@@ -142,7 +142,7 @@ class RowZeroLeaks(SoftPrompt):
 
 @planted("added", "PromptAdded")
 class Added(SoftPrompt):
-    """Added to the first tokens."""
+    """The prompt is added to the first tokens."""
 
     def laid_out(self, ids, mask, P):
         x, seen, positions, at = super().laid_out(ids, mask, P[:0])
@@ -173,7 +173,7 @@ class Backwards(SoftPrompt):
 
 @planted("scaled", "PromptScaled")
 class Scaled(SoftPrompt):
-    """By sqrt(d), as some models scale the embeddings of tokens."""
+    """The prompt is scaled by sqrt(d), as some models scale the embeddings of tokens."""
 
     def prompts(self, P, b):
         return self.e.r(super().prompts(P, b) * P.shape[1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Bugs planted in the gradients of the plain soft prompt, and in the file that it is kept in."""
+"""Bugs planted in the gradients of the plain soft prompt, and in its file."""
 from __future__ import annotations
 
 import numpy
@@ -45,7 +45,7 @@ class GradientSkipsPadded(SoftPrompt):
 
 @planted("gradient_unscaled", "GradientUnscaled")
 class GradientUnscaled(SoftPrompt):
-    """What comes through the scores lacks their factor. In exact cases it is 0 anyway."""
+    """The gradient through the scores lacks their factor. In exact cases that gradient is 0 anyway."""
 
     def into_x(self, g):
         for name in "qk":
@@ -71,7 +71,7 @@ class TableGradient(SoftPrompt):
 class TableLeaks(SoftPrompt):
     def vjp(self, ids, mask, g):
         rows = numpy.zeros(self.table.shape)
-        numpy.add.at(rows, ids, g)  # as if attention passed it on
+        numpy.add.at(rows, ids, g)  # as if attention passed it on unchanged
         return {**super().vjp(ids, mask, g), "E": rows}
 
 
@@ -153,7 +153,7 @@ class ExpandedOnce(SoftPrompt):
 
 @planted("gradient_stale", "GradientStale")
 class GradientStale(SoftPrompt):
-    """Gradients are those of the prompt that was there before load."""
+    """After a load, gradients are those of the prompt before it."""
 
     old = None
 
@@ -169,7 +169,7 @@ class GradientStale(SoftPrompt):
 
 @planted("loaded_into_base", "LoadedIntoBase")
 class LoadedIntoBase(SoftPrompt):
-    """What was loaded is never taken off."""
+    """A loaded prompt is never taken off."""
 
     loaded = False
 
@@ -193,7 +193,7 @@ class LoadKeepsLength(SoftPrompt):
 
 @planted("prompt_of_class", "PromptShared")
 class PromptOfClass(SoftPrompt):
-    """An attribute of the class: the layer that was made last gives it to all."""
+    """The prompt is an attribute of the class: all layers have that of the newest one."""
 
     value = numpy.zeros((0, 0))
 

@@ -1,4 +1,7 @@
-"""Bugs of soft prompts, what they do, and where they were reported: {flag: Note}."""
+"""Planted bugs of soft prompts, their effects, and where such bugs were reported: {flag: Note}.
+
+4 of the 49 have a public report, in their `links`; the others are plausible mistakes.
+"""
 from __future__ import annotations
 
 from minipeft.conformance.method import Note

@@ -1,5 +1,4 @@
-"""Soft prompts whose positions count tokens: the plain layer, its bugs and the vectors, beside those of v1, which count
-columns.
+"""Soft prompts whose positions count tokens: plain layer, planted bugs and vectors. The vectors of v1 count columns.
 
 A row that is padded on the left by l has its prompt, or its first token, at position 0 and not at l.
 """
@@ -17,7 +16,7 @@ from minipeft.conformance.methods.soft_prompt.equations import NUMBERING
 from minipeft.conformance.methods.soft_prompt.plain import SoftPrompt
 
 Array = numpy.ndarray
-SKIPS = "prompt.positions_skip_padding"  # a bug where columns are counted
+SKIPS = "prompt.positions_skip_padding"  # a bug only where columns are counted
 COUNTS = Mutant("prompt.positions_count_padding", "PositionsCountPadding", SoftPrompt)
 NOTE = Note("padding on the left takes positions", "outputs depend on the side of the padding; if it is meant, leave "
             "conventions={'soft_prompt': {'numbering': 'tokens'}} out",
@@ -27,7 +26,7 @@ LINE = ("numbering of tokens: position counts from the first column that mask' s
 
 
 class Numbered(SoftPrompt):
-    """The plain layer; only where things stand differs."""
+    """The plain layer; only the positions differ."""
 
     def laid_out(self, ids: Array, mask: Array, P: Array) -> tuple[Array, Array, Array, Array]:
         x, seen, positions, at = super().laid_out(ids, mask, P)
@@ -35,7 +34,7 @@ class Numbered(SoftPrompt):
 
 
 def of_tokens(method: Method) -> Method:
-    """The method where tokens are counted."""
+    """The method under the convention that positions count tokens. method: the one that counts columns."""
     mutants = [dataclasses.replace(m, build=_numbered(m.build)) for m in method.mutants if m.id != SKIPS]
     return dataclasses.replace(
         method, equation=(*method.equation, LINE), plain=Numbered, mutants=(*mutants, COUNTS), vectors=vectors,
@@ -50,8 +49,8 @@ def _numbered(build: Any) -> Any:
 
 
 def vectors() -> list[Case]:
-    """Rows padded on the left by different amounts, beside others; all have a table of positions, for relative ones
-    are the same however they are counted."""
+    """The published cases: rows padded on the left by different amounts, beside others. All have a table of positions:
+    relative positions are the same however they are counted."""
     cases = []
     for seed, (b, t, p, d, sides, label) in enumerate([
             (3, 6, 2, 5, ["left", "none", "left"], "rows padded on the left, each by its own"),

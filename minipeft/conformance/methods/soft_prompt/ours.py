@@ -1,7 +1,7 @@
-"""minipeft itself behind the plug-in protocol: one attention layer of its engine, and what `attach(PromptTuning(...))`
-puts at its input site.
+"""minipeft itself as a plug-in: one attention layer of its engine, and the prompt that `attach(PromptTuning(...))` puts
+at its input site.
 
-A prompt of length 0 is none: PromptTuning refuses it, so nothing is attached.
+PromptTuning refuses a prompt of length 0, so nothing is attached for one.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Clipped(Module):
 
 
 class Encoder(Module):
-    """embeddings [b, t, d], mask [b, t] -> [b, p + t, d]: what is at the input site, positions, one attention."""
+    """embeddings [b, t, d], mask [b, t] -> [b, p + t, d]: the input site, positions, and one attention."""
 
     def __init__(self, position: Learned | Clipped, attention: Attention):
         self.input, self.position, self.attention = Site("input"), position, attention
@@ -82,7 +82,7 @@ class OneAttention(Model):
 
 
 class Prompted:
-    """The handle: every call is one of minipeft's."""
+    """The handle. Every call of it is a call of minipeft; `--list --method soft_prompt` describes them."""
 
     next_to_text = True  # the kit's default convention; PromptTuning's is "outside the padding"
 
@@ -105,7 +105,7 @@ class Prompted:
         return array_of(x).astype(numpy.float64), array_of(seen), positions.copy()
 
     def base_forward(self, ids: Array, mask: Array) -> Array:
-        """With nothing plugged."""
+        """y [b, t, d] with the prompt unplugged."""
         if self.attachment is None:
             return self.forward(ids, mask)
         self.attachment.unplug()
@@ -118,7 +118,7 @@ class Prompted:
         return self.base_forward(ids, mask)
 
     def vjp(self, ids: Array, mask: Array, g: Array) -> dict[str, Array]:
-        """Of what attaching trains: the gradient of sum(y g)."""
+        """{"P": gradient of sum(y g)}."""
         params = self._attached().parameters
         _, grads = value_and_grad(lambda: total(mul(self.model(ids, mask), g.astype(self.dtype))), params)
         return {name.rsplit(".", 1)[-1]: found.astype(numpy.float64) for name, found in grads.items()}
@@ -130,7 +130,7 @@ class Prompted:
         return bytes_of(self._attached())
 
     def load(self, blob: bytes) -> None:
-        """In the place of the prompt, which stays if the file does not fit."""
+        """Replaces the prompt by that of the file. If the file does not fit, the prompt stays."""
         found = loaded(self.model, blob)
         self._attached().remove()
         self.attachment = found
@@ -145,4 +145,6 @@ class Prompted:
 
 
 def soft_prompt(P: Array, base: Mapping[str, Array], dtype: str) -> Prompted:
+    """The factory: an attention layer of the arrays `base`, with the prompt P [p, d]. Raises ValueError if P does not
+    fit."""
     return Prompted(P, base, dtype)

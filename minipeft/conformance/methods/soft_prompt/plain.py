@@ -1,5 +1,5 @@
-"""A soft prompt before one attention layer, in plain NumPy: a plug-in as anybody would write one, in which the mutants
-are planted."""
+"""A soft prompt before one attention layer in plain NumPy, written as anybody would write a plug-in; the mutants are
+planted in it."""
 from __future__ import annotations
 
 from typing import Any, Mapping
@@ -13,15 +13,19 @@ Array = numpy.ndarray
 
 
 class SoftPrompt:
-    """What the kit calls is public; what a mutant may change stands in a method of its own."""
+    """A prompt P [p, d] in front of an attention layer. base: {name: array} of the layer, named as in `equations.py`.
+
+    `--list --method soft_prompt` describes the calls of the kit. Every part that a mutant changes is a method of its
+    own. Raises ValueError for a prompt of another width."""
 
     def __init__(self, P: Array, base: Mapping[str, Array], dtype: str):
         self.e, self.base = Emulated(dtype), dict(base)
         self.table = base["E"]
         self.P = self.checked(P)
-        self.kept: dict[str, Any] = {}                 # what the last forward left for the gradients
+        self.kept: dict[str, Any] = {}                 # results of the last forward, for the gradients
 
     def checked(self, P: Array) -> Array:
+        """A copy of P. Raises ValueError for another width than that of the embeddings."""
         if P.ndim != 2 or P.shape[1] != self.table.shape[1]:
             raise ValueError(f"a prompt {P.shape} for embeddings {self.table.shape}")
         return P.copy()
@@ -35,19 +39,19 @@ class SoftPrompt:
         return numpy.concatenate([first + numpy.arange(p), tokens], axis=1)
 
     def mask_of(self, mask: Array, p: int) -> Array:
-        """[b, p + t], of prompt and tokens."""
+        """[b, p + t]: the mask of prompt and tokens."""
         return numpy.concatenate([numpy.ones((len(mask), p), bool), mask], axis=1)
 
     def positions_of(self, places: Array, p: int) -> Array:
-        """[b, p + t], of prompt and tokens."""
+        """[b, p + t]: the positions of prompt and tokens. places: their columns."""
         return places
 
     def prompts(self, P: Array, b: int) -> Array:
-        """[b, p, d]."""
+        """[b, p, d]: the prompt for each of b rows."""
         return numpy.stack([P] * b)
 
     def laid_out(self, ids: Array, mask: Array, P: Array) -> tuple[Array, Array, Array, Array]:
-        """X, mask' and positions by column, and the columns of prompt and tokens."""
+        """X [b, p + t, d], mask' and positions [b, p + t] by column; the columns [b, p + t] of prompt and tokens."""
         if ids.shape != mask.shape:
             raise ValueError(f"a mask {mask.shape} for ids {ids.shape}")
         if ids.min() < 0 or ids.max() >= len(self.table):
@@ -66,10 +70,11 @@ class SoftPrompt:
     # the layer
 
     def scale(self, d: int) -> float:
+        """The factor of the scores, 1 / sqrt(d)."""
         return d ** -0.5
 
     def bias(self, seen: Array, positions: Array) -> Array:
-        """[b, query, key]: what is added to the scores."""
+        """[b, query, key]: the term that is added to the scores."""
         hidden = numpy.where(self.visible(seen), 0, self.hidden())
         if "relative" not in self.base:
             return hidden
@@ -77,18 +82,20 @@ class SoftPrompt:
         return hidden + self.base["relative"][numpy.clip(self.distance(positions), -far, far) + far]
 
     def distance(self, positions: Array) -> Array:
-        """[1, query, key], or [b, query, key]: in columns."""
+        """[1, query, key] or [b, query, key]: the distance from query to key, in columns."""
         columns = numpy.arange(positions.shape[1])
         return columns[None, None, :] - columns[None, :, None]
 
     def visible(self, seen: Array) -> Array:
+        """[b, 1, key]: True where queries see the key."""
         return seen[:, None, :]
 
     def hidden(self) -> float:
+        """The term that is added to the scores of hidden keys."""
         return -numpy.inf
 
     def attention(self, x: Array, seen: Array, positions: Array) -> Array:
-        """[b, n, d] -> the same."""
+        """[b, n, d] -> [b, n, d]; seen, positions: [b, n]."""
         r, mm, base = self.e.r, self.e.mm, self.base
         if "position" in base:
             if positions.max() >= len(base["position"]):
@@ -106,6 +113,7 @@ class SoftPrompt:
         return self.e.r(weights / weights.sum(axis=-1, keepdims=True))
 
     def run(self, ids: Array, mask: Array, P: Array) -> Array:
+        """y [b, t, d] with the prompt P."""
         x, seen, positions, at = self.laid_out(ids, mask, P)
         return self.stripped(self.attention(x, seen, positions), at[:, len(P):])
 
