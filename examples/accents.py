@@ -38,6 +38,7 @@ from lab.variants import HARD_PROMPT, NAMES, VARIANTS
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE / "data" / "checkpoints" / "g2p"
+RECORDED = HERE / "recorded" / "accents.json"
 PAIRS, STEPS = 1000, 300
 # {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4 and with one seed. The
 # mean of three seeds is to come within 4 points of it; of one seed no more can be asked than three standard errors.
@@ -130,8 +131,8 @@ def arguments() -> argparse.Namespace:
     chosen.add_argument("--all", action="store_true", help="every method of variants.py, and the best hard prompt")
     chosen.add_argument("--only", nargs="+", metavar="METHOD", choices=NAMES,
                         help=f"these methods alone, of: {', '.join(map(repr, NAMES))}")
-    chosen.add_argument("--show", nargs="+", type=Path, metavar="FILE", help="train nothing: tables, picture and "
-                        "checks of the results.json of earlier runs, put together if there are several")
+    chosen.add_argument("--show", nargs="*", type=Path, metavar="FILE", help="train nothing: print the tables and "
+                        "checks of results.json files, put together if there are several (default: the recorded run)")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to learn from (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help=f"optimizer steps of {BATCH} pairs (default: %(default)s)")
@@ -191,8 +192,8 @@ def main() -> int:
     args = arguments()
     minipeft.keep_heap()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.show:
-        setting, rows = recorded(args.show)
+    if args.show is not None:
+        setting, rows = recorded(args.show or [RECORDED])
     else:
         setting, rows = {key: getattr(args, key) for key in ("steps", "pairs", "words", "side")}, compare(args)
     console.print(on_terminal(f"{setting['words']:,} unseen words in British, {setting['side']} in American: % right\n"

@@ -38,6 +38,8 @@ from minipeft.backend import resolve
 from minipeft.files import write_atomic
 
 EXAMPLES = Path(__file__).parents[1]
+RECORDED = EXAMPLES / "recorded" / "benchmark.json"
+PROGRAM = "benchmark.py"                # how the JSON of a run is marked
 ROUNDS, LEAST, QUICK = 9, 7, 3
 BUSY = 0.5              # load average above which a machine is not left alone
 KEPT, SYSTEM = "kept", "system"
@@ -66,7 +68,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         "the run goes on without it (default: %(default)g)")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed, or if one that was "
                         "asked for was not measured (unless torch + peft are not installed)")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing: show the benchmark.json of a run")
+    parser.add_argument("--show", type=Path, metavar="FILE", nargs="?", const=RECORDED, help="measure nothing: show "
+                        "the benchmark.json of a run (default: the recorded one)")
     parser.add_argument("--out", type=Path, default=EXAMPLES / "out" / "benchmark", help="where the results go")
     args = parser.parse_args(argv)
     if args.rounds is None:
@@ -118,7 +121,7 @@ def measured(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """A new run, or a recorded one, as the JSON has it."""
     if args.show:
         return recorded(args.show)
-    host = {"program": "benchmark.py", "date": datetime.date.today().isoformat(), "machine": machine()}
+    host = {"program": PROGRAM, "date": datetime.date.today().isoformat(), "machine": machine()}
     return {**host, **Bench(plan(args), progress).run()}
 
 
@@ -127,7 +130,7 @@ def recorded(file: Path) -> dict[str, Any]:
         run = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"--show {file}: {error}") from None
-    if not isinstance(run, dict) or run.get("program") != "benchmark.py":
+    if not isinstance(run, dict) or run.get("program") != PROGRAM:
         raise SystemExit(f"--show {file}: expected a benchmark.json that this program wrote")
     return run
 
