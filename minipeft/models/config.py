@@ -1,4 +1,4 @@
-"""Configurations are frozen dataclasses that check themselves: a wrong field is named with what was expected."""
+"""Configurations: frozen dataclasses that check themselves. An error names the wrong field and what was expected."""
 from __future__ import annotations
 
 import dataclasses
@@ -9,28 +9,28 @@ from minipeft.checks import integer, number, python, shown
 from minipeft.nn.fingerprint import sha256
 from minipeft.nn.layers import ACTIVATIONS
 
-LARGEST = 2 ** 31 - 1  # of any number in a configuration
+LARGEST = 2 ** 31 - 1  # the largest number that a configuration may hold
 _NOT_COMPUTED = {"dropout_rate", "label_smoothing", "initializer_factor", "max_length", "pad_token_id", "eos_token_id",
                  "decoder_start_token_id"}
 
 
 def checked_config(config: Any, kind: type) -> Any:
-    """`config`, if it is of that kind; TypeError that says how to make one."""
+    """`config`, if it is a `kind`. Raises TypeError otherwise, saying how to make one."""
     if not isinstance(config, kind):
         raise TypeError(f"config is {type(config).__name__}; expected {kind.__name__}(...)")
     return config
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first five of some names out of a file, for an error message, each cut where it is long."""
+    """The first five of some names from a file, for an error message; long names are cut."""
     first = list(names)
     return ", ".join(name if len(name) <= 60 and name.isprintable() else f"{shown(name)[:60]}..."
                      for name in first[:5]) + (" ..." if first[5:] else "")
 
 
 class Config:
-    """Mixin for frozen dataclasses. Every int is a size >= 1, or >= 0 if its name ends in _id; every float is finite
-    and >= 0; none is larger than 2^31 - 1."""
+    """Mixin for frozen dataclasses. Every int must be a size >= 1, or >= 0 if its name ends in _id; every float must be
+    finite and >= 0; none may exceed 2^31 - 1. Raises ValueError naming a field that is wrong."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -52,7 +52,8 @@ class Config:
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
     def check(self) -> None:
-        """What one field cannot say alone; subclasses add to it."""
+        """Check the rules beyond a field's type, such as those between fields; subclasses add their own. Raises
+        ValueError naming the field."""
         vocab = getattr(self, "vocab_size")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
             self._expect(name, getattr(self, name) < vocab, f"an id below vocab_size {vocab}")
@@ -66,30 +67,30 @@ class Config:
             raise ValueError(f"config: {name} is {shown(getattr(self, name))}; expected {expected}")
 
     def _expect_activation(self, name: str, known: str) -> None:
-        """name: the field; known: the activation that it means."""
+        """name: the field; known: the activation that its value means."""
         self._expect(name, known in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
 
     def to_dict(self) -> dict[str, Any]:
+        """{field: value}, as JSON can hold it."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
     def resolved(self) -> dict[str, Any]:
-        """Every field, names that mean the same thing made the same: configurations that mean the same are equal
-        here."""
+        """Every field, with one name for each meaning, so that configurations with the same meaning are equal here."""
         return self.to_dict()
 
     def computes(self) -> dict[str, Any]:
-        """The kind of the model and every field that changes what it computes from ids, resolved. Dropout, smoothing,
-        initialization and special ids do not; how many positions a learned table has is seen from its tensor."""
+        """The kind of the model and every field that changes its outputs for given ids, resolved. Dropout, smoothing,
+        initialization and special ids do not; the number of learned positions shows in their tensor."""
         kind = type(self).__name__.removesuffix("Config")
         return {"kind": kind, **{name: value for name, value in self.resolved().items() if name not in _NOT_COMPUTED}}
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of `resolved` as JSON."""
+        """The SHA-256 of `resolved` as JSON, in hexadecimal."""
         return sha256([json.dumps(self.resolved(), sort_keys=True).encode()])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that a JSON file of ours holds: all fields, and no others. ValueError otherwise."""
+        """The configuration in a JSON file of ours. Raises ValueError unless `values` has all fields and no others."""
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         missing, extra = [n for n in names if n not in values], [n for n in values if n not in names]
         if missing or extra:
@@ -99,5 +100,5 @@ class Config:
 
 
 def first_name(activation: str) -> str:
-    """The one of several names of an activation that comes first: gelu_new of gelu_tanh, silu of swish."""
+    """The first of several names of an activation: gelu_new for gelu_tanh, silu for swish."""
     return next(name for name, f in ACTIVATIONS.items() if f is ACTIVATIONS[activation])

@@ -1,8 +1,8 @@
-"""Greedy decoding: y_t = argmax p(y | y_1 .. y_t-1, x), until every row has said eos.
+"""Greedy decoding: y_t = argmax p(y | y_1 .. y_t-1, x), until every row has produced eos.
 
 With a cache, each step runs the decoder on the newest token alone. The keys and values of earlier tokens are kept, and
-those of the encoder's output are projected once. Without a cache, each step runs the whole prefix. The ids are the
-same, and the logits agree up to rounding.
+those of the encoder's output are projected once. Without a cache, each step runs it on the whole prefix. The ids are
+the same, and the logits agree up to rounding.
 """
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from minipeft.checks import integer
 
 
 def greedy(model: Any, ids: Array, mask: Array | None, max_new_tokens: int, use_cache: bool) -> numpy.ndarray:
-    """ids [batch, source], mask [batch, source] -> [batch, 1 + new tokens] on the host (see `generate`)."""
+    """Decode greedily (see `generate`): ids [batch, source], mask [batch, source] -> [batch, 1 + new tokens] on the
+    host. Raises ValueError unless max_new_tokens is an integer >= 0."""
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     config = model.config
     encoded, mask = model.encoder(model.embed(ids), mask)

@@ -1,9 +1,9 @@
-"""What the Transformer and T5 share: ids in, logits and loss out, greedy decoding, files.
+"""The common part of the Transformer and T5: from ids to logits and loss, and greedy decoding.
 
     encoder: E(input_ids) -> stack -> encoded;   decoder: E(decoder_input_ids), encoded -> stack -> head -> logits
 
-A model is used through these methods alone; what is plugged into its places, and `adapter=`, decide what it computes.
-`rng=None` is evaluation; a numpy.random.Generator makes a call one of training (dropout).
+A model is used only through these methods. They compute with the plugged attachments, or with those that `adapter`
+names. `rng=None` is evaluation; with a numpy.random.Generator a call uses dropout, as in training.
 """
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ IGNORE = -100
 
 
 class EncoderDecoder(Model):
-    """Subclasses build `embedding`, `encoder`, `decoder`, `head`, and say how ids become vectors and vectors logits."""
+    """A model with an encoder and a decoder. Subclasses build `embedding`, `encoder`, `decoder` and `head`, and define
+    `embed` and `logits` where they differ from those below."""
 
     config: Any
     embedding: Embedding
@@ -37,22 +38,23 @@ class EncoderDecoder(Model):
     label_smoothing = 0.0
 
     def embed(self, ids: Array) -> Tensor:
-        """ids [batch, time] -> [batch, time, d_model]."""
+        """The embeddings of ids: [batch, time] -> [batch, time, d_model]."""
         return self.embedding(ids)
 
     def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
-        """[batch, target, d_model] -> [batch, target, vocab]. rng: dropout is on if given."""
+        """The head's output: hidden [batch, target, d_model] -> [batch, target, vocab]. rng: dropout is on if given."""
         return self.head(hidden, rng)
 
     def __call__(self, input_ids: Any, decoder_input_ids: Any, attention_mask: Any = None,
                  decoder_attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
         """Logits [batch, target, vocab].
 
-        input_ids [batch, source], decoder_input_ids [batch, target]: integers; masks of these shapes, 1 at tokens and
-        0 at padding, None meaning that every position is a token. adapter: None uses what is plugged; a name uses that
-        attachment on all rows, and a tuple of names all of these on all rows; a list goes row by row, its entries
-        names, tuples, or None for the base alone (as is an empty tuple for all rows). rng: dropout is on if given.
-        Raises ValueError for ids out of range, wrong shapes and unknown adapters, before anything is computed."""
+        input_ids [batch, source], decoder_input_ids [batch, target]: integers. The masks have these shapes, 1 at tokens
+        and 0 at padding; None means that every position is a token. adapter: None uses the plugged attachments; a name,
+        or a tuple of names, uses these attachments alone on all rows (an empty tuple: the base alone); a list has an
+        entry for each row: a name, a tuple of names, or None for the base alone. rng: dropout is on if given.
+        Before anything is computed, raises ValueError for ids out of range, wrong shapes and unknown adapters, and
+        TypeError for arguments of another type and for a model on another backend than the one in use."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_input_ids",
                                              "decoder_attention_mask")
@@ -65,8 +67,8 @@ class EncoderDecoder(Model):
             return self.logits(hidden, rng)
 
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
-        """The encoder's output [batch, source, d_model]; arguments as in a call. With soft prompts it is longer: theirs
-        come first, and rows with shorter ones than others in the batch are filled up on the left."""
+        """The encoder's output [batch, source, d_model]; arguments and exceptions as in a call. Soft prompts make it
+        longer: their positions come first, and a row with a shorter prompt than others is padded on the left."""
         ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
         check_rng(rng)
         with routed(self.host, adapter, len(ids)):
@@ -74,7 +76,8 @@ class EncoderDecoder(Model):
 
     def loss(self, input_ids: Any, labels: Any, attention_mask: Any = None, decoder_attention_mask: Any = None,
              adapter: Any = None, rng: Any = None) -> Tensor:
-        """Mean cross-entropy over the label tokens, a scalar. labels [batch, target], -100 where nothing is asked.
+        """The mean cross-entropy over the label tokens, a scalar. labels [batch, target]: ids, or -100 for positions
+        that do not count. Other arguments and exceptions as in a call.
 
         The decoder reads the labels shifted right behind the start token (-100 read as pad).
         Raises ValueError for labels out of range, and when every label is -100."""
@@ -86,7 +89,7 @@ class EncoderDecoder(Model):
         return cross_entropy(logits, to_device(labels), smoothing=self.label_smoothing)
 
     def shift_right(self, labels: Any) -> numpy.ndarray:
-        """[start, labels[:-1]] with -100 read as pad; [batch, target] -> [batch, target]."""
+        """The decoder's input, [start, labels[:, :-1]] with -100 read as pad; [batch, target] -> [batch, target]."""
         labels = host_ids(labels, "labels").astype(numpy.int64)
         start = numpy.full((labels.shape[0], 1), self.config.decoder_start_token_id, dtype=labels.dtype)
         shifted = numpy.concatenate([start, labels[:, :-1]], axis=1)
@@ -94,11 +97,12 @@ class EncoderDecoder(Model):
 
     def generate(self, input_ids: Any, attention_mask: Any = None, max_new_tokens: int = 20, adapter: Any = None,
                  use_cache: bool = True) -> numpy.ndarray:
-        """Greedy decoding -> integers on the host [batch, 1 + new tokens], the start token in column 0.
+        """Greedy decoding: ids [batch, 1 + new tokens] on the host, with the start token in column 0.
 
-        It stops when every row has produced eos; finished rows are padded with pad. Without a mask, pad tokens of
-        input_ids are taken as padding, unless pad is also eos; the same rule as in transformers. (A call and `loss`
-        do not infer a mask.)"""
+        input_ids [batch, source]. It stops after `max_new_tokens`, or when every row has produced eos; finished rows
+        are filled with pad. Without a mask, pad tokens of input_ids are taken as padding, unless pad is also eos, as in
+        transformers. (A call and `loss` do not infer a mask.) use_cache: keep the keys and values of earlier tokens;
+        the ids are the same without. Raises ValueError unless max_new_tokens is an integer >= 0, and as a call does."""
         input_ids = host_ids(input_ids, "input_ids")
         pads = input_ids == self.config.pad_token_id
         if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():
@@ -108,7 +112,8 @@ class EncoderDecoder(Model):
             return greedy(self, ids, mask, max_new_tokens, use_cache)
 
     def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:
-        """Empty keys and values for decoding up to `capacity` tokens over an encoder's output of `source` positions."""
+        """Empty keys and values of every decoder block, for up to `capacity` tokens and an encoder's output of `source`
+        positions."""
         return [(KeyValues(capacity), KeyValues(source, fixed=True)) for _ in self.decoder.blocks]
 
     def _checked(self, ids: Any, mask: Any, name: str, mask_name: str) -> tuple[Array, Array | None]:
@@ -116,7 +121,7 @@ class EncoderDecoder(Model):
         data = getattr(table, "data", None)
         if data is not None and not isinstance(data, namespace().ndarray):
             raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
-                            f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend), then run inside "
-                            f"`with minipeft.use(backend)`")
+                            f"is {getattr(namespace(), '__name__', 'another')}: call model.to(backend), and run it "
+                            f"inside `with minipeft.use(backend)`")
         ids = check_ids(ids, self.config.vocab_size, name)
         return ids, check_mask(mask, ids.shape, mask_name)

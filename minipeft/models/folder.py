@@ -1,7 +1,7 @@
-"""A pretrained model is a folder: config.json says what it is, model.safetensors holds its weights.
+"""A pretrained model is a folder: config.json holds its configuration, model.safetensors its weights.
 
 The two are written one after the other, so a kill between them leaves new weights beside an old configuration. The
-weights carry a digest of the configuration that they were saved with, and such a pair is refused.
+weights carry a digest of the configuration that they were saved with, so that such a pair is refused.
 """
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def existing_folder(path: str | os.PathLike) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """What config.json says. Raises ValueError for anything but a JSON object of at most a MiB."""
+    """The contents of config.json. Raises ValueError for anything but a JSON object of at most 1 MiB."""
     return read_json(directory / CONFIG, _LIMIT)
 
 
 @contextlib.contextmanager
 def naming(directory: Path) -> Iterator[None]:
-    """Every ValueError out of here names the folder."""
+    """Makes every ValueError that is raised inside the block name the folder."""
     try:
         yield
     except ValueError as error:
@@ -48,25 +48,25 @@ def naming(directory: Path) -> Iterator[None]:
 
 
 def check_saved_with(config: Config, metadata: Mapping[str, str], *others: Config) -> None:
-    """Raises ValueError if the weights say that they were saved with none of these configurations."""
+    """Raises ValueError if the weights were saved with none of these configurations, as their metadata says."""
     said = metadata.get(SAVED_WITH)
     if said is not None and said not in [c.digest() for c in (config, *others)]:
         raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "
                          f"save_pretrained was killed between the two files. Put the right {CONFIG} back, or save the "
-                         f"model again; for another configuration, save a model that was built with it")
+                         f"model again; to change the configuration, save a model that was built with the new one")
 
 
 def exported(model: Any, merged: bool | None) -> dict[str, Array]:
-    """{name: array} of what `save_pretrained` writes: of the base, or of what the model computes.
+    """{name: array} for `save_pretrained`: the base, or with merged=True all plugged attachments merged into it.
 
-    Raises ValueError if something is plugged or merged and `merged` does not say which of the two, and if something
-    that is plugged cannot be merged into weights."""
+    Raises ValueError if something is plugged or merged and `merged` is None, and if a plugged attachment cannot be
+    merged into weights; TypeError unless `merged` is True, False or None."""
     if merged is not None and type(merged) is not bool:
         raise TypeError(f"merged is {shown(merged)}; expected True, False or None")
     acting = [a for a in model.attachments.values() if a.state != "off"]
     if merged is None and acting:
-        raise ValueError(f"{acting[0].name!r} is {acting[0].state}: pass merged=True to save what the model computes, "
-                         f"with what is plugged merged into the weights, or merged=False to save the base alone "
+        raise ValueError(f"{acting[0].name!r} is {acting[0].state}: pass merged=True to save the model with all "
+                         f"plugged attachments merged into the weights, or merged=False to save the base alone "
                          f"(attachments have files of their own: attachment.save)")
     if not merged:
         return model.state()
@@ -84,8 +84,9 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
 
 def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], tensors: Mapping[str, Array],
                  metadata: Mapping[str, str], dtype: str | None) -> None:
-    """Write both files, each atomically, the folder made if it is missing. values: config.json. dtype: as for
-    `files.write_tensors`. Raises FileNotFoundError for a new folder below '~', which is not expanded."""
+    """Write both files, each atomically; the folder is made if it is missing. values: of config.json; tensors,
+    metadata, dtype: as in `files.write_tensors`. Raises FileNotFoundError for a new folder below '~', which is not
+    expanded; ValueError for numbers that are not finite; and what `files.write_tensors` raises."""
     directory = Path(path)
     if directory.parts[:1] and directory.parts[0].startswith("~") and not directory.exists():
         raise missing_folder(path, directory)

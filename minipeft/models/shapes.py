@@ -1,7 +1,7 @@
-"""{name: shape} of every parameter that a configuration asks for, without building the model.
+"""The shapes {name: shape} of all parameters of a configuration, without building the model.
 
 A file is compared with these before a model is built, so that a configuration of a few bytes cannot ask for more memory
-than the weights beside it take. A test holds them against the models.
+than the weights beside it take. A test compares them with the models.
 """
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Mapping
 from minipeft.models.config import listed
 
 Shapes = dict[str, tuple[int, ...]]
-_FEWEST = 4  # of tensors per layer: a layer has at least 8, and half of them may be missing for names to be told
+_FEWEST = 4  # tensors per layer; a layer has at least 8, and if up to half are missing, the error names them
 
 
 def t5_shapes(config: Any) -> Shapes:
-    """Of a T5; the names are in `t5.py`."""
+    """The shapes of a T5; the names are in `t5.py`."""
     c, d, inner = config, config.d_model, config.num_heads * config.d_kv
     attention = {"q.weight": (inner, d), "k.weight": (inner, d), "v.weight": (inner, d), "o.weight": (d, inner)}
     wide = ("wi_0", "wi_1") if c.gated else ("wi",)
@@ -28,7 +28,7 @@ def t5_shapes(config: Any) -> Shapes:
 
 
 def transformer_shapes(config: Any) -> Shapes:
-    """Of a Transformer; the names are in `transformer.py`."""
+    """The shapes of a Transformer; the names are in `transformer.py`."""
     c, d = config, config.d_model
     attention = {f"{name}.{leaf}": shape for name in "qkvo" for leaf, shape in (("weight", (d, d)), ("bias", (d,)))}
     ff = {"wi.weight": (c.d_ff, d), "wi.bias": (c.d_ff,), "wo.weight": (d, c.d_ff), "wo.bias": (d,)}
@@ -52,14 +52,14 @@ def _stack(stack: str, layers: int, attention: Mapping, ff: Mapping, norm: Mappi
 
 
 def check_layers(config: Any, tensors: int) -> None:
-    """Raises ValueError if so many layers cannot be made of so many tensors, before any name is made."""
+    """Raises ValueError if `config` has too many layers for that many tensors, before any name is made."""
     if (config.num_layers + config.num_decoder_layers) * _FEWEST > tensors:
         raise ValueError(f"config: num_layers is {config.num_layers} and num_decoder_layers "
                          f"{config.num_decoder_layers}; there are {tensors} tensors, too few for so many layers")
 
 
 def check_shapes(found: Mapping[str, tuple], wanted: Shapes) -> None:
-    """Raises ValueError, which names them, for missing and unexpected tensors and for other shapes."""
+    """Raises ValueError, naming them, for missing tensors, unexpected tensors and shapes that differ."""
     missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
     if missing or extra:
         raise ValueError("; ".join(f"{len(names)} {what}: {listed(names)}"

@@ -1,12 +1,12 @@
-"""T5: Raffel et al., 2020, arXiv:1910.10683, as transformers has it (v1.0, v1.1, FLAN), with its Hugging Face files.
+"""T5: Raffel et al., 2020, arXiv:1910.10683, as in transformers (v1.0, v1.1, FLAN), with its Hugging Face files.
 
     x + drop(F(rms_norm(x)))                    pre-LN with RMSNorm; no biases anywhere
     softmax(q k^T + bias) v                     no 1/sqrt(d_kv): the initialization of q absorbs it
     v1.0: wo drop(relu(wi x));   v1.1: wo drop(gelu_new(wi_0 x) * wi_1 x)
     logits = E h / sqrt(d_model) if scale_decoder_outputs (v1.0), else head h (v1.1)
 
-heads * d_kv need not equal d_model. The relative position table is one per stack. Names, `i` a layer (a test holds
-this table against the model); V vocab, d d_model, inner heads * d_kv:
+heads * d_kv need not equal d_model. Each stack has one table of relative positions. Names, where i is a layer, V is
+vocab, d is d_model and inner is heads * d_kv (a test checks this table against the model):
 
     embedding.weight                          [V, d]           shared.weight; also the head when tied
     encoder.position.weight, decoder.position.weight  [buckets, heads]
@@ -23,7 +23,8 @@ this table against the model); V vocab, d d_model, inner heads * d_kv:
     encoder.norm.weight, decoder.norm.weight  [d]              encoder.final_layer_norm
     head.weight                               [V, d]           lm_head.weight; untied only
     sites: encoder.input (input); encoder.i.attn.out, encoder.i.ff.out, decoder.i.attn.out, decoder.i.cross.out,
-    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values (keys_values)
+    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values
+    (keys_values)
 """
 from __future__ import annotations
 
@@ -48,10 +49,10 @@ from minipeft.engine.ops import mul
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(Config):
-    """The fields of a Hugging Face T5 config.json that mean something; the defaults are v1.0 small's.
+    """The fields of a Hugging Face T5 config.json that T5 uses; the defaults are those of v1.0 small.
 
-    scale_decoder_outputs: the factor d_model^-1/2 on the head's input; None follows tie_word_embeddings, as all of
-    transformers 4 does. It never follows the presence of a head (see `from_hf`)."""
+    scale_decoder_outputs: whether the head's input is multiplied by d_model^-1/2; None means the value of
+    tie_word_embeddings, as in all of transformers 4. It never depends on whether a head is stored (see `from_hf`)."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -79,11 +80,12 @@ class T5Config(Config):
 
     @property
     def gated(self) -> bool:
+        """Whether the feed-forward layers have a gate, as in v1.1."""
         return self.feed_forward_proj.startswith("gated-")
 
     @property
     def activation(self) -> str:
-        """"gated-gelu" means gelu_new, as in transformers; other names mean themselves."""
+        """The name of the activation. "gated-gelu" means gelu_new, as in transformers; other names mean themselves."""
         name = self.feed_forward_proj.removeprefix("gated-")
         return "gelu_new" if self.gated and name == "gelu" else name
 
@@ -100,10 +102,11 @@ class T5Config(Config):
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
-        """From a Hugging Face config.json, old or new; fields that mean nothing here are passed over.
+        """The configuration in a Hugging Face config.json, old or new; fields that T5 does not use are ignored.
 
-        Until transformers 4 the flag tie_word_embeddings also decides the scale; from 5 on that is
-        scale_decoder_outputs, and tie_word_embeddings may be true although a head is stored."""
+        Up to transformers 4, tie_word_embeddings also decides the scale. From 5 on, scale_decoder_outputs does, and
+        tie_word_embeddings may be true although a head is stored. Raises ValueError for another model_type or a wrong
+        field."""
         if values.get("model_type", "t5") not in ("t5", "mt5"):
             raise ValueError(f"config: model_type is {shown(values['model_type'])}; expected 't5'")
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if values.get(f.name) is not None}
@@ -111,13 +114,14 @@ class T5Config(Config):
         return cls(**known)
 
     def to_hf(self) -> dict[str, Any]:
-        """As transformers reads it."""
+        """The contents of a config.json that transformers reads."""
         return {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True,
                 "dense_act_fn": self.activation, "is_gated_act": self.gated, "use_cache": True, **self.to_dict()}
 
 
 class T5(EncoderDecoder):
-    """The model. rng=None leaves all weights but norm scales 0, to be filled from a file."""
+    """The T5 model. rng: draws the initial weights; None leaves all but the norm weights 0, to be filled from a file.
+    dtype: "float32" or "float64"."""
 
     config: T5Config
 
@@ -133,6 +137,9 @@ class T5(EncoderDecoder):
                            else init.normal((config.vocab_size, d), f, rng, dtype))
 
     def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
+        """head(h / sqrt(d_model)) if scale_decoder_outputs, else head(h), as in transformers.
+
+        hidden [batch, target, d_model] -> [batch, target, vocab]. rng: dropout is on if given."""
         if self.config.scale_decoder_outputs:
             hidden = mul(hidden, self.config.d_model ** -0.5)
         return self.head(hidden, rng)
@@ -166,12 +173,12 @@ class T5(EncoderDecoder):
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
-        """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded), computing in
-        `dtype`; float16 and bfloat16 files are widened.
+        """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded).
 
-        Raises ValueError, which names the folder, for a pickle (with the remedy), a damaged file, wrong fields, missing
-        or unknown keys, other shapes than config.json asks for, several input embeddings that differ, and weights that
-        were saved with another configuration; FileNotFoundError for a file that is not there."""
+        dtype: the dtype that the model computes in, "float32" or "float64"; float16 and bfloat16 files are widened.
+        Raises ValueError naming the folder for a pickle (saying how to convert it), a damaged file, wrong fields,
+        missing or unknown keys, other shapes than config.json asks for, input embeddings that differ, and weights that
+        were saved with another configuration; FileNotFoundError for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
             config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name)
@@ -184,16 +191,17 @@ class T5(EncoderDecoder):
         """Write config.json and model.safetensors as transformers reads them; the folder is made if it is missing.
 
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
-        True writes what the model computes, everything that is plugged merged into the weights; False writes the base;
-        None is for a model on which nothing is plugged. Raises ValueError, before anything is written, for None while
-        something is plugged or merged, for something plugged that no weight can absorb, and for overflow in `dtype`.
-        A scale that differs from the tie is read right by transformers 5 and by us; transformers 4 ignores its flag."""
+        True writes the model with all plugged attachments merged into the weights; False writes the base; None is for a
+        model on which nothing is plugged or merged. Raises ValueError, before anything is written, for None on any
+        other model, for a plugged attachment that no weight can absorb, for numbers that are not finite, and for
+        overflow in `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers
+        5 and by minipeft; transformers 4 ignores it."""
         tensors = {self.to_hf_name(name): array for name, array in exported(self, merged).items()}
         write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
 
     @staticmethod
     def to_hf_name(name: str) -> str:
-        """Our dotted name of a base parameter -> its key in a Hugging Face state dict. ValueError if there is none."""
+        """The key in a Hugging Face state dict of the base parameter `name`. Raises ValueError if there is none."""
         for pattern, replacement in _TO_HF:
             if re.fullmatch(pattern, name):
                 hf = re.sub(pattern, replacement, name)
@@ -202,7 +210,7 @@ class T5(EncoderDecoder):
 
     @staticmethod
     def from_hf_name(name: str) -> str:
-        """The inverse of `to_hf_name`. ValueError for an unknown key."""
+        """The inverse of `to_hf_name`. Raises ValueError for an unknown key."""
         for pattern, replacement in _FROM_HF:
             if re.fullmatch(pattern, name):
                 return re.sub(pattern, replacement, name)

@@ -1,6 +1,6 @@
-"""Reading a Hugging Face T5 folder: which tensors are aliases, which may be absent, what decides tying.
+"""Reading a Hugging Face T5 folder: which tensors are aliases, which may be absent, and what decides tying.
 
-Names and shapes, which the headers of the files say, are held against the configuration before anything is read.
+The names and shapes in the headers of the files are checked against the configuration before any tensor is read.
 """
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
                     name_from: Callable[[str], str]) -> tuple[Any, dict[str, numpy.ndarray]]:
     """(config, {our name: array}) with the aliases resolved: one table, and a head if it is untied.
 
-    Weights are tied if no head is stored, or one that equals the table, unless the config says tie_word_embeddings =
-    false; then a missing head is an error."""
+    config_from: config.json's values -> config; name_from: key -> our name. Weights are tied if no head is stored, or
+    one that equals the table. But if the config says tie_word_embeddings = false, they are not tied, and a missing head
+    is an error. Raises the exceptions of `T5.from_pretrained`."""
     values = read_config(directory)
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
-    del values  # a file of a MiB takes 50 when it is parsed, and the next one is not read yet
+    del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
     files = _files(directory)
     shapes = {key: shape for file in files for key, shape in read_shapes(directory / file).items()}
     shapes.pop(_UNUSED, None)
@@ -68,7 +69,7 @@ def _differ(first: str, other: str) -> ValueError:
 
 
 def _read_all(directory: Path, files: list[str]) -> tuple[dict[str, numpy.ndarray], Mapping[str, str]]:
-    """Every tensor, and the metadata of a single file."""
+    """Every tensor, and the metadata if there is only one file."""
     tensors: dict[str, numpy.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for file in files:
@@ -79,7 +80,7 @@ def _read_all(directory: Path, files: list[str]) -> tuple[dict[str, numpy.ndarra
 
 
 def _files(directory: Path) -> list[str]:
-    """The one file of weights, or the shards that the index names; the keys of each are those that the index lists."""
+    """The one file of weights, or the shards in the index, each holding exactly the keys that the index lists."""
     if (directory / WEIGHTS).exists():
         return [WEIGHTS]
     if not (directory / _INDEX).exists():
@@ -104,7 +105,7 @@ def _files(directory: Path) -> list[str]:
 
 
 def _plain(shard: str) -> bool:
-    """Whether this is a name that a file in the folder itself can have, on any system."""
+    """Whether this can be the name of a file in the folder itself, on any system."""
     try:
         fits = len(os.fsencode(shard)) <= 255
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -116,7 +117,7 @@ def _no_weights(directory: Path) -> Exception:
     pickles = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt"))
     if pickles:
         return ValueError(
-            f"{directory}: {pickles[0]} is a pickle, which can run code when it is opened; minipeft reads safetensors "
-            f"alone. Convert it once, where you trust it: in Python with torch and transformers, "
+            f"{directory}: {pickles[0]} is a pickle, which can run code when it is opened; minipeft reads only "
+            f"safetensors. If you trust it, convert it once, in Python with torch and transformers: "
             f"T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
-    return FileNotFoundError(f"{directory}: neither {WEIGHTS} nor {_INDEX} is there")
+    return FileNotFoundError(f"{directory} holds neither {WEIGHTS} nor {_INDEX}")

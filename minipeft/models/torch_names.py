@@ -1,8 +1,8 @@
-"""The weights of a torch.nn.Transformer under our names, to hold the one model against the other.
+"""The weights of a torch.nn.Transformer under our names, to compare the two models.
 
-torch has the body alone: no embeddings, positions or head, and a norm after each stack (final_norm=True). Its
-norm_first is our pre_norm; its src_key_padding_mask, True at padding, is the opposite of our attention_mask. The
-table: S is encoder or decoder, i a layer, * weight or bias.
+torch has only the two stacks, each with a norm after it (final_norm=True), and no embeddings, positions or head. Its
+norm_first is our pre_norm; its src_key_padding_mask, True at padding, is the opposite of our attention_mask. In the
+table S is encoder or decoder, i is a layer, and * is weight or bias.
 """
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _LETTERS = {"S": "(?P<S>encoder|decoder)", "i": r"(?P<i>\d+)", "*": "(?P<leaf>we
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
-    """{key of torch.nn.Transformer: array or CPU tensor} -> {our name: array on the host}; also of its gradients.
+    """{key of torch.nn.Transformer: array or CPU tensor} -> {our name: array on the host}; also for its gradients.
 
-    Raises ValueError for a key that such a model does not have, and for a packed projection that is not three."""
+    Raises ValueError for a key that such a model does not have, and for a packed projection that is not three blocks
+    of rows."""
     found: dict[str, Array] = {}
     for key, value in state.items():
         name, array = _name(key), to_host(value)

@@ -6,11 +6,11 @@
     one table for both embeddings and the head, embeddings * sqrt(d_model)      sec. 3.4
     sinusoidal positions added to the embeddings, then dropout     sec. 3.5, 5.4
 
-Departures from the paper, all options: pre_norm, final_norm (a norm after each stack, usual with pre_norm), gelu,
+Departures from the paper, all optional: pre_norm, final_norm (a norm after each stack, usual with pre_norm), gelu,
 learned positions, an untied head. Dropout on attention probabilities and after the activation is as in the authors'
 code and torch; the paper's text names only sublayer outputs and the sums of embeddings and positions.
 
-Names, `i` a layer (a test holds this table against the model):
+Names, where i is a layer (a test checks this table against the model):
 
     embedding.weight                                   [vocab, d_model]      also the head when tied
     encoder.position.weight, decoder.position.weight   [max_length, d_model] learned positions only
@@ -25,7 +25,8 @@ Names, `i` a layer (a test holds this table against the model):
     encoder.norm.{weight,bias}, decoder.norm.{weight,bias}   [d_model]       final_norm only
     head.weight                                        [vocab, d_model]      untied only
     sites: encoder.input (input); encoder.i.attn.out, encoder.i.ff.out, decoder.i.attn.out, decoder.i.cross.out,
-    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values (keys_values)
+    decoder.i.ff.out (sublayer); encoder.i.attn.keys_values, decoder.i.attn.keys_values, decoder.i.cross.keys_values
+    (keys_values)
 """
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ from minipeft.engine.ops import mul
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Config):
-    """Sizes and variants. The defaults are the paper's base model (Table 3), but for the vocabulary."""
+    """Sizes and variants. The defaults are the paper's base model (Table 3), without its label smoothing of 0.1; the
+    vocabulary has none. positions: "sinusoidal" or "learned"; max_length: rows of a learned table of positions."""
 
     vocab_size: int
     d_model: int = 512
@@ -84,8 +86,9 @@ class TransformerConfig(Config):
 
 
 class Transformer(EncoderDecoder):
-    """The model. Linear weights start Xavier-uniform, biases 0, the table N(0, 1/d_model) so that embeddings times
-    sqrt(d_model) have unit variance. rng=None leaves all weights but norm scales 0, to be filled from a file."""
+    """The Transformer. Linear weights start Xavier-uniform, biases 0, and the table N(0, 1/d_model), so that embeddings
+    times sqrt(d_model) have unit variance. rng: draws them; None leaves all weights but the norm weights 0, to be
+    filled from a file. dtype: "float32" or "float64"."""
 
     def __init__(self, config: TransformerConfig, rng: init.Rng, dtype: str = "float32"):
         self.config = checked_config(config, TransformerConfig)
@@ -106,6 +109,7 @@ class Transformer(EncoderDecoder):
         return cls(TransformerConfig(vocab_size, label_smoothing=0.1), rng)
 
     def embed(self, ids: Array) -> Tensor:
+        """E(ids) * sqrt(d_model), sec. 3.4: [batch, time] -> [batch, time, d_model]."""
         return mul(self.embedding(ids), math.sqrt(self.config.d_model))
 
     def _stack(self, layers: int, decoder: bool, rng: init.Rng, dtype: str) -> Stack:
@@ -133,11 +137,11 @@ class Transformer(EncoderDecoder):
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
-        """A model from a folder that `save_pretrained` wrote (config.json, model.safetensors), computing in `dtype`.
+        """A model from a folder that `save_pretrained` wrote (config.json, model.safetensors).
 
-        Raises ValueError, which names the folder, for a damaged file, wrong or missing fields, missing or unexpected
-        tensors, other shapes than config.json asks for, and weights that were saved with another configuration;
-        FileNotFoundError for a file that is not there."""
+        dtype: the dtype that the model computes in, "float32" or "float64". Raises ValueError naming the folder for a
+        damaged file, wrong or missing fields, missing or unexpected tensors, other shapes than config.json asks for,
+        and weights that were saved with another configuration; FileNotFoundError for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
             values = read_config(path)
@@ -159,8 +163,9 @@ class Transformer(EncoderDecoder):
         """Write config.json and model.safetensors into `directory`, which is made if it is missing.
 
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
-        True writes what the model computes, everything that is plugged merged into the weights; False writes the base;
-        None is for a model on which nothing is plugged. Raises ValueError, before anything is written, for None while
-        something is plugged or merged, for something plugged that no weight can absorb, and for overflow in `dtype`."""
+        True writes the model with all plugged attachments merged into the weights; False writes the base; None is for a
+        model on which nothing is plugged or merged. Raises ValueError, before anything is written, for None on any
+        other model, for a plugged attachment that no weight can absorb, for numbers that are not finite, and for
+        overflow in `dtype`."""
         values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
         write_folder(directory, self.config, values, exported(self, merged), {"format": "minipeft"}, dtype)
