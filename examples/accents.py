@@ -1,19 +1,20 @@
 """Teach a small pretrained model a British accent, with every method of parameter-efficient fine-tuning.
 
-The base model reads English words aloud in American ("american: sweaty" -> "swˈɛɾi") and spells what it hears. It has
-never seen "british: sweaty" -> "swˈɛti". A thousand pairs later, full fine-tuning and LoRA say one word in three just
-right, of words that no task has shown; a model trained from scratch on the same pairs says far fewer. Full fine-tuning
-pays with the American accent. An adapter is switched off, and every American answer is back, for the base was never
-touched.
+The base model reads English words aloud in American ("american: sweaty" -> "swˈɛɾi") and spells the words that it
+hears. It has never seen "british: sweaty" -> "swˈɛti". After training on a thousand pairs, full fine-tuning and LoRA
+say about one word in three exactly right, among words that no task has shown. A model trained from scratch on the same
+pairs says far fewer. Full fine-tuning loses the American accent. An adapter can be unplugged, and then every American
+answer is back, because training never changed the base.
 
     python examples/accents.py                                 six rows, a few minutes on two cores
     python examples/accents.py --all                           every method: more LoRAs, adapters, subsets, prompts
     python examples/accents.py --pairs 8000 --steps 1200 --only full "LoRA r=8" scratch
-    python examples/accents.py --all --seeds 3                 the run that the figures are quoted from
+    python examples/accents.py --all --seeds 3                 the run behind the tables of examples/README.md
+    python examples/accents.py --show                          no training: the tables of the recorded run
 
-It ends with two tables, a picture of the five trade-offs (parameters, training time, inference time, quality, memory)
-and results.json in examples/out/accents, and with checks that fail if the claims do not hold. The learning rates are
-in variants.py, what is measured in comparison.py.
+The program prints two tables and writes a picture of the five trade-offs (parameters, training time, inference time,
+quality, memory) and results.json to examples/out/accents. It ends with checks that fail if the claims do not hold. The
+learning rates are in lab/variants.py; lab/comparison.py says how each number is measured.
 """
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE / "data" / "checkpoints" / "g2p"
 RECORDED = HERE / "recorded" / "accents.json"
 PAIRS, STEPS = 1000, 300
-# {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4 and with one seed. The
-# mean of three seeds is to come within 4 points of it; of one seed no more can be asked than three standard errors.
+# {(pairs, steps): {method: exact match}} of a prototype in PyTorch, on 500 words of misaki 0.9.4, with one seed. The
+# mean of three seeds must come within 4 points of it. A single seed must come within three standard errors.
 YARDSTICK_WORDS, BAR, SEEDS = 500, 4.0, 3
 YARDSTICK = {(1000, 300): {"base": 4.0, "full": 37.8, "LoRA r=8": 36.4, "scratch": 13.6},
              (8000, 1200): {"base": 4.0, "full": 55.6, "LoRA r=8": 56.4, "scratch": 41.0}}
@@ -50,7 +51,7 @@ console = Console()
 
 
 def with_margin(values: list[tuple[float, float, float]], axis: int = 0) -> tuple[float, float]:
-    """(value, low, high) of several seeds -> the mean value, and half the mean width of the intervals."""
+    """The mean value, and half the mean width of the intervals, of several seeds' (value, low, high)."""
     value, low, high = numpy.mean(values, axis=axis)
     return value, (high - low) / 2
 
@@ -77,8 +78,11 @@ TRADE_OFFS = [
 
 
 def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int) -> list[Claim]:
-    """What is claimed, and whether it holds. Where methods are compared, the margin is three standard errors of the
-    difference (of one seed, and as if the methods were asked different words: both make it wider than it need be)."""
+    """The claims, each with whether it holds.
+
+    words, side: how many words were asked in British and in American. Two methods are compared with a margin of three
+    standard errors of their difference. These errors are those of one seed, and of methods that are asked different
+    words. Both make the margin wider than necessary."""
     names = names_of(rows)
 
     def of(name: str, value: Callable[[Row], float] = lambda r: r.british) -> float:
@@ -112,7 +116,7 @@ def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int)
         checks.append(beats(BASE, "full", lambda r: r.american_on, side, " in American, which full loses"))
     apart = [row for row in rows if row.off_is_base is not None]
     merged = [row for row in rows if row.merged_gap is not None]
-    checks += [("switched off, every American answer is the base's, id for id", all(row.off_is_base for row in apart)),
+    checks += [("unplugged, every American answer is the base's, id for id", all(row.off_is_base for row in apart)),
                ("merged = unmerged to 1e-5 of the largest logit (float32)",
                 all((row.merged_gap or 0) <= 1e-5 for row in merged))]
     if {"full", "LoRA r=8"} <= set(names):
@@ -128,24 +132,25 @@ def claims_about(rows: list[Row], words: int, side: int, pairs: int, steps: int)
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--all", action="store_true", help="every method of variants.py, and the best hard prompt")
+    chosen.add_argument("--all", action="store_true", help="every method of lab/variants.py, and the best hard prompt")
     chosen.add_argument("--only", nargs="+", metavar="METHOD", choices=NAMES,
-                        help=f"these methods alone, of: {', '.join(map(repr, NAMES))}")
+                        help=f"only these methods, of: {', '.join(map(repr, NAMES))}")
     chosen.add_argument("--show", nargs="*", type=Path, metavar="FILE", help="train nothing: print the tables and "
                         "checks of results.json files, put together if there are several (default: the recorded run)")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to learn from (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to train on (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help=f"optimizer steps of {BATCH} pairs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, 0, 1, ... (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="begin with this one, so that several processes can "
-                        "share the seeds (default: %(default)s)")
-    parser.add_argument("--words", type=int, default=2000, help="test words to be asked in British; an interval "
-                        "shrinks with their square root (default: %(default)s)")
-    parser.add_argument("--side", type=int, default=500, help="of these, words to be asked in American as well, with a "
-                        "method on and off (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first seed, so that several processes can share "
+                        "the seeds (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=2000, help="test words asked in British; an interval shrinks with "
+                        "their square root (default: %(default)s)")
+    parser.add_argument("--side", type=int, default=500, help="how many of these words are also asked in American, "
+                        "with a method on and off (default: %(default)s)")
     parser.add_argument("--base", type=Path, default=CHECKPOINT,
                         help="folder of the pretrained model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "accents", help="where the results go")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "accents",
+                        help="folder for the results (default: %(default)s)")
     args = parser.parse_args()
     if (args.seeds < 1 or args.first_seed < 0 or args.pairs < BATCH or args.steps < 1
             or not 1 <= args.side <= args.words):
@@ -155,34 +160,36 @@ def arguments() -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> list[Row]:
-    """Train and measure, one row after the other."""
+    """Train and measure the methods that `args` ask for, one row after the other."""
     train, test = load_tasks()
     available = len(train[NEW_TASK]), len(test[NEW_TASK])
     if args.pairs > available[0] or args.words > available[1]:
-        raise SystemExit(f"there are {available[0]:,} pairs to learn from and {available[1]:,} test words, fewer than "
-                         f"--pairs {args.pairs:,} or --words {args.words:,}")
+        raise SystemExit(f"there are only {available[0]:,} training pairs and {available[1]:,} test words, too few for "
+                         f"--pairs {args.pairs:,} --words {args.words:,}")
     experiment = Experiment(minipeft.Transformer.from_pretrained(args.base), train[NEW_TASK][:args.pairs],
                             test[NEW_TASK][:args.words], test["american"][:args.words], args.side, args.steps, args.out)
-    console.print(f"base: {minipeft.report(experiment.base).all:,} parameters; {args.pairs:,} British words to learn "
-                  f"from, {args.words:,} to be asked, none of them seen in any task; {args.steps} steps of {BATCH}")
+    console.print(f"base: {minipeft.report(experiment.base).all:,} parameters; {args.pairs:,} British words to train "
+                  f"on; {args.words:,} test words that no task has shown; {args.steps} steps of {BATCH} pairs")
     names = args.only or [name for name in NAMES if args.all or (name in VARIANTS and VARIANTS[name].always)]
     rows = [experiment.base_row(), experiment.copying_row()]
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in names:
             row = experiment.hard_prompt_row(seed) if name == HARD_PROMPT else experiment.trained_row(name, seed)
             rows.append(row)
-            found = "" if row.text is None else f", with {row.text!r} in front of a word"
+            found = "" if row.text is None else f", with {row.text!r} in front of each word"
             console.print(f"  {name}, seed {seed}: {row.british:.1f} % right after {row.train_seconds:.0f} s{found}")
     return rows
 
 
 def recorded(files: list[Path]) -> tuple[dict[str, int], list[Row]]:
-    """({steps, pairs, words, side}, the rows in order) of results.json files of one setting; what has no seed, once."""
+    """({steps, pairs, words, side}, the rows in order) from results.json files, which must have the same settings.
+
+    A row without a seed is taken once."""
     runs = [json.loads(file.read_text("utf-8")) for file in files]
     settings = [{key: value for key, value in run.items() if key != "rows"} for run in runs]
     for file, setting in zip(files, settings):
         if setting != settings[0]:
-            raise SystemExit(f"{file} is of another setting than {files[0]}: {setting}, {settings[0]}")
+            raise SystemExit(f"{file} has other settings than {files[0]}: {setting}, expected {settings[0]}")
     rows = {(row["method"], row["seed"]): Row(**row) for run in runs for row in run["rows"]}
     order = (BASE, COPYING, *NAMES)
     return settings[0], sorted(rows.values(), key=lambda row: (order.index(row.method), row.seed or 0))
@@ -198,7 +205,7 @@ def main() -> int:
         setting, rows = {key: getattr(args, key) for key in ("steps", "pairs", "words", "side")}, compare(args)
     console.print(on_terminal(f"{setting['words']:,} unseen words in British, {setting['side']} in American: % right\n"
                               f"(±: half of the 95 % bootstrap interval)", rows, LEARNED))
-    console.print(on_terminal("what it costs\n(times: of the processor; inference: per word and step)", rows, COST))
+    console.print(on_terminal("costs\n(times: of the processor; inference: per word and decoding step)", rows, COST))
     trade_offs(rows, TRADE_OFFS, "British, % right, 200 test words", args.out / "accents.png")
     (args.out / "results.json").write_text(json.dumps(
         {**setting, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))

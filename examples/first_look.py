@@ -9,6 +9,7 @@ see an accent learned from a thousand words, and methods compared, run accents.p
 
     python examples/first_look.py          a few seconds; training takes about one of them
 """
+import argparse
 from pathlib import Path
 
 import numpy
@@ -20,6 +21,8 @@ from lab.measure import logits
 from lab.scoring import exact_match
 
 WORDS = ("water", "dance", "laugh", "leisure", "zebra", "clerk")
+
+argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
 
 model = minipeft.Transformer.from_pretrained(Path(__file__).parent / "data" / "checkpoints" / "g2p")
 train, test = load_tasks()

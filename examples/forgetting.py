@@ -1,26 +1,27 @@
 """What is learned against what is forgotten, along training, for seven ways to fine-tune at three learning rates each.
 
 A model that says words in American and spells them learns British ("british: sweaty" -> "swˈɛti") from a thousand
-pairs, and is shown nothing else. At a dozen moments of the training it is asked test words of all three tasks:
+pairs, and sees nothing else. At a dozen moments of the training it is asked test words of all three tasks:
 
     learned      percent right in British                       climbs
-    forgotten    percent right in American, and in spelling     falls, with what was trained switched on
-    overwritten  of the American questions whose two answers differ, percent answered exactly as the British would be
+    forgotten    percent right in American, and in spelling     falls, with the trained weights on
+    overwritten  of the American questions whose two answers differ, percent answered exactly as in British
 
-One number of each at the end of training (as `accents.py` has it) compares methods that have learned unequally much.
-Drawn against each other they are the frontier of Biderman et al., 2024, arXiv:2405.09673, who ask whether LoRA forgets
-less than full fine-tuning because it learns less. Here: are the methods points of one curve, or is a method above it?
-The table answers at equal learning, where each run first gets 10, and 20, percent of British right.
+A single number of each at the end of training (as in `accents.py`) compares methods that have learned unequally much.
+Drawn against each other, the numbers form the frontier of Biderman et al., 2024, arXiv:2405.09673. They ask whether
+LoRA forgets less than full fine-tuning because it learns less. Here the question is: do the methods lie on one curve,
+or is one of them above it? The table compares them at equal learning, where each run first gets 10, and 20, percent of
+British right.
 
-Every method is run at its usual rate (variants.py), a quarter of it and four times it: a rate is a speed along the
-frontier, and a frontier that moved with the rate would say nothing of the method. None was tuned.
+Every method runs at its usual rate (lab/variants.py), at a quarter of it and at four times it. A rate should only be a
+speed along the frontier; if it moves the frontier, the frontier does not belong to the method. No rate was tuned.
 
-The check at the end is of none of this, but of what an adapter has and full fine-tuning has not: unplugged after it
-all, it leaves every answer as the base's, id for id. (And that each method learned something at all.)
+The checks at the end are not about the frontier. They test what an adapter has and full fine-tuning lacks: unplugged,
+it leaves every answer as the base's, id for id. They also test that each method learned something.
 
     python examples/forgetting.py                     four methods at their usual rates: under three minutes
     python examples/forgetting.py --all               the grid of 21 runs: under half an hour on one core
-    python examples/forgetting.py --all --go-on       the same, going on where an interrupted one stopped
+    python examples/forgetting.py --all --go-on       the same, continuing an interrupted run
 """
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ from lab.variants import EVERY_LINEAR, Variant
 HERE = Path(__file__).parent
 BASE = HERE / "data" / "checkpoints" / "g2p"
 BATCH, PAIRS, STEPS = 64, 1000, 300
-POINTS, FIRST_POINT = 12, 6         # how often the tasks are asked: steps in geometric progression, from this one on
-FACTORS = (0.25, 1, 4)              # on the usual learning rate
+POINTS, FIRST_POINT = 12, 6         # how often the tasks are asked, and the first step: a geometric progression
+FACTORS = (0.25, 1, 4)              # times the usual learning rate
 METHODS = {
     "full": Variant(None, 1e-3),
     **{f"LoRA r={rank}": Variant(minipeft.LoRA(rank=rank, alpha=2 * rank, where=EVERY_LINEAR), 5e-3)
@@ -65,7 +66,7 @@ console = Console()
 
 @dataclasses.dataclass
 class Experiment:
-    """A base model, what it is taught, and what it is asked: {task: pairs of the same words in the same order}."""
+    """A base model, the pairs that it is taught, and `asked`: {task: pairs of the same words in the same order}."""
 
     base: minipeft.Transformer
     pairs: list
@@ -77,7 +78,7 @@ class Experiment:
         self.base_answers = self.answers(self.base)
 
     def row(self, name: str, factor: float, seed: int) -> Row:
-        """Train, and ask along the way."""
+        """Train the method `name` at `factor` times its usual rate, and ask the tasks along the way."""
         variant, model = METHODS[name], self.base.clone()
         attachment = (minipeft.attach(model, variant.method, numpy.random.default_rng(seed)) if variant.method
                       else None)
@@ -86,7 +87,7 @@ class Experiment:
         lr, step, asking = factor * variant.lr, 0, 0.0
 
         def watch() -> float:
-            """Called after every step; asks at the chosen ones. The value is for the progress line."""
+            """Ask at the chosen steps; called after every step. The result is shown on the progress line."""
             nonlocal step, asking
             step += 1
             if step in moments:
@@ -103,11 +104,11 @@ class Experiment:
                    self.off_is_base(model, attachment) if attachment else None, curve)
 
     def answers(self, model: Any) -> Answers:
-        """What the model says to every question."""
+        """The model's answers to every question."""
         return {task: answers(model, [prompt for prompt, _ in pairs], CODEC) for task, pairs in self.asked.items()}
 
     def scores(self, said: Answers) -> tuple[float, ...]:
-        """Percent right in TASKS, then percent overwritten."""
+        """Percent right in each of TASKS, then percent overwritten."""
         right = [exact_match(said[task], self.asked[task], CODEC) for task in TASKS]
         differ = [i for i, (_, answer) in enumerate(self.asked["american"]) if answer != self.asked[NEW_TASK][i][1]]
         overwritten = exact_match([said["american"][i] for i in differ], [self.asked[NEW_TASK][i] for i in differ],
@@ -115,14 +116,14 @@ class Experiment:
         return *right, overwritten
 
     def off_is_base(self, model: Any, attachment: minipeft.Attachment) -> bool:
-        """Unplugs it; whether every answer in every task is then the base's, id for id."""
+        """Unplug it, and tell whether every answer in every task is then the base's, id for id."""
         attachment.unplug()
         off = self.answers(model)
         return all(numpy.array_equal(a, b) for task in TASKS for a, b in zip(off[task], self.base_answers[task]))
 
 
 def points(steps: int) -> list[int]:
-    """The steps after which the tasks are asked: dense where forgetting is fast, the last one among them."""
+    """The steps after which the tasks are asked: dense where forgetting is fast, and always including the last one."""
     return sorted({round(x) for x in numpy.geomspace(min(FIRST_POINT, steps), steps, POINTS)})
 
 
@@ -131,15 +132,16 @@ def arguments() -> argparse.Namespace:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--all", action="store_true", help=f"every method, at {FACTORS} times its usual rate")
     chosen.add_argument("--only", nargs="+", metavar="METHOD", choices=METHODS,
-                        help=f"these methods alone, at their usual rates, of: {', '.join(METHODS)}")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to learn from (default: %(default)s)")
+                        help=f"only these methods, at their usual rates, of: {', '.join(METHODS)}")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="British words to train on (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help=f"optimizer steps of {BATCH} pairs (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, 0, 1, ... (default: %(default)s)")
-    parser.add_argument("--words", type=int, help="test words to be asked, each in all three tasks (default: 250, with "
-                        "--all 500)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--words", type=int, help="test words, each asked in all three tasks (default: 250; with --all "
+                        "500)")
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "forgetting", help="where the results go")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "forgetting",
+                        help="folder for the results (default: %(default)s)")
     parser.add_argument("--go-on", action="store_true", help="keep the rows that an interrupted run left in --out")
     args = parser.parse_args()
     args.words = (500 if args.all else 250) if args.words is None else args.words
@@ -154,8 +156,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     train, test = load_tasks()
     if args.pairs > len(train[NEW_TASK]) or args.words > len(test[NEW_TASK]):
-        raise SystemExit(f"there are {len(train[NEW_TASK]):,} pairs to learn from and {len(test[NEW_TASK]):,} test "
-                         f"words, fewer than --pairs {args.pairs:,} or --words {args.words:,}")
+        raise SystemExit(f"there are only {len(train[NEW_TASK]):,} training pairs and {len(test[NEW_TASK]):,} test "
+                         f"words, too few for --pairs {args.pairs:,} --words {args.words:,}")
     experiment = Experiment(minipeft.Transformer.from_pretrained(args.base), train[NEW_TASK][:args.pairs],
                             {task: test[task][:args.words] for task in TASKS}, args.steps)
     base = experiment.scores(experiment.base_answers)
@@ -163,7 +165,7 @@ def main() -> int:
                  {"pairs": args.pairs, "steps": args.steps, "words": args.words,
                   "base": fingerprint(experiment.base.state())}, args.go_on)
     console.print(f"the base says {base[0]:.1f} % of {args.words:,} words right in British, {base[1]:.1f} % in "
-                  f"American, and spells {base[2]:.1f} % right; none of them was seen in any task")
+                  f"American, and spells {base[2]:.1f} % right; no task has shown these words")
     rows = []
     for seed in range(args.seeds):
         for name in args.only or (METHODS if args.all else FEW):

@@ -1,15 +1,15 @@
 """Teach a small pretrained model the English past tense, with LoRA and with full fine-tuning.
 
-The base model knows five inflections (plural, gerund, third person, comparative, superlative) and has never seen a past
-tense. 4,000 verbs later it forms the past of verbs that no task has shown it. Full fine-tuning pays with the old tasks;
-a LoRA is switched off and every old answer is back, because the base was never touched.
+The base model knows five inflections (plural, gerund, third person, comparative, superlative). It has never seen a past
+tense. After training on 4,000 verbs it forms the past tense of verbs that no task has shown. Full fine-tuning loses the
+old tasks. A LoRA can be unplugged, and then every old answer is back, because training never changed the base.
 
     python examples/past_tense.py              one seed, few steps: about a minute on two cores
-    python examples/past_tense.py --seeds 3    500 steps, three seeds: the run that the figures are quoted from
+    python examples/past_tense.py --seeds 3    three seeds, 500 steps: the run behind the table of examples/README.md
 
-It ends with two tables, a picture and results.json in examples/out/past_tense, and with checks that fail if the
-claims do not hold. At this size a LoRA on every linear layer keeps as many activations as full fine-tuning does (dA
-needs x): what it saves is gradients, moments and the file.
+The program prints two tables and writes a picture and results.json to examples/out/past_tense. It ends with checks that
+fail if the claims do not hold. At this size a LoRA on every linear layer keeps as many activations as full fine-tuning
+does, because dA needs x. It saves gradients, moments and the size of the file.
 """
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ HERE = Path(__file__).parent
 BASE = HERE / "data" / "checkpoints" / "inflection"
 EVERY_LINEAR = r"\.(attn|cross|ff)\."
 BATCH, FULL_LR, LORA_LR = 64, 1e-3, 5e-3
-SHORT, LONG = 100, 500            # optimizer steps: by default, and held to the yardstick
+SHORT, LONG = 100, 500            # optimizer steps: by default, and of the run with the stricter check
 console = Console()
 
 
 @dataclasses.dataclass
 class Row:
-    """One method, one seed. Sizes in bytes, matches in percent; None where it has no meaning."""
+    """One method with one seed. Sizes are in bytes, matches in percent; None where a number has no meaning."""
 
     method: str
     seed: int | None
     trainable: int
     percent: float
     file_bytes: int | None
-    train_seconds: float | None   # evaluations during training included
+    train_seconds: float | None   # including evaluations during training
     peak_bytes: int | None        # of a training step, above the loaded model
     past: float                   # exact match on the new task
     old_on: float                 # exact match on the old tasks after training, adapter on
     old_off: float | None         # the same with the adapter off
-    off_is_base: bool | None      # every answer with the adapter off is the base's, id for id
+    off_is_base: bool | None      # with the adapter off, every answer is the base's, id for id
     merged_gap: float | None      # max |merged - unmerged| over logits, relative to the largest logit
     curve: list[tuple[int, float]]
 
 
 @dataclasses.dataclass
 class Data:
-    """Training pairs of the new task, test pairs of all, and the base model's answers to them."""
+    """Training pairs of the new task, test pairs of all tasks, and the base model's answers to the old ones."""
 
     train: list
     past: list
@@ -70,7 +70,7 @@ class Data:
 
 def train_row(name: str, base: minipeft.Transformer, method: minipeft.LoRA | None, data: Data, seed: int, steps: int,
               out: Path) -> Row:
-    """Adapt a copy of `base` (method None: full fine-tuning) and measure it."""
+    """Train a copy of `base` with `method` (None: full fine-tuning), measure it, and save the result in `out`."""
     trained = train(base.clone(), method, ids_of(data.train), lr=LORA_LR if method else FULL_LR, steps=steps,
                     batch_size=BATCH, seed=seed, evaluate=lambda model: score(model, data.past[:100]),
                     label=f"{name}, seed {seed}")
@@ -121,7 +121,7 @@ COST = [
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Bars: what is learned and what is kept. Lines: learning curves."""
+    """Draw bars of the new and the old tasks, and learning curves."""
     pyplot, names = off_screen(), names_of(rows)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     bars: list[tuple[str, Callable[[Row], float | None], str]] = [
@@ -148,13 +148,15 @@ def picture(rows: list[Row], path: Path) -> None:
 
 
 def claims_about(rows: list[Row], long: bool) -> list[tuple[str, bool]]:
-    """What is claimed, and whether it holds. The margins are several standard errors wide (500 words: at most 2.2
-    points each)."""
+    """The claims, each with whether it holds.
+
+    long: whether the run had at least LONG steps. The margins are several standard errors wide; with 500 words one is
+    at most 2.2 points."""
     base, trained = rows[0], rows[1:]
     loras, fulls = [r for r in trained if r.old_off is not None], [r for r in trained if r.old_off is None]
     full = float(numpy.mean([r.past for r in fulls]))
     checks = [("the base model does not know the past tense", base.past <= 5)]
-    least = 88.0 if long else 75.0   # long: a prototype's 92 less 4 points; a fifth of the steps reaches 88 to 91
+    least = 88.0 if long else 75.0   # long: 4 points below a prototype's 92; a fifth of the steps reaches 88 to 91
     for name in names_of(trained):
         past = float(numpy.mean([r.past for r in trained if r.method == name]))
         checks.append((f"{name} learns it: {past:.1f} >= {least}", past >= least))
@@ -162,7 +164,7 @@ def claims_about(rows: list[Row], long: bool) -> list[tuple[str, bool]]:
             checks.append((f"{name} is within 10 points of full ({full:.1f})", past >= full - 10))
     pairs = [(lora, full_row) for lora in loras for full_row in fulls]
     checks += [
-        ("switched off, every answer is the base's, id for id", all(r.off_is_base for r in loras)),
+        ("unplugged, every answer is the base's, id for id", all(r.off_is_base for r in loras)),
         ("full fine-tuning loses the old tasks", all(r.old_on < base.old_on - 20 for r in fulls)),
         ("merged = unmerged to 1e-5 of the largest logit (float32)", all((r.merged_gap or 0) <= 1e-5 for r in loras)),
         ("a LoRA trains under 11 % of the numbers", all(r.percent < 11 for r in loras)),
@@ -174,11 +176,12 @@ def claims_about(rows: list[Row], long: bool) -> list[tuple[str, bool]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, 0, 1, ... (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {SHORT} with one seed, else {LONG})")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {SHORT} with one seed, otherwise {LONG})")
     parser.add_argument("--pairs", type=int, default=4000, help="verbs to train on (default: %(default)s)")
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "past_tense", help="where the results go")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "past_tense",
+                        help="folder for the results (default: %(default)s)")
     args = parser.parse_args()
     if args.seeds < 1 or args.pairs < BATCH or (args.steps or 1) < 1:
         parser.error(f"expected --seeds >= 1, --steps >= 1 and --pairs >= {BATCH}")
@@ -190,8 +193,8 @@ def main() -> int:
     train, test = load_tasks()
     old = [pair for task in OLD_TASKS for pair in test[task][:100]]
     data = Data(train[NEW_TASK][:args.pairs], test[NEW_TASK][:500], old, ask(base, old))
-    console.print(f"base: {minipeft.report(base).all:,} parameters; {len(data.train):,} verbs to learn from, "
-                  f"{len(data.past)} to be asked, none of them seen in any task; {steps} steps of {BATCH}")
+    console.print(f"base: {minipeft.report(base).all:,} parameters; {len(data.train):,} verbs to train on; "
+                  f"{len(data.past)} test verbs that no task has shown; {steps} steps of {BATCH} verbs")
     rows = [base_row(base, data)]
     methods = {"full": None} | {f"LoRA r={rank}": minipeft.LoRA(rank=rank, alpha=2 * rank, where=EVERY_LINEAR)
                                 for rank in (8, 4)}
@@ -200,7 +203,7 @@ def main() -> int:
             rows.append(train_row(name, base, method, data, seed, steps, args.out))
             console.print(f"  {name}, seed {seed}: {rows[-1].past:.1f} % after {rows[-1].train_seconds:.0f} s")
     console.print(on_terminal(f"exact match on {len(data.past)} unseen verbs and on the old tasks, %", rows, LEARNED))
-    console.print(on_terminal("what it costs", rows, COST))
+    console.print(on_terminal("costs", rows, COST))
     picture(rows, args.out / "past_tense.png")
     (args.out / "results.json").write_text(json.dumps(
         {"steps": steps, "pairs": len(data.train), "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))

@@ -1,26 +1,26 @@
-"""How large must a LoRA's rank be? A sweep r = 1, 2, 4, ..., 128 at two data sizes, beside the published one.
+"""How large must a LoRA's rank be? A sweep over r = 1, 2, 4, ..., 128 at two data sizes, beside the published one.
 
     W = W0 + (alpha / r) B A      B [d_out, r], A [r, d_in]: r (d_in + d_out) trained numbers, linear in r
 
-A LoRA sits on every linear layer of the small American pronunciation model and learns British: "british: sweaty" ->
-"swˈɛti". alpha = 2 r, so alpha / r = 2 is the same for all ranks, and so are the learning rate (5e-3, that of
-`accents.py`), the schedule and the batches. None of them was tuned, for any rank. Equal settings are not equal
-training: Adam moves every number of B by about the learning rate, so that after a few steps B A is the larger the
-larger r is. What the sweep says of a rank is what that rank does with the settings that r = 8 was given.
+A LoRA on every linear layer of the small American pronunciation model learns British: "british: sweaty" -> "swˈɛti".
+alpha = 2 r, so alpha / r = 2 is the same for all ranks. The learning rate (5e-3, as in `accents.py`), the schedule and
+the batches are the same too. None of them was tuned for any rank. Equal settings do not mean equal training: Adam
+moves every number of B by about the learning rate, so after a few steps B A is larger for larger r. The sweep shows how
+a rank does with the settings that suit r = 8.
 
-The published sweep is Table 18 of Hu et al., 2021, arXiv:2106.09685: GPT-2 Medium on the E2E challenge, 26,000 steps;
-it comes without standard errors. Two things are to be compared with it: from which rank on nothing is gained, and
-whether that rank is a larger one with more data. What is claimed of it: with 8,000 words rank 1 is too small; and from
-r = 8 to 64 a plateau, within three standard errors and 2 points. r = 128 is reported, not claimed: there A and B have
-twice the numbers of the 128 x 128 matrices that they are added to.
+The published sweep is Table 18 of Hu et al., 2021, arXiv:2106.09685: GPT-2 Medium on the E2E challenge, 26,000 steps,
+without standard errors. Two questions can be compared: from which rank on nothing is gained, and whether more data
+raises this rank. The checks claim that rank 1 is too small with 8,000 words, and that r = 8 to 64 form a plateau within
+three standard errors and 2 points. r = 128 is reported without a claim: there A and B have twice as many numbers as the
+128 x 128 matrices that they are added to.
 
     python examples/rank_sweep.py                      r = 1, 8, 64 on 1,000 words, one seed: under three minutes
     python examples/rank_sweep.py --all                every rank, 1,000 and 8,000 words, three seeds: about an hour
-    python examples/rank_sweep.py --all --go-on        the same, going on where an interrupted one stopped
+    python examples/rank_sweep.py --all --go-on        the same, continuing an interrupted run
     python examples/rank_sweep.py --ranks 128 --sizes 8000:600:1 --lr 1.25e-3      is it the rank, or its rate?
 
-It ends with a table per data size, a picture and results.json in examples/out/rank_sweep, and with checks that fail if
-the claims do not hold.
+The program prints a table for each data size and writes a picture and results.json to examples/out/rank_sweep. It ends
+with checks that fail if the claims do not hold.
 """
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ console = Console()
 
 
 class Size(NamedTuple):
-    """Training pairs, optimizer steps, and how many seeds (0, 1, ...)."""
+    """One data size: training pairs, optimizer steps, and the number of seeds (0, 1, ...)."""
 
     pairs: int
     steps: int
@@ -79,7 +79,7 @@ class Sweep:
     lr: float = LR
 
     def row(self, pairs: int, steps: int, rank: int, seed: int) -> Row:
-        """Train a LoRA of this rank on the first `pairs` pairs and ask it the test words."""
+        """Train a LoRA of this rank on the first `pairs` pairs, and ask it the test words."""
         model, shown = self.base.clone(), self.test[:CURVE_WORDS]
         lora = minipeft.LoRA(rank=rank, alpha=ALPHA_PER_RANK * rank, where=EVERY_LINEAR)
         trained = train(model, lora, ids_of(self.train[:pairs]), lr=self.lr, steps=steps, batch_size=BATCH, seed=seed,
@@ -95,7 +95,7 @@ class Sweep:
 
 
 def mean_loss(model: Any, pairs: Ids, batch_size: int = 250) -> float:
-    """Cross-entropy in nats per target id, over all pairs: what training minimizes."""
+    """The training loss over all pairs: cross-entropy in nats per target id."""
     total = tokens = 0.0
     for start in range(0, len(pairs), batch_size):
         batch = minipeft.batch_of(pairs[start:start + batch_size], PAD)
@@ -105,13 +105,13 @@ def mean_loss(model: Any, pairs: Ids, batch_size: int = 250) -> float:
 
 
 def numbers_per_rank(model: minipeft.Transformer) -> int:
-    """Sum of d_out + d_in over the matrices of every linear layer, read off the base's own arrays."""
+    """The sum of d_out + d_in over the matrices of all linear layers, read from the base's own arrays."""
     return sum(sum(array.shape) for name, array in model.state().items()
                if re.search(EVERY_LINEAR, name) and array.ndim == 2)
 
 
 def picture(sizes: dict[Size, list[Line]], base: float, path: Path) -> None:
-    """Quality and loss against rank, here (bars: three standard errors) and published."""
+    """Draw quality and loss against rank, here (bars: three standard errors) and as published."""
     pyplot = off_screen()
     figure, ((right, bleu), (loss, published_loss)) = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained",
                                                                       sharex="col")
@@ -142,7 +142,7 @@ def picture(sizes: dict[Size, list[Line]], base: float, path: Path) -> None:
 
 
 def size_of(text: str) -> Size:
-    """PAIRS:STEPS:SEEDS."""
+    """The Size written as PAIRS:STEPS:SEEDS. Raises ValueError for other text and for numbers out of range."""
     size = Size(*map(int, text.split(":")))
     if size.pairs < BATCH or size.steps < 1 or size.seeds < 1:
         raise ValueError(text)
@@ -153,15 +153,16 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every rank, two data sizes, three seeds")
     parser.add_argument("--ranks", type=int, nargs="+", choices=RANKS, metavar="R",
-                        help=f"of {RANKS} (default: {FEW_RANKS})")
+                        help=f"ranks, of {RANKS} (default: {FEW_RANKS})")
     parser.add_argument("--sizes", type=size_of, nargs="+", metavar="PAIRS:STEPS:SEEDS",
-                        help=f"1000:300:3 is a thousand pairs, 300 optimizer steps of {BATCH}, seeds 0, 1 and 2; at "
-                        f"least {BATCH} pairs (default: {':'.join(map(str, SHORT[0]))})")
+                        help=f"1000:300:3 means 1,000 pairs, 300 optimizer steps of {BATCH} pairs, seeds 0, 1 and 2; "
+                        f"at least {BATCH} pairs (default: {':'.join(map(str, SHORT[0]))})")
     parser.add_argument("--lr", type=float, default=LR, help="one learning rate for all ranks (default: %(default)s)")
-    parser.add_argument("--words", type=int, default=2000, help="test words to be asked (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=2000, help="test words (default: %(default)s)")
     parser.add_argument("--base", type=Path, default=BASE, help="folder of the pretrained model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "rank_sweep", help="where the results go")
-    parser.add_argument("--go-on", action="store_true", help="keep the rows that an interrupted sweep left in --out")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "rank_sweep",
+                        help="folder for the results (default: %(default)s)")
+    parser.add_argument("--go-on", action="store_true", help="keep the rows that an interrupted run left in --out")
     args = parser.parse_args()
     args.ranks = args.ranks or (RANKS if args.all else FEW_RANKS)
     args.sizes = args.sizes or (ALL if args.all else SHORT)
@@ -176,15 +177,15 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     train, test = load_tasks()
     if max(size.pairs for size in args.sizes) > len(train[NEW_TASK]) or args.words > len(test[NEW_TASK]):
-        raise SystemExit(f"there are {len(train[NEW_TASK]):,} pairs to learn from and {len(test[NEW_TASK]):,} test "
-                         f"words, fewer than asked for")
+        raise SystemExit(f"there are only {len(train[NEW_TASK]):,} training pairs and {len(test[NEW_TASK]):,} test "
+                         f"words, too few for --sizes or --words {args.words:,}")
     base = minipeft.Transformer.from_pretrained(args.base)
     sweep = Sweep(base, train[NEW_TASK], test[NEW_TASK][:args.words], args.lr)
     known = exact_match(sweep.ask(base, sweep.test), sweep.test, CODEC)
     log = RowLog(args.out / "rows.jsonl", Row, ("pairs", "steps", "rank", "seed"),
                  {"words": args.words, "lr": args.lr, "base": fingerprint(base.state())}, args.go_on)
     console.print(f"base: {minipeft.report(base).all:,} parameters, {known:.1f} % right in British; {args.words:,} "
-                  f"words to be asked, none of them seen in any task")
+                  f"test words that no task has shown")
     rows: list[Row] = []
     for size in args.sizes:
         for seed in range(size.seeds):

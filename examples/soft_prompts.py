@@ -1,19 +1,22 @@
 """Prompt tuning: a frozen model learns a new task from a few vectors in front of its input.
 
-The base models turn the King James Version into the American Standard Version, and mend and copy clauses of both, as
-two instruction tokens tell them (pretrain_bible.py). The way back, American Standard into King James, was in none of
-their data. Here it is asked for without an instruction: P vectors of an embedding's width, trained with everything else
-frozen, have to say what is wanted (Lester et al., 2021, arXiv:2104.08691). That is P d numbers.
+The base models turn the King James Version into the American Standard Version, and mend and copy clauses of both. Two
+instruction tokens tell them which (data/pretrain_bible.py). The way back, American Standard into King James, was in
+none of their data. Here the way back is asked for without an instruction. Instead, P trained vectors of an embedding's
+width stand in front of the clause, and everything else is frozen (Lester et al., 2021, arXiv:2104.08691). These are P d
+numbers.
 
     python examples/soft_prompts.py                 the small base, P = 1 and 20: about two minutes on two cores
-    python examples/soft_prompts.py --all --jobs 2  both bases, P = 1 to 100, four starts, two seeds: recorded
+    python examples/soft_prompts.py --all --jobs 2  both bases, P = 1 to 100, four starts, two seeds: the recorded run
 
-Measured on clauses of verses that no training has seen, and that differ between the versions: cross-entropy per token,
-word error rate, and the F1 of the words that are not in the source (word_scoring.py). Beside it: the clause as it is,
-the base without a prompt, hard prompts (instructions that the base knows, in a combination that it does not; words of
-the target version; worked examples), LoRA and full fine-tuning. It ends with tables, a picture and results.json in
-examples/out/soft_prompts, and with checks that fail if the claims do not hold. Whether prompts come close to full
-fine-tuning is reported, not asserted.
+The test clauses come from verses that no training has seen, and differ between the versions. Three scores are measured:
+cross-entropy per token, word error rate, and the F1 of the words that are not in the source (lab/word_scoring.py). The
+prompts are compared with the unchanged clause, the base without a prompt, hard prompts, LoRA and full fine-tuning. The
+hard prompts are instructions whose tokens the base knows in other combinations, words of the target version, and
+worked examples.
+
+The program prints tables and writes a picture and results.json to examples/out/soft_prompts. It ends with checks that
+fail if the claims do not hold. How close prompts come to full fine-tuning is reported without a claim.
 """
 from __future__ import annotations
 
@@ -45,12 +48,14 @@ SIZES = ("small", "large")
 LENGTHS, MIDDLE = (1, 5, 20, 50, 100), 20
 STARTS = ("vocabulary", "random", "instruction", "king words")
 STEPS = 300
-ERRORS = 4                        # a gain has to be so many standard errors wide
+ERRORS = 4                        # a gain must be so many standard errors wide
 console = Console()
 
 
 def jobs_of(size: str, base: Path, everything: bool, seeds: int, steps: int, hard: tuple[int, ...]) -> list[Job]:
-    """All lengths from one start, all starts at one length, LoRA and full fine-tuning."""
+    """The runs of one base: all lengths from one start, all starts at one length, LoRA and full fine-tuning.
+
+    everything: False leaves out most lengths and starts. hard: the ids of the best hard prompt."""
     prompts = [(length, "vocabulary") for length in (LENGTHS if everything else (1, MIDDLE))]
     prompts += [(MIDDLE, start) for start in (STARTS[1:] if everything else ())]
     kinds = [("prompt", length, start) for length, start in prompts] + [("LoRA r=4", 0, ""), ("full", 0, "")]
@@ -58,7 +63,7 @@ def jobs_of(size: str, base: Path, everything: bool, seeds: int, steps: int, har
 
 
 def run_all(jobs: list[Job], workers: int, log: RowLog[Row]) -> list[Row]:
-    """The rows of all jobs, in their order; those that the log holds are not made again."""
+    """The rows of all jobs, in their order. Rows that the log already holds are not made again."""
     missing = [job for job in jobs if (job.method, job.seed) not in log.found]
     for job, row in track(made(missing, workers), jobs[0].size, len(missing), console=console):
         log.row(lambda row=row, **_: row, method=job.method, seed=job.seed)
@@ -66,7 +71,9 @@ def run_all(jobs: list[Job], workers: int, log: RowLog[Row]) -> list[Row]:
 
 
 def made(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Row]]:
-    """Run them, as they come; with several workers in processes of their own. A run depends on its job alone."""
+    """Run the jobs and yield each row when it is finished; several workers run in processes of their own.
+
+    A run depends on nothing but its job."""
     if workers == 1:
         yield from ((job, run(job)) for job in jobs)
         return
@@ -95,7 +102,7 @@ VECTORS = [
 
 
 def hard_table(tried: Iterable[dict[str, Any]]) -> Table:
-    """What discrete prefixes do, the best first."""
+    """The table of hard prompts, the best first."""
     table = Table(title="hard prompts: nats per token on the validation part")
     for heading in ("base", "prefix", "context", "loss"):
         table.add_column(heading, justify="left" if heading in ("base", "prefix") else "right")
@@ -105,7 +112,7 @@ def hard_table(tried: Iterable[dict[str, Any]]) -> Table:
 
 
 def against_full(rows: list[Row], size: str) -> dict[str, float]:
-    """How far each kind is from full fine-tuning, the mean over seeds; of the prompts the one with the least loss."""
+    """How far each kind is from full fine-tuning, as a mean over seeds. Of the prompts, the one with the least loss."""
     def mean(method: str, score: str) -> float:
         return mean_of((row for row in rows if row.method == method), score)
 
@@ -117,7 +124,7 @@ def against_full(rows: list[Row], size: str) -> dict[str, float]:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Loss and new words against the length of the prompt, and the starts, for each base."""
+    """Draw loss and new words against the length of the prompt, and the losses of the starts, for each base."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -157,12 +164,14 @@ def picture(rows: list[Row], path: Path) -> None:
 
 
 def mean_of(rows: Iterable[Row], score: str) -> float:
-    """Over seeds."""
+    """The mean of one score over rows."""
     return float(numpy.mean([getattr(row, score) for row in rows]))
 
 
 def check(rows: list[Row]) -> list[str]:
-    """What does not hold. A gain is measured on the same clauses with and without, so its error is that of pairs."""
+    """Print the claims and return those that fail.
+
+    A gain is measured on the same clauses with and without the prompt, so its error is that of pairs."""
     prompts = [r for r in rows if r.kind == "prompt"]
     attached = [r for r in rows if r.base_kept is not None]
     checks = [
@@ -173,18 +182,18 @@ def check(rows: list[Row]) -> list[str]:
         ("no trained vector is a row of the table", all((r.nearest or 0) > 0 for r in prompts)),
         (f"every prompt beats the base without one, by {ERRORS} standard errors and more",
          all((r.gain or 0) > ERRORS * (r.gain_error or 0) for r in prompts)),
-        (f"and what it was before training, by {ERRORS} standard errors and more",
+        (f"every prompt beats its own start, by {ERRORS} standard errors and more",
          all((r.own_gain or 0) > ERRORS * (r.own_gain_error or 0) for r in prompts))]
     return failures(checks, console)
 
 
 def report(rows: list[Row], tried: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Print the tables; return the distances to full fine-tuning by base."""
+    """Print the tables, and return the distances to full fine-tuning for each base."""
     prompts = [r for r in rows if r.kind == "prompt"]
     console.print(hard_table(tried))
     console.print(on_terminal("American Standard -> King James, clauses of unseen verses: loss before and after\n"
                               "training, gain on the best hard prompt, word error rate, F1 of new words", rows, SCORES))
-    console.print(on_terminal("what it costs: numbers trained, longer inputs, time", rows, COST))
+    console.print(on_terminal("costs: trained numbers, longer inputs, time", rows, COST))
     console.print(on_terminal(f"where the vectors lie: distance to the nearest token, {NEIGHBORS} nearest by cosine",
                               prompts, VECTORS))
     for row in prompts:
@@ -203,21 +212,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="all lengths and starts, for every base")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="bases (default: small; with --all both)")
-    parser.add_argument("--seeds", type=int, help="how many seeds, 0, 1, ... (default: 1; with --all 2)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 1; with --all 2)")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default: %(default)s)")
     parser.add_argument("--bases", type=Path, default=HERE / "data" / "checkpoints",
                         help="folder of bible_small and bible_large (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "soft_prompts", help="where the results go")
-    parser.add_argument("--go-on", action="store_true", help="keep the runs that an interrupted call left in --out")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "soft_prompts",
+                        help="folder for the results (default: %(default)s)")
+    parser.add_argument("--go-on", action="store_true", help="keep the rows that an interrupted run left in --out")
     args = parser.parse_args()
     seeds = args.seeds if args.seeds is not None else (2 if args.all else 1)
     if seeds < 1 or args.steps < 1 or args.jobs < 1:
         parser.error("expected --seeds, --steps and --jobs >= 1")
     minipeft.keep_heap()
     args.out.mkdir(parents=True, exist_ok=True)
-    console.print(f"{len(load_bible().train.different()):,} clauses to learn from, {len(test_pairs())} of other verses "
-                  f"to be asked; {args.steps} steps of {BATCH}")
+    console.print(f"{len(load_bible().train.different()):,} clauses to train on; {len(test_pairs())} test clauses of "
+                  f"other verses; {args.steps} steps of {BATCH} clauses")
     rows, tried = [copied_clause()], []
     for size in args.sizes or (SIZES if args.all else SIZES[:1]):
         base = args.bases / f"bible_{size}"

@@ -1,20 +1,20 @@
-"""One base model, two tasks, two small files: swapped, mixed in one batch, taken off again.
+"""One base model, two tasks, two small files: swapped, mixed in one batch, and removed again.
 
-    british    "british: sweaty" -> "swˈɛti"         a word, said the British way
-    hearing    "spell: swˈɛti"   -> "sweaty"         a British pronunciation, spelled; the base spells what it hears
-                                                     in American
+    british    "british: sweaty" -> "swˈɛti"         says a word in British
+    hearing    "spell: swˈɛti"   -> "sweaty"         spells a British pronunciation; the base spells American ones
 
-Each is a LoRA, trained and saved by itself. Then both files are loaded onto one base, whose weights are never copied
-nor loaded again, and
+Each task is a LoRA that is trained and saved by itself. Then both files are loaded onto one base, whose weights are
+neither copied nor loaded again. The program checks three things:
 
-    swapped    british, hearing, british: the logits of the third are those of the first, bit for bit
+    swapped    british, hearing, british: the third logits are the first, bit for bit
     mixed      rows of one batch go to british, to hearing, or to the base alone, in a forward pass, in the loss and in
-               generation, and get what each would get in a batch of its own
-    restored   with both removed, the base has the names, the weights and the logits that it had, bit for bit
+               generation; each row gets the result of a batch of its own kind
+    restored   after both are removed, the base has its old names, weights and logits, bit for bit
 
     python examples/swap_tasks.py          about a minute on two cores
 
-It ends with a table, with results.json in examples/out/swap_tasks, and with checks that fail if any of this is false.
+The program prints a table and writes results.json to examples/out/swap_tasks. It ends with checks that fail if any of
+this is false.
 """
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ HERE = Path(__file__).parent
 BATCH, LR = 64, 5e-3
 LORA = minipeft.LoRA(rank=8, alpha=16, where=EVERY_LINEAR)
 TASKS = ("british", "hearing")
-ROUNDING = 1e-5         # of the largest logit: float32 sums of a few hundred terms, in another order in another batch
+ROUNDING = 1e-5         # of the largest logit: float32 sums of a few hundred terms; their order depends on the batch
 console = Console()
 
 
 def two_tasks(tasks: dict[str, list[Pair]]) -> dict[str, list[Pair]]:
-    """{task: pairs}, both of the same words in the same order."""
+    """{task: pairs} of both tasks, with the same words in the same order."""
     words = [answer for _, answer in tasks["spell"]]
     return {"british": tasks["british"],
             "hearing": [(prompt_of("spell", ipa), word) for (_, ipa), word in zip(tasks["british"], words)]}
@@ -62,7 +62,7 @@ def score(model: Any, pairs: Sequence[Pair], adapter: Any = None) -> float:
 
 
 def taught(base: Any, task: str, pairs: Sequence[Pair], steps: int, out: Path) -> Path:
-    """Train a LoRA for one task, and save it."""
+    """Train a LoRA for one task, save it in `out`, and return its file."""
     trained = measure.train(base.clone(), LORA, ids_of(pairs), lr=LR, steps=steps, batch_size=BATCH, seed=0,
                             evaluate=lambda model: 0.0, label=task, name=task)
     file = out / f"{task}.safetensors"
@@ -73,7 +73,7 @@ def taught(base: Any, task: str, pairs: Sequence[Pair], steps: int, out: Path) -
 
 
 def swapping(model: Any, shown: dict[str, list[Pair]], files: dict[str, Path]) -> list[Claim]:
-    """british, hearing, british by plugging and unplugging; then the same by a name in each call."""
+    """Swap british, hearing, british by plugging and unplugging, then by a name in each call; return the claims."""
     before, british = logits(model, shown["british"]), minipeft.load(model, files["british"])
     first = logits(model, shown["british"])
     british.unplug()
@@ -87,13 +87,13 @@ def swapping(model: Any, shown: dict[str, list[Pair]], files: dict[str, Path]) -
     return [("british, hearing, british: the same logits, bit for bit",
              numpy.array_equal(first, again) and not numpy.array_equal(first, between)),
             ("the base between and after them: the same logits, bit for bit", numpy.array_equal(before, off)),
-            ("a name in the call does what plugging does, bit for bit",
+            ("a name in the call has the effect of plugging, bit for bit",
              numpy.array_equal(first, logits(model, shown["british"], "british"))
              and numpy.array_equal(between, logits(model, shown["british"], "hearing")))]
 
 
 def mixing(model: Any, shown: dict[str, list[Pair]]) -> list[Claim]:
-    """Rows of one batch in turn: british, hearing, and the base alone, which is asked the question of british."""
+    """Mix british, hearing and the base alone in one batch; return the claims. The base gets british's question."""
     pairs, routing = [], []
     for british, hearing in zip(shown["british"], shown["hearing"]):
         pairs += [british, hearing, british]
@@ -122,12 +122,13 @@ def mixing(model: Any, shown: dict[str, list[Pair]]) -> list[Claim]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps a task (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=4000, help="words to learn from (default: %(default)s)")
-    parser.add_argument("--words", type=int, default=500, help="test words to be asked (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps for each task (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=4000, help="words to train on (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=500, help="test words (default: %(default)s)")
     parser.add_argument("--base", type=Path, default=HERE / "data" / "checkpoints" / "g2p",
                         help="folder of the pretrained model (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "out" / "swap_tasks", help="where the results go")
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "swap_tasks",
+                        help="folder for the results (default: %(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or args.pairs < BATCH or args.words < 64:
         parser.error(f"expected --steps >= 1, --pairs >= {BATCH} and --words >= 64")

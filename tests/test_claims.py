@@ -34,9 +34,9 @@ CLAIMS: dict[int, tuple[str, list[str]]] = {
         ACCENTS + "a LoRA trains under 11 % of the numbers",
         ACCENTS + "training a LoRA takes less memory than training all"]),
     6: ("nothing is forgotten when the adapter is off; full fine-tuning forgets", [
-        ACCENTS + "switched off, every American answer is the base's, id for id",
+        ACCENTS + "unplugged, every American answer is the base's, id for id",
         ACCENTS + "in American, which full loses",
-        "examples/lab/frontier.py: switched off, every answer of every task is the base's, id for id"]),
+        "examples/lab/frontier.py: unplugged, every answer of every task is the base's, id for id"]),
     7: ("what is trained is a small file of its own", [
         ACCENTS + "a LoRA's file is under 1/8 of the model's", LAWS + "7_what_is_loaded_is_what_was_saved",
         SELECTIVE + "moments_gradient_and_file_are_of_the_size_of_d"]),

@@ -1,7 +1,7 @@
-"""What the benchmark is held to: each bar with its figure, and whether it holds.
+"""The limits of the benchmark: each with its figure, and whether it holds.
 
-A bar is "not measured" if a size or a part was not asked for, if torch + peft are not installed, or if a process
-failed. Only the last is a failure of a run that is checked: what was asked for has to be measured.
+A limit is "not measured" if its size or part was not asked for, if torch + peft are not installed, or if a process
+failed. With `--check` only the last is a failure: everything that was asked for has to be measured.
 """
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ HOLDS, FAILS, MISSING = "holds", "FAILS", "not measured"
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """`what` is to be at most `limit`, or at least. part, size: what has to be run for it; peer: torch + peft too."""
+    """One limit: `figure` must be at most `limit`, or at least.
+
+    what: its name. size, parts: what has to be run for it. peer: torch + peft have to be run too. form: how the figure
+    is written."""
 
     what: str
     limit: float
@@ -42,7 +45,7 @@ class Bar:
         return HOLDS if math.isfinite(value) and within else FAILS
 
     def asked(self, settings: dict[str, Any]) -> bool:
-        """Whether a run with these settings was to measure it. With dropout the losses differ by chance."""
+        """Whether a run with these settings should measure it. With dropout the losses differ by chance."""
         return (self.size in settings["sizes"] and set(self.parts) <= set(settings["parts"])
                 and not (settings["dropout"] and self.what.startswith("first losses")))
 
@@ -70,7 +73,7 @@ BARS = [bar for size in SIZES for bar in _of_size(size)] + [
 
 
 def judged(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every bar with its figure: {what, limit, at_least, figure, verdict, excused: why a missing one is no failure}."""
+    """Every limit with its figure: {what, limit, at_least, figure, verdict, excused: why a missing one is allowed}."""
     figures, rows = Figures(run), []
     for bar in BARS:
         value = bar.figure(figures)
@@ -86,12 +89,12 @@ def judged(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def missed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `--check` fails for: bars that fail, and those that were asked for and not measured."""
+    """The rows that fail with `--check`: limits that do not hold, or that were asked for and not measured."""
     return [row for row in rows if row["verdict"] == FAILS or (row["verdict"] == MISSING and not row["excused"])]
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """holds  0.93 <= 1.15  LoRA step / torch + peft, d64"""
+    """Lines such as: holds  0.93 <= 1.15  LoRA step / torch + peft, d64"""
     out = []
     for bar, row in zip(BARS, rows, strict=True):
         sign = ">=" if row["at_least"] else "<="

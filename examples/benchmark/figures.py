@@ -1,8 +1,8 @@
-"""What a recorded run says: medians, ratios, shares; None where something was not measured.
+"""The figures of a recorded run: medians, ratios, shares; None where something was not measured.
 
-Everything printed, drawn or held to a bar is computed here from the raw times of the JSON, so that a recorded run shows
-what it showed when it was made. A ratio of times is that of each round, what was measured side by side, and then the
-median: a machine that is slow for some rounds is slow in both parts of these.
+All printed, drawn and checked figures are computed here from the raw times in the JSON, so a recorded run shows the
+same figures as on the day it was made. A ratio of times is taken in each round, of times that were measured side by
+side; then the median of the rounds is taken. A machine that is slow for some rounds slows both parts of these ratios.
 """
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def middle(values: list[float]) -> Value:
 
 
 def of_rounds(a: list[float], b: list[float]) -> list[float]:
-    """a / b, round by round. A process that failed has the first rounds alone."""
+    """a / b, round by round. A process that failed has only the first rounds."""
     return [x / y for x, y in zip(a, b)]
 
 
 class Figures:
-    """Of one run's JSON. A measure is "lora", "full" (a step) or "generate" (a token of a whole batch)."""
+    """The figures of one run's JSON. A measure is "lora", "full" (a step) or "generate" (a token of a whole batch)."""
 
     def __init__(self, run: dict[str, Any]):
         self.run = run
@@ -41,7 +41,7 @@ class Figures:
         return middle(self.rounds(size, side, measure))
 
     def rounds(self, size: str, side: str, measure: str) -> list[float]:
-        """The seconds of each round, in order; fewer than there were where a process failed."""
+        """The seconds of each round, in order; fewer than the run had if a process failed."""
         turns = self._size(size).get("times", {}).get(side, {}).get(measure, [])
         if measure == "generate":
             return [median([turn["seconds"]]) / NEW_TOKENS for turn in turns]
@@ -52,20 +52,20 @@ class Figures:
         return middle(self.rates(size, side))
 
     def rates(self, size: str, side: str) -> list[float]:
-        """Of each round."""
+        """The same for each round."""
         return [median([turn["rate"]]) for turn in self._size(size).get("times", {}).get(side, {}).get("gemm", [])]
 
     def memory(self, size: str, side: str, kind: str) -> Value:
-        """Bytes of a step above the loaded model; None where the system tells no peak that began after loading."""
+        """Bytes of a step above the loaded model; None where the system cannot tell a peak that began after loading."""
         found = self._size(size).get("memory", {}).get(side, {}).get(kind)
         return found["peak"] - found["base"] if found and found["counted"] in COUNTED else None
 
     def best(self, figure: Callable[[str], Value]) -> Value:
-        """The least of the peer's settings: its best."""
+        """The least figure among the settings of torch + peft, which is their best."""
         return min((value for side in self.peers if (value := figure(side)) is not None), default=None)
 
     def time_ratios(self, size: str, measure: str) -> list[float]:
-        """Of each round: ours over the peer's, in that setting of the peer in which it does best."""
+        """In each round, our time over that of torch + peft, in the setting in which they do best."""
         ours = self.rounds(size, OURS, measure)
         found = [of_rounds(ours, self.rounds(size, side, measure)) for side in self.peers]
         return max((ratios for ratios in found if ratios), key=statistics.median, default=[])
@@ -74,7 +74,7 @@ class Figures:
         return middle(self.time_ratios(size, measure))
 
     def quartiles(self, size: str, measure: str) -> tuple[float, float] | None:
-        """Between which the middle half of these ratios lies; None of a single round."""
+        """The ends of the middle half of these ratios; None with a single round."""
         ratios = self.time_ratios(size, measure)
         if len(ratios) < 2:
             return None
@@ -93,24 +93,24 @@ class Figures:
         return self._size(size).get("flops", {}).get(kind)
 
     def gemm_share(self, size: str, kind: str) -> Value:
-        """FLOPs of our step per second, the optimizer's time included, over the rate of a matrix product."""
+        """FLOPs of our step per second, over the rate of a matrix product. The optimizer's time counts."""
         flops = self.flops(size, kind)
         seconds_of_gemm = [flops / rate for rate in self.rates(size, OURS)] if flops else []
         return middle(of_rounds(seconds_of_gemm, self.rounds(size, OURS, kind)))
 
     def loss_gap(self, size: str) -> Value:
-        """The largest relative difference of a first loss of ours and the peer's."""
+        """The largest relative difference between a first loss of ours and one of torch + peft; NaN if any is."""
         losses = self._size(size).get("first_losses", {})
         gaps = [abs(theirs[kind] / losses[OURS][kind] - 1) for side, theirs in losses.items() if side != OURS
                 for kind in theirs if kind in losses.get(OURS, {})]
         return next((gap for gap in gaps if math.isnan(gap)), max(gaps, default=None))
 
     def ids_equal(self, size: str) -> Value:
-        """The least share of decoded ids that a setting of the peer has in common with us."""
+        """The share of decoded ids that both libraries have in common, in the worse setting of torch + peft."""
         return min(self._size(size).get("ids_equal", {}).values(), default=None)
 
     def per_node(self, side: str) -> tuple[Value, Value]:
-        """Seconds per node of the chain, and what is left of that without a bare NumPy addition."""
+        """(seconds per node of the chain, the same without a bare NumPy addition)."""
         turns = self.run["engine"].get(side)
         if not turns:
             return None, None

@@ -1,9 +1,9 @@
-"""From an empty virtual environment to the first finished LoRA step, and what is installed then.
+"""From an empty virtual environment to the first finished LoRA step, and how much is installed then.
 
-Two environments, one after the other: this library from its folder, and torch, transformers and peft. Each is timed
-from `pip install` to the end of a fresh process that makes a model of the size d64, a LoRA on its queries and values,
-and one step; without pip's cache, so that everything is fetched. Installed size: the bytes of the files that came into
-the environment, those that Python compiled at the first step included.
+Two environments are made, one after the other: this library from its folder, and torch, transformers and peft. Each is
+timed from `pip install` to the end of a fresh process that makes a model of the size d64, attaches a LoRA to its
+queries and values, and makes one step. pip's cache is off, so everything is fetched. The installed size counts the
+files that came into the environment, with those that Python compiled at the first step.
 """
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ optimizer.step()
 
 
 def pinned(name: str) -> str:
-    """The version that is installed here, so that the same is measured; else what the project asks for."""
+    """The version that is installed here, so that the same one is measured; else the one that setup.cfg asks for."""
     try:
         return f"{name}=={importlib.metadata.version(name).split('+')[0]}"
     except importlib.metadata.PackageNotFoundError:
@@ -54,7 +54,7 @@ def pinned(name: str) -> str:
 
 
 def measured(say: Callable[[str], None]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """({how, sides: {name: seconds, bytes, ...}}, failures)."""
+    """({how, sides: {name: seconds, bytes, ...}}, failures). say: gets a line about the current stage."""
     sides: dict[str, Any] = {}
     failures = []
     for name, program in (("ours", OURS), ("torch + peft", TORCH)):
@@ -70,7 +70,7 @@ def measured(say: Callable[[str], None]) -> tuple[dict[str, Any], list[dict[str,
 
 
 def sources(folder: Path) -> Path:
-    """A copy of what is installed from: building a package leaves files beside its sources."""
+    """A copy of the sources, because building a package leaves files beside them."""
     shutil.copytree(ROOT / "minipeft", folder / "minipeft", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -98,5 +98,5 @@ def _first_step(folder: Path, wanted: list[str], program: str) -> dict[str, Any]
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below; links are not followed."""
+    """Bytes of all files in the folder and below. Links are not followed."""
     return sum(entry.lstat().st_size for entry in folder.rglob("*") if entry.is_file() and not entry.is_symlink())

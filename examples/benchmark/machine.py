@@ -1,4 +1,4 @@
-"""What machine a run was made on, in words: figures without it mean little."""
+"""The machine of a run, in words: figures mean little without it."""
 from __future__ import annotations
 
 import os
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Of the host; what each library is built on, its process tells."""
+    """The host. Each library's process reports what the library is built on."""
     return {"cpu": _cpu(), "cores": cores(), "memory_bytes": _memory(), "system": platform.platform(),
             "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             "python": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
 def cores() -> int:
-    """Those that this process may run on."""
+    """The number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -38,7 +38,7 @@ def _memory() -> int | None:
 
 
 def described(run: dict[str, Any]) -> str:
-    """A few lines: the machine, the libraries and what is under them, the setting."""
+    """A few lines about the machine, the libraries with their BLAS, and the settings."""
     host, settings = run["machine"], run["settings"]
     memory = "memory unknown" if host["memory_bytes"] is None else f"{host['memory_bytes'] / 2 ** 30:.1f} GiB"
     kept = settings["sides"]["ours"][1]

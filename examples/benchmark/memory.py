@@ -2,10 +2,10 @@
 
     peak of resident memory over two steps of forward, backward and AdamW - resident memory before
 
-In a fresh process, after a tiny forward and backward, so that neither reading the model counts nor what a library sets
-up at the first one; the second step runs with the optimizer's state in place, so that counts. Freed memory is given
-back first: a heap that keeps what reading the model left free would hide as much of the step. On a GPU the pool's own
-figures are taken.
+The process is fresh and has made a tiny forward and backward pass. So neither reading the model counts, nor what a
+library sets up at its first pass. The second step runs with the optimizer's state in place, so that counts. Freed
+memory is given back first; otherwise the heap that was free after reading the model would hide as much of the step.
+On a GPU the figures are those of the pool.
 """
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import gc
 from pathlib import Path
 from typing import Any
 
-RESIDENT, POOL = COUNTED = "resident memory", "the device's pool"   # of these the peak is that of the steps
+RESIDENT, POOL = COUNTED = "resident memory", "the device's pool"   # with these, the peak belongs to the steps
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def of_two_steps(library: Any, kind: str) -> dict[str, Any]:
-    """{"base", "peak": bytes, "counted": how, "losses"}; the memory of the steps is peak - base."""
+    """{"base", "peak": bytes, "counted": how, "losses"}. The memory of the steps is peak - base.
+
+    library: as in ours.py. kind: "lora" or "full"."""
     library.tiny(kind)
     give_back()
     on_device = library.device_bytes() is not None
@@ -46,7 +48,7 @@ def give_back() -> None:
 
 
 def reset_peak() -> str:
-    """Start the high-water mark anew where the system can; what is said of how the peak was counted."""
+    """Start the high-water mark anew where the system can; return a description of how the peak is counted."""
     try:
         REFERENCES.write_text("5")
     except OSError:
@@ -55,7 +57,7 @@ def reset_peak() -> str:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process now ("VmRSS") or at most ("VmHWM"); off Linux both are what getrusage knows: the peak."""
+    """Bytes of this process now ("VmRSS") or at most ("VmHWM"). Outside Linux both are the peak of getrusage."""
     try:
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
     except OSError:

@@ -1,4 +1,4 @@
-"""This library under the benchmark: what each measurement runs, and nothing about clocks (see worker.py)."""
+"""This library in the benchmark: what each measurement runs. The clock is in worker.py."""
 from __future__ import annotations
 
 import contextlib
@@ -15,14 +15,14 @@ from minipeft.engine.ops import add
 
 
 class Ours:
-    """A model with a LoRA, one that is trained in full, each with its AdamW, and one left alone; from one folder."""
+    """From one folder: a model with a LoRA, one that is trained in full, each with its AdamW, and one left alone."""
 
     def __init__(self, backend: str):
         self.backend = backend
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Everything below happens in here."""
+        """The context in which all other methods are called."""
         with minipeft.use(self.backend):
             yield
 
@@ -52,7 +52,7 @@ class Ours:
         self.gradients = {}
 
     def tiny(self, kind: str) -> None:
-        """A forward and backward of one row of two tokens, so that what is set up at first use is there."""
+        """A forward and backward pass over one row of two tokens, which sets up whatever the first pass sets up."""
         model = self.models[kind]
         batch = {name: ids[:1, :2] for name, ids in self.batch.items()}
         minipeft.value_and_grad(lambda: model.loss(**batch, rng=self.rng), self.params[kind])
@@ -62,13 +62,13 @@ class Ours:
         return self.models["base"].generate(self.batch["input_ids"], max_new_tokens=new)[:, 1:].tolist()
 
     def matmul(self, n: int) -> Callable[[], Any]:
-        """One product of float32 matrices [n, n] into an array that is there."""
+        """A function that multiplies float32 matrices [n, n] into an existing array."""
         a, b = (to_device(numpy.random.default_rng(i).random((n, n), numpy.float32)) for i in (0, 1))
         out = xp.empty_like(a)
         return lambda: xp.matmul(a, b, out=out)
 
     def chain(self, length: int) -> Callable[[], Any]:
-        """y = p + p + ... + p of a single number, and dy/dp."""
+        """A function that computes y = p + p + ... + p of a single number, and dy/dp."""
         p = minipeft.Parameter(to_device(numpy.ones(1, numpy.float32)))
 
         def step() -> Any:
@@ -80,7 +80,7 @@ class Ours:
         return lambda: minipeft.value_and_grad(step, {"p": p})
 
     def flops(self, kind: str) -> int:
-        """Of a step's forward and backward, counted op by op while one runs."""
+        """FLOPs of a step's forward and backward pass, counted op by op in a step."""
         model = self.models[kind]
         seen = minipeft.xray(lambda: model.loss(**self.batch, rng=self.rng), self.params[kind])
         return seen.forward_flops + seen.backward_flops
@@ -91,15 +91,15 @@ class Ours:
             xp.cuda.get_current_stream().synchronize()
 
     def device_bytes(self) -> int | None:
-        """What the device's pool holds, or None on the host."""
+        """Bytes that the device's pool holds, or None on the host."""
         return xp.get_default_memory_pool().total_bytes() if self.backend == "cupy" else None
 
     def reset_device_peak(self) -> None:
-        """Give back what is free: the pool only grows from here on, so its size at the end is the peak."""
+        """Give back free memory. From here on the pool only grows, so its size at the end is the peak."""
         xp.get_default_memory_pool().free_all_blocks()
 
     def about(self) -> dict[str, Any]:
-        """Which library, and which BLAS is under it."""
+        """The versions of the library and of its BLAS."""
         found = {"minipeft": minipeft.__version__, "NumPy": numpy.__version__, "BLAS": blas()}
         if self.backend == "cupy":
             found["CuPy"] = xp.__version__
@@ -108,7 +108,7 @@ class Ours:
 
 
 def blas() -> str:
-    """Name and version of NumPy's BLAS, and, where OpenBLAS tells, the kernels that it chose and its threads."""
+    """Name and version of NumPy's BLAS and, where OpenBLAS tells, its kernels and threads."""
     built = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     text = f"{built.get('name', 'unknown')} {built.get('version', '')}".strip()
     try:

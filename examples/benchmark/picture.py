@@ -1,4 +1,4 @@
-"""The benchmark as a picture: ratios with their bars, memory, LoRA beside full, growth. Needs matplotlib."""
+"""The benchmark as a picture: ratios with their limits, memory, LoRA beside full, growth. Needs matplotlib."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def _mib(figures: Figures, size: str, name: str, kind: str) -> Value:
 
 def _grouped(axis: Any, sizes: list[str], title: str, series: list[tuple[str, list[Value], float | None]],
              form: str = "{:.2f}", log: bool = False, only: str | None = None) -> None:
-    """Bars side by side for each size, each with its number, and a line where it is held to one; `only` at one size."""
+    """Draw bars side by side for each size, with their numbers, and a line at each limit (`only`: at that size)."""
     width = 0.8 / len(series)
     for i, (label, values, bar) in enumerate(series):
         for x, (size, value) in enumerate(zip(sizes, values)):
@@ -72,7 +72,7 @@ def _grouped(axis: Any, sizes: list[str], title: str, series: list[tuple[str, li
 
 
 def _growth(axis: Any, figures: Figures) -> None:
-    """Time of a LoRA step over what it grows with, both relative to the first point, both logarithmic."""
+    """Draw the time of a LoRA step over what it grows with, on logarithmic axes."""
     for i, what in enumerate(GROWTH):
         points = figures.growth(what)
         for side in dict.fromkeys(side for _, times, _ in points for side in times):

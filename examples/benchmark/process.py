@@ -1,7 +1,7 @@
-"""The other end of worker.py: start it, send a command, wait for the answer, and say what went wrong.
+"""A benchmark process seen from outside: start worker.py, send a command, wait for the answer, and report failures.
 
-A worker that dies, hangs, or answers with anything but JSON raises `Failed`, with the last lines of its standard error;
-the benchmark goes on without it.
+A worker that dies, hangs, or answers with anything but JSON raises `Failed`, with the last lines of its standard error.
+The benchmark goes on without it.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = 12              # of standard error that are shown
 
 
 class Failed(Exception):
-    """args: what happened; `lines`: the end of the worker's standard error."""
+    """A worker failed. what: what happened. lines: the end of the worker's standard error."""
 
     def __init__(self, what: str, lines: Sequence[str] = ()):
         super().__init__(what)
@@ -29,24 +29,24 @@ class Failed(Exception):
 
 
 class Absent(Exception):
-    """The peers are not installed."""
+    """torch, transformers or peft is not installed."""
 
 
 def command(library: str, backend: str, kept: bool, turn: float) -> list[str]:
-    """How a worker is started."""
+    """The command that starts a worker."""
     return [sys.executable, str(SCRIPT), library, "--backend", backend, "--turn", str(turn),
             *(["--kept"] if kept else [])]
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's own, with the threads set, the backend left to the worker, and nothing fetched from a network."""
+    """This process's environment with the threads set, without our backend variable, and with downloads off."""
     kept = {name: value for name, value in os.environ.items() if name != "MINIPEFT_BACKEND"}
     return {**kept, **dict.fromkeys(THREADS, str(threads)), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
             "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
 
 
 class Process:
-    """A worker. It starts at once; the first `ask` waits until it is ready."""
+    """A worker. It starts at once; the first `ask` waits until it is ready. timeout: seconds for one answer."""
 
     def __init__(self, name: str, argv: Sequence[str], env: dict[str, str], timeout: float):
         self.name, self.timeout, self.ready = name, timeout, False
@@ -58,7 +58,7 @@ class Process:
         self.reader.start()
 
     def ask(self, **message: Any) -> dict[str, Any]:
-        """The answer to a command. Raises Failed, and Absent if the library is not installed."""
+        """The answer to a command. Raises Failed, or Absent if the library is not installed."""
         if not self.ready:
             if "absent" in (first := self._answer("starting")):
                 raise Absent(first["absent"])
@@ -72,7 +72,7 @@ class Process:
         return self._answer(" ".join(str(message[key]) for key in ("do", "kind") if key in message))
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process at once."""
         self.process.kill()
         self.process.wait()
         self.reader.join()

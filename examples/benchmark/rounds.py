@@ -1,9 +1,9 @@
 """The measuring: all libraries side by side, in rounds, each measurement once a round in every process.
 
 A machine does not run at one speed: it heats up, and others use it. Two libraries timed one after the other meet two
-machines; in rounds they meet the same one, and the median of the rounds passes over what hit one of them alone. The
-order is reversed from round to round, and a process gets a moment before its turn, in which the threads of the one
-before it stop spinning.
+machines. In rounds they meet the same machine, and the median over the rounds ignores what disturbed only a few of
+them. The order is reversed from round to round. A process waits a moment before its turn, in which the threads of the
+one before it stop spinning.
 """
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sizes import GROWTH, KINDS, MODELS, NEW_TOKENS, SIZES, Size, grown
 
 OURS, TORCH, TORCH_KEPT = "ours", "torch", "torch, heap kept"
 SETTLE = 0.05           # seconds before a turn
-AT_ONCE = 2             # processes of which only the memory is measured
+AT_ONCE = 2             # processes that run together while only memory is measured
 MEASURES: dict[str, dict[str, dict[str, Any]]] = {
     "steps": {**{kind: {"do": "step", "kind": kind} for kind in KINDS}, "gemm": {"do": "gemm"}},
     "generation": {"generate": {"do": "generate", "new": NEW_TOKENS}},
-    "engine": {"chain": {"do": "chain"}},       # of no size: measured beside the first
+    "engine": {"chain": {"do": "chain"}},       # independent of the size: measured with the first one
     "memory": {}, "growth": {}}                 # in processes of their own
 PARTS = tuple(MEASURES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is asked of a run. kept: our allocator keeps freed memory; sides: {name: (library, allocator keeps)}."""
+    """What a run measures. sides: {name: (library, whether the allocator keeps freed memory)}."""
 
     sizes: tuple[str, ...]
     parts: tuple[str, ...]
@@ -42,7 +42,7 @@ class Plan:
     backend: str
     sides: dict[str, tuple[str, bool]]
     timeout: float
-    turn: float             # seconds for which a short step is repeated when it is its turn
+    turn: float             # seconds for which a short step is repeated in one turn
 
     def start(self, side: str) -> Process:
         library, kept = self.sides[side]
@@ -50,24 +50,24 @@ class Plan:
 
     @property
     def growing(self) -> list[str]:
-        """Whose growth is measured: ours, and the peer in the setting of the allocator that is ours, if it has it."""
+        """The sides whose growth is measured: ours, and torch + peft in our setting of the allocator if it is there."""
         peers = [side for side in self.sides if side != OURS]
         alike = [side for side in peers if self.sides[side][1] == self.sides[OURS][1]]
         return [OURS, *(alike or peers)]
 
 
 def in_order(items: Iterable[Any], turn: int) -> list[Any]:
-    """Forth in even rounds, back in odd ones."""
+    """The items in order in even rounds, and reversed in odd ones."""
     return list(items)[::-1 if turn % 2 else 1]
 
 
 def median(turns: Sequence[Sequence[float]]) -> float:
-    """The median of the rounds, each the median of what was timed in it."""
+    """The median of the rounds, each of which is the median of its times."""
     return statistics.median(statistics.median(turn) for turn in turns)
 
 
 class Bench:
-    """A run. `result` is what becomes the JSON; `say` gets a line about what is being measured."""
+    """A run. `result` becomes the JSON. say: gets a line about the current measurement."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None]):
         self.plan, self.say = plan, say
@@ -122,7 +122,7 @@ class Bench:
                             if side != OURS and OURS in ids}
 
     def _memory(self, size: Size, folder: Path) -> None:
-        """Each in a process of its own, two at a time: nothing is timed."""
+        """Measure memory, each kind in a process of its own. Two run at a time, because nothing is timed."""
         out = self.result["sizes"][size.name]["memory"]
         self.say(f"{size.name}: memory of a step")
 
@@ -143,7 +143,7 @@ class Bench:
                     out.setdefault(side, {})[kind] = found
 
     def _growth(self, folder: Path) -> None:
-        """LoRA steps."""
+        """Time LoRA steps of growing shapes."""
         with _Started(self, self.plan.growing) as processes:
             for what in GROWTH:
                 points = self.result["growth"][what] = []
@@ -163,7 +163,9 @@ class Bench:
 
     def rounds(self, processes: dict[str, Process], measures: dict[str, dict[str, Any]], label: str,
                record: Callable[[str, str, int, dict[str, Any]], None]) -> None:
-        """Everything once in every process in each round. One that fails is taken out of `processes`."""
+        """Measure everything once in every process in each round. A process that fails is taken out of `processes`.
+
+        measures: {name: message}. label: for the progress line. record: called with (side, name, round, answer)."""
         for turn in range(self.plan.warmup + self.plan.rounds):
             for what, message in measures.items():
                 self.say(f"{label}: {what}, round {turn + 1} of {self.plan.warmup + self.plan.rounds}")
@@ -175,7 +177,7 @@ class Bench:
 
     def asked(self, processes: dict[str, Process], do: str, among: dict[str, Process] | None = None, label: str = "",
               **arguments: Any) -> dict[str, dict[str, Any]]:
-        """The answers of `processes`; those that fail are taken out of `among`, by default out of `processes`."""
+        """The answers of `processes` to a command. Those that fail are taken out of `among` (default: `processes`)."""
         answers = {}
         for side, process in list(processes.items()):
             try:
@@ -195,7 +197,7 @@ class Bench:
 
 
 class _Started:
-    """{side: process}, all started together; ended, whatever happens. Those that do not start are left out."""
+    """A context with {side: process}, all started together and always ended. Those that do not start are left out."""
 
     def __init__(self, bench: Bench, sides: Iterable[str]):
         self.bench = bench

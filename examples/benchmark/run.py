@@ -1,20 +1,20 @@
-"""Time this library against torch + peft, side by side in one run, and hold it to its bars.
+"""Time this library beside torch + peft in one run, and check the figures against limits.
 
-A training step, in full and with a LoRA, and greedy decoding, at three sizes from a toy to T5-small; the peak memory of
-a step; what the engine costs per operation; how a step grows with batch, length and depth; what share of the matrix
-product's speed a whole step reaches. Both libraries read the same weights from the same files and compute the same
-losses. Without torch it prints our own figures; without matplotlib it draws no picture.
+It measures a training step, in full and with a LoRA, and greedy decoding, at three sizes from a toy to T5-small; the
+peak memory of a step; the cost of the engine for each operation; how a step grows with batch, length and depth; and the
+share of the matrix product's speed that a whole step reaches. Both libraries read the same weights from the same files
+and compute the same losses. Without torch it measures only this library; without matplotlib it draws no picture.
 
-    python examples/benchmark.py                          everything: about ten minutes on two cores
-    python examples/benchmark.py --quick                  the smallest size, a few rounds: under 20 seconds
-    python examples/benchmark.py --check                  exit status 1 if a bar is missed
-    python examples/benchmark.py --sizes d64 d256 --only steps memory
-    python examples/benchmark.py --backend cupy           the same on a GPU
-    python examples/benchmark.py --install                also from `pip install` to a first step (downloads)
-    python examples/benchmark.py --show FILE              tables, bars and picture of a recorded run
+    python examples/benchmark/run.py                          everything: about ten minutes on two cores
+    python examples/benchmark/run.py --quick                  the smallest size, a few rounds: under 20 seconds
+    python examples/benchmark/run.py --check                  exit status 1 if a limit is not met
+    python examples/benchmark/run.py --sizes d64 d256 --only steps memory
+    python examples/benchmark/run.py --backend cupy           the same on a GPU
+    python examples/benchmark/run.py --install                also from `pip install` to a first step (downloads)
+    python examples/benchmark/run.py --show                   tables, limits and picture of the recorded run
 
-Leave the machine alone meanwhile: threads that wait for a core that is taken make any library look slow. The figures go
-to benchmark.json and benchmark.png in examples/out/benchmark.
+Do not use the machine meanwhile: oversubscribed threads make any library look slow. The figures go to benchmark.json
+and benchmark.png in examples/out/benchmark.
 """
 from __future__ import annotations
 
@@ -48,29 +48,30 @@ KEPT, SYSTEM = "kept", "system"
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=None, metavar="SIZE",
-                        help=f"of: {', '.join(SIZES)} (default: all)")
+                        help=f"sizes, of: {', '.join(SIZES)} (default: all)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=None, metavar="PART",
-                        help=f"of: {', '.join(PARTS)} (default: all)")
+                        help=f"parts, of: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=None,
-                        help=f"that count, at least {LEAST} (default: {ROUNDS}; {QUICK} with --quick)")
+                        help=f"rounds that count, at least {LEAST} (default: {ROUNDS}; {QUICK} with --quick)")
     parser.add_argument("--quick", action="store_true",
                         help=f"d64, {QUICK} short rounds, torch in one setting of the allocator, no growth")
-    parser.add_argument("--threads", type=int, default=2, help="of each library (default: %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.0, help="rate in training (default: %(default)s, with which "
+    parser.add_argument("--threads", type=int, default=2, help="threads of each library (default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="rate in training (default: %(default)s, so that "
                         "both libraries compute the same losses)")
     parser.add_argument("--allocator", choices=(KEPT, SYSTEM), default=KEPT, help="whether ours asks glibc to keep "
                         "freed memory, as the examples do; torch runs with and without (default: %(default)s)")
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy",
                         help="cupy: ours on CuPy, torch on CUDA (default: %(default)s)")
     parser.add_argument("--install", action="store_true", help="also install both into fresh environments; with "
-                        "--show, do that alone and put it beside the recorded figures")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one answer of a process, after which "
-                        "the run goes on without it (default: %(default)g)")
-    parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed, or if one that was "
+                        "--show, only do that, and add it to the recorded figures")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for one answer of a process; then the run "
+                        "goes on without it (default: %(default)g)")
+    parser.add_argument("--check", action="store_true", help="exit status 1 if a limit is not met, or if one that was "
                         "asked for was not measured (unless torch + peft are not installed)")
     parser.add_argument("--show", type=Path, metavar="FILE", nargs="?", const=RECORDED, help="measure nothing: show "
                         "the benchmark.json of a run (default: the recorded one)")
-    parser.add_argument("--out", type=Path, default=EXAMPLES / "out" / "benchmark", help="where the results go")
+    parser.add_argument("--out", type=Path, default=EXAMPLES / "out" / "benchmark",
+                        help="folder for the results (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.rounds is None:
         args.rounds = QUICK if args.quick else ROUNDS
@@ -100,7 +101,7 @@ def plan(args: argparse.Namespace) -> Plan:
 
 
 class Progress:
-    """What is being measured, on standard error: one line that changes on a terminal, else a line for each stage."""
+    """Shows the current measurement on standard error: one changing line on a terminal, else a line for each stage."""
 
     def __init__(self) -> None:
         self.terminal, self.stage, self.begun = sys.stderr.isatty(), "", time.monotonic()
@@ -118,7 +119,7 @@ class Progress:
 
 
 def measured(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """A new run, or a recorded one, as the JSON has it."""
+    """The JSON of a new run or, with --show, of a recorded one."""
     if args.show:
         return recorded(args.show)
     host = {"program": PROGRAM, "date": datetime.date.today().isoformat(), "machine": machine()}
@@ -136,7 +137,7 @@ def recorded(file: Path) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Nine digits of every number, which is all of a float32 loss: no figure that is printed changes."""
+    """The value with nine digits of every number. A float32 loss has no more, and no printed figure changes."""
     if isinstance(value, float):
         return float(f"{value:.9g}")
     if isinstance(value, dict):
@@ -151,11 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ImportError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     if args.threads > cores() and not args.show:
-        print(f"{args.threads} threads on {cores()} cores: the figures will say more of the waiting than of the work",
+        print(f"{args.threads} threads on {cores()} cores: the figures will show more waiting than work",
               file=sys.stderr)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0
     if busy > BUSY and not args.show:
-        print(f"the load average is {busy:.2f}: other programs use this machine, and the figures will say so",
+        print(f"the load average is {busy:.2f}: other programs use this machine, and the figures will show it",
               file=sys.stderr)
     args.out.mkdir(parents=True, exist_ok=True)
     progress = Progress()
@@ -171,11 +172,11 @@ def main(argv: list[str] | None = None) -> int:
         draw(run, args.out / "benchmark.png")
         print(f"\nfigures and picture: {args.out}/benchmark.json, {args.out}/benchmark.png")
     except ImportError:
-        print(f"\nfigures: {args.out}/benchmark.json. No picture was drawn, for matplotlib is not installed: "
+        print(f"\nfigures: {args.out}/benchmark.json. No picture was drawn, because matplotlib is not installed: "
               f"pip install 'minipeft[examples]', then --show")
     bad = missed(run["bars"])
     if args.check and bad:
-        print(f"{len(bad)} of {len(run['bars'])} bars are missed", file=sys.stderr)
+        print(f"{len(bad)} of {len(run['bars'])} limits are not met", file=sys.stderr)
     return 1 if args.check and bad else 0
 
 

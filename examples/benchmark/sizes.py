@@ -1,9 +1,9 @@
 """What the benchmark runs on: three T5 shapes, their weights in a folder that both libraries read, and a batch.
 
-The weights are random and the ids too: a matrix product takes the same time whatever is in it. Greedy decoding does
-not, for it may end early. So the row of the end token in the table, which is also the head, is 0: its logit is always
-0, the largest of the others is positive, and every decoding makes all its steps, in both libraries and by the weights
-alone.
+The weights and the ids are random: a matrix product takes the same time whatever its numbers are. Greedy decoding may
+end early, so its time depends on the weights. Here it never ends early. The row of the end token in the table, which is
+also the head, is 0, so its logit is always 0. The largest of the other logits is positive. So every decoding makes all
+its steps in both libraries.
 """
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy
 import minipeft
 
 RANK, ALPHA, TARGETS = 8, 16, ("q", "v")
-RATE = 1e-5             # learning rate: small, so that hundreds of timed steps leave the weights what they are
+RATE = 1e-5             # learning rate: so small that hundreds of timed steps barely change the weights
 NEW_TOKENS = 32
 MATRIX, LINKS = 2048, 2000     # the matrix product [2048, 2048]^2, and the chain of additions
 FIRST_ID = 2            # 0 is padding and the start, 1 the end
 KINDS = ("lora", "full")              # of training steps
-MODELS = (*KINDS, "base")             # what a process loads: a model for each, and one that stays as it was read
+MODELS = (*KINDS, "base")             # the models of a process; "base" stays as it was read
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model's shape, and the batch that it is measured on; `layers` in each of its two stacks."""
+    """Shapes of a model and of its batch. layers: in each of the two stacks. source, target: tokens of a row."""
 
     name: str
     d_model: int
@@ -45,13 +45,13 @@ class Size:
             num_layers=self.layers, num_decoder_layers=self.layers, dropout_rate=dropout)
 
     def ids(self) -> dict[str, numpy.ndarray]:
-        """input_ids [batch, source] and labels [batch, target], the same in every process; no padding."""
+        """input_ids [batch, source] and labels [batch, target], without padding and the same in every process."""
         rng = numpy.random.default_rng(1)
         return {name: rng.integers(FIRST_ID, self.vocab_size, (self.batch, length))
                 for name, length in (("input_ids", self.source), ("labels", self.target))}
 
     def write_model(self, folder: Path, dropout: float) -> None:
-        """A T5 of this shape as a Hugging Face folder."""
+        """Write a T5 of this shape as a Hugging Face folder."""
         model = minipeft.T5(self.config(dropout), numpy.random.default_rng(0))
         model.embedding.weight.base.data[model.config.eos_token_id] = 0
         model.save_pretrained(folder)
@@ -66,7 +66,7 @@ SIZES = {size.name: size for size in (
     Size("d256", 256, 64, 4, 1024, 4, 2048, 16, 64, 64),
     Size("t5-small", 512, 64, 8, 2048, 6, 32128, 8, 128, 64))}
 
-# How step time grows: {what is varied: (the field or fields, the values, the shape that they are varied from)}.
+# How step time grows: {what is varied: (its fields, their values, the shape that is varied)}.
 _MIDDLE = SIZES["d256"]
 GROWTH: dict[str, tuple[tuple[str, ...], tuple[int, ...], Size]] = {
     "batch": (("batch",), (4, 8, 16, 32), _MIDDLE),
@@ -75,7 +75,7 @@ GROWTH: dict[str, tuple[tuple[str, ...], tuple[int, ...], Size]] = {
 
 
 def grown(what: str) -> list[tuple[int, Size]]:
-    """(value, shape) of each point of one of GROWTH."""
+    """(value, shape) of each point of GROWTH[what]."""
     fields, values, start = GROWTH[what]
     changes: list[dict[str, Any]] = [dict.fromkeys(fields, value) for value in values]
     return [(value, dataclasses.replace(start, name=f"{what} {value}", **change))

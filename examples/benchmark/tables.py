@@ -1,4 +1,4 @@
-"""The tables that the benchmark prints, plain text for a terminal of 100 columns, from a recorded run."""
+"""The tables that the benchmark prints for a recorded run: plain text, 100 columns wide."""
 from __future__ import annotations
 
 from typing import Any, Sequence
@@ -12,25 +12,25 @@ from sizes import GROWTH, KINDS, LINKS, NEW_TOKENS, SIZES
 
 NAMES = {"lora": "LoRA step", "full": "full step", "generate": "token"}
 LEGEND = """\
-ratio: ours / torch + peft. Below 1 we are faster, or take less. Where torch runs in two settings of the allocator, the
-ratio is to the better one, figure by figure. Times are medians of {rounds} rounds, all libraries in turn in each; a
-ratio of times is the median of those of the rounds, and half of these lie within the range at the right: where that is
-wide, others used the machine, and the figures say little."""
+ratio: ours / torch + peft. Below 1, ours is faster or takes less. Where torch runs in two settings of the allocator,
+each ratio compares with the better one. Times are medians of {rounds} rounds, in each of which all libraries are
+measured in turn. A ratio of times is the median of the ratios of the rounds, half of which lie within the range at the
+right. Where that range is wide, other programs used the machine, and the figures say little."""
 
 
 def report(run: dict[str, Any]) -> str:
-    """Everything, as it is printed."""
+    """All that is printed."""
     figures = Figures(run)
     sizes = [name for name in SIZES if name in run["sizes"]]
     blocks = [described(run), LEGEND.format(rounds=run["settings"]["rounds"]),
               *(table(figures, sizes) for table in (_times, _memory, _shares, _gemm)), _engine(figures),
               _same(figures, sizes), *(_growth(figures, what) for what in GROWTH), _install(run), _failures(run),
-              "\n".join(["what it is held to", *bar_lines(judged(run))])]
+              "\n".join(["limits", *bar_lines(judged(run))])]
     return "\n\n".join(block for block in blocks if block)
 
 
 def aligned(title: str, rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """The first row is the heading; the first `left` columns are flush left."""
+    """A table in plain text. The first row is the heading; the first `left` columns are flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = ["  ".join(cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
             for row in rows]
@@ -38,7 +38,7 @@ def aligned(title: str, rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def written(value: Value, factor: float = 1.0, digits: int | None = None) -> str:
-    """Three digits, or so many after the point; - for what was not measured."""
+    """factor * value with three digits, or with `digits` after the point; - for a missing value."""
     if value is None:
         return "-"
     value *= factor

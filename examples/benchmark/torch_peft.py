@@ -1,4 +1,4 @@
-"""torch, transformers and peft under the benchmark, as their users run them: the interface of ours.py."""
+"""torch, transformers and peft in the benchmark, as their users run them. The interface is that of ours.py."""
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +17,7 @@ from sizes import ALPHA, MODELS, RANK, RATE, TARGETS, Size
 
 
 class Torch:
-    """As `Ours`. AdamW is the fused one, the fastest of torch's; the cache is off in training."""
+    """As `Ours`. AdamW is the fused one, which is torch's fastest. The cache is off in training."""
 
     def __init__(self, backend: str):
         self.device = "cuda" if backend == "cupy" else "cpu"
@@ -81,7 +81,7 @@ class Torch:
         return run
 
     def flops(self, kind: str) -> int | None:
-        """Not counted: the ratio is of times, and the FLOPs are those of our step."""
+        """None: the FLOPs of a step are counted in our library."""
         return None
 
     def synchronize(self) -> None:
@@ -104,7 +104,7 @@ class Torch:
 
 
 def torch_blas() -> str:
-    """Which BLAS torch was built with, and its version where torch tells."""
+    """The BLAS that torch was built with, and its version where torch tells."""
     text = torch.__config__.show()
     name = re.search(r"BLAS_INFO=(\w+)", text)
     version = re.search(r"Math Kernel Library Version (\S+?)-", text)

@@ -1,10 +1,10 @@
-"""One process of the benchmark: a library, its models, and a clock. Started by benchmark.py, not by hand.
+"""One process of the benchmark: a library, its models, and a clock. run.py starts it.
 
     python worker.py ours --backend numpy --kept
 
-It reads one JSON object a line from standard input, {"do": "step", "kind": "lora"}, does it, and answers with one on
-standard output. Between two commands it sleeps on the pipe, so that it takes nothing from the process whose turn it is.
-What libraries print goes to standard error.
+It reads commands from standard input, one JSON object on a line, such as {"do": "step", "kind": "lora"}. It carries out
+each and answers with a line on standard output. Between two commands it sleeps on the pipe, so that it takes nothing
+from the process whose turn it is. The output of libraries goes to standard error.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEERS = ("torch", "transformers", "peft")
 
 
 class Worker:
-    """The commands, one method each, over a library (see ours.py)."""
+    """The commands, one method each, over a library (see ours.py). turn: seconds for which a turn repeats its work."""
 
     def __init__(self, library: Any, turn: float):
         self.measured, self.turn = library, turn
@@ -72,14 +72,15 @@ class Worker:
         return memory.of_two_steps(self.measured, kind)
 
     def _once(self, name: str, make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
-        """What `make` gave at the first call under this name."""
+        """The result of `make` at the first call under this name."""
         if name not in self.made:
             self.made[name] = make()
         return self.made[name]
 
     def _turn(self, parts: list[Callable[[], Any]]) -> list[list[float]]:
-        """Do `parts`, in order, again and again until a turn's seconds are over; the seconds of each part each time.
-        The first of several is left out: after another process's turn it finds the caches full of other data."""
+        """The seconds of each part, each time, when `parts` are done in order until a turn's seconds are over.
+
+        The first of several times is left out: after another process's turn the caches are full of other data."""
         times: list[list[float]] = [[] for _ in parts]
         begun = time.perf_counter()
         while True:
@@ -101,7 +102,7 @@ def bare_additions() -> None:
 
 
 def made(library: str, backend: str) -> Any:
-    """The library's own side. Only here is torch imported, and only for its own process."""
+    """The side of a library. torch is imported only here, and only in its own process."""
     if library == "ours":
         from ours import Ours
         return Ours(backend)
@@ -110,7 +111,7 @@ def made(library: str, backend: str) -> Any:
 
 
 def serve(worker: Worker, answer: Any) -> None:
-    """Commands until the other end closes the pipe."""
+    """Answer commands until the other end closes the pipe."""
     for line in sys.stdin:
         command = json.loads(line)
         try:

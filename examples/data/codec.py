@@ -1,4 +1,4 @@
-"""Text as ids: one character is one token, 0 is padding and the start, 1 is the end. Shared by the examples' data."""
+"""Text as ids: one character is one token, 0 is padding and the start, 1 is the end."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +10,7 @@ PAD, EOS = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """characters: those that can be spelled; the i-th has id i + 2."""
+    """Turns text into ids and back. characters: those that can be spelled; the i-th (from 0) has id i + 2."""
 
     characters: str
 
@@ -23,11 +23,11 @@ class Codec:
         return 2 + len(self.characters)
 
     def encode(self, text: str) -> list[int]:
-        """One id per character, then eos."""
+        """One id for each character, then eos. Raises KeyError for a character that cannot be spelled."""
         return [self._ids[c] for c in text] + [EOS]     # type: ignore[attr-defined]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The characters up to eos; the start token and padding are skipped."""
+        """The characters up to eos. The start token and padding are skipped."""
         text = []
         for i in ids:
             if i == EOS:

@@ -1,14 +1,15 @@
-"""Pronunciation as text-to-text tasks, from the dictionaries inside the pip package misaki.
+"""Pronunciation as text-to-text tasks, from the dictionaries in the pip package misaki.
 
     "american: sweaty" -> "swˈɛɾi"     "spell: swˈɛɾi" -> "sweaty"     "british: sweaty" -> "swˈɛti"
 
-A base model is pretrained on the first two; the third is what adapters teach it. American and British agree on one
-word in eight: the new task is related to an old one, and not solved by it. The words are split once, before any task:
-a test word is seen in no task's training, nor as an answer of "spell".
+A base model is pretrained on the first two tasks. Adapters teach it the third. American and British agree on one word
+in eight, so the new task is related to an old one but not solved by it. The words are split once, before any task: no
+task's training contains a test word, not even as an answer of "spell".
 
-IPA as misaki writes it: one character per phoneme, capitals for diphthongs (A is eɪ, I is aɪ, W aʊ, Y ɔɪ, O and Q the
-American and British oʊ), stress ˈ and ˌ before the vowel. Source: us_gold.json and gb_gold.json of misaki 0.7.4
-(Apache-2.0), read where pip installed them and not copied; misaki itself is not imported.
+The IPA is written as in misaki: one character for each phoneme, capitals for diphthongs (A is eɪ, I is aɪ, W aʊ, Y ɔɪ,
+O and Q the American and British oʊ), and the stress marks ˈ and ˌ before the vowel. Source: us_gold.json and
+gb_gold.json of misaki 0.7.4 (Apache-2.0). They are read where pip installed them and are not copied; misaki itself is
+not imported.
 """
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ __all__ = ["CHARACTERS", "CODEC", "EOS", "NEW_TASK", "OLD_TASKS", "PAD", "VOCAB_
 def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
     """({task: training pairs}, {task: test pairs}) of (prompt, answer).
 
-    Every task has the same words in the same order: the i-th pairs of all tasks are of one word."""
+    Every task has the same words in the same order: the i-th pairs of all tasks belong to one word."""
     us, gb = _read("us"), _read("gb")
     words = sorted(word for word in us if word in gb)
     order = numpy.random.default_rng(_SPLIT_SEED).permutation(len(words))
@@ -46,7 +47,7 @@ def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
 
 
 def prompt_of(task: str, text: str) -> str:
-    """The text that asks: the task's name spelled out, then the word or the IPA."""
+    """The prompt of a task: its name, then `text`, which is the word or the IPA."""
     return f"{task}: {text}"
 
 
@@ -65,8 +66,9 @@ def _tasks(words: list[str], us: dict[str, str], gb: dict[str, str]) -> dict[str
 
 
 def _read(accent: str) -> dict[str, str]:
-    """{word: IPA} of one dictionary: plain lower-case words. An entry that depends on the part of speech is a dict
-    there, and skipped."""
+    """{word: IPA} of the plain lower-case words of one dictionary.
+
+    Entries that depend on the part of speech are dicts there, and are skipped."""
     spec = importlib.util.find_spec("misaki")
     if spec is None or spec.origin is None:
         raise SystemExit("this example reads its data from the package misaki: pip install 'minipeft[examples]'")

@@ -28,7 +28,7 @@ __all__ = ["CHARACTERS", "CODEC", "EOS", "NEW_TASK", "OLD_TASKS", "PAD", "VOCAB_
 
 
 def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
-    """({task: training pairs}, {task: test pairs}) of (prompt, answer), in a fixed order."""
+    """({task: training pairs}, {task: test pairs}) of (prompt, answer), always in the same order."""
     forms = _read_table()
     words = sorted({word for pairs in forms.values() for word in pairs})
     order = numpy.random.default_rng(_SPLIT_SEED).permutation(len(words))
@@ -36,7 +36,7 @@ def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
     train: dict[str, list[Pair]] = {}
     test: dict[str, list[Pair]] = {}
     for task, pairs in forms.items():
-        # len(task) is no good seed, two tasks share it; it stays, because the shipped checkpoint was made with it
+        # len(task) is a poor seed, because two tasks share it; it stays because the shipped base was made with it
         shuffled = numpy.random.default_rng([_SPLIT_SEED, len(task)]).permutation(sorted(pairs))
         asked = [(f"{task}: {word}", pairs[word]) for word in shuffled]
         train[task] = [p for p, word in zip(asked, shuffled) if word not in held_out]
@@ -45,7 +45,7 @@ def load_tasks() -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
 
 
 def _read_table() -> dict[str, dict[str, str]]:
-    """{task: {word: answer}}. Rows are word, N | V | A, forms; of alternatives "a/b" the first is taken."""
+    """{task: {word: answer}}. A row of the table is word, N | V | A, forms. The first of alternatives "a/b" counts."""
     spec = importlib.util.find_spec("pyinflect")
     if spec is None or spec.origin is None:
         raise SystemExit("this example reads its data from the package pyinflect: pip install 'minipeft[examples]'")

@@ -1,4 +1,4 @@
-"""The closing checks of an example: claims that its figures bear out, or not."""
+"""The closing checks of an example: claims, each with whether its numbers bear it out."""
 from __future__ import annotations
 
 import math
@@ -17,9 +17,10 @@ def failures(claims: Sequence[Claim], console: Console) -> list[str]:
 
 
 def standard_error(percents: Sequence[float], asked: int) -> float:
-    """Of the difference of two percentages, or of one, each a share of `asked` words: sqrt(sum p (100 - p) / n).
+    """The standard error of a percentage, or of the difference of two: sqrt(sum p (100 - p) / n), n = asked.
 
-    A share of 0 or of n words is taken for one of 1 or n - 1, so that no error is 0. Two models asked the same words
-    differ by less than this, since what is hard for one is hard for the other: a margin of it is a careful one."""
+    Each percentage is a share of `asked` words. A share of 0 or n words counts as 1 or n - 1, so that no error is 0.
+    Two models that are asked the same words differ by less than this, because the same words are hard for both. So a
+    margin of this error is a careful one."""
     least = 100 / asked
     return math.sqrt(sum(p * (100 - p) / asked for p in (min(max(p, least), 100 - least) for p in percents)))

@@ -1,4 +1,4 @@
-"""The rows of `accents.py`: what each method learns of British, what it does to American, and what it costs."""
+"""The rows of `accents.py`: how much British each method learns, what happens to American, and what it costs."""
 from __future__ import annotations
 
 import dataclasses
@@ -17,43 +17,43 @@ from lab.variants import HARD_PROMPT, VARIANTS, Variant, from_scratch
 
 BATCH = 64
 CURVE_WORDS = 200                 # asked after every fifth of the steps
-TIMED_WORDS = 250                 # one batch, generated several times
+TIMED_WORDS = 250                 # in one batch, which is generated several times
 SEARCH_PAIRS = 64                 # training pairs that a hard prompt is scored on
-BASE, COPYING = "base", "copy American"                 # rows of nothing trained
+BASE, COPYING = "base", "copy American"                 # rows without training
 Rows = list[numpy.ndarray]
 
 
 @dataclasses.dataclass
 class Row:
-    """One method, one seed. Shares in percent, sizes in bytes; None where it has no meaning."""
+    """One method with one seed. Shares are in percent, sizes in bytes; None where a number has no meaning."""
 
     method: str
     seed: int | None
     trainable: int
     percent: float
     file_bytes: int | None
-    train_seconds: float | None          # of the processor, for the steps alone (or a search)
+    train_seconds: float | None          # of the processor, for the steps alone (or the search)
     peak_bytes: int | None               # of a training step, above the loaded model
     british: float                       # exact match on the test words
     british_interval: Interval
     error: float                         # phoneme error rate
     error_interval: Interval
-    american_on: float                   # exact match of the old task, with what was trained
-    american_off: float | None           # the same with it unplugged; None: it cannot be
-    off_is_base: bool | None             # every answer is then the base's, id for id
+    american_on: float                   # exact match in the old task, with the trained weights on
+    american_off: float | None           # the same, unplugged; None if it cannot be unplugged
+    off_is_base: bool | None             # unplugged, every answer is the base's, id for id
     inference: float                     # microseconds of the processor per word and decoding step, in one batch
     inference_merged: float | None
     merged_gap: float | None             # max |merged - unmerged| over logits, relative to the largest logit
     curve: list[tuple[int, float]]
-    text: str | None = None              # what a hard prompt puts in front of a word
+    text: str | None = None              # the text that a hard prompt puts in front of a word
 
 
 @dataclasses.dataclass
 class Experiment:
-    """A base model, British pairs to learn from, words to be asked, and the base's answers to them in American.
+    """A base model, British training pairs, test words, and the base's American answers to them.
 
-    british and american list the same test words in the same order; of American, `side` words are asked again with
-    every method, on and off."""
+    british, american: the same test words in the same order. side: how many of them are asked in American with every
+    method, on and off. steps: of training. out: folder for saved models."""
 
     base: minipeft.Transformer
     pairs: list
@@ -68,19 +68,19 @@ class Experiment:
         self.base_american = ask(self.base, self.american)
 
     def base_row(self) -> Row:
-        """The base model, asked for British, which it has never seen."""
+        """The row of the base model, which is asked for British and has never seen it."""
         return self._row(BASE, None, self.base, self.base_american[:self.side],
                          american_off=self._base_score, off_is_base=True)
 
     def copying_row(self) -> Row:
-        """What the base says to "american:", taken for British."""
+        """The row that counts the base's answers to "american:" as British."""
         score = judge(self.base_american, self.british, CODEC)
         return dataclasses.replace(
             self.base_row(), method=COPYING, british=score.exact, british_interval=score.exact_interval,
             error=score.error, error_interval=score.error_interval)
 
     def trained_row(self, name: str, seed: int) -> Row:
-        """Train one of VARIANTS and measure it."""
+        """Train the method `name` of VARIANTS, and measure it."""
         variant: Variant = VARIANTS[name]
         model = from_scratch(self.base.config, seed) if variant.fresh else self.base.clone()
         pairs, asked = (bare(self.pairs), bare(self.british)) if variant.bare else (self.pairs, self.british)
@@ -95,7 +95,7 @@ class Experiment:
         return dataclasses.replace(row, **self._apart(trained, self.out / name.replace(" ", "_").replace(",", "")))
 
     def hard_prompt_row(self, seed: int) -> Row:
-        """The best text to ask the base with. `seed` chooses the training pairs that it is scored on."""
+        """Search the best text to put in front of a word. `seed` chooses the training pairs that score a text."""
         begun = time.process_time()
         drawn = numpy.random.default_rng(seed).permutation(len(self.pairs))[:SEARCH_PAIRS]
         pairs = bare([self.pairs[i] for i in drawn])
@@ -109,7 +109,7 @@ class Experiment:
 
     def _row(self, name: str, seed: int | None, model: Any, american: Rows, british: list | None = None,
              **found: Any) -> Row:
-        """What every row has, and `found`, what only some have."""
+        """A row: the scores that every row has, and `found`, the numbers that only some rows have."""
         pairs = self.british if british is None else british
         score = judge(ask(model, pairs), pairs, CODEC)
         costs: dict[str, Any] = {
@@ -122,7 +122,7 @@ class Experiment:
                    inference=self._inference(model, pairs), **costs)
 
     def _apart(self, trained: Trained, path: Path) -> dict[str, Any]:
-        """What can be said of the trained numbers apart from the model: their file, merging them, taking them off."""
+        """Save, merge and unplug the trained attachment; return the file's size and the measurements on the way."""
         model, attachment = trained.model, trained.attachment
         if attachment is None:
             model.save_pretrained(path)
@@ -154,12 +154,12 @@ def ask(model: Any, pairs: list) -> Rows:
 
 
 def bare(pairs: list) -> list:
-    """The same, asked without the task's name."""
+    """The same pairs, without the task's name in the prompt."""
     return [(prompt.removeprefix(prompt_of(NEW_TASK, "")), answer) for prompt, answer in pairs]
 
 
 def can_merge(attachment: minipeft.Attachment) -> bool:
-    """Whether weights can absorb it: it refuses if not, and is left as it was."""
+    """Whether it can be merged. It is left as it was."""
     try:
         attachment.merge()
     except ValueError:

@@ -1,5 +1,5 @@
-"""What `forgetting.py` says of its rows: what is kept at equal learning, whether the runs lie on one curve, the
-picture, what is claimed."""
+"""How `forgetting.py` reads its rows: the old tasks at equal learning, whether the runs lie on one curve, the picture,
+and the claims."""
 from __future__ import annotations
 
 import dataclasses
@@ -13,15 +13,17 @@ from lab.claims import Claim, standard_error
 from lab.pictures import off_screen
 from lab.tables import Column
 
-LEVELS = (10.0, 20.0)               # percents of British right, at which what is kept is compared
+LEVELS = (10.0, 20.0)               # percent of British right at which the old tasks are compared
 BRITISH, AMERICAN, SPELLING, OVERWRITTEN = 1, 2, 3, 4           # columns of a curve
 OLD = {AMERICAN: "American", SPELLING: "spelling"}
 
 
 @dataclasses.dataclass
 class Row:
-    """One method at one rate, one seed. curve: [(step, British, American, spelling, overwritten)] in percent, from the
-    base (step 0) to the end, with what is trained on; off_is_base: None if it cannot be switched off."""
+    """One method at one rate with one seed.
+
+    curve: [(step, British, American, spelling, overwritten)] in percent, from the base (step 0) to the end, with the
+    trained weights on. off_is_base: None if they cannot be unplugged."""
 
     name: str
     factor: float
@@ -39,8 +41,9 @@ class Row:
 
 
 def kept_at(row: Row, level: float, what: int) -> float | None:
-    """Column `what` of the curve where British first reaches `level`, interpolated between the two moments around it;
-    None if it is never reached."""
+    """Column `what` of the curve where British first reaches `level`, interpolated between the two moments around it.
+
+    None if British never reaches the level."""
     for before, after in zip(row.curve, row.curve[1:]):
         if before[1] < level <= after[1]:
             share = (level - before[1]) / (after[1] - before[1])
@@ -65,20 +68,21 @@ COLUMNS = [
 
 
 def names_of(rows: Sequence[Row]) -> list[str]:
-    """The methods, whatever their rates, in the order in which they first appear."""
+    """The methods without their rates, in the order in which they first appear."""
     return list(dict.fromkeys(row.name for row in rows))
 
 
 def spread(values: Sequence[float], error: float) -> tuple[float, int]:
-    """(chi squared, its degrees of freedom n - 1) of n shares against their mean, in standard errors.
+    """(chi squared, its degrees of freedom n - 1) of n shares against their mean, where `error` is the standard error.
 
-    Near n - 1 if all are the same share, of other words each. Runs that are asked the same words differ by less, seeds
-    and the interpolation add a little: far above n - 1 the runs do differ, below it no difference is shown."""
+    Chi squared is near n - 1 if all runs have the same true share and are asked different words. Runs that are asked
+    the same words differ by less; seeds and the interpolation add a little. So far above n - 1 the runs do differ, and
+    below it no difference is shown."""
     return sum((v - float(numpy.mean(values))) ** 2 for v in values) / error ** 2, len(values) - 1
 
 
 def findings(rows: Sequence[Row], words: int) -> list[str]:
-    """What the runs say of the frontier, whichever way they say it."""
+    """What the runs show about the frontier, in lines of text, whether it is one curve or not."""
     found = []
     for level in LEVELS:
         short = [row.method for row in rows if kept_at(row, level, AMERICAN) is None]
@@ -104,20 +108,20 @@ def findings(rows: Sequence[Row], words: int) -> list[str]:
 
 
 def claims_about(rows: Sequence[Row], words: int) -> list[Claim]:
-    """What is claimed, and whether it holds."""
+    """The claims, each with whether it holds."""
     checks: list[Claim] = []
     for name in names_of(rows):
         base = rows[0].curve[0][BRITISH]
         learned = max(row.curve[-1][BRITISH] for row in rows if row.name == name)
         limit = base + 3 * standard_error((base, learned), words)
         checks.append((f"{name} learns British at some rate: {learned:.1f} > {limit:.1f}", learned > limit))
-    checks.append(("switched off, every answer of every task is the base's, id for id",
+    checks.append(("unplugged, every answer of every task is the base's, id for id",
                    all(row.off_is_base for row in rows if row.off_is_base is not None)))
     return checks
 
 
 def picture(rows: Sequence[Row], words: int, path: Path) -> None:
-    """The frontiers of both old tasks, a line per run; and what each run kept of spelling at equal learning."""
+    """Draw the frontiers of both old tasks, a line for each run, and the spelling that each run keeps."""
     pyplot = off_screen()
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     names = names_of(rows)

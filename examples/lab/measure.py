@@ -1,4 +1,4 @@
-"""Adapting a copy of a model, and what that costs: time, memory, exactness of a merge. Shared by the examples."""
+"""Train a copy of a model, and measure what that costs: time, memory, and the exactness of merging."""
 from __future__ import annotations
 
 import dataclasses
@@ -17,9 +17,10 @@ Ids = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 @dataclasses.dataclass
 class Trained:
-    """A model that was trained. attachment: None after full fine-tuning; seconds: by the clock, with the evaluations
-    that made `curve` [(step, score)]; cpu_seconds: of the processor, for the steps alone, all threads together (so
-    that what other programs do in the meantime is not counted)."""
+    """A trained model.
+
+    attachment: None after full fine-tuning. curve: [(step, score)]. seconds: by the clock, with the evaluations of
+    `curve`. cpu_seconds: of the processor, for the steps alone, over all threads; other programs do not count."""
 
     model: Any
     attachment: minipeft.Attachment | None
@@ -32,9 +33,11 @@ class Trained:
 
 def train(model: Any, method: Any, pairs: Ids, *, lr: float, steps: int, batch_size: int, seed: int,
           evaluate: Callable[[Any], float], label: str, name: str | None = None) -> Trained:
-    """Attach `method` to `model` (None: train all of it) and fit it to `pairs`: AdamW, a cosine with a twentieth of
-    the steps to warm up, gradients clipped to length 1. `evaluate(model)` is called after every fifth of the steps.
-    name: of the attachment, by default the method's."""
+    """Attach `method` to `model` (None: train all of it) and fit it to `pairs` of ids.
+
+    The optimizer is AdamW with a cosine schedule, whose warmup takes a twentieth of the steps, and gradients clipped to
+    length 1. evaluate: called with the model after every fifth of the steps. label: for the progress line. name: of the
+    attachment, by default the method's."""
     attachment = minipeft.attach(model, method, numpy.random.default_rng(seed), name) if method else None
     params = attachment.parameters if attachment else minipeft.select(model, ".*")
     batches = minipeft.Batches(pairs, batch_size, seed)
@@ -57,9 +60,9 @@ def train(model: Any, method: Any, pairs: Ids, *, lr: float, steps: int, batch_s
 
 
 def step_peak(model: Any, params: Mapping[str, minipeft.Parameter], batches: minipeft.Batches) -> int:
-    """Bytes at the peak of a training step (forward, backward, AdamW), above the loaded model; moments are among them.
+    """Bytes at the peak of a training step (forward, backward, AdamW) above the loaded model, moments included.
 
-    Measured on a second step, when the moments are there. The steps go to copies of the parameters' arrays."""
+    The second step is measured, when the moments exist. The steps change copies of the parameters' arrays."""
     batch, kept, optimizer = batches.next(), {name: p.data for name, p in params.items()}, minipeft.AdamW()
     for p in params.values():
         p.data = p.data.copy()
@@ -86,7 +89,7 @@ def logits(model: Any, pairs: Ids, adapter: Any = None) -> numpy.ndarray:
 
 
 def merged_gap(model: Any, attachment: minipeft.Attachment, pairs: Ids) -> float:
-    """max |merged - unmerged| over the logits of `pairs`, divided by the largest logit."""
+    """max |merged - unmerged| over the logits of `pairs`, divided by the largest logit. The model is left unmerged."""
     unmerged = logits(model, pairs)
     attachment.merge()
     gap = abs(logits(model, pairs) - unmerged).max() / abs(unmerged).max()
@@ -95,8 +98,9 @@ def merged_gap(model: Any, attachment: minipeft.Attachment, pairs: Ids) -> float
 
 
 def generation_time(model: Any, prompts: Sequence[Sequence[int]], repeats: int = 5) -> float:
-    """Processor seconds per row and decoding step, the encoder included, of one batch: the fastest of a few runs. Per
-    step, because another model's answers are longer or shorter."""
+    """Processor seconds per row and decoding step of one batch, encoder included: the fastest of `repeats` runs.
+
+    It is per step because different models give answers of different lengths."""
     rows = pad(prompts, PAD)
     times = []
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of methods: five trade-offs side by side, and learning curves. Shared by the examples."""
+"""Pictures of a comparison of methods: several trade-offs side by side, and learning curves."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,8 +10,10 @@ import numpy
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One trade-off: what a row says of it (None: no bar), how the number is written, and, optionally, the ends of an
-    interval to draw, a second value to mark, and a logarithmic axis."""
+    """One trade-off.
+
+    value: of a row (None: no bar). form: how the number is written. interval: ends of an interval to draw. mark: a
+    second value, drawn as a diamond. log: a logarithmic axis. reduce: turns the values of several seeds into one."""
 
     title: str
     value: Callable[[Any], float | None]
@@ -28,13 +30,15 @@ def names_of(rows: Sequence[Any]) -> list[str]:
 
 
 def reduced(rows: Sequence[Any], name: str, of: Callable[[Any], Any], reduce: Callable[..., Any] = numpy.mean) -> Any:
-    """One value for the seeds of a method; None where it has no meaning."""
+    """One value for all seeds of a method; None where it has no meaning."""
     values = [of(row) for row in rows if row.method == name]
     return None if any(value is None for value in values) else reduce(values, axis=0)
 
 
 def trade_offs(rows: Sequence[Any], panels: Sequence[Panel], curves: str, path: Path) -> None:
-    """A row of bar charts that share the methods, above the learning curves; `curves` is the label of their axis."""
+    """Draw bar charts that share the methods, and the learning curves below them.
+
+    curves: label of the axis of the learning curves. path: the file to write."""
     pyplot = off_screen()
     names = names_of(rows)
     figure = pyplot.figure(figsize=(2.6 * len(panels) + 1.5, 0.30 * len(names) + 4.6), layout="constrained")
@@ -75,7 +79,7 @@ def _bars(axis: Any, rows: Sequence[Any], names: list[str], panel: Panel) -> Non
 
 
 def learning_curves(axis: Any, rows: Sequence[Any], label: str) -> None:
-    """One line per method: the mean of its seeds."""
+    """Draw one line for each method, the mean of its seeds. label: of the vertical axis."""
     names = names_of(rows)
     for name in names:
         curves = [row.curve for row in rows if row.method == name and row.curve]
@@ -95,7 +99,7 @@ def _color(names: list[str], name: str) -> Any:
 
 
 def off_screen() -> Any:
-    """matplotlib's pyplot, drawing into files alone."""
+    """matplotlib's pyplot, set up to draw into files."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot

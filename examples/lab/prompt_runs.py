@@ -1,7 +1,8 @@
-"""One run of `soft_prompts.py`: a method trained on a copy of a pretrained base, and everything that is measured on it.
+"""One run of `soft_prompts.py`: train a method on a copy of a pretrained base, and measure the result.
 
-Also the references that need no training: the clause as it is, the base without a prompt, and hard prompts, of which
-the best one on the validation part is taken: instructions, words of the target version, worked examples.
+The references without training are here too: the unchanged clause, the base without a prompt, and hard prompts. The
+hard prompts are instructions, words of the target version, and worked examples; the best one on the validation part is
+taken.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from data.bible import KING, OLD_TASKS, PAD, RENDER, Bible, Pair, load_bible, ne
 from lab.word_scoring import answers, clause_nats, mean_loss, new_word_f1, word_error_rate
 
 EVERY_LINEAR = r"\.(attn|cross|ff)\."
-# the prompt's: the better of 0.1 and 0.3 on the validation part (P = 20, small base); the others as in past_tense.py
+# prompt: the better of 0.1 and 0.3 on the validation part (P = 20, small base); the others are those of past_tense.py
 RATES = {"prompt": 0.3, "LoRA r=4": 5e-3, "full": 1e-3}
 BATCH, NEIGHBORS, LABEL_WORDS = 64, 5, 20
 INSTRUCTION = f"{RENDER} {KING} write these words as they were written in the days of the king of old"
@@ -29,8 +30,10 @@ Nats = tuple[numpy.ndarray, numpy.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training run. base: a folder; kind: "prompt", or another of RATES; length: P, and start, of a prompt alone
-    (0, ""); hard: the ids of the best hard prompt, to compare with."""
+    """One training run.
+
+    base: a folder. kind: "prompt" or another key of RATES. length, start: P and the start of a prompt; 0 and "" for
+    other kinds. hard: the ids of the best hard prompt, to compare with."""
 
     base: Path
     size: str
@@ -48,8 +51,10 @@ class Job:
 
 @dataclasses.dataclass
 class Row:
-    """One run, or a reference without training. None where it has no meaning. A gain is in nats per token of the test
-    clauses, its error the standard error over clauses, each compared with itself."""
+    """One run, or a reference without training. None where a number has no meaning.
+
+    A gain is in nats per token of the test clauses. Its error is the standard error over clauses, each of which is
+    compared with itself."""
 
     method: str
     size: str
@@ -68,53 +73,55 @@ class Row:
     start_loss: float | None = None          # before training, with the prompt attached
     gain: float | None = None                # against the base without a prompt
     gain_error: float | None = None
-    own_gain: float | None = None            # against what it was before training
+    own_gain: float | None = None            # against the prompt before training
     own_gain_error: float | None = None
     hard_gain: float | None = None           # against the best hard prompt
     hard_gain_error: float | None = None
     base_kept: bool | None = None            # every array of the base is bit for bit what it was
     off_is_base: bool | None = None          # without the prompt every answer is the base's, id for id
     nearest: float | None = None             # the smallest distance of a vector to a row of the table
-    moved: float | None = None               # share of vectors whose nearest token is not the one they started at
+    moved: float | None = None               # share of vectors whose nearest token is no longer the one at the start
     tightness: float | None = None
     random_tightness: float | None = None
-    purity: float | None = None              # share of words that the target version prefers among the neighbors
+    purity: float | None = None              # share of the neighbors that are words which the target version prefers
     vocabulary_purity: float | None = None   # the same share of the whole vocabulary
     neighbors: list[list[str]] = dataclasses.field(default_factory=list)     # of the first vectors
     losses: list[float] = dataclasses.field(default_factory=list)            # every tenth
 
 
 def load_base(folder: Path, bible: Bible) -> minipeft.T5:
-    """A pretrained model whose vocabulary is that of the data."""
+    """Read a pretrained model. Raises SystemExit if its vocabulary is not that of the data."""
     if tuple(json.loads((folder / "vocab.json").read_text("utf-8"))) != bible.vocabulary.tokens:
-        raise SystemExit(f"{folder}/vocab.json is not the vocabulary of the installed data: pretrain_bible.py makes a "
-                         f"model that fits")
+        raise SystemExit(f"{folder}/vocab.json is not the vocabulary of the installed data; make a model that fits: "
+                         f"python examples/pretrain.py {folder.name}")
     return minipeft.T5.from_pretrained(folder)
 
 
 def test_pairs() -> list[Pair]:
-    """The new task's, of unseen verses."""
+    """The pairs of the new task from unseen verses."""
     bible = load_bible()
     return new_pairs(bible.test, bible.vocabulary)
 
 
 @functools.cache
 def of_base(folder: Path, prefix: tuple[int, ...]) -> tuple[Nats, list[list[int]]]:
-    """What a base scores and answers on the test pairs, with the same tokens in front of every source."""
+    """A base's nats and answers on the test pairs, with the tokens `prefix` in front of every source."""
     model, pairs = load_base(folder, load_bible()), prefixed(prefix, test_pairs())
     return clause_nats(model, pairs), answers(model, pairs)
 
 
 def prefixed(prefix: Sequence[int], pairs: Sequence[Pair]) -> list[Pair]:
-    """The same tokens in front of every source."""
+    """The pairs with the same tokens in front of every source."""
     return [([*prefix, *source], target) for source, target in pairs]
 
 
 def prompt_of(job: Job, bible: Bible) -> minipeft.PromptTuning:
-    """The method of a job. "instruction" is a text that asks for the task; "king words" are those that the King James
-    Version prefers most, where Lester et al., sec. 3.2, take the class labels. What these leave of the length is drawn
-    from the vocabulary. (Repeating them would not do: equal vectors beyond the last bucket of distances have equal
-    gradients, and stay equal.)"""
+    """The method of a job.
+
+    The start "instruction" is a text that asks for the task. "king words" are the words that the King James Version
+    prefers most; Lester et al., sec. 3.2, start from class labels. The rest of the length is drawn from the vocabulary.
+    (Repeating the tokens would fail: equal vectors beyond the last bucket of distances have equal gradients and stay
+    equal.)"""
     if job.start in ("random", "vocabulary"):
         return minipeft.PromptTuning(length=job.length, init=job.start)
     words = INSTRUCTION.split() if job.start == "instruction" else preferred_words(bible.train)
@@ -123,7 +130,7 @@ def prompt_of(job: Job, bible: Bible) -> minipeft.PromptTuning:
 
 
 def run(job: Job) -> Row:
-    """Train on a copy of the base and measure."""
+    """Train on a copy of the job's base, and measure."""
     bible, test = load_bible(), test_pairs()
     model, rng = load_base(job.base, bible), numpy.random.default_rng(job.seed)
     before = {name: array.copy() for name, array in model.state().items()}
@@ -158,25 +165,25 @@ def run(job: Job) -> Row:
 
 def scored(job: Job, nats: Nats, found: list[list[int]], d_model: int, trainable: int, percent: float,
            context: int) -> Row:
-    """What all rows of a base have."""
+    """A row with the scores that all rows of a base have."""
     test = test_pairs()
     return Row(job.method, job.size, job.kind, job.length, job.start, job.seed, d_model, trainable, percent, context,
                per_token(nats), word_error_rate(found, test), new_word_f1(found, test))
 
 
 def per_token(nats: Nats) -> float:
-    """The mean over all tokens."""
+    """The mean over all tokens: sum of nats / number of tokens."""
     return float(nats[0].sum() / nats[1].sum())
 
 
 def gain_of(nats: Nats, worse: Nats) -> tuple[float, float]:
-    """How many nats per token the first is better, and the standard error of that."""
+    """(nats per token by which `nats` is better than `worse`, the standard error of this)."""
     gaps = worse[0] - nats[0]
     return float(gaps.sum() / nats[1].sum()), float(gaps.std(ddof=1) * len(gaps) ** 0.5 / nats[1].sum())
 
 
 def _look_around(row: Row, attachment: minipeft.Attachment, first: numpy.ndarray, bible: Bible) -> None:
-    """Fill in where the trained vectors lie; first: the tokens next to which they started."""
+    """Add to `row` where the trained vectors lie. first: the tokens nearest to them at the start."""
     near = minipeft.nearest_tokens(attachment, NEIGHBORS, numpy.random.default_rng(row.seed))
     names = [[bible.vocabulary.tokens[i] for i in ids] for ids in near.cosine_ids]
     preferred = set(preferred_words(bible.train))
@@ -187,7 +194,7 @@ def _look_around(row: Row, attachment: minipeft.Attachment, first: numpy.ndarray
 
 
 def copied_clause() -> Row:
-    """What it scores to leave a clause as it is."""
+    """The row of a clause that is left as it is."""
     test = test_pairs()
     found = [source[:-1] for source, _ in test]
     return Row("the clause as it is", "", "copy", 0, "", None, 0, 0, 0.0, 0, None, word_error_rate(found, test),
@@ -195,7 +202,7 @@ def copied_clause() -> Row:
 
 
 def references(base: Path, size: str) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The rows without training of one base, and the validation losses of all hard prompts, the best first."""
+    """The rows of one base without training, and the validation losses of all hard prompts, the best first."""
     bible = load_bible()
     model, validation = load_base(base, bible), new_pairs(bible.validation, bible.vocabulary)
     tried: list[dict[str, Any]] = [
@@ -211,7 +218,7 @@ def references(base: Path, size: str) -> tuple[list[Row], list[dict[str, Any]]]:
 
 
 def hard_prompts(bible: Bible) -> dict[str, list[int]]:
-    """{text: ids}. Worked examples are the shortest training pairs, source and answer one after the other."""
+    """{text: ids}. The worked examples are the shortest training pairs, each a source followed by its answer."""
     ids = bible.vocabulary.ids
     texts: list[tuple[str, ...]] = list(itertools.product(*(dict.fromkeys(tokens) for tokens in zip(*OLD_TASKS))))
     texts += [(token,) for token in dict.fromkeys(token for task in OLD_TASKS for token in task)]

@@ -1,5 +1,5 @@
-"""What `rank_sweep.py` says of its rows: means and standard errors per rank, the columns of the table and of the
-published one, what was found, what is claimed."""
+"""How `rank_sweep.py` reads its rows: means and standard errors for each rank, the columns of its table and of the
+published one, the findings, and the claims."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,10 +11,10 @@ import numpy
 from lab.claims import Claim, standard_error
 from lab.tables import Column
 
-USUAL = 8                     # the rank that others are held against: what the settings were chosen for
-PLATEAU = 2.0                 # points by which two ranks may differ and still be called equal
+USUAL = 8                     # the rank that the settings suit, with which the others are compared
+PLATEAU = 2.0                 # two ranks may differ by so many points and still be called equal
 BREAK_EVEN = 64               # d d / (d + d), d = 128: beyond it B A has more numbers than the square W it is added to
-MANY = 8000                   # pairs from which on rank 1 is claimed to be too small; with fewer it is not told apart
+MANY = 8000                   # with so many pairs or more, rank 1 is claimed to be too small
 PUBLISHED = {                 # Table 18: val_loss, BLEU, NIST, METEOR, ROUGE_L, CIDEr
     1: (1.23, 68.72, 8.7215, .4565, .7052, 2.4329), 2: (1.21, 69.17, 8.7413, .4590, .7052, 2.4639),
     4: (1.18, 70.38, 8.8439, .4689, .7186, 2.5349), 8: (1.17, 69.57, 8.7457, .4636, .7196, 2.5196),
@@ -26,7 +26,7 @@ PUBLISHED = {                 # Table 18: val_loss, BLEU, NIST, METEOR, ROUGE_L,
 
 @dataclasses.dataclass
 class Row:
-    """One rank, one data size, one seed; measured on the test words."""
+    """One rank at one data size with one seed, measured on the test words."""
 
     pairs: int
     steps: int
@@ -42,7 +42,7 @@ class Row:
 
 @dataclasses.dataclass
 class Line:
-    """One rank at one data size: means of its seeds, and the standard error of `exact`. None: not measured here."""
+    """One rank at one data size: means over its seeds, and the standard error of `exact`. None: not measured here."""
 
     rank: int
     trainable: Any = None
@@ -59,7 +59,7 @@ class Line:
 
 
 def published(index: int) -> Any:
-    """A number of Table 18, as a function of a Line."""
+    """A function that gives a Line the number in column `index` of Table 18."""
     return lambda line: PUBLISHED[line.rank][index] if line.rank in PUBLISHED else None
 
 
@@ -75,16 +75,20 @@ TABLE_18 = [
 
 
 def seed_spread(rows: Sequence[Row]) -> float:
-    """Standard deviation of exact match among the seeds of one rank, pooled over the ranks: sqrt(sum of squared
-    deviations from each rank's mean / (rows - ranks)). 0 with one seed: standard errors are then of the words alone."""
+    """The standard deviation of exact match among the seeds of one rank, pooled over the ranks.
+
+    This is sqrt(sum of squared deviations from each rank's mean / (rows - ranks)). With one seed it is 0, and standard
+    errors are those of the words alone."""
     by_rank = [[row.exact for row in rows if row.rank == rank] for rank in {row.rank for row in rows}]
     squares = sum(len(exact) * float(numpy.var(exact)) for exact in by_rank)
     return math.sqrt(squares / max(1, len(rows) - len(by_rank)))
 
 
 def lines_of(rows: Sequence[Row], words: int) -> list[Line]:
-    """A line per rank, from the rows of one data size. Its standard error has two independent parts: other words
-    (the seeds are asked the same ones, so they do not help), and other seeds."""
+    """A line for each rank, from the rows of one data size.
+
+    Its standard error has two independent parts. One is the choice of words, which more seeds do not reduce because all
+    seeds are asked the same words. The other is the choice of seeds."""
     spread, lines = seed_spread(rows), []
     for rank in sorted({row.rank for row in rows}):
         of = [row for row in rows if row.rank == rank]
@@ -96,13 +100,15 @@ def lines_of(rows: Sequence[Row], words: int) -> list[Line]:
 
 
 def margin(a: Line, b: Line) -> float:
-    """Three standard errors of the difference, as if the two had been asked different words: wider than need be. The
-    largest of seven differences exceeds three of its standard errors by chance in less than one sweep in a hundred."""
+    """Three standard errors of the difference of two ranks.
+
+    It is computed as if they were asked different words, which makes it wider than necessary. The largest of seven
+    differences exceeds three of its standard errors by chance in less than one sweep in a hundred."""
     return 3 * math.hypot(a.exact_error, b.exact_error)
 
 
 def findings(lines: Sequence[Line]) -> list[str]:
-    """What one data size says of the ranks, whichever way it says it."""
+    """What one data size shows about the ranks, in lines of text, whichever way it comes out."""
     best, least = max(lines, key=lambda x: x.exact), lines[0]
     apart = best.exact - least.exact > margin(best, least)
     worse = [x.method for x in lines if best.exact - x.exact > margin(best, x)]
@@ -118,7 +124,9 @@ def findings(lines: Sequence[Line]) -> list[str]:
 
 
 def claims_about(rows: Sequence[Row], words: int, base: float, per_rank: int) -> list[Claim]:
-    """What is claimed, and whether it holds."""
+    """The claims, each with whether it holds.
+
+    words: how many test words were asked. base: the base's percent right. per_rank: trained numbers for each rank."""
     checks: list[Claim] = [(f"a LoRA trains r x {per_rank:,} numbers, exactly, at every rank",
                             all(row.trainable == row.rank * per_rank for row in rows))]
     for size in dict.fromkeys((row.pairs, row.steps) for row in rows):

@@ -1,7 +1,7 @@
-"""The rows of a long sweep, on the disk as they come: a sweep that was interrupted goes on where it was.
+"""The rows of a long sweep, written to disk as they are made, so that an interrupted sweep can go on.
 
-A line per row; before them one of what all rows depend on, so that rows of another base or of other test words are
-never taken for this sweep's.
+The file has a line for each row. Its first line holds the settings that all rows depend on, so that rows of another
+base or of other test words are never mistaken for rows of this sweep.
 """
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ R = TypeVar("R")
 
 
 class RowLog(Generic[R]):
-    """Rows of one dataclass, told apart by the fields that `key` names. go_on: keep those that `path` holds.
+    """Rows of one dataclass in the file `path`.
 
-    Raises SystemExit, before anything is written over, for a file that belongs to another sweep."""
+    kind: the dataclass. key: the fields that tell rows apart. settings: what all rows depend on. go_on: keep the rows
+    that the file already holds. Raises SystemExit for a file with other settings, before anything is overwritten."""
 
     def __init__(self, path: Path, kind: Callable[..., R], key: tuple[str, ...], settings: dict[str, Any],
                  go_on: bool):
@@ -27,8 +28,8 @@ class RowLog(Generic[R]):
             return
         head, *lines = path.read_text("utf-8").split("\n")
         if json.loads(head) != settings:
-            raise SystemExit(f"{path} is of another sweep, {head}; this one is {json.dumps(settings)}: choose another "
-                             f"--out, or start afresh without --go-on")
+            raise SystemExit(f"{path} is of another sweep, {head}; this one has {json.dumps(settings)}: choose another "
+                             f"--out, or start anew without --go-on")
         if lines.pop():                         # a line that was cut off as it was written
             path.write_text("\n".join([head, *lines, ""]), "utf-8")
         for line in lines:
@@ -36,7 +37,7 @@ class RowLog(Generic[R]):
             self.found[self._key(row)] = row
 
     def row(self, make: Callable[..., R], **key: Any) -> R:
-        """The row of these key fields: the one on record, else make(**key), which is then recorded."""
+        """The row with these key fields: the recorded one, or else make(**key), which is then recorded."""
         place = tuple(key[name] for name in self.key)
         if place not in self.found:
             self.found[place] = made = make(**key)

@@ -1,10 +1,10 @@
-"""Greedy answers and what they are worth: exact match and error rate, with intervals. Shared by the examples.
+"""Greedy answers and their scores: exact match and error rate, with intervals.
 
     exact match   share of answers that are right in every character
-    error rate    sum of edit distances / sum of lengths of the right answers: the phoneme error rate, where a
-                  character is a phoneme (Levenshtein, 1966: insertions, deletions, substitutions, all of cost 1)
+    error rate    sum of edit distances / sum of lengths of the right answers. It is the phoneme error rate where a
+                  character is a phoneme (Levenshtein, 1966: insertions, deletions, substitutions, each of cost 1)
 
-Intervals: the test words are drawn again with replacement, 1,000 times (the percentile bootstrap, Efron, 1979).
+For the intervals the test words are drawn again with replacement, 1,000 times (the percentile bootstrap, Efron, 1979).
 """
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Interval = tuple[float, float]
 
 
 def answers(model, prompts: Sequence[str], codec: Codec, batch_size: int = 250, adapter=None) -> list[numpy.ndarray]:
-    """What the model generates, a row of ids per prompt (all of one length: padded to LONGEST_ANSWER)."""
+    """The model's greedy answers: a row of ids for each prompt, all padded to 1 + LONGEST_ANSWER.
+
+    adapter: as in a call of the model."""
     rows: list[numpy.ndarray] = []
     for start in range(0, len(prompts), batch_size):
         chunk = [codec.encode(prompt) for prompt in prompts[start:start + batch_size]]
@@ -32,7 +34,7 @@ def answers(model, prompts: Sequence[str], codec: Codec, batch_size: int = 250, 
 
 
 def hits(rows: Sequence[numpy.ndarray], pairs: Sequence[Pair], codec: Codec) -> list[bool]:
-    """Per row: does it spell the answer, character for character?"""
+    """For each row, whether it spells the answer, character for character."""
     return [codec.decode(row) == answer for row, (_, answer) in zip(rows, pairs)]
 
 
@@ -43,7 +45,7 @@ def exact_match(rows: Sequence[numpy.ndarray], pairs: Sequence[Pair], codec: Cod
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """In percent, with intervals that 95 % of the resamples lie in."""
+    """Scores in percent, each with the interval that holds 95 % of the resamples."""
 
     exact: float
     exact_interval: Interval
@@ -52,14 +54,14 @@ class Score:
 
 
 def judge(rows: Sequence[numpy.ndarray], pairs: Sequence[Pair], codec: Codec) -> Score:
-    """Exact match and error rate of the rows, and how far they would vary with other test words."""
+    """Exact match and error rate of the rows, and how far they vary with the choice of test words."""
     right = [answer for _, answer in pairs]
     edits = [edit_distance(codec.decode(row), answer) for row, answer in zip(rows, right)]
     return Score(*share(hits(rows, pairs, codec), [1] * len(right)), *share(edits, [len(answer) for answer in right]))
 
 
 def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, Interval]:
-    """100 sum parts / sum wholes, and its 95 % bootstrap interval; the resamples are always the same."""
+    """100 sum parts / sum wholes, and its 95 % bootstrap interval. The resamples are always the same."""
     part, whole = numpy.asarray(parts, float), numpy.asarray(wholes, float)
     drawn = numpy.random.default_rng(0).integers(len(part), size=(_RESAMPLES, len(part)))
     low, high = numpy.percentile(100 * part[drawn].sum(axis=1) / whole[drawn].sum(axis=1), (2.5, 97.5))
@@ -67,8 +69,8 @@ def share(parts: Sequence[float], wholes: Sequence[float]) -> tuple[float, Inter
 
 
 def edit_distance(a: str, b: str) -> int:
-    """The fewest insertions, deletions and substitutions of characters that make b of a."""
-    row = list(range(len(b) + 1))                          # distances of the prefix of a so far to all prefixes of b
+    """The fewest insertions, deletions and substitutions of characters that turn a into b."""
+    row = list(range(len(b) + 1))                          # distances from the current prefix of a to all prefixes of b
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i
         for j, y in enumerate(b, 1):

@@ -1,4 +1,4 @@
-"""One table, shown twice: by rich on a terminal, and as markdown for a README."""
+"""One table in two forms: for a terminal (by rich), and in markdown for a page."""
 from __future__ import annotations
 
 import dataclasses
@@ -11,8 +11,10 @@ from rich.table import Table
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """heading, the value of a row (None: has no meaning there; a tuple: several numbers), how those of several
-    seeds become what `form` writes: the mean, or, for times on a busy machine, the median."""
+    """One column of a table.
+
+    value: of a row (None: no meaning there; a tuple: several numbers). form: how it is written. reduce: turns the
+    values of several seeds into one: the mean or, for times on a busy machine, the median."""
 
     heading: str
     value: Callable[[Any], Any]
@@ -30,14 +32,14 @@ class Column:
 
 
 def cells(rows: Sequence[Any], columns: Sequence[Column]) -> list[list[str]]:
-    """One line per method, in the order of the rows, its seeds reduced to one number."""
+    """One line for each method, in the order of the rows, with the seeds reduced to one number."""
     names = dict.fromkeys(row.method for row in rows)
     return [[name, *(column.cell([row for row in rows if row.method == name]) for column in columns)]
             for name in names]
 
 
 def on_terminal(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> Table:
-    """A rich table."""
+    """The table for a terminal."""
     table = Table(title=title, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for i, heading in enumerate(("method", *(column.heading for column in columns))):
         table.add_column(heading, justify="right" if i else "left", no_wrap=not i)
@@ -47,7 +49,7 @@ def on_terminal(title: str, rows: Sequence[Any], columns: Sequence[Column]) -> T
 
 
 def as_markdown(rows: Sequence[Any], columns: Sequence[Column]) -> str:
-    """The same as markdown."""
+    """The table in markdown."""
     head = ["method", *(column.heading for column in columns)]
     lines = [head, ["---", *("---:" for _ in columns)], *cells(rows, columns)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,11 +1,11 @@
-"""Scores of models that read and write words: cross-entropy per clause, greedy answers, and two scores of these.
+"""Scores of models that read and write words: cross-entropy of each clause, greedy answers, and two scores of answers.
 
     WER = (insertions + deletions + substitutions) / words of the references, of the shortest edits, over all clauses
     F1 of new words = 2 |new in answer and in reference| / (|new in answer| + |new in reference|), over all clauses
 
-A word is new where it occurs more often than in the source. Leaving a source as it is has a low word error rate where
-most words stay, and no new word: the second score counts what a task is about. (It is the addition of SARI, Xu et al.,
-2016, TACL 4:401, for single words, counted with their multiplicity, in one ratio for all clauses.)
+A word is new where it occurs more often than in the source. A clause that is left as it is has a low word error rate
+where most words stay, and no new word: the second score counts what the task is about. (It is the addition of SARI, Xu
+et al., 2016, TACL 4:401, for single words, counted with their multiplicity, in one ratio for all clauses.)
 """
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LONGEST_ANSWER = 20
 
 
 def clause_nats(model: Any, pairs: Sequence[Pair], batch_size: int = 128) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(sum of -log p over the target's tokens, eos included; number of these tokens), one each per pair.
+    """(sum of -log p over the target's tokens, eos included; number of these tokens), both [pairs].
 
-    Their ratio of sums is the loss that training minimizes; having them by clause gives it a standard error."""
+    The ratio of their sums is the training loss. Values for each clause give it a standard error."""
     nats, tokens = [], []
     for start in range(0, len(pairs), batch_size):
         batch = minipeft.batch_of(pairs[start:start + batch_size], PAD)
@@ -46,7 +46,7 @@ def mean_loss(model: Any, pairs: Sequence[Pair]) -> float:
 
 
 def answers(model: Any, pairs: Sequence[Pair], batch_size: int = 256) -> list[list[int]]:
-    """What the model generates for the sources: ids up to eos, without it."""
+    """The model's greedy answers to the sources: ids up to eos, without it."""
     rows = []
     for start in range(0, len(pairs), batch_size):
         sources = [source for source, _ in pairs[start:start + batch_size]]
@@ -56,13 +56,17 @@ def answers(model: Any, pairs: Sequence[Pair], batch_size: int = 256) -> list[li
 
 
 def word_error_rate(found: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> float:
-    """Of answers to (source, target with eos) pairs, in percent; may exceed 100."""
+    """The word error rate of answers to (source, target with eos) pairs, in percent. It may exceed 100.
+
+    Raises ValueError if there are not as many answers as pairs."""
     errors = sum(edits(answer, target[:-1]) for answer, (_, target) in zip(found, pairs, strict=True))
     return 100 * errors / sum(len(target) - 1 for _, target in pairs)
 
 
 def new_word_f1(found: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> float:
-    """Of answers to (source, target) pairs, both with eos, in percent. 0 if nothing is new anywhere."""
+    """The F1 of new words of answers to (source, target) pairs, both with eos, in percent; 0 if nothing is new.
+
+    Raises ValueError if there are not as many answers as pairs."""
     right = total = 0
     for answer, (source, target) in zip(found, pairs, strict=True):
         made, asked = (collections.Counter(words) - collections.Counter(source[:-1]) for words in (answer, target[:-1]))

@@ -87,7 +87,7 @@ def test_it_says_what_machine_it_ran_on(alone):
 
 def test_without_matplotlib_it_says_that_it_drew_no_picture(alone):
     done, _, folder = alone
-    assert "No picture was drawn, for matplotlib is not installed" in done.stdout
+    assert "No picture was drawn, because matplotlib is not installed" in done.stdout
     assert [file.name for file in folder.iterdir()] == ["benchmark.json"]
 
 
@@ -112,7 +112,7 @@ def test_a_peer_that_dies_is_reported_with_its_last_words_and_fails_a_checked_ru
     assert run["absent"] is None and {failure["side"] for failure in run["failures"]} == {"torch, heap kept"}
     assert "the process ended with exit status 3" in done.stdout and "    last words" in done.stdout
     assert run["sizes"]["d64"]["times"]["ours"]["lora"] and run["sizes"]["d64"]["memory"]["ours"]["full"]
-    assert "5 of 18 bars are missed" in done.stderr
+    assert "5 of 18 limits are not met" in done.stderr
 
 
 FAKE = """

@@ -48,7 +48,7 @@ def test_the_checks_of_the_forgetting_example_fail_when_nothing_was_learned(untr
     done, results = run("forgetting.py", untrained, out, "--steps", "2", "--words", "20", "--pairs", "64")
     assert done.returncode == 1, done.stderr
     assert "FAILS full learns British at some rate" in done.stdout
-    assert "holds switched off, every answer of every task is the base's, id for id" in done.stdout
+    assert "holds unplugged, every answer of every task is the base's, id for id" in done.stdout
     assert (out / "forgetting.png").stat().st_size > 0
     assert [(row["name"], row["off_is_base"]) for row in results["rows"]] == [
         ("full", None), ("LoRA r=8", True), ("Houlsby adapters", True), ("BitFit", True)]
@@ -203,7 +203,7 @@ def test_the_claims_of_the_forgetting_example_need_learning_and_an_undone_adapte
     assert failing(frontier_row("full", learned, off=None), frontier_row("BitFit", learned)) == []
     assert failing(frontier_row("BitFit", idle, 0.25), frontier_row("BitFit", learned, 4)) == []
     assert ["BitFit learns" in claim for claim in failing(frontier_row("BitFit", idle))] == [True]
-    assert ["switched off" in c for c in failing(frontier_row("BitFit", learned, off=False))] == [True]
+    assert ["unplugged" in c for c in failing(frontier_row("BitFit", learned, off=False))] == [True]
 
 
 def test_an_american_question_answered_in_british_is_overwritten_where_the_accents_differ(example, untrained):
