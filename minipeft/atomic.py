@@ -1,12 +1,12 @@
-"""Files that are replaced whole: after a crash at any moment there is the old file or the new one.
+"""Files are replaced as a whole: after a crash at any moment there is the old file or the new one.
 
     1  create     .minipeft-CRC-PID-RANDOM.tmp beside the target, and lock it;  CRC is that of the target's name
     2  write      the bytes, flushed to the disk, with the permissions of the file that is replaced
     3  rename     over the target; then the folder is flushed to the disk
 
 The writer holds an exclusive lock (flock) on its temporary file, and the system releases it when the process ends, even
-by SIGKILL. So a temporary file that can be locked belongs to nobody any more, and the next write to the same target
-removes it. Without such locks (another system, some network file systems) files of killed writers stay.
+by SIGKILL. So a temporary file that can be locked has no writer any more, and the next write to the same target removes
+it. Without such locks (other systems, some network file systems) the files of killed writers stay.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a so
 
 
 def check_regular(path: Any, mode: int) -> None:
-    """Raises ValueError, which says what it is, unless `mode` (st_mode) is that of a regular file."""
+    """Raises ValueError, naming `path` and its kind, unless `mode` (its st_mode) is that of a regular file."""
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}; expected a regular file")
 
@@ -35,19 +35,19 @@ def check_regular(path: Any, mode: int) -> None:
 def write_atomic(path: str | os.PathLike, *parts: bytes | memoryview) -> None:
     """Write `parts`, one after the other, as the file `path`. A symbolic link is followed.
 
-    A file that is replaced keeps its permissions; a new one gets those of any new file. Whatever is raised, Ctrl-C
-    among it, leaves the old file or the new one, and no temporary file. Raises FileNotFoundError that names the folder
-    if that does not exist, ValueError if `path` is a folder, a FIFO or a device, and OSError."""
+    A file that is replaced keeps its permissions; a new one gets those of any new file. Any exception, also Ctrl-C,
+    leaves the old file or the new one, and no temporary file. Raises FileNotFoundError naming the folder if that does
+    not exist, ValueError if `path` is a folder, a FIFO, a socket or a device, and OSError if writing fails."""
     target = os.path.realpath(os.fsdecode(path))
     old = _replaced(path, target)
     _sweep(target)
     while not _written(target, parts, old):
-        pass  # another process took the temporary file for a dead writer's before it was locked
+        pass  # before it was locked, another process removed the temporary file as a dead writer's
     _flush(os.path.dirname(target))
 
 
 def _replaced(path: Any, target: str) -> os.stat_result | None:
-    """The file that is there, if there is one."""
+    """The status of the file that is replaced, or None if there is none."""
     try:
         old = os.stat(target)
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def _replaced(path: Any, target: str) -> os.stat_result | None:
 
 
 def missing_folder(path: Any, folder: Any) -> FileNotFoundError:
-    """The error that says so, and how '~' is meant to be used."""
+    """The error for a `path` whose `folder` does not exist. For a path below '~' it says how to expand it."""
     hint = " ('~' is not expanded: pass Path(...).expanduser())" if os.fspath(path)[:1] in ("~", b"~") else ""
     return FileNotFoundError(f"{path}: the folder {folder} does not exist; create it first{hint}")
 
@@ -101,7 +101,8 @@ def _renamed(temporary: str, target: str, parts: tuple, old: os.stat_result | No
 
 
 def _locked(handle: int) -> bool:
-    """Lock a temporary file that was just created. False if another process is about to remove it, or has."""
+    """Lock a temporary file that was just created. False if another process is about to remove it, or has removed
+    it."""
     if fcntl is None:
         return True
     try:
@@ -114,19 +115,19 @@ def _locked(handle: int) -> bool:
 
 
 def _take_over(handle: int, old: os.stat_result) -> None:
-    """Owner, group and permissions of the file that is replaced, as far as the system lets us."""
+    """Take over owner, group and permissions of the file that is replaced, as far as the system allows."""
     for user, group in ((old.st_uid, -1), (-1, old.st_gid)):
         with contextlib.suppress(OSError):
             os.fchown(handle, user, group)
     new, mode = os.fstat(handle), stat.S_IMODE(old.st_mode)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-        mode &= 0o707  # what the old group was allowed is not for another one
+        mode &= 0o707  # the old group's permissions are not for another group
     if stat.S_IMODE(new.st_mode) != mode:
         os.fchmod(handle, mode)
 
 
 def _sweep(target: str) -> None:
-    """Remove the temporary files that killed writers of this target left. What cannot be removed stays."""
+    """Remove the temporary files that killed writers of this target left. Files that cannot be removed stay."""
     if fcntl is None:
         return
     with contextlib.suppress(OSError):
@@ -137,7 +138,7 @@ def _sweep(target: str) -> None:
 
 
 def _remove_if_left(temporary: str) -> None:
-    """Raises OSError if somebody still writes it."""
+    """Remove a temporary file without a writer. Raises OSError if a process is still writing it."""
     handle = os.open(temporary, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,7 +158,7 @@ def _unlink(path: str) -> None:
 
 
 def _flush(folder: str) -> None:
-    """To the disk: the rename itself."""
+    """Flush a folder, and with it the rename, to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -3,13 +3,14 @@
     from minipeft.backend import xp            xp.exp(x) is numpy.exp(x) or cupy.exp(x)
     with use("cupy"): ...                      inside the block, and in this thread or task only
 
-Op code never asks which library it runs on. That is honest only because the places where the two differ are few
-and are all written down here. Each is met at the boundary named after the arrow; the tests hold a strict namespace
-that refuses what can be refused.
+Op code never asks which library it runs on. It does not need to, because NumPy and CuPy differ in few ways, and all of
+them are listed here. Each is handled at the place after the arrow. The tests have a strict namespace that refuses
+whatever can be refused.
 
  1. Indices out of range: NumPy raises, CuPy wraps silently.      -> token ids are range-checked on the host
                                                                      (`nn.inputs.check_ids`) before they are moved.
- 2. Scatter-add: CuPy's is atomic, its summation order varies.    -> `engine.ops.fused.embedding` sorts ids and adds segments.
+ 2. Scatter-add: CuPy's is atomic, its summation order varies.    -> `engine.ops.fused.embedding` sorts ids and adds
+                                                                     segments.
  3. Random streams differ for one seed.                           -> numbers are drawn by a host numpy.random.Generator
                                                                      and moved; `xp.random` is not used at all.
  4. Reductions: NumPy returns scalars, CuPy 0-d arrays.           -> `@op` wraps every result with `xp.asarray`.
@@ -39,9 +40,10 @@ _NAMES = ("numpy", "cupy")
 
 
 def resolve(backend: Any) -> Any:
-    """The namespace that `backend` means: "numpy", "cupy", or a module-like object that is returned as it is.
+    """The namespace for `backend`: "numpy", "cupy", or a module-like object, which is returned as it is.
 
-    Raises ValueError for another name, ImportError or RuntimeError (with the remedy) where CuPy cannot run."""
+    Raises ValueError for another name, TypeError for an object that is no array namespace, and ImportError or
+    RuntimeError, saying what to do, where CuPy cannot run."""
     if not isinstance(backend, str):
         if not hasattr(backend, "ndarray"):
             raise TypeError(f"backend is {type(backend).__name__}; expected 'numpy', 'cupy' or an array namespace")
@@ -57,7 +59,7 @@ def resolve(backend: Any) -> Any:
                           "whichever matches the CUDA driver") from error
     try:
         cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CuPy raises its own type, which cannot be named without importing it
+    except Exception as error:  # CuPy raises a type of its own, which cannot be named without importing it
         raise RuntimeError(f"backend 'cupy': CuPy is installed but finds no usable GPU ({error})") from error
     return cupy
 
@@ -67,7 +69,8 @@ _current: contextvars.ContextVar[Any] = contextvars.ContextVar(
 
 
 def namespace() -> Any:
-    """The namespace in use: that of the innermost `use`, else that of MINIPEFT_BACKEND, else NumPy."""
+    """The namespace in use: that of the innermost `use`, else that of the environment variable MINIPEFT_BACKEND, else
+    NumPy."""
     current = _current.get()
     if current is None:
         current = resolve(os.environ.get("MINIPEFT_BACKEND") or "numpy")
@@ -87,7 +90,8 @@ xp: Any = _Namespace()
 
 @contextlib.contextmanager
 def use(backend: Any) -> Iterator[Any]:
-    """Run the block on `backend` ("numpy", "cupy" or a namespace). Models are moved by `model.to(backend)`."""
+    """Run the block on `backend` ("numpy", "cupy" or a namespace). `model.to(backend)` moves a model. Raises as
+    `resolve` does."""
     found = resolve(backend)
     token = _current.set(found)
     try:
@@ -97,7 +101,7 @@ def use(backend: Any) -> Iterator[Any]:
 
 
 def to_host(array: Array) -> Any:
-    """`array` as a NumPy array; a device array is copied."""
+    """`array` as a NumPy array. A device array is copied, a NumPy array is not."""
     if isinstance(array, (numpy.ndarray, numpy.generic)):
         return numpy.asarray(array)
     return array.get() if hasattr(array, "get") else numpy.asarray(array)
@@ -119,9 +123,9 @@ def scalar(value: Any, like: Array) -> Any:
 def segment_sum(rows: Array, starts: Any) -> Array:
     """Sums of consecutive runs of `rows` [n, d]; run i begins at row starts[i] (host integers) -> [runs, d].
 
-    The order of the additions within a run is fixed, so the bits are. Off NumPy it is a tree: log2(longest run)
-    passes over all rows, each adding the row 1, 2, 4, ... before it where that is of the same run; the last row of a
-    run then holds its sum."""
+    The order of the additions within a run is fixed, and so are the bits of the sum. Off NumPy the order is a tree:
+    log2(longest run) passes over all rows. Each pass adds to a row the row 1, 2, 4, ... before it, if that is of the
+    same run. After them the last row of a run holds its sum."""
     if len(starts) == 0:
         return rows[:0]
     if namespace() is numpy:
@@ -139,8 +143,8 @@ def segment_sum(rows: Array, starts: Any) -> Array:
 def keep_heap() -> bool:
     """Ask glibc to keep freed memory: no mmap for large arrays, no trimming. True if it was done (glibc only).
 
-    Training frees and takes the same large arrays at every step, and mapping fresh pages costs up to a quarter of it.
-    The setting is process-wide: programs call this, an import never does."""
+    Training frees and allocates the same large arrays at every step, and mapping fresh pages takes up to a quarter of
+    its time. The setting is process-wide, so programs call this, and an import never does."""
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

@@ -1,7 +1,7 @@
-"""Checks of arguments: NumPy scalars are numbers like Python's, and an error shows the beginning of a long value.
+"""Checks of arguments. NumPy scalars are numbers like Python's, and an error shows only the beginning of a long value.
 
-Every check of a whole number or a number goes through `integer` or `number`, so that `np.int64(2)` is accepted
-wherever 2 is, and `True` nowhere.
+Every check of an integer or a number goes through `integer` or `number`, so that `np.int64(2)` is accepted wherever 2
+is, and `True` nowhere.
 """
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOWN = 200  # characters of a value in an error message
 
 
 def shown(value: Any) -> str:
-    """Its repr; only the beginning of one that would fill the screen."""
+    """The repr of `value`; only its beginning if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python refuses integers of thousands of digits, and lists within lists
+    except (ValueError, RecursionError):  # repr fails for integers of thousands of digits and for very deep lists
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -29,13 +29,13 @@ def python(value: Any) -> Any:
 
 
 def is_integer(value: Any, least: int = 0) -> bool:
-    """Whether a value of Python's or NumPy's is an integer of at least `least`; a bool is none."""
+    """Whether a value of Python's or NumPy's is an integer of at least `least`; a bool is not."""
     value = python(value)
     return type(value) is int and value >= least
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of Python's or NumPy's is a number that is finite as a float; a bool is none."""
+    """Whether a value of Python's or NumPy's is a number that is finite as a float; a bool is not."""
     value = python(value)
     if type(value) is int:
         return abs(value) < 2 ** 1023
@@ -43,14 +43,15 @@ def is_number(value: Any) -> bool:
 
 
 def integer(what: str, value: Any, least: int = 0) -> int:
-    """The value as Python's int. Raises ValueError, which names `what`, unless it is an integer of at least `least`."""
+    """The value as Python's int. Raises ValueError, naming it `what`, unless it is an integer of at least `least`."""
     if not is_integer(value, least):
         raise ValueError(f"{what} is {shown(value)}; expected an integer >= {least}")
     return python(value)
 
 
 def number(what: str, value: Any, least: float = -math.inf, expected: str | None = None) -> float:
-    """The value as Python's float. Raises ValueError, which names `what`, unless it is finite and at least `least`."""
+    """The value as Python's float. Raises ValueError, naming it `what`, unless it is finite and at least `least`.
+    expected: how the error describes the allowed numbers, instead of by `least`."""
     if not is_number(value) or python(value) < least:
         wanted = expected or ("a finite number" if least == -math.inf else f"a finite number >= {least:g}")
         raise ValueError(f"{what} is {shown(value)}; expected {wanted}")

@@ -1,16 +1,16 @@
-"""The only reader and writer of safetensors: bounded, atomic, half precision widened and rounded here.
+"""The only reader and writer of safetensors files: bounded reads, atomic writes, half precision widened and rounded.
 
     8 bytes    n, little-endian
     n bytes    JSON {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, .., "__metadata__": {..}}
     the rest   little-endian data; the offsets count from its start
 
-A file is untrusted: only regular files are opened, every size is checked against the file's own length before
-anything is allocated, nothing is unpickled. float16 and bfloat16 are storage formats: widened to float32 on load, which
-is exact, and rounded once, to nearest even, on save. (The safetensors package does the writing; its NumPy interface
-does not know bfloat16, so the reading of raw bytes is here.)
+Files are untrusted. Only regular files are opened, every size is checked against the file's own length before anything
+is allocated, and nothing is unpickled. float16 and bfloat16 are storage formats. They are widened to float32 on load,
+which is exact, and rounded once, to nearest even, on save. (The safetensors package does the writing. Its NumPy
+interface does not know bfloat16, so raw bytes are read here.)
 
-What is written here is a function of its arguments, byte for byte, and carries a digest of its tensors in the metadata
-(`DIGEST`), which is checked by whoever reads it here. Files of others have none and are read as they are.
+The bytes of a file written here depend only on the arguments. Its metadata carries a digest of its tensors (`DIGEST`),
+which is checked when it is read. Files of other libraries have no digest and are read without this check.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["DIGEST", "STORAGE", "read_dtypes", "read_json", "read_metadata", "re
            "round_bf16", "widen_bf16", "write_atomic", "write_tensors"]
 
 DIGEST = "tensors_sha256"  # SHA-256 over [name, dtype, shape] as a line of JSON and the stored bytes, by sorted names
-LIMIT = 8 * 2 ** 20        # bytes of JSON, in a header or a file: parsed, they take 50 times as much
+LIMIT = 8 * 2 ** 20        # bytes of JSON, in a header or a file; parsed, they take 50 times as much memory
 _BF16 = "bfloat16"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, "I64": "int64", "I32": "int32",
            "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
@@ -41,12 +41,11 @@ STORAGE = ("float64", "float32", "float16", _BF16)
 
 def read_tensors(path: str | os.PathLike, dtype: str | None = None,
                  signed: bool = False) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
-    """({name: array}, metadata) of a safetensors file. float16 and bfloat16 come as float32.
+    """({name: array}, metadata) of a safetensors file. float16 and bfloat16 become float32.
 
-    dtype: what floating-point tensors are converted to ("float32" or "float64"); None leaves the others as stored.
-    signed: whether the file must hold a digest, as all that are written here do.
-    Raises ValueError that names the file and what is wrong with it: no regular file, not this format, or tensors that
-    are not those of which the metadata holds the digest."""
+    dtype: the dtype that floating-point tensors are converted to ("float32" or "float64"); None leaves the others as
+    stored. signed: whether the file must hold a digest, as files written here do by default. Raises ValueError, naming
+    the file and the fault, if it is not a regular file, not in this format, or its tensors do not match its digest."""
     with _opened(path) as file:
         start, spans, metadata = _header(file, path)
         said = metadata.pop(DIGEST, None)
@@ -67,7 +66,7 @@ def read_tensors(path: str | os.PathLike, dtype: str | None = None,
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The string map of a safetensors file; its tensors are checked but not read."""
+    """The string map of a safetensors file. Its header is checked; its tensors are not read."""
     with _opened(path) as file:
         metadata = _header(file, path)[2]
     metadata.pop(DIGEST, None)
@@ -75,21 +74,21 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def read_dtypes(path: str | os.PathLike) -> dict[str, str]:
-    """{name: the dtype it is stored in, "bfloat16" among them} of a safetensors file; checked, its tensors not read."""
+    """{name: stored dtype, such as "bfloat16"} of a safetensors file. Its header is checked, its tensors not read."""
     with _opened(path) as file:
         return {name: stored for name, (_, _, stored, _) in _header(file, path)[1].items()}
 
 
 def read_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a safetensors file; checked, its tensors not read."""
+    """{name: shape} of a safetensors file. Its header is checked; its tensors are not read."""
     with _opened(path) as file:
         return {name: shape for name, (_, _, _, shape) in _header(file, path)[1].items()}
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """The file, to be read. ValueError for a folder, a FIFO, a device or a socket, whose opening may never end; a
-    symbolic link is followed."""
+    """A file, open for reading; a symbolic link is followed. Raises ValueError for a folder, and for a FIFO, a device
+    or a socket, whose opening may never end."""
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"the path of a file is {shown(path)}; expected a string or a Path")
     if not os.path.exists(path) and os.fspath(path).startswith("~"):
@@ -100,12 +99,12 @@ def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with os.fdopen(os.open(path, flags), "rb") as file:
             check_regular(path, os.fstat(file.fileno()).st_mode)
             yield file
-    except OSError as error:  # of a read, it does not know the file
+    except OSError as error:  # the error of a read does not name the file
         raise error if error.filename else OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str, str]]:
-    """Where the data starts, {name: (begin, end, dtype, shape)}, and the metadata."""
+    """The offset of the data, {name: (begin, end, dtype, shape)}, and the metadata."""
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise ValueError(f"{path}: {size} bytes; a safetensors file has at least 8")
@@ -124,7 +123,7 @@ def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str,
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, at any depth: json would keep the last of two entries of one name, another reader the first."""
+    """A JSON object at any depth. Of two entries with one name, json would keep the last, another reader the first."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name appears twice")
@@ -132,7 +131,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dict[str, tuple]:
-    """{name: (begin, end, dtype, shape)}; the tensors lie end to end and fill the data exactly."""
+    """{name: (begin, end, dtype, shape)}. Raises ValueError unless the tensors lie end to end and fill the data."""
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{path}: __metadata__ is not a map of strings")
     spans = {}
@@ -141,7 +140,7 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
             raise ValueError(f"{path}: {shown(name)} needs exactly dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in _DTYPES:
-            raise ValueError(f"{path}: {shown(name)} has dtype {shown(dtype)}; known are {', '.join(_DTYPES)}")
+            raise ValueError(f"{path}: {shown(name)} has dtype {shown(dtype)}; expected one of {', '.join(_DTYPES)}")
         if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or len(shape) > 32 \
                 or math.prod(n or 1 for n in shape) >= 2 ** 59:
             raise ValueError(f"{path}: {shown(name)} has shape {shown(shape)} and offsets {shown(offsets)}; expected "
@@ -155,10 +154,10 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
     reached = 0
     for begin, end, *_ in sorted(spans.values(), key=lambda span: span[:2]):
         if begin != reached:
-            raise ValueError(f"{path}: a tensor begins at byte {begin} of the data, where {reached} is due")
+            raise ValueError(f"{path}: a tensor begins at byte {begin} of the data; expected byte {reached}")
         reached = end
     if reached != room:
-        raise ValueError(f"{path}: the tensors end at byte {reached} of {room} bytes of data")
+        raise ValueError(f"{path}: the tensors end at byte {reached}, but there are {room} bytes of data")
     return spans
 
 
@@ -171,7 +170,7 @@ def _itemsize(dtype: str) -> int:
 
 
 def _raw(file: BinaryIO, at: int, stored: str, count: int, path: Any) -> numpy.ndarray:
-    """[count] numbers as they lie in the file; bfloat16 as uint16, bool as uint8."""
+    """[count] numbers as stored in the file; bfloat16 as uint16, bool as uint8."""
     raw = numpy.dtype("<u2" if stored == _BF16 else "u1" if stored == "bool" else numpy.dtype(stored).newbyteorder("<"))
     file.seek(at)
     flat = numpy.fromfile(file, raw, count=count)
@@ -195,26 +194,25 @@ def _widened(flat: numpy.ndarray, stored: str, shape: tuple, dtype: str | None) 
 
 
 def _sha256() -> Any:
-    import hashlib  # here, because it loads OpenSSL, which an import of minipeft need not wait for
+    import hashlib  # here, because it loads OpenSSL, which would slow down the import of minipeft
     return hashlib.sha256()
 
 
 def _add(digest: Any, name: str, stored: str, shape: tuple, array: numpy.ndarray) -> None:
-    """One tensor; its numbers as they lie in the file, C-contiguous. Nothing is copied."""
+    """Add one tensor to the digest. array: its numbers as stored in the file, C-contiguous; nothing is copied."""
     digest.update((json.dumps([name, stored, list(shape)]) + "\n").encode())
     digest.update(array.reshape(-1).view(numpy.uint8))
 
 
 def widen_bf16(bits: numpy.ndarray) -> numpy.ndarray:
-    """bfloat16, given as uint16, to float32: bfloat16 is the upper half of a float32, so this is exact."""
+    """bfloat16, given as uint16, to float32. A bfloat16 is the upper half of a float32, so this is exact."""
     return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
 
 
 def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
-    """float32 or float64 to bfloat16 as uint16, one rounding to nearest even; too large becomes infinity.
-
-    float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was inexact), which
-    keeps the second rounding from seeing a tie that is none."""
+    """float32 or float64 to bfloat16 as uint16, one rounding to nearest even; numbers that are too large become
+    infinity. float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was inexact), so
+    that the second rounding cannot see a false tie."""
     with numpy.errstate(over="ignore", invalid="ignore"):
         narrow = x.astype(numpy.float32)
     if x.dtype == numpy.float64:
@@ -233,13 +231,13 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     dtype: how floating-point tensors are stored ("float64", "float32", "float16", "bfloat16"), rounded once; None
     stores them as they are. signed: whether the metadata gets the digest of the tensors. Raises ValueError, before the
     file system is touched, if a finite number would overflow to infinity, a dtype cannot be stored, or names and
-    metadata are more than can be read again; and what `write_atomic` raises."""
+    metadata are too long to be read again; and what `write_atomic` raises."""
     if dtype is not None and dtype not in STORAGE:
         raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(STORAGE)}")
     if "__metadata__" in tensors:
         raise ValueError("no tensor can be called __metadata__: in a safetensors file that is the string map")
     if DIGEST in (said := dict(metadata or {})):
-        raise ValueError(f"metadata has an entry {DIGEST}, which is written here: leave it out")
+        raise ValueError(f"metadata has an entry {DIGEST}, which is computed here: leave it out")
     stored = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
     if signed:
         digest = _sha256()
@@ -258,7 +256,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
 
 
 def _in_order(header: bytes) -> bytes:
-    """The header with its metadata sorted, which the package writes in another order in every process."""
+    """The header with its metadata sorted, because the package writes them in another order in every process."""
     entries = json.loads(header)
     if "__metadata__" in entries:
         entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
@@ -267,7 +265,7 @@ def _in_order(header: bytes) -> bytes:
 
 
 def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, numpy.ndarray]:
-    """The dtype's name, and the array as its bytes will lie in the file."""
+    """The name of the stored dtype, and the array as it is stored."""
     if array.dtype.name not in _DTYPES.values():
         raise ValueError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold")
     stored = array.dtype.name
@@ -283,8 +281,8 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, nu
 
 
 def read_json(path: str | os.PathLike, limit: int = LIMIT) -> dict[str, Any]:
-    """A JSON object, each name in it once. Raises ValueError that names the file for anything else, and for a file of
-    more than `limit` bytes."""
+    """The JSON object in a file. Raises ValueError naming the file for anything else, for an object in which a name
+    appears twice, and for a file of more than `limit` bytes."""
     with _opened(path) as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:

@@ -1,9 +1,9 @@
-"""Which buffers were alive when: the memory of a computation, told by its arrays and not by the allocator.
+"""Which buffers were alive when: the memory of a computation, counted from its arrays and not by the allocator.
 
-A buffer is the memory of an array that owns it; views of it are that buffer. `Buffers.see(thing)` notes the buffers of
-every array that `thing` leads to, through Tensors, lists and the closures of functions, and learns of their end by weak
-references, so that it keeps none of them alive. What outlives the computation and was not made by it (a weight, a
-batch) was there before, and is not counted. An array that nobody shows is not seen.
+A buffer is the memory of an array that owns it; a view belongs to the buffer that it shows. `Buffers.see(thing)` notes
+the buffers of every array that `thing` leads to, through Tensors, lists and the closures of functions. Weak references
+tell when a buffer ends, so that none is kept alive. A buffer that outlives the computation and was not made by it (a
+weight, a batch) was there before, and is not counted. An array that is never passed to `see` is not counted either.
 """
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from minipeft.backend import Array, xp
 
 
 class Buffers:
-    """Births and deaths in their order, each with `at`, the place that was set when it happened. A buffer is known by
-    a number; arrays of NumPy and CuPy can be weakly referenced, and those of another namespace must be."""
+    """Births and deaths of buffers in order, each with the value of `at` when it happened. A buffer is known by a
+    number. Arrays of NumPy and CuPy can be weakly referenced, and so must be those of any other namespace."""
 
     def __init__(self) -> None:
         self.at: Any = None
@@ -30,11 +30,11 @@ class Buffers:
         self._events: list[tuple[int, int, Any]] = []     # number, bytes born (or -bytes, died), at
 
     def see(self, thing: Any, made: bool = False) -> list[int]:
-        """The numbers of the buffers that `thing` leads to. made: a new one cannot have existed before."""
+        """The numbers of the buffers that `thing` leads to. made: whether the computation made those that are new."""
         return [self._number(owner, made) for owner in owners(thing)]
 
     def born(self, size: int) -> int:
-        """A buffer that is made now and never shown; `died` says when it ends."""
+        """The number of a buffer of `size` bytes that is made now and never seen; `died` notes its end."""
         self.bytes.append(size)
         number = len(self.bytes) - 1
         self.made.add(number)
@@ -42,17 +42,17 @@ class Buffers:
         return number
 
     def died(self, number: int | None) -> None:
-        """The end of a buffer that was never shown; nothing for None."""
+        """Note the end of a buffer that was never seen. None: nothing."""
         if number is not None:
             self._events.append((number, -self.bytes[number], self.at))
 
     def before(self) -> set[int]:
-        """When the computation is over and its results are dropped: the buffers that existed before it."""
+        """The buffers that existed before the computation. To be called when it is over and its results are dropped."""
         gc.collect()  # closures may be in a circle
         return set(self.alive.values()) - self.made
 
     def peak(self, before: set[int]) -> tuple[int, Any]:
-        """The most bytes that were alive at once, those of `before` not counted, and `at` when that was."""
+        """The most bytes that were alive at once, without the buffers `before`, and the value of `at` then."""
         live, most, where = 0, 0, None
         for number, change, at in self._events:
             live += change if number not in before else 0
@@ -75,7 +75,7 @@ class Buffers:
 
 
 def owners(thing: Any) -> Iterator[Array]:
-    """The arrays that own the memory of every array that `thing` leads to, each once."""
+    """The arrays that own the memory of all arrays that `thing` leads to, each once."""
     seen: set[int] = set()
     todo = [thing]
     while todo:
@@ -93,7 +93,8 @@ def owners(thing: Any) -> Iterator[Array]:
 
 
 def _inside(thing: Any) -> list[Any]:
-    """What a container, a Tensor or a callable holds. Not the op that made a Tensor: its VJPs are its own."""
+    """The contents of a container, a Tensor or a callable. The op that made a Tensor is left out: its VJPs belong to
+    it."""
     if isinstance(thing, Tensor):
         return [thing.data]
     if isinstance(thing, (list, tuple, set)):

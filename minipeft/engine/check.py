@@ -3,18 +3,18 @@
     <grad f(p), d>  =  d/dt f(p + t d) at t = 0  ~  D(h) = (f(p + h d) - f(p - h d)) / 2h  +  O(h^2)
 
 Richardson extrapolation removes the h^2 term: R(h) = (4 D(h/2) - D(h)) / 3 has error O(h^4). The tolerance is the sum
-of two parts, and nothing in it is tuned. Truncation: the difference of two extrapolations, |R(h) - R(h/2)|, which is
-about the error of the worse one, while the better one is used. Rounding of f: about u times the length of its sums
-times the size of their terms, divided by the step; the size is |f| + sum |p df/dp|, because f alone may be small where
-large terms cancel.
+of two parts, and nothing in it is tuned. Truncation: the difference of two extrapolations, |R(h) - R(h/2)|. It is about
+the error of the worse one, while the better one is used. Rounding of f: about u times the length of its sums times the
+size of their terms, divided by the step. The size is |f| + sum |p df/dp|, because f alone may be small where large
+terms cancel.
 
-Where f has a kink within h, as a relu has, the extrapolations differ by far more, and a wrong gradient could hide in
-that. So h is halved, as in Ridders' method (1982, Advances in Engineering Software 4, 75-76), until they agree to
-within rounding, where no smaller step would do better; a gradient is judged at that step alone. Where they never agree,
-or where the slopes on both sides of the point itself differ, there is no derivative, and a ValueError says so.
+Where f has a kink within h, as a relu has, the extrapolations differ by far more, and that could hide a wrong gradient.
+So h is halved, as in Ridders' method (1982, Advances in Engineering Software 4, 75-76), until they agree to within
+rounding, where no smaller step would do better. A gradient is judged at that step alone. Where they never agree, or
+where the slopes on both sides of the point itself differ, there is no derivative, and a ValueError says so.
 
-One direction of a smooth function costs six evaluations whatever the number of parameters, so shapes can be varied
-freely.
+One direction of a smooth function costs six evaluations, whatever the number of parameters. So many shapes can be
+checked at little cost.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from minipeft.checks import is_number, shown
 
 _U = 2.0 ** -53
 _ROUNDINGS = 2.0 ** 10  # roundings on the longest path through f, each of relative size u; generous for small models
-_LEAST = 2.0 ** -24     # of steps: below, rounding hides all but the first six digits
+_LEAST = 2.0 ** -24     # the smallest step; below it, rounding hides all but the first six digits
 _SURE = 3               # extrapolations in a row must agree with each other before a gradient is refused
 
 
@@ -38,10 +38,12 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
                     each: bool = True, h: float = 2.0 ** -7) -> float:
     """Compare `value_and_grad(step, params)` with central differences; return the worst error / tolerance (<= 1).
 
-    each: one direction per parameter, so that a small one cannot hide behind a large one; False: one for all.
-    h: the largest step, relative to a direction of unit length. Values that pass `stop_gradient` are held fixed.
-    Raises AssertionError naming the parameter where they disagree, and ValueError naming it if it is not float64, or if
-    the loss has a kink at this point, so that there is nothing to compare with."""
+    step: a function without arguments that returns the loss, a scalar. rng: draws the directions. each: one direction
+    per parameter, so that a small gradient cannot hide behind a large one; False: one direction for all. h: the largest
+    step, relative to a direction of unit length. Values that pass `stop_gradient` are held fixed. Raises AssertionError
+    naming the parameter whose gradient is wrong; ValueError naming it if it is not float64, or if the loss has no
+    derivative at this point (a kink); ValueError for an h that is not a finite number > 0; TypeError for an rng that is
+    not a numpy.random.Generator; and what `value_and_grad` raises."""
     for name, p in leaves_of(params).items():
         if p.dtype != numpy.float64:
             raise ValueError(f"{name} is {p.dtype}; gradients are checked in float64")
@@ -55,7 +57,7 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     try:
         loss, grads = value_and_grad(step, params, training=False)
         terms = [abs(to_host(p.data) * to_host(grads[name])) for name, p in params.items()]
-        size = abs(loss) + sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, under its name
+        size = abs(loss) + sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, by name
         worst = 0.0
         for names in ([n] for n in params) if each else [list(params)]:
             f, directions = _along(step, {n: params[n] for n in names}, rng, memory)
@@ -88,7 +90,7 @@ def _along(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng: numpy.ra
 
 
 class _Differences:
-    """f at +-h, +-h/2, +-h/4, ..., each evaluated when it is first asked for. f0: f(0), size: that of its terms."""
+    """f at +-h, +-h/2, +-h/4, ..., each evaluated when it is first needed. f0: f(0); size: of the terms of f."""
 
     def __init__(self, f: Callable[[float], float], f0: float, size: float, h: float):
         self.f, self.f0, self.size, self.h = f, f0, size, h
@@ -102,7 +104,7 @@ class _Differences:
         return self.h / 2 ** i, *self.values[i]
 
     def judged(self, i: int, claimed: float) -> tuple[float, float, float]:
-        """The error of a claimed slope against R(h / 2^(i+1)), and the parts of truncation and of rounding in it."""
+        """The error of a claimed slope against R(h / 2^(i+1)), and the tolerances for truncation and for rounding."""
         coarse, fine = self.slope(i), self.slope(i + 1)
         return abs(claimed - fine), abs(fine - coarse), self.rounding(i)
 
@@ -112,22 +114,22 @@ class _Differences:
         return (4 * (near - nearer) / (2 * half) - (above - below) / (2 * s)) / 3
 
     def bend(self, i: int) -> float:
-        """By how much the slopes on both sides of 0 differ, up to O(h^3 / 8^i): extrapolated likewise."""
+        """The difference between the slopes on both sides of 0, up to O(h^3 / 8^i), extrapolated likewise."""
         gaps = [(above - 2 * self.f0 + below) / s for s, above, below in (self.at(i), self.at(i + 1))]
         return 2 * gaps[1] - gaps[0]
 
     def rounding(self, i: int) -> float:
-        """What the roundings of f may amount to in R(h / 2^(i+1))."""
+        """The error that the roundings of f may cause in R(h / 2^(i+1))."""
         largest = max(abs(v) for pair in self.values for v in pair)
         return _ROUNDINGS * _U * (largest + self.size) / (self.h / 2 ** (i + 2))
 
     def kinked(self, i: int) -> bool:
-        """Whether the slopes on both sides differ by more than curvature and rounding explain."""
+        """Whether the slopes on both sides differ by more than curvature and rounding can explain."""
         return abs(self.bend(i + 1)) > abs(self.bend(i + 1) - self.bend(i)) + 8 * self.rounding(i)
 
 
 def _check(differences: _Differences, claimed: float, names: str) -> float:
-    """error / tolerance at the largest step from which on extrapolations agree: smaller steps round more."""
+    """error / tolerance at the largest step from which on extrapolations agree, because smaller steps round more."""
     i, agreed = 0, 0
     while agreed < _SURE:
         if i and differences.h / 2 ** (i + 2) < _LEAST:
@@ -141,7 +143,7 @@ def _check(differences: _Differences, claimed: float, names: str) -> float:
         i += 1
     first = i - _SURE
     error, truncation, rounding = differences.judged(first, claimed)
-    tolerance = truncation + differences.judged(first + 1, claimed)[1] + rounding  # it may have agreed by chance
+    tolerance = truncation + differences.judged(first + 1, claimed)[1] + rounding  # the two may have agreed by chance
     if error <= tolerance:
         return error / tolerance
     if differences.kinked(first):
@@ -156,7 +158,7 @@ def _wrong(names: str, claimed: float, slope: float, tolerance: float) -> Assert
 
 _NOWHERE = ("{names}: the loss has no derivative here that differences could find: down to steps of {least:.2g} along "
             "a random direction no two extrapolations agree. Either it has a kink nearer than that (a relu near 0): "
-            "move the parameters a little; or it is another at each call (dropout): check a step without that")
+            "move the parameters a little; or it changes from call to call (dropout): check a step without dropout")
 _HERE = ("{names}: the loss has a kink at this very point (a relu at 0), where there is no derivative to compare with: "
          "its slopes on both sides differ by {bend:.3g} along a random direction. Move the parameters a little, for "
          "example by 0.01 times random numbers")

@@ -6,12 +6,13 @@ so that a dense step of N weights on n tokens takes 2 N n forward and 4 N n back
 arXiv:2001.08361, sec. 2.1), and one with frozen weights 2 N n and 2 N n.
 
 The matrix products of linear, low_rank_linear, matmul and attention are counted exactly, and nothing else of these
-ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out. What several VJPs share
-(low_rank_linear's g B, attention's g V^T) counts once, if one of them is kept. Other ops take a fixed number per
-element, that of the arithmetic in the text of the op, where exp, tanh, erf, max and a comparison count as 1. Moving
-data takes 0. The engine's own sums (over broadcast axes, and of several terms) are not counted.
+ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out. A product that several VJPs
+share (low_rank_linear's g B, attention's g V^T) counts once, if one of them is kept. Other ops take a fixed number per
+element: the arithmetic in the source of the op, where exp, tanh, erf, max and a comparison count as 1. Moving data
+takes 0. The engine's own sums (over broadcast axes, and of several terms) are not counted.
 
-An op without a rule counts 1 per element of its output, forward and for each kept VJP; `has_rule` tells.
+An op without a rule counts 1 per element of its output, forward and for each kept VJP. `has_rule` says whether an op
+has one.
 """
 from __future__ import annotations
 
@@ -25,14 +26,14 @@ Kept = Collection[int]              # positions of the inputs whose VJPs were ke
 PER_ELEMENT: dict[str, tuple[int, ...]] = {
     "add": (1, 0, 0), "sub": (1, 0, 1), "mul": (1, 1, 1), "div": (1, 1, 4), "neg": (1, 1), "power": (1, 3),
     "exp": (1, 1), "log": (1, 1), "tanh": (1, 3), "erf": (1, 5), "relu": (2, 1), "where": (0, 0, 1, 2), "sum": (1, 0),
-    "matrix_transpose": (0, 0), "transpose": (0, 0), "reshape": (0, 0), "index": (0, 0), "scatter": (0, 0), "concat": (0,),
-    "key_first": (0, 0), "toeplitz": (0, 1),
+    "matrix_transpose": (0, 0), "transpose": (0, 0), "reshape": (0, 0), "index": (0, 0), "scatter": (0, 0),
+    "concat": (0,), "key_first": (0, 0), "toeplitz": (0, 1),
     "softmax": (5, 4), "layer_norm": (7, 8, 1, 0), "rms_norm": (4, 6, 1), "gelu": (5, 7), "gelu_tanh": (9, 12),
     "silu": (5, 5), "cross_entropy": (5, 2, 0)}
 
 
 def _product(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
-    """[..., m, k] times k x n: 2 per number of the output and k, whichever of the three arrays is asked for."""
+    """[..., m, k] times [k, n]: 2 k per number of the output, and as much for the VJP of either factor."""
     product = 2 * math.prod(out) * shapes[0][-1]
     return product, product * len(kept)
 
@@ -54,7 +55,7 @@ def _attention(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
 
 
 def _embedding(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
-    """A row is looked up forward, and added to another one in dE."""
+    """The forward looks rows up; dE adds each row to another one."""
     return 0, math.prod(out) * len(kept)
 
 
@@ -69,7 +70,8 @@ def has_rule(op: str) -> bool:
 
 
 def flops(op: str, shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
-    """(forward, backward) of one op of this name, its inputs of `shapes` and its output of shape `out`."""
+    """The FLOPs (forward, backward) of one op of this name. shapes: of its inputs, () for an absent one or a number;
+    out: the shape of its output; kept: the positions of the inputs whose VJPs were kept."""
     if op in RULES:
         return RULES[op](shapes, out, kept)
     if op not in PER_ELEMENT:

@@ -1,8 +1,8 @@
-"""What `xray` returns: the ops of one step as plain numbers, and their table, which fits a page.
+"""The result of `xray`: the ops of one step as plain numbers, and their table, which fits a page.
 
-A short step is printed op by op, in order; ops that repeat, as the layers of a model do, are folded: `6 times:`, then
-one of them. A longer one is grouped: ops of one name with the same VJPs kept, how often, and their sums; then the
-largest keepers. `XRay.tape()` is the folded tape at any length. The data always has every op.
+A short step is printed op by op, in order. Ops that repeat, as the layers of a model do, are folded: `6 times:`, then
+one of them. A longer step is grouped: ops of one name that keep the same VJPs, how often they come, and their sums;
+then the ops that keep most. `XRay.tape()` is the folded tape at any length. The data always has every op.
 """
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from minipeft.engine.flops import has_rule
 _ROWS, _GROUPS, _KEEPERS = 40, 28, 10  # of a page of 60 lines
 _COLUMNS = ("op", "output", "kept", "forward", "backward", "VJPs")
 _LEGEND = """\
-kept: bytes that kept VJPs hold on to, each buffer at the first op that keeps it; forward, backward: FLOPs
+kept: bytes that kept VJPs hold, each buffer at the first op that keeps it; forward, backward: FLOPs
 dw: the VJP of input w is kept.   -dw-: it is not, because no selected parameter lies below that input"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One op. vjps: (input, whether its VJP was kept), for every input that has one; trains: the names of selected
-    parameters among the inputs; backward_flops: of the kept VJPs."""
+    """One op. shape: of its output. vjps: (input, whether its VJP was kept) for every input that has one. kept_bytes:
+    the bytes that it is the first to keep. backward_flops: of the kept VJPs. trains: the names of the selected
+    parameters among its inputs."""
 
     op: str
     shape: tuple[int, ...]
@@ -38,19 +39,20 @@ class Entry:
 
     @property
     def struck(self) -> tuple[str, ...]:
-        """The inputs whose VJPs were not."""
+        """The inputs whose VJPs were not kept."""
         return tuple(name for name, kept in self.vjps if not kept)
 
     @property
     def row(self) -> tuple[str, ...]:
-        """As it is printed."""
+        """The cells of its row in the table."""
         return (self.op, str(list(self.shape)), size(self.kept_bytes), count(self.forward_flops),
                 count(self.backward_flops), struck_out(self.vjps))
 
 
 @dataclasses.dataclass(frozen=True)
 class XRay:
-    """trained: how many numbers are; peak_at: the op at which most bytes were alive, and in which pass."""
+    """The cost of one step. trained: how many numbers are trained; peak_bytes: the most bytes alive at once; peak_at:
+    the pass and the op in which that was."""
 
     entries: tuple[Entry, ...]
     loss: float
@@ -60,14 +62,17 @@ class XRay:
 
     @property
     def kept_bytes(self) -> int:
+        """The bytes that all kept VJPs hold."""
         return sum(e.kept_bytes for e in self.entries)
 
     @property
     def forward_flops(self) -> int:
+        """The FLOPs of all forwards."""
         return sum(e.forward_flops for e in self.entries)
 
     @property
     def backward_flops(self) -> int:
+        """The FLOPs of all kept VJPs."""
         return sum(e.backward_flops for e in self.entries)
 
     @property
@@ -76,7 +81,7 @@ class XRay:
         return tuple(sorted({e.op for e in self.entries if not has_rule(e.op)}))
 
     def tape(self) -> str:
-        """Op by op, what repeats folded."""
+        """The table op by op, with repeats folded."""
         return "\n".join(_tape(self.entries))
 
     def __str__(self) -> str:
@@ -88,7 +93,7 @@ class XRay:
                   f"kept {size(self.kept_bytes)}, peak {size(self.peak_bytes)} in the {self.peak_at}",
                   f"FLOPs: forward {count(self.forward_flops)}, backward {count(self.backward_flops)}"]
         if self.without_rule:
-            totals.append(f"counted as 1 FLOP per element, for want of a rule: {', '.join(self.without_rule)}")
+            totals.append(f"without a rule, counted as 1 FLOP per element: {', '.join(self.without_rule)}")
         return "\n".join([*body, "", *totals, "", _LEGEND])
 
 
@@ -102,22 +107,22 @@ def compare(xrays: Mapping[str, XRay]) -> str:
 
 
 def struck_out(vjps: Iterable[tuple[str, bool]]) -> str:
-    """dx -dw-: the VJPs by the name of their input, those that were not kept struck out."""
+    """The VJPs by the name of their input; those that were not kept are struck out: dx -dw-."""
     return " ".join(f"d{name}" if kept else f"-d{name}-" for name, kept in vjps)
 
 
 def size(n: int) -> str:
-    """Bytes in the largest binary unit of which there is one."""
+    """`n` bytes in the largest binary unit that they fill: 1.50 KiB."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if n >= 0.999995 * 2 ** power:  # what would be printed as 1024.00 of the smaller unit
+        if n >= 0.999995 * 2 ** power:  # from here on, the smaller unit would be printed as 1024.00
             return f"{n / 2 ** power:.2f} {unit}"
     return f"{n} B" if n else "-"
 
 
 def count(n: int) -> str:
-    """FLOPs with three digits: 1.07 G."""
+    """`n` FLOPs with three digits: 1.07 G."""
     for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if n >= 0.9995 * 10 ** power:   # what would be printed as 1.00e+03 of the smaller unit
+        if n >= 0.9995 * 10 ** power:   # from here on, the smaller unit would be printed as 1.00e+03
             return f"{n / 10 ** power:#.3g} {unit}".replace(". ", " ")
     return str(n) if n else "-"
 
@@ -165,7 +170,7 @@ def _sums(op: str, group: Sequence[Entry], vjps: str) -> tuple[str, ...]:
 
 
 def _largest(entries: Sequence[Entry]) -> list[str]:
-    """Alike ones in one line, with a selected parameter of the first."""
+    """The rows of the ops that keep most, equal ones in one row, with a selected parameter of the first."""
     alike: dict[tuple, list[Entry]] = {}
     for e in entries:
         alike.setdefault((e.op, e.shape, e.kept_bytes, e.vjps), []).append(e)

@@ -121,7 +121,7 @@ class EncoderDecoder(Model):
         data = getattr(table, "data", None)
         if data is not None and not isinstance(data, namespace().ndarray):
             raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
-                            f"is {getattr(namespace(), '__name__', 'another')}: call model.to(backend), and run it "
-                            f"inside `with minipeft.use(backend)`")
+                            f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend) moves them, and "
+                            f"`with minipeft.use(backend)` puts a backend in use")
         ids = check_ids(ids, self.config.vocab_size, name)
         return ids, check_mask(mask, ids.shape, mask_name)
