@@ -41,9 +41,9 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     step: a function without arguments that returns the loss, a scalar. rng: draws the directions. each: one direction
     per parameter, so that a small gradient cannot hide behind a large one; False: one direction for all. h: the largest
     step, relative to a direction of unit length. Values that pass `stop_gradient` are held fixed. Raises AssertionError
-    naming the parameter whose gradient is wrong; ValueError naming it if it is not float64, or if the loss has no
-    derivative at this point (a kink); ValueError for an h that is not a finite number > 0; TypeError for an rng that is
-    not a numpy.random.Generator; and what `value_and_grad` raises."""
+    naming the parameter whose gradient is wrong; ValueError naming it if it is not float64, or if the differences find
+    no derivative at this point (a kink, or a random loss); ValueError for an h that is not a finite number > 0;
+    TypeError for an rng that is not a numpy.random.Generator; and what `value_and_grad` raises."""
     for name, p in leaves_of(params).items():
         if p.dtype != numpy.float64:
             raise ValueError(f"{name} is {p.dtype}; gradients are checked in float64")

@@ -52,7 +52,8 @@ class T5Config(Config):
     """The fields of a Hugging Face T5 config.json that T5 uses; the defaults are those of v1.0 small.
 
     scale_decoder_outputs: whether the head's input is multiplied by d_model^-1/2; None means the value of
-    tie_word_embeddings, as in all of transformers 4. It never depends on whether a head is stored (see `from_hf`)."""
+    tie_word_embeddings, as in all of transformers 4. It never depends on whether a head is stored (see `from_hf`).
+    Raises ValueError naming a field that is wrong."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -121,7 +122,7 @@ class T5Config(Config):
 
 class T5(EncoderDecoder):
     """The T5 model. rng: draws the initial weights; None leaves all but the norm weights 0, to be filled from a file.
-    dtype: "float32" or "float64"."""
+    dtype: "float32" or "float64". Raises TypeError for another type of config or rng, ValueError for another dtype."""
 
     config: T5Config
 

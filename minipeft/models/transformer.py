@@ -54,7 +54,8 @@ from minipeft.engine.ops import mul
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Config):
     """Sizes and variants. The defaults are the paper's base model (Table 3), without its label smoothing of 0.1; the
-    vocabulary has none. positions: "sinusoidal" or "learned"; max_length: rows of a learned table of positions."""
+    vocabulary has none. positions: "sinusoidal" or "learned"; max_length: rows of a learned table of positions. Raises
+    ValueError naming a field that is wrong."""
 
     vocab_size: int
     d_model: int = 512
@@ -88,7 +89,8 @@ class TransformerConfig(Config):
 class Transformer(EncoderDecoder):
     """The Transformer. Linear weights start Xavier-uniform, biases 0, and the table N(0, 1/d_model), so that embeddings
     times sqrt(d_model) have unit variance. rng: draws them; None leaves all weights but the norm weights 0, to be
-    filled from a file. dtype: "float32" or "float64"."""
+    filled from a file. dtype: "float32" or "float64". Raises TypeError for another type of config or rng, ValueError
+    for another dtype."""
 
     def __init__(self, config: TransformerConfig, rng: init.Rng, dtype: str = "float32"):
         self.config = checked_config(config, TransformerConfig)

@@ -35,7 +35,7 @@ class Settings:
 
 def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any, dropout: Any, evaluate: Any,
              eval_every: Any, patience: Any, best: Any, log: Any, checkpoint: Any, checkpoint_every: Any) -> Settings:
-    """The arguments of `fit` that are not objects, checked. Raises ValueError or TypeError naming the wrong one."""
+    """The Settings for these arguments of `fit`. Raises ValueError or TypeError naming an argument that is wrong."""
     steps, accumulate = integer("steps", steps, 1), integer("accumulate", accumulate, 1)
     seed, checkpoint_every = integer("seed", seed), integer("checkpoint_every", checkpoint_every, 1)
     if evaluate is not None and not callable(evaluate):

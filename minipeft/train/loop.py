@@ -7,8 +7,8 @@ Accumulation weights micro-batches by their label tokens. With n_i label tokens 
 is the gradient of the mean over all tokens, as of one big batch. (Averaging the L_i instead is a common error.) A
 micro-batch without label tokens, n_i = 0, contributes nothing.
 
-Wherever an exception is raised, the micro-batch is completed or undone; then the run is saved, and the exception goes
-on. So a run that was stopped in any way and resumed has the bits of a run that was never stopped.
+Wherever an exception is raised, the micro-batch is completed or undone; then the run is saved, and the exception
+propagates. So a run that was stopped in any way and resumed has the bits of a run that was never stopped.
 """
 from __future__ import annotations
 
@@ -65,14 +65,15 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     progress: whether to show a bar named `label`, if standard error is a terminal and rich is installed.
 
     If an exception stops the run (also Ctrl-C or a failing `evaluate`), the micro-batch is completed or undone, the
-    checkpoint is written if there is something new, and the exception goes on, with the History so far as its attribute
-    `history`. An evaluation that failed is made again when the run is resumed.
+    checkpoint is written if there is something new, and the exception propagates, with the History so far as its
+    attribute `history`. An evaluation that failed is made again when the run is resumed.
 
     Raises FloatingPointError for a loss or gradient that is not finite, or whose squares are not, before parameters,
     moments or the checkpoint change, and for parameters that are not finite, before they are written; ValueError for a
-    step without label tokens, and for a score or a learning rate that is not finite. Before anything changes, raises
-    ValueError or TypeError for wrong arguments, for a checkpoint that is damaged or of another run, for a log shorter
-    than its checkpoint says, and for a missing `best` file; RuntimeError if another run holds one of the files."""
+    step without label tokens, a score that is not finite, or a learning rate that is not finite and >= 0. Before
+    anything changes, raises ValueError or TypeError for wrong arguments, a checkpoint that is damaged or of another
+    run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if another run holds one of the
+    files."""
     settings = arguments.settings(
         steps=steps, schedule=schedule, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout, evaluate=evaluate,
         eval_every=eval_every, patience=patience, best=best, log=log, checkpoint=checkpoint,

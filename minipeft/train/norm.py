@@ -14,7 +14,7 @@ from minipeft.backend import Array, to_host, xp
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
-    """The length of all gradients, {name: array of any shape}, as one vector; NaN or infinity if one holds that."""
+    """The length of all gradients, {name: array of any shape}, as one vector; not finite if one of them is not."""
     arrays = [xp.asarray(g) for g in grads.values()]
     with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = xp.stack([xp.asarray((g * g).sum()) for g in arrays])  # one copy to the host, not one each
@@ -25,7 +25,7 @@ def global_norm(grads: Mapping[str, Array]) -> float:
 
 
 def _lost(g: Array) -> float:
-    """The sum of an array's squares below which a loss of squares to underflow could show in it."""
+    """If the sum of an array's squares is below this, squares lost to underflow could change it."""
     if g.dtype.kind != "f":
         return 0.0
     limits = xp.finfo(g.dtype)

@@ -39,8 +39,8 @@ class Moments:
 
 
 class AdamW:
-    """AdamW, by the equations above. lr: the learning rate; betas: (b1, b2); weight_decay acts on the parameters whose
-    names `decay` selects (as in `select`; all by default). Raises ValueError for numbers out of range.
+    """AdamW, by the equations at the top of this file. lr: the learning rate; betas: (b1, b2); weight_decay acts on the
+    parameters whose names `decay` selects (as in `select`; all by default). Raises ValueError for numbers out of range.
 
     m, v, steps: {name: first moments}, {name: second moments} and {name: t} of the parameters stepped so far, under the
     names that they had then; of two with one name, the one that was stepped last. The mappings are made anew at each
@@ -89,7 +89,7 @@ class AdamW:
         second copy of all gradients.
 
         The step is made whole or not at all: if an interrupt (KeyboardInterrupt) arrives in the middle, the step is
-        finished before it goes on. Before anything changes, raises ValueError unless params, grads and existing
+        finished before that propagates. Before anything changes, raises ValueError unless params, grads and existing
         moments have the same names and shapes, and for an lr or scale out of range, one parameter under two names or a
         read-only array; TypeError for arrays without floating-point numbers or on another backend."""
         to_its_end(self._prepared(params, grads, lr, scale).run)

@@ -6,7 +6,7 @@ records how far it has come. It updates one block of numbers at a time, in two p
     keep    copy parameter and moments; if stopped here, nothing has changed, and they are copied again
     move    update them in place; if stopped here, they are restored from the copies, and updated again
 
-So `run` may be called again at any time, and continues to the end. `to_its_end` does that, and lets the exception go on
+So `run` may be called again at any time, and continues to the end. `to_its_end` does that, and raises the exception
 afterwards. A block is small enough for all its passes to stay in the processor's cache, which is faster than making
 each pass over a whole array. The values do not depend on the blocks, because every operation is elementwise.
 """
@@ -120,7 +120,7 @@ def _move(np: Any, p: Array, m: Array, v: Array, g: Array, r: Rates, work: Array
 
 def to_its_end(run: Callable[[], Any]) -> None:
     """Call run(), which continues where it stopped when it is called again. After an exception it is called again, and
-    only then the exception goes on. (This also survives a second interrupt, but not a third.)"""
+    only then the exception propagates. (The call survives a second interrupt, too, but not a third.)"""
     try:
         run()
     except BaseException:
