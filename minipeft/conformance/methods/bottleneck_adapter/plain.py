@@ -104,10 +104,12 @@ class BottleneckAdapter:
             raise ValueError(f"x {x.shape}, n {n.shape}, F {F.shape} do not fit D {self.D.shape}")
 
     def forward(self, x: Array, n: Array, F: Array) -> Array:
+        """x, n, F [N, d] -> y [N, d]. Raises ValueError for inputs that do not fit."""
         self.fit(x, n, F)
         return self.joined(x, F, self.adapted(self.read(x, n, F)))
 
     def vjp(self, x: Array, n: Array, F: Array, g: Array) -> dict:
+        """{name: gradient} of sum(g * y), for g [N, d]; None for n where it is not read."""
         e, h = self.e, self.read(x, n, F)
         z = self.inner(h)
         gs = e.r(self.s * g)
@@ -126,16 +128,20 @@ class BottleneckAdapter:
         return {"x": self.e.r(g + dh), "n": None, "F": g.copy()}
 
     def merge(self) -> None:
+        """Raises ValueError: no weight of the model computes what the adapter does."""
         raise ValueError("a bottleneck adapter is no part of any weight: it cannot be merged")
 
     def trainable(self) -> set[str]:
+        """The names of the trained arrays."""
         return set(LEAVES)
 
     def save(self) -> bytes:
+        """The adapter as the bytes of a file."""
         arrays = {name: numpy.ascontiguousarray(getattr(self, name)) for name in LEAVES}
         return safetensors.numpy.save({**arrays, "scale": numpy.array(self.s)}, {"activation": self.activation})
 
     def load(self, blob: bytes) -> None:
+        """Replaces weights and scale by those of a file. Raises ValueError for another width."""
         found = safetensors.numpy.load(blob)
         if found["D"].shape[1] != self.D.shape[1]:
             raise ValueError(f"an adapter for width {found['D'].shape[1]}; expected {self.D.shape[1]}")

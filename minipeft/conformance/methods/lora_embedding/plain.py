@@ -63,6 +63,7 @@ class LoraEmbedding:
         return self.e.r(self.scale() * self.e.mm(self.e.mm(h, self.B), self.A))
 
     def forward(self, ids: Array) -> Array:
+        """ids [b, t] -> y [b, t, d]. Raises IndexError for an id that the table lacks."""
         ids = self.checked(ids)
         rows = self.E[ids]
         return rows if self.kept is not None else self.e.r(rows + self.low_rank(ids))
@@ -77,6 +78,7 @@ class LoraEmbedding:
         return logits if self.kept is not None else self.e.r(logits + self.low_rank_head(h))
 
     def vjp(self, ids: Array, g: Array) -> dict:
+        """{name: gradient} of sum(g * y), for g [b, t, d]; None for the frozen table."""
         flat = self.checked(ids).reshape(-1)
         gs = g.reshape(len(flat), -1)
         s, mm, r = self.scale(), self.e.mm, self.e.r
@@ -100,9 +102,11 @@ class LoraEmbedding:
         return {**{k: self.e.r(lookup[k] + head[k]) for k in ("A", "B")}, "E": None}
 
     def weight(self) -> Array:
+        """E [V, d], with the update while it is merged."""
         return self.E
 
     def merge(self) -> None:
+        """Puts the update into E. Raises ValueError if it is there already."""
         if self.kept is not None:
             raise ValueError("it is merged already")
         self.kept, self.E = self.E, self.merged()
@@ -112,26 +116,33 @@ class LoraEmbedding:
         return self.e.r(self.E + self.delta())
 
     def unmerge(self) -> None:
+        """Takes the update out of E again, by restoring E."""
         assert self.kept is not None, "it is not merged"
         self.E, self.kept = self.kept, None
 
     def is_merged(self) -> bool:
+        """Whether the update is in the weight."""
         return self.kept is not None
 
     def step(self, ids: Array, g: Array, lr: float) -> None:
+        """One step of gradient descent on A and B."""
         grads = self.vjp(ids, g)
         self.A, self.B = self.e.r(self.A - lr * grads["A"]), self.e.r(self.B - lr * grads["B"])
 
     def trainable(self) -> set[str]:
+        """The names of the trained arrays."""
         return {"A", "B"}
 
     def save(self) -> bytes:
+        """The adapter as the bytes of a file."""
         return safetensors.numpy.save({"A": numpy.ascontiguousarray(self.A), "B": numpy.ascontiguousarray(self.B),
                                        "alpha": numpy.array(self.alpha)})
 
     def load(self, blob: bytes) -> None:
+        """Replaces the adapter by that of a file. Raises ValueError for one that does not fit."""
         found = safetensors.numpy.load(blob)
         self.take(found["A"], found["B"], float(found["alpha"]))
 
     def state_keys(self) -> set[str]:
+        """The names of the arrays in a file."""
         return {"A", "B", "alpha"}

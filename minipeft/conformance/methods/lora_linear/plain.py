@@ -27,6 +27,7 @@ class LoraLinear:
         self.active = ["default"]
 
     def add(self, name: str, A: Array, B: Array, alpha: float) -> None:
+        """Adds an adapter on the same W, which is not active yet. Raises ValueError for one that does not fit."""
         (d_out, d_in), r = self.W.shape, len(A)
         if r < 1 or A.shape != (r, d_in) or B.shape != (d_out, r):
             raise ValueError(f"A {A.shape} and B {B.shape} do not fit W {self.W.shape}")
@@ -57,16 +58,19 @@ class LoraLinear:
         return self.e.r(self.e.mm(x, self.W.T) + self.b)
 
     def forward(self, x: Array) -> Array:
+        """x [N, in] -> y [N, out], without dropout."""
         y = self.base(x)
         for name in self.active if self.kept is None else []:
             y = self.e.r(y + self.low_rank(x, name))
         return y
 
     def forward_train(self, x: Array, keep: Array) -> Array:
+        """y [N, out] with dropout; keep [N, in]: 1 for the inputs that are kept, 0 for others."""
         dropped = self.e.r(self.e.r(x * keep) / (1 - self.dropout))
         return self.e.r(self.base(x) + self.low_rank(dropped, self.active[0]))
 
     def forward_rows(self, x: Array, rows: Sequence[str | None]) -> Array:
+        """y [N, out]; row i with the adapter rows[i], or with none where that is None."""
         y = self.base(x)
         for i, name in enumerate(self.adapter_of(rows)):
             if name is not None:
@@ -78,6 +82,7 @@ class LoraLinear:
         return rows
 
     def vjp(self, x: Array, g: Array) -> dict:
+        """{name: gradient} of sum(g * y), for g [N, out]; None for frozen arrays."""
         A, B, alpha = self.adapters[self.active[0]]
         s, mm, r = self.scale(A, alpha), self.e.mm, self.e.r
         gB = mm(g, B)
@@ -85,9 +90,11 @@ class LoraLinear:
                 "x": r(mm(g, self.W) + r(s * mm(gB, A))), "W": None, "b": None}
 
     def weight(self) -> Array:
+        """W [out, in], with the update while it is merged."""
         return self.W
 
     def merge(self) -> None:
+        """Puts the update of the active adapter into W. Raises ValueError if it is there already."""
         if self.kept is not None:
             raise ValueError("it is merged already")
         self.kept, self.W = self.W, self.merged()
@@ -97,16 +104,20 @@ class LoraLinear:
         return self.e.r(self.W + self.delta(self.active[0]))
 
     def merge_safe(self) -> None:
+        """As `merge`: there is only one way of merging here."""
         self.merge()
 
     def unmerge(self) -> None:
+        """Takes the update out of W again, by restoring W."""
         assert self.kept is not None, "it is not merged"
         self.W, self.kept = self.kept, None
 
     def is_merged(self) -> bool:
+        """Whether the update is in the weight."""
         return self.kept is not None
 
     def activate(self, names: Sequence[str]) -> None:
+        """Makes these adapters the active ones. Raises ValueError for an unknown name."""
         unknown = [name for name in names if name not in self.adapters]
         if unknown:
             raise ValueError(f"no adapter {unknown[0]!r}; there are {', '.join(self.adapters)}")
@@ -115,26 +126,32 @@ class LoraLinear:
         self.active = list(names)
 
     def remove(self, name: str) -> None:
+        """Removes an adapter, unmerged if it was merged."""
         if self.kept is not None and name in self.active:
             self.unmerge()
         del self.adapters[name]
         self.active = [n for n in self.active if n != name]
 
     def step(self, x: Array, g: Array, lr: float) -> None:
+        """One step of gradient descent on A and B of the active adapter."""
         A, B, alpha = self.adapters[self.active[0]]
         grads = self.vjp(x, g)
         self.adapters[self.active[0]] = (self.e.r(A - lr * grads["A"]), self.e.r(B - lr * grads["B"]), alpha)
 
     def trainable(self) -> set[str]:
+        """The names of the trained arrays."""
         return {"A", "B"}
 
     def save(self) -> bytes:
+        """The adapter as the bytes of a file."""
         A, B, alpha = self.adapters[self.active[0]]
         return safetensors.numpy.save({"A": A, "B": B, "alpha": numpy.array(alpha)})
 
     def load(self, blob: bytes) -> None:
+        """Replaces the adapter "default" by that of a file. Raises ValueError for one that does not fit."""
         found = safetensors.numpy.load(blob)
         self.add("default", found["A"], found["B"], float(found["alpha"]))
 
     def state_keys(self) -> set[str]:
+        """The names of the arrays in a file."""
         return {"A", "B", "alpha"}

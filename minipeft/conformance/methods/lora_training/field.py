@@ -71,12 +71,14 @@ class Digits(Field):
         self.scalar = mpmath.mpf
 
     def array(self, x: Any) -> numpy.ndarray:
+        """x in this kind of number."""
         x = numpy.asarray(x)
         out = numpy.empty(x.shape, object)
         out[...] = numpy.vectorize(self.mp.mpf, otypes=[object])(x) if x.size else x
         return out
 
     def cos_pi(self, x: Any) -> Any:
+        """cos(pi x)."""
         return self.mp.cos(self.mp.pi * x)
 
 
@@ -87,6 +89,7 @@ class Bounds(Field):
         self.arith, self.sums = arith, arithmetic(arith.accumulate)
 
     def array(self, x: Any) -> Bounded:
+        """x in this kind of number."""
         return Bounded.of(wide(x), self.arith)
 
     def scalar(self, x: Any) -> Bounded:
@@ -105,12 +108,14 @@ class Bounds(Field):
         return Bounded(x, (10 + 2 * t) * self.sums.u_s, self.sums)
 
     def stored(self, x: Bounded) -> Bounded:
+        """x with the error of one rounding to storage."""
         once = abs(on_grid(x.value, self.arith.store) - x.value)
         if x.error.any():
             once = self.arith.u_s * (abs(x.value) + x.error) + self.arith.eta
         return Bounded(x.value, x.error + once, self.arith)
 
     def block(self, f: Callable, k: int, n: int, *operands: Bounded) -> Bounded:
+        """As in Field; its error is the formula at the top."""
         size = f(*(abs(o.value) for o in operands))
         most = f(*(abs(o.value) + o.error for o in operands))
         error = most - size + kappa(k, n, self.arith) * most + n * self.arith.eta
@@ -123,6 +128,7 @@ class Bounds(Field):
         return Bounded(value, moved + (self.arith.u_s + self.arith.u_a) * (value + moved) + self.arith.eta, self.arith)
 
     def within(self, x: Bounded, most: float, k: int) -> Bounded:
+        """As in Field: the error is cut to what this leaves possible."""
         return Bounded(x.value, numpy.minimum(x.error, abs(x.value) + most * (1 + kappa(k, 1, self.arith))), self.arith)
 
     def clipped(self, clip: float, norm: Bounded, extra: float) -> Bounded:

@@ -51,9 +51,11 @@ class Lattice:
 
     @property
     def T(self) -> "Lattice":
+        """The transpose."""
         return self._moved(lambda x: x.T)
 
     def sum(self) -> "Lattice":
+        """The sum of all entries."""
         return self._moved(lambda x: x.sum())
 
     def __neg__(self) -> "Lattice":
@@ -100,6 +102,7 @@ class _Exact(Field):
         self.dtype = dtype
 
     def array(self, x: Any) -> Lattice:
+        """x on its lattice."""
         return Lattice.of(x, self.dtype)
 
     scalar = array

@@ -31,6 +31,8 @@ class LoraTraining:
         self.norm = self.rate = math.nan
 
     def step(self, micro_batches: Sequence[Micro]) -> float:
+        """One step over micro-batches (x [n, in], t [n, out], w [n]). Returns the loss before it. Raises ValueError for
+        arrays that do not fit, and where no token counts."""
         for x, t, w in micro_batches:
             if x.shape != (len(w), self.W.shape[1]) or t.shape != (len(w), self.W.shape[0]):
                 raise ValueError(f"x {x.shape}, t {t.shape} and w {w.shape} do not fit W {self.W.shape}")
@@ -110,6 +112,7 @@ class LoraTraining:
         return r(self.ratio(*self.corrected(self.m[name], self.v[name], self.t)))
 
     def betas(self) -> tuple[float, float]:
+        """(beta1, beta2)."""
         return tuple(self.o["betas"])
 
     def corrected(self, m: Array, v: Array, t: int) -> tuple[Array, Array]:
@@ -118,25 +121,32 @@ class LoraTraining:
         return m / (1 - b1 ** t), v / (1 - b2 ** t)
 
     def ratio(self, m: Array, v: Array) -> Array:
+        """m / (sqrt(v) + eps)."""
         return m / (numpy.sqrt(v) + self.o["eps"])
 
     def weights(self) -> dict[str, Array]:
+        """{"A", "B", "W", "b": array}."""
         return {**self.p, "W": self.W, "b": self.b}
 
     def moments(self) -> dict[str, Array]:
+        """{"m.A", "m.B", "v.A", "v.B": array}; {} under SGD."""
         return {f"{kind}.{name}": a for kind, of in (("m", self.m), ("v", self.v)) for name, a in of.items()}
 
     def grad_norm(self) -> float:
+        """The norm of the last step's gradient, before clipping."""
         return self.norm
 
     def lr(self) -> float:
+        """The learning rate of the last step."""
         return self.rate
 
     def state(self) -> bytes:
+        """Weights, moments and step as the bytes of a file."""
         kept = {f"p.{name}": p for name, p in self.p.items()} | self.moments() | {"t": numpy.array(self.t)}
         return safetensors.numpy.save(kept)
 
     def load_state(self, blob: bytes) -> None:
+        """Continues from a file that `state` gave."""
         found = safetensors.numpy.load(blob)
         self.t = int(found["t"])
         for prefix, of in (("p", self.p), ("m", self.m), ("v", self.v)):

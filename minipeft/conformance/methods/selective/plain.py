@@ -35,6 +35,7 @@ class Selective:
         self.choose({name: numpy.ones(self.shape(name), bool) for name in self.known(train)})
 
     def shape(self, name: str) -> tuple:
+        """Of a weight."""
         return self.base[name].shape
 
     def known(self, names: Sequence[str]) -> list[str]:
@@ -51,12 +52,14 @@ class Selective:
         self.chosen = {name: chosen[name] for name in self.base if name in chosen}
 
     def select(self, pattern: str) -> None:
+        """Trains the weights in whose names the pattern is found. Raises ValueError if there are none."""
         found = [name for name in self.base if re.search(pattern, name)]
         if not found:
             raise ValueError(f"{pattern!r} matches nothing; there are {', '.join(self.base)}")
         self.choose({name: numpy.ones(self.shape(name), bool) for name in found})
 
     def train_elements(self, masks: Mapping[str, Array]) -> None:
+        """Trains these elements {name: booleans}. Raises ValueError for a mask that does not fit."""
         for name in self.known(list(masks)):
             if masks[name].dtype != bool or masks[name].shape != self.shape(name) or not masks[name].any():
                 raise ValueError(f"the mask of {name} is {masks[name].dtype} {list(masks[name].shape)}; expected "
@@ -64,6 +67,7 @@ class Selective:
         self.choose(masks)
 
     def train_rows(self, rows: Mapping[str, Array]) -> None:
+        """Trains these rows {name: integers}. Raises ValueError for rows that do not exist, and for none."""
         masks = {}
         for name in self.known(list(rows)):
             count = self.shape(name)[0]
@@ -79,12 +83,15 @@ class Selective:
         return mask
 
     def trainable(self) -> set[str]:
+        """The names of the trained arrays."""
         return set(self.chosen)
 
     def weights(self) -> dict[str, Array]:
+        """{name: weight}, all six, as `forward` uses them."""
         return dict(self.w)
 
     def variance(self, centred: Array) -> Array:
+        """[N, 1], of each row."""
         return (centred * centred).mean(axis=-1, keepdims=True)
 
     def root(self, variance: Array) -> Array:
@@ -92,6 +99,7 @@ class Selective:
         return numpy.sqrt(variance + variance.dtype.type(self.eps))
 
     def centred(self, x: Array) -> Array:
+        """x [N, d] without the mean of each row."""
         return x - x.mean(axis=-1, keepdims=True)
 
     def normalized(self, x: Array) -> tuple[Array, Array]:
@@ -111,6 +119,7 @@ class Selective:
         return {"z": z, "inverse": inverse, "n": n, "h": h, "a": numpy.maximum(h, 0)}
 
     def forward(self, x: Array) -> Array:
+        """x [N, d] -> y [N, d]. Raises ValueError for another width."""
         a = self.parts(x)["a"]
         return self.e.r(x + self.e.r(self.e.mm(a, self.w["fc2.weight"].T) + self.w["fc2.bias"]))
 
@@ -136,6 +145,7 @@ class Selective:
         return self.e.r(p["inverse"] * inner)
 
     def vjp(self, x: Array, g: Array) -> dict[str, Array | None]:
+        """{name: gradient} of sum(g * y), and of x, for g [N, d]; None for frozen weights."""
         full = self.all_gradients(x, g)
         return {"x": full.pop("x"), **{name: self.restricted(name, full[name]) for name in self.w}}
 
@@ -144,6 +154,7 @@ class Selective:
         return numpy.where(self.chosen[name], gradient, 0) if name in self.chosen else None
 
     def step(self, x: Array, g: Array, lr: float, weight_decay: float = 0.0) -> None:
+        """One step of gradient descent with decoupled decay on the trained weights."""
         found, after = self.vjp(x, g), {}
         for name, w in self.w.items():
             gradient = found[name]
@@ -159,6 +170,7 @@ class Selective:
         return self.e.r(self.e.r(w * (1 - lr * decay)) - self.e.r(lr * gradient))
 
     def off(self) -> None:
+        """Restores the weights before training, until `on`."""
         if self.kept is None:
             self.kept, self.w = self.w, self.restored()
 
@@ -167,5 +179,6 @@ class Selective:
         return self.base
 
     def on(self) -> None:
+        """Brings the trained weights back."""
         if self.kept is not None:
             self.w, self.kept = self.kept, None

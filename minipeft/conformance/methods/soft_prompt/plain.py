@@ -65,6 +65,7 @@ class SoftPrompt:
         return x, seen, positions, at
 
     def embed(self, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
+        """X [b, p + t, d], mask' and positions [b, p + t]: the inputs of the layer."""
         return self.laid_out(ids, mask, self.P)[:3]
 
     # the layer
@@ -122,12 +123,15 @@ class SoftPrompt:
         return y[numpy.arange(len(y))[:, None], at]
 
     def forward(self, ids: Array, mask: Array) -> Array:
+        """ids, mask [b, t] -> y [b, t, d]. Raises ValueError for inputs that do not fit."""
         return self.run(ids, mask, self.P)
 
     def base_forward(self, ids: Array, mask: Array) -> Array:
+        """y [b, t, d] without a prompt."""
         return self.run(ids, mask, self.P[:0])
 
     def disabled(self, ids: Array, mask: Array) -> Array:
+        """y [b, t, d] with the prompt switched off for this call."""
         return self.base_forward(ids, mask)
 
     # gradients
@@ -152,18 +156,23 @@ class SoftPrompt:
         return self.into_x(whole)[rows, at[:, :len(self.P)]]
 
     def vjp(self, ids: Array, mask: Array, g: Array) -> dict:
+        """{"P": gradient of sum(g * y), "E": None}, for g [b, t, d]."""
         return {"P": self.e.sum(self.rows_of(ids, mask, g), axis=0), "E": None}
 
     # state
 
     def trainable(self) -> set[str]:
+        """The names of the trained arrays."""
         return {"P"}
 
     def save(self) -> bytes:
+        """The prompt as the bytes of a file."""
         return safetensors.numpy.save({"P": self.P})
 
     def load(self, blob: bytes) -> None:
+        """Replaces the prompt by that of a file. Raises ValueError for another width."""
         self.P = self.checked(safetensors.numpy.load(blob)["P"])
 
     def state_keys(self) -> set[str]:
+        """The names of the arrays in a file."""
         return {"P"}
