@@ -1,11 +1,13 @@
-"""`python -m minipeft.conformance`: hold an implementation against the reference.
+"""`python -m minipeft.conformance`: check an implementation against the reference.
 
-  --impl mypkg.adapter            run it: a table of rho, and every failure in words
-  --self-test                     the kit holds itself: the reference passes, every planted bug is found
-  vectors generate [--check]      make the published vectors again; with --check compare the bytes
-  compare MINE REF                two traces of a whole model: the first tensor that is off
+  --impl mypkg.adapter            check this plug-in: prints a table of rho, and every failure in words
+  --self-test                     test the kit itself: the reference must pass, every planted bug must be found
+  vectors generate [--check]      write the published vectors again; with --check, only compare the bytes
+  compare MINE REF                compare two traces of a whole model: names the first tensor that differs
 
-A plug-in is a module with one function per method that it has, over NumPy arrays:
+rho is the worst error divided by the bound derived for it: at most 1 conforms.
+
+A plug-in is a module with one function for each method that it implements, over NumPy arrays:
 
   capabilities = dict(name="mine", version="1", dtypes=["float64"])
   class Layer:
@@ -14,8 +16,9 @@ A plug-in is a module with one function per method that it has, over NumPy array
   def lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):
       return Layer(W, b, A, B, alpha / len(A))
 
-Every further method of the object that it knows (vjp, merge, unmerge, weight, save, load, ...) is one more property
-that can be held; what is missing is skipped, and counted. --list shows all of them, with arguments and results.
+Each further call that the returned object offers (vjp, merge, unmerge, weight, save, load, ...) lets the kit test more
+properties. Properties whose calls are missing are skipped and counted. --list shows every call with its arguments and
+result, and every property.
 
 Exit status: 0 conforms, 1 failures, 2 wrong usage or the plug-in cannot be imported, 3 nothing ran, 130 interrupted.
 """
@@ -35,6 +38,7 @@ from minipeft.conformance.writable import file_trouble
 
 
 def main(argv: list[str]) -> int:
+    """The command with the arguments `argv`. Returns its exit status; argparse raises SystemExit for wrong usage."""
     if argv[:1] == ["vectors"]:
         from minipeft.conformance.vectors.generate import main as vectors
         return vectors(argv[1:])
@@ -50,9 +54,9 @@ def main(argv: list[str]) -> int:
         if args.list:
             return _print(*listing(args.method))
         if args.impl is None:
-            parser.error("what is to be run? --impl MODULE, --self-test, --list, vectors, or compare")
+            parser.error("nothing to run: give --impl MODULE, --self-test, --list, vectors, or compare")
         _dotted(args.impl)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the plug-in's process is ended with this one
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the plug-in's process ends with this one
         if args.replay:
             from minipeft.conformance.apart import again_apart
             return again_apart(args.impl, args.replay, args.time_limit)
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(args: argparse.Namespace) -> Report:
-    """What came out of a run, also of one that was interrupted."""
+    """The report of a run, complete or interrupted."""
     if args.json and (trouble := file_trouble(args.json)):
         raise ValueError(f"--json {args.json} cannot be written: {trouble}")
     try:
@@ -81,7 +85,7 @@ def _run(args: argparse.Namespace) -> Report:
 
 
 def _told(report: Report, args: argparse.Namespace) -> int:
-    """Prints it, then writes it where it is to be written."""
+    """Prints the report, writes it to the --json file if there is one, and returns the exit status."""
     _print(report, *(["skipped:", *report.skips()] if args.skips else []))
     if args.json:
         report.write_json(args.json)
@@ -89,7 +93,7 @@ def _told(report: Report, args: argparse.Namespace) -> int:
 
 
 def _print(*lines: object) -> int:
-    """A reader that has read enough (`| head`) changes neither the exit status nor what else is to be done."""
+    """Prints the lines. A reader that closes the pipe early (`| head`) changes neither exit status nor later work."""
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
@@ -98,23 +102,23 @@ def _print(*lines: object) -> int:
 
 
 def _hush() -> None:
-    """What is printed from now on goes nowhere; the interpreter would complain at its end of a pipe without reader."""
+    """Discards all further output: at its exit the interpreter would complain of a pipe without a reader."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(argv: list[str]) -> int:
-    """`main`, which ends quietly where nobody reads on."""
+    """`main`, ending quietly if the reader of the output has gone."""
     try:
         status = main(argv)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
         _hush()
-        return 128 + 13  # as of a program that SIGPIPE ended
+        return 128 + 13  # the status of a program ended by SIGPIPE
 
 
 def _dotted(impl: str) -> None:
-    """Raises ValueError for a file in the place of a module's name."""
+    """Raises ValueError if a file is given instead of a module's name."""
     if impl.endswith(".py") and Path(impl).is_file():
         name = Path(impl).with_suffix("")
         inside = not name.is_absolute() and ".." not in name.parts
@@ -126,23 +130,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m minipeft.conformance", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--impl", metavar="MODULE", help="dotted name of the plug-in, importable from here")
+    add("--impl", metavar="MODULE", help="dotted name of the plug-in module, importable from the current folder")
     add("--method", action="append", metavar="NAME", help="only this method (may be repeated; see --list)")
     add("--dtype", action="append", metavar="DTYPE", help="only this dtype (may be repeated)")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--vectors-only", action="store_true", help="the published vectors alone: seconds, no hypothesis")
-    only.add_argument("--live-only", action="store_true", help="the drawn cases alone")
+    only.add_argument("--vectors-only", action="store_true", help="only the published vectors: seconds, no hypothesis")
+    only.add_argument("--live-only", action="store_true", help="only cases drawn at random")
     add("--cases", type=int, default=50, help="drawn cases per method, dtype and kind (default 50)")
-    add("--seed", type=int, default=0, help="of the drawn cases (default 0)")
+    add("--seed", type=int, default=0, help="seed of the drawn cases (default 0)")
     add("--time-limit", type=float, default=10.0, metavar="S", help="seconds for one call of the plug-in (default 10)")
     add("--json", metavar="FILE", help="write the report as JSON")
-    add("--skips", action="store_true", help="list what was skipped, and why")
+    add("--skips", action="store_true", help="list the skipped properties, with the reasons")
     add("--save-failures", metavar="DIR", default="conformance-failures",
-        help="where a failure's smallest case and script go (default conformance-failures)")
-    add("--replay", metavar="FILE", help="run one saved failure again")
-    add("--list", action="store_true", help="list methods, what a plug-in has for each, and properties")
-    add("--self-test", action="store_true", help="hold the kit against itself")
-    add("--quiet", action="store_true", help="no progress line")
+        help="folder for the smallest case and the script of each failure (default conformance-failures)")
+    add("--replay", metavar="FILE", help="run one saved failure (.safetensors) again")
+    add("--list", action="store_true", help="list the methods, the calls of a plug-in for each, and the properties")
+    add("--self-test", action="store_true", help="test the kit itself")
+    add("--quiet", action="store_true", help="show no progress line")
     return parser
 
 

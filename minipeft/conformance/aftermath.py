@@ -1,6 +1,6 @@
-"""After a failure: the smallest case that still fails, what it looks like, and files to look at it again.
+"""After a failure: the smallest case that still fails, its likely cause, and files that reproduce it.
 
-Used by the run once all properties of a stage are through: a bug that explains all failures is the better guess.
+The run calls this once all properties of a stage have run: a bug that explains all failures is the better guess.
 """
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from minipeft.conformance.replay import write
 from minipeft.conformance.result import Result
 from minipeft.conformance.shrink import shrink
 
-_BUDGET = 20.0  # seconds for smaller cases of all failures together
-_SHOWN = 6  # arrays of up to so many rows and columns are shown whole
+_BUDGET = 20.0  # seconds for shrinking all failures together
+_SHOWN = 6  # arrays of at most so many rows and columns are shown whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """A property that failed on a case; what was seen, and the (case, handle) pairs that were made on the way."""
+    """A property that failed on a case. seen: its observations. made: the (case, handle) pairs that it made."""
 
     prop: Property
     case: Case
@@ -38,12 +38,12 @@ class Failed:
 
     @property
     def worst(self) -> Observation | Fault:
-        """The first thing that is wrong."""
+        """The first observation that is wrong."""
         return next(o for o in self.seen if not o.holds)
 
     @property
     def words(self) -> str:
-        """What was seen, in a line."""
+        """The first wrong observation, in one line."""
         o = self.worst
         if isinstance(o, Fault):
             return str(o)
@@ -55,7 +55,7 @@ class Failed:
             return f"{o.name}: got shape {list(got.shape)}, expected {list(want.shape)}{why}"
         error = abs(got - want) / (o.tau if o.level == "B" else 1)
         at = numpy.unravel_index(int(numpy.argmax(error)), error.shape)
-        size = f"rho {o.rho:.3g}" if o.level == "B" else "to be equal bit for bit"
+        size = f"rho {o.rho:.3g}" if o.level == "B" else "must be equal bit for bit"
         digits = 10 if f"{float(got[at]):.10g}" != f"{float(want[at]):.10g}" else 17
         numbers = f"got {float(got[at]):.{digits}g}, expected {float(want[at]):.{digits}g}"
         return f"{o.name}{list(map(int, at))}: {numbers}, {size}{why}"
@@ -63,8 +63,10 @@ class Failed:
 
 def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Failed]], folder: str | None,
               alive: Callable[[], None]) -> Iterator[Result]:
-    """The results of failures with what could be found out. folder: where files go; None writes none. alive: called
-    whenever the implementation is about to be: who waits for it knows that it is not this that takes so long."""
+    """The results of failures, with their smallest cases, likely causes and files filled in.
+
+    failures: each result with the failure behind it. folder: for the files; None writes none. alive: called before each
+    layer of the implementation is made, so that a watching process sees that the kit is still at work."""
     if not failures:
         return
 
@@ -76,12 +78,12 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
     likely = explain(method, [(f.prop, f.case, f.seen) for _, f in failures], make)
     for result, failed in failures:
         if any(isinstance(o, Fault) and o.kind == HANGS for o in failed.seen):
-            yield result  # every try would cost the time limit again
+            yield result  # every attempt would take the time limit again
             continue
 
         def still_fails(case: Case, prop: Property = failed.prop) -> bool:
             if time.monotonic() - begun > _BUDGET:
-                return False  # a slow implementation keeps a larger case
+                return False  # for a slow implementation the case stays larger
             return prop.applies(case) and fails(look(prop, case, plugin, make)[0])
 
         case = shrink(failed.case, method, still_fails) if failed.prop.id != REFUSALS else failed.case
@@ -92,7 +94,7 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
         mine = suspects(method, failed.prop, failed.case, failed.seen, among=likely)
         wrong = failed.worst
         if not mine and isinstance(wrong, Observation) and wrong.why:
-            result.diagnosis = f"{wrong.name}: {wrong.why}"  # the property knows what it means, no planted bug does
+            result.diagnosis = f"{wrong.name}: {wrong.why}"  # no planted bug explains it, but the property does
         elif mine or isinstance(wrong, Observation) and wrong.level != "S":
             result.diagnosis = words(method, mine, [(failed.prop, failed.case, failed.seen)])
         result.links = sorted({link for m in mine if m.flag in method.notes for link in method.notes[m.flag].links})
@@ -104,7 +106,7 @@ def explained(plugin: Plugin, method: Method, failures: list[tuple[Result, Faile
 
 
 def shown(case: Case) -> str:
-    """A case in a line: params, then arrays; of large ones the shape."""
+    """A case in one line: its dtype, params and arrays; a large array is given by its shape."""
     parts = [f"{name}={value}" for name, value in case.params.items()]
     for name, array in case.arrays.items():
         small = array.ndim <= 2 and all(n <= _SHOWN for n in array.shape)

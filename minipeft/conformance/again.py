@@ -1,4 +1,4 @@
-"""A saved failure, run once more."""
+"""Runs a saved failure once more."""
 from __future__ import annotations
 
 from minipeft.conformance.aftermath import Failed
@@ -13,10 +13,11 @@ from minipeft.conformance.replay import read
 
 
 def again(impl: str, path: str, limit: float) -> int:
-    """Prints what the property sees on the saved case. 0 if it holds now, 1 if not, 3 if it cannot be put to this
-    implementation.
+    """Run the property of a saved failure on its case, and print the outcome.
 
-    Raises ValueError for a file that is damaged or not one of ours."""
+    impl: dotted name of the plug-in. path: the .safetensors file of the failure. limit: seconds for one call. Returns 0
+    if the property holds now, 1 if not, 3 if it cannot be tested on this implementation. Raises ValueError for a file
+    that is damaged or was not written by the kit, and if the plug-in cannot be imported."""
     id, case = read(path)
     method, plugin = all_methods()[case.method], load(impl, limit)
     prop = property_named(method, id)
@@ -36,18 +37,18 @@ def again(impl: str, path: str, limit: float) -> int:
 
 
 def _ask(plugin: Plugin, method: Method, prop: Property, case: Case) -> None:
-    """Raises Skip where a run would not put this property to the implementation."""
+    """Raises Skip where a run would not test this property on the implementation."""
     if not plugin.offers(method):
         raise Skip(f"no function {method.name}()")
     if case.dtype not in plugin.dtypes:
         raise Skip(f"{case.dtype} is not declared")
     if not prop.applies(case):
-        raise Skip("under the conventions that are declared the case is none of those that the property is about")
+        raise Skip("under the declared conventions the property does not apply to this case")
     if not prop.needs:
         return
     try:
         handle = plugin.make(method)(case)
     except Fault:
-        return  # the property sees it too, and says so
+        return  # the property will report it
     if absent := [name for name in prop.needs if not handle.offers(name)]:
         raise Skip(f"not offered: {', '.join(absent)}")

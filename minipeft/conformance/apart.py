@@ -1,6 +1,6 @@
-"""A saved failure run once more, in a process of its own: what crashes or hangs there is said in a line.
+"""Runs a saved failure once more, in a process of its own: a crash or a hang is reported in one line.
 
-The child writes its exit status into a file, so that a plug-in which ends the process itself is not taken for an
+The child writes its exit status into a file, so that a plug-in that ends the process itself is not mistaken for an
 answer.
 """
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 
 from minipeft.conformance.again import again
 
-PATIENCE = 30.0  # seconds beyond the time limit of one call, as a run has it
+PATIENCE = 30.0  # seconds beyond the time limit of one call, as in a run
 _CHILD = "from minipeft.conformance.apart import main; main()"
 
 
 def again_apart(impl: str, path: str, limit: float) -> int:
-    """`again`, printed as it prints. Returns its status; 1 if the process died or did not answer, 2 if the file or the
-    plug-in cannot be read. Raises ValueError for a limit that is none."""
+    """`again` in a child process, with the same arguments and output.
+
+    Returns its status; 1 if the process died or did not answer, 2 if the file or the plug-in cannot be read. Raises
+    ValueError for a limit that is not finite and above 0 s."""
     if not 0 < limit < float("inf"):
         raise ValueError(f"limit is {limit}; expected a finite limit above 0 s")
     with tempfile.TemporaryDirectory() as folder:
@@ -45,16 +47,16 @@ def again_apart(impl: str, path: str, limit: float) -> int:
 
 
 def _ended(process: subprocess.Popen) -> None:
-    """Ends the child and all that it started."""
+    """Ends the child and every process that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it has ended, and left nothing
+        pass  # they have all ended
     process.wait()
 
 
 def main() -> None:
-    """The child."""
+    """The child: its one argument is [impl, path, limit, answer file] as JSON."""
     impl, path, limit, answer = json.loads(sys.argv[1])
     try:
         status = again(impl, path, limit)
@@ -62,4 +64,4 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     Path(answer).write_text(str(status), "ascii")
-    os._exit(status)  # what threads of the plug-in still do is not waited for
+    os._exit(status)  # does not wait for threads of the plug-in

@@ -1,10 +1,10 @@
-"""The arithmetic that an implementation declares: what it stores, multiplies and accumulates in.
+"""The arithmetic that an implementation declares: the dtypes in which it stores, multiplies and accumulates.
 
     fl(a op b) = (a op b)(1 + d), |d| <= u      u = 2^-53 (float64), 2^-24 (float32), 2^-11 (float16, TF32's inputs),
                                                 2^-8 (bfloat16)
 
-One number per dtype would say nothing about half precision (n u = 1 at n = 256 in bfloat16): kernels store bfloat16
-and accumulate in float32. So u_s of storage and u_a of accumulation are kept apart.
+A single u per dtype would give no useful bound for half precision (n u = 1 at n = 256 in bfloat16): kernels store
+bfloat16 and accumulate in float32. So u_s of storage and u_a of accumulation are separate.
 """
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _FIELDS = {"store": tuple(_SUBNORMAL), "multiply": tuple(UNIT), "accumulate": tu
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """store: the dtype of results. multiply: that of a product's inputs, "tf32" among them. accumulate: that of sums.
-    ftz: whether subnormal numbers are flushed to zero."""
+    """The arithmetic of one dtype.
+
+    store: the dtype of results. multiply: the dtype of a product's inputs, which may be "tf32". accumulate: the dtype
+    of sums. ftz: whether subnormal numbers are flushed to zero."""
 
     store: str
     multiply: str
@@ -36,29 +38,32 @@ class Arithmetic:
 
     @property
     def u_s(self) -> float:
+        """The unit roundoff of storage."""
         return UNIT[self.store]
 
     @property
     def u_a(self) -> float:
+        """The unit roundoff of sums."""
         return UNIT[self.accumulate]
 
     @property
     def u_m(self) -> float:
-        """What rounding a product's inputs costs; 0 if they are multiplied as they are stored, or wider."""
+        """The unit roundoff of a product's inputs; 0 if they are multiplied as they are stored, or in a wider dtype."""
         return UNIT[self.multiply] if UNIT[self.multiply] > UNIT[self.store] else 0.0
 
     @property
     def eta(self) -> float:
-        """The most that underflow costs one operation. Departure from the notes, which look at the accumulator
-        alone: float16 underflows when it is stored."""
+        """The largest error by underflow in one operation. The accumulator alone would not do: float16 sums in float32,
+        but underflows when it is stored."""
         table = _NORMAL if self.ftz else _SUBNORMAL
         return max(table[self.store], table[self.accumulate])
 
 
 def arithmetic(dtype: str, declared: Mapping[str, Any] | None = None) -> Arithmetic:
-    """That of a dtype: all of it in that dtype, but for half precision float32 sums, unless it is declared otherwise.
+    """The arithmetic of a dtype: everything in that dtype, except that half precision is summed in float32.
 
-    Raises ValueError for an unknown field or value."""
+    declared: fields of `Arithmetic` that differ from this. Raises ValueError for an unknown field or value, and if
+    results would be stored in a coarser dtype."""
     half = dtype in ("float16", "bfloat16")
     fields: dict[str, Any] = {"store": dtype, "multiply": dtype, "accumulate": "float32" if half else dtype,
                               "ftz": False}
@@ -68,13 +73,14 @@ def arithmetic(dtype: str, declared: Mapping[str, Any] | None = None) -> Arithme
                              f"{_FIELDS[name] if name in _FIELDS else tuple(_FIELDS)}")
         fields[name] = value
     if UNIT[fields["store"]] > UNIT[dtype]:
-        raise ValueError(f"arith[{dtype!r}] says store={fields['store']!r}: results in fewer digits than {dtype} has "
-                         f"are not results in {dtype}; declare the dtype {fields['store']}")
+        raise ValueError(f"arith[{dtype!r}] says store={fields['store']!r}, which has fewer digits than {dtype}: such "
+                         f"results are not results in {dtype}; declare the dtype {fields['store']}")
     return Arithmetic(**fields)
 
 
 def on_grid(x: Any, dtype: str) -> numpy.ndarray:
-    """x rounded once, to nearest even, to numbers of `dtype`; as float64, which holds all of them exactly."""
+    """x, of any shape, rounded once to the nearest number of `dtype` (ties to even), and returned as float64, which
+    holds every such number exactly."""
     x = numpy.asarray(x, numpy.float64)
     if dtype == "bfloat16":
         return _on_bf16(x)
@@ -83,8 +89,8 @@ def on_grid(x: Any, dtype: str) -> numpy.ndarray:
 
 
 def _on_bf16(x: numpy.ndarray) -> numpy.ndarray:
-    """bfloat16 keeps 7 of float64's 52 bits of fraction: the others are rounded off in place, where no number is
-    subnormal or overflows. (Emulation does little else: this is twice as fast.)"""
+    """x rounded to bfloat16, which keeps 7 of float64's 52 bits of fraction. If no number is subnormal or overflows,
+    the other bits are rounded off directly: this is twice as fast, and emulation does little else."""
     size = abs(x)
     if not (((size >= 2.0 ** -126) & (size < 2.0 ** 127)) | (size == 0)).all():
         return widen_bf16(round_bf16(x)).astype(numpy.float64)
@@ -95,5 +101,5 @@ def _on_bf16(x: numpy.ndarray) -> numpy.ndarray:
 
 @functools.cache
 def reference_unit() -> float:
-    """u of the longest floats that NumPy has here, in which live references are computed."""
+    """The unit roundoff of longdouble on this machine, in which the references of live cases are computed."""
     return float(numpy.finfo(numpy.longdouble).eps) / 2

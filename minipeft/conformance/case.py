@@ -1,4 +1,4 @@
-"""A case: the numbers of one test, exactly representable in its dtype, and how it is to be judged."""
+"""A case: the inputs of one test, exactly representable in its dtype, and how its outputs are judged."""
 from __future__ import annotations
 
 import copy
@@ -18,11 +18,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """arrays: float64 (on the grid of `dtype`), int64 or bool. params: numbers and strings, as JSON holds them.
+    """The inputs of one test of a method.
 
-    exact: the data are small integers or dyadic, on which every operation of the method is exact in every dtype, in
-    any order: what comes out is compared bit for bit. conventions, declared: what the implementation says of itself;
-    set by the harness. label: what the case is about, in words."""
+    dtype: the one in which the implementation computes. arrays: float64 (holding only numbers of `dtype`), int64 or
+    bool. params: numbers and strings, as JSON holds them. exact: the data are small integers or dyadic, so that every
+    operation of the method is exact in every dtype and in any order; outputs are then compared bit for bit.
+    conventions, declared: the conventions and the arithmetic that the implementation declares; set by the harness.
+    label: the subject of the case, in words."""
 
     method: str
     dtype: str
@@ -41,27 +43,28 @@ class Case:
 
     @functools.cached_property
     def arith(self) -> Arithmetic:
+        """The arithmetic that the implementation is judged by."""
         return arithmetic(self.dtype, self.declared)
 
     def tau(self, *values: Value) -> numpy.ndarray:
-        """The bound on one output, or the sum of those on several: two outputs that are held against each other may
-        each be off by its own."""
+        """The bound on one output, elementwise, or the sum of the bounds on several: when two outputs are compared with
+        each other, each may be off by its own bound."""
         return numpy.sum([tau(value, self.arith) for value in values], axis=0)
 
     def but(self, arrays: Mapping[str, numpy.ndarray] | None = None, params: Mapping[str, Any] | None = None,
             **fields: Any) -> "Case":
-        """A copy in which these differ."""
+        """A copy with these arrays, params and other fields replaced."""
         return dataclasses.replace(self, arrays={**self.arrays, **(arrays or {})},
                                    params={**self.params, **(params or {})}, **fields)
 
     def without(self, *names: str) -> "Case":
-        """A copy without these arrays."""
+        """A copy without the arrays of these names."""
         return dataclasses.replace(self, arrays={k: v for k, v in self.arrays.items() if k not in names})
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256, in hex, of the inputs, params, dtype and conventions: the same for ever. What is derived from these
-        alone may be kept under it."""
+        """sha256, in hex, of method, dtype, exact, params, conventions and arrays. It never changes, so results that
+        depend on these alone may be cached under it."""
         digest = hashlib.sha256(json.dumps([self.method, self.dtype, self.exact, dict(sorted(self.params.items())),
                                             dict(sorted(self.conventions.items()))], sort_keys=True).encode())
         for name in sorted(self.arrays):
@@ -72,18 +75,18 @@ class Case:
 
     @functools.cached_property
     def id(self) -> str:
-        """The method and eight digits of the digest: short enough to read, and 32 bits are too few to tell thousands of
-        cases apart for sure."""
+        """The method and eight digits of the digest. This is short enough to read, but 32 bits are too few to tell
+        thousands of cases apart with certainty."""
         return f"{self.method}-{self.digest[:8]}"
 
     @functools.cached_property
     def seed(self) -> int:
-        """For what a property draws by itself: the same for the same case."""
+        """A seed for numbers that a property draws itself: the same for the same case."""
         return int(self.digest[:8], 16)
 
 
 class _Key:
-    """A case as a key: equal where a reference and its bounds are."""
+    """A case as a cache key: equal keys have equal references and bounds."""
 
     def __init__(self, case: Case):
         self.case, self.key = case, (case.digest, case.arith)
@@ -96,7 +99,8 @@ class _Key:
 
 
 def remembered(reference: Callable[[Case], T]) -> Callable[[Case], T]:
-    """`reference(case)`, computed once for a case: every law asks for it, and the self-test does for every mutant."""
+    """`reference`, with its results cached by case: every property asks for them, and in the self-test every planted
+    bug."""
     @functools.lru_cache(2000)
     def known(key: _Key) -> T:
         return reference(key.case)

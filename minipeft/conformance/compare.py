@@ -1,18 +1,18 @@
-"""A port's run held against a reference's, tensor by tensor, and the first one that is off named.
+"""Compares a port's run (MINE) with a reference run (REF), tensor by tensor, and names the first one that differs.
 
-    rho(X) = max |MINE - REF| / tau          within iff rho <= 1
-    tau    = u (8 noise + noise*) + eta      u the unit roundoff of what MINE computed in (plus REF's own)
+    rho(X) = max |MINE - REF| / tau          X agrees iff rho <= 1
+    tau    = u (8 noise + noise*) + eta      u: unit roundoff of the dtype that MINE computed in, plus that of REF's
 
-noise is what `trace` measured for each row of X at the unit of that dtype (float32's for float64), noise* the largest
-of the tensor (a row in which REF cancels exactly, such as the gradient of the only key that a query sees, need not do
-so in another order of summation), eta what underflow costs. 8: the margin between the worst of 8 samples and a run
-that is none of them. Integers must be equal. Axes of length 1 are no difference: [] and [1] are one shape.
+noise: measured by `trace` for each row of X, at the unit roundoff of that dtype (of float32 for float64). noise*: the
+largest noise of the tensor; a row in which REF cancels exactly, such as the gradient of the only key that a query sees,
+need not cancel in another order of summation. eta: the error by underflow. 8: a margin, since MINE is not one of the
+samples whose maximum noise is. Integers must be equal. Axes of length 1 do not matter: [] and [1] are one shape.
 
-Tensors are looked at in REF's order of evaluation, forward first, then the gradients backwards: what is off first is
-nearest to the cause, everything after it inherits the error. So the verdict names it, the last one before it that
-agrees, and what MINE looks like, if it looks like anything: transposed, a constant multiple, rows in another order,
-one vector added to each row (`likeness.py`). Where what is off first is a shape, or a number that is none, the first
-one whose numbers are off has its likeness too.
+Tensors are compared in REF's order of evaluation: the forward pass, then the gradients of the backward pass. The first
+difference is nearest to the cause; everything after it inherits the error. So the verdict names the first tensor that
+differs, the last one before it that agrees, and a known pattern if MINE has one: transposed, a constant multiple, rows
+in another order, one vector added to each row (`likeness.py`). If the first difference is a wrong shape or a number
+that is not finite, the pattern is also given for the first tensor whose numbers are wrong.
 """
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ _MARGIN = 8
 
 def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | None = None,
             partial: bool = False) -> Comparison:
-    """Hold the safetensors file `mine`, {name: tensor} as `trace` names them, against the trace `ref`.
+    """Compare the safetensors file `mine`, which holds {name: tensor} under the names of `trace`, with the trace `ref`.
 
-    dtype: what MINE computed in; None takes the coarsest of its floating-point tensors. partial: MINE may leave
-    tensors out. Raises ValueError for a damaged file, a REF that is no trace or has no noise, and an unknown dtype."""
+    dtype: in which MINE was computed; None takes the coarsest dtype of its floating-point tensors. partial: whether
+    MINE may leave tensors out. Raises ValueError for a damaged file, a REF that is not a trace or has no noise, and an
+    unknown dtype."""
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     theirs, metadata = read_tensors(ref)
@@ -54,7 +55,7 @@ def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | Non
         if name in ours:
             tau = _tau(theirs, name, u, dtype) if name in floats else None
             held.append(_held(name, _fitted(ours[name], theirs[name]), theirs[name], tau))
-        elif name in floats:  # inputs may be left out: MINE was given them
+        elif name in floats:  # integer inputs may be left out: MINE was given them
             held.append(Held(name, "missing", float("inf")))
     off = [h for h in held if h.kind not in ("within", "missing")]
     in_numbers = [h for h in off if h.kind == "off" and h.name in floats]
@@ -67,13 +68,13 @@ def compare(mine: str | os.PathLike, ref: str | os.PathLike, *, dtype: str | Non
 
 
 def _fitted(got: numpy.ndarray, want: numpy.ndarray) -> numpy.ndarray:
-    """In the shape of `want`, if it differs from that in axes of length 1 alone."""
+    """`got` in the shape of `want`, if their shapes differ only in axes of length 1."""
     mine, theirs = ([n for n in x.shape if n != 1] for x in (got, want))
     return got.reshape(want.shape) if mine == theirs else got
 
 
 def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], path: Any) -> list[str]:
-    """REF's names in order, after everything in it that is relied on was checked."""
+    """REF's names in order, after a check of everything in the file that the comparison relies on."""
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: metadata format is {metadata.get('format')!r}; expected {FORMAT!r}: the second "
                          f"file is the reference, as minipeft.trace writes it")
@@ -83,14 +84,13 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
         raise ValueError(f"{path}: the metadata's order is not valid JSON: {error}") from None
     if not isinstance(order, list) or not all(isinstance(name, str) and name in tensors for name in order) \
             or len(set(order)) != len(order) or not all(name.isprintable() for name in order):
-        raise ValueError(f"{path}: the metadata's order is not a list of the names in the file, each once, in letters "
-                         f"that print")
+        raise ValueError(f"{path}: the metadata's order is not a list of names in the file, each once and printable")
     if metadata.get("dtype") not in DTYPES:
         raise ValueError(f"{path}: the metadata's dtype is {metadata.get('dtype')!r}; expected one of "
                          f"{', '.join(DTYPES)}")
     floats = [name for name in order if tensors[name].dtype.kind == "f"]
     if not any(NOISE["float32"] + name in tensors for name in floats):
-        raise ValueError(f"{path} holds no noise: it was traced with samples=0, and no bound can be made of that")
+        raise ValueError(f"{path} holds no noise: it was traced with samples=0, so no bound can be derived from it")
     for name in floats:
         for noise in (tensors.get(prefix + name) for prefix in NOISE.values()):
             if noise is None or noise.shape != tensors[name].shape[:-1] or noise.dtype.kind != "f" \
@@ -102,7 +102,7 @@ def _order(tensors: Mapping[str, numpy.ndarray], metadata: Mapping[str, str], pa
 
 
 def _tau(ref: Mapping[str, numpy.ndarray], name: str, u: float, dtype: str) -> numpy.ndarray:
-    """The bound, of the shape of ref[name]."""
+    """The bound, in the shape of ref[name]."""
     want, most = ref[name], ref[NOISE.get(dtype, NOISE["float32"]) + name].astype(numpy.float64)
     bound = u * (_MARGIN * most + most.max(initial=0.0)) + arithmetic(dtype).eta
     return numpy.broadcast_to(bound[..., None] if want.ndim else bound, want.shape)
@@ -119,7 +119,7 @@ def _held(name: str, got: numpy.ndarray, want: numpy.ndarray, tau: numpy.ndarray
         return Held(name, "within", 0.0)
     bound = numpy.zeros(want.shape) if tau is None else tau
     with numpy.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if tau is None:  # not by a difference of floats: they do not hold every integer
+        if tau is None:  # no difference of floats, which do not hold every integer
             ratio = numpy.where(got == want, 0.0, numpy.inf)
         else:
             error = abs(got.astype(numpy.float64) - want)
@@ -142,7 +142,7 @@ def _index(flat: Any, array: numpy.ndarray) -> tuple[int, ...]:
 
 
 def _extent(off: numpy.ndarray) -> str:
-    """How many elements are off, and the box that they lie in, where that is not the whole tensor."""
+    """How many elements are wrong, and the smallest box that holds them if that is not the whole tensor."""
     count = f"{int(off.sum())} of {off.size} numbers off"
     if off.ndim == 0:
         return count
@@ -153,7 +153,7 @@ def _extent(off: numpy.ndarray) -> str:
 
 
 def _sizes(metadata: Mapping[str, str]) -> dict[str, int]:
-    """The sizes in the configuration that the trace carries: what a constant factor may come from."""
+    """The sizes in the trace's model configuration: a constant factor may come from one of them."""
     try:
         config = json.loads(metadata.get("config", "null"))
     except (ValueError, RecursionError):
@@ -164,29 +164,32 @@ def _sizes(metadata: Mapping[str, str]) -> dict[str, int]:
 
 _EPILOG = """\
 REF is written by minipeft.trace(model, batch, "ref.safetensors") with a float64 model. MINE is a safetensors file that
-your port writes: the tensors of its run on the same weights and the same batch, under REF's names (X for the output of
-the part called X, grad/X for the gradient of the loss with respect to it; the docstring of
-minipeft.conformance.trace has the table). In PyTorch, say: a forward hook on every module that stores its output, and
-retain_grad() on it.
+your port writes: the tensors of its run on the same weights and the same batch, under REF's names. X is the output of
+the part of the model called X, and grad/X is the gradient of the loss with respect to it; the docstring of
+minipeft.conformance.trace has the table of names. In PyTorch, for example, put a forward hook on every module that
+stores its output, and call retain_grad() on the output.
 
-Start with few tensors and --partial: logits, loss, then the outputs of the blocks, then what lies within the first
-block that is off. Run your port in float32 first, without dropout; half precision comes after.
+Start with few tensors and --partial: first logits and loss, then the outputs of the blocks, then the tensors inside the
+first block that differs. Run your port in float32 first, without dropout; try half precision later.
 
-rho is the worst error over what rounding can explain: below 1 nothing is wrong, around 1e5 it is a bug.
+rho is the worst error divided by the largest error that rounding can explain: up to 1 nothing is wrong, around 1e5 it
+is a bug.
 
-exit codes: 0 all within, 1 something is off or missing, 2 usage, or a file that cannot be read"""
+exit codes: 0 everything agrees, 1 something differs or is missing, 2 wrong usage or a file that cannot be read"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `compare MINE REF`. Returns the exit code."""
+    """The command `compare MINE REF` with the arguments `argv`; None takes those of the process. Returns the exit code.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m minipeft.conformance compare", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Hold a port's run against a reference's, tensor by tensor, and name the first one that is off.")
+        description="Compare a port's run with a reference run, tensor by tensor, and name the first tensor that "
+                    "differs.")
     parser.add_argument("mine", metavar="MINE", help="your port's tensors (.safetensors)")
-    parser.add_argument("ref", metavar="REF", help="the trace it is held against")
-    parser.add_argument("--dtype", choices=DTYPES, help="what MINE computed in, if it is coarser than what it is "
-                        "stored in (bfloat16 values in a float32 file); default: the coarsest dtype in MINE")
+    parser.add_argument("ref", metavar="REF", help="the reference: a file written by minipeft.trace")
+    parser.add_argument("--dtype", choices=DTYPES, help="the dtype in which MINE was computed, if it is coarser than "
+                        "the one it is stored in (bfloat16 values in a float32 file); default: the coarsest in MINE")
     parser.add_argument("--partial", action="store_true", help="MINE may leave tensors out")
     parser.add_argument("--all", action="store_true", help="print every tensor with its rho, in order")
     try:

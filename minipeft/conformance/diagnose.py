@@ -1,13 +1,13 @@
-"""Which known bug a failure looks like: the planted bugs of the method are put in the implementation's place.
+"""Which known bug a failure looks like. Each planted bug (mutant) of the method is run in the implementation's place.
 
-    suspect        the property, run on the same case with the mutant as implementation, fails too, and everything that
-                   the failing run saw, the mutant's run sees as well: the same facts, the same numbers
+    suspect        a mutant that fails the same property on the same case, and whose run sees everything that the
+                   failing run saw: the same facts, the same numbers
     explanation    of many failures: the mutants that explain most of them
 
-Numbers are the same if both could be roundings of one result: two bounds apart, each times how much larger than
-expected the numbers are (what is r times too large is also rounded r times as coarsely). On exact cases: bit for bit,
-if nothing that the mutant gives was rounded.
-A shrunk case is poor evidence (with alpha = 1, "s = alpha" and "s = 1" are one): diagnose the case that was found.
+Two numbers are the same if both could be roundings of one result: if they are at most two bounds apart, each bound
+times the factor by which the numbers are larger than expected (a result r times too large is also rounded r times as
+coarsely). On exact cases they must be equal bit for bit, unless a result of the mutant had to be rounded.
+A shrunk case is poor evidence (with alpha = 1, "s = alpha" and "s = 1" are the same): diagnose the original case.
 """
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from minipeft.conformance.plugin import Handle, Plugin
 Seen = Observation | Fault
 Failure = tuple[Property, Case, Sequence[Seen]]
 BY_DEFAULT = "default_conventions"
-_MANY = 8  # failures that are looked into where no bug explains all of them: every mutant is run on each
+_MANY = 8  # failures examined if no bug explains all of them: every mutant is run on each
 
 
 def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
-    """Everything that a property sees on a case, up to where it cannot be put to the implementation; last the Fault
-    that ended it, if one did."""
+    """Everything that a property sees on a case, the Fault that ended it included; it stops at a Skip. make: case -> a
+    handle of the implementation."""
     seen: list[Seen] = []
     made: list[Handle] = []
 
@@ -49,18 +49,18 @@ def witness(prop: Property, case: Case, make: Make) -> list[Seen]:
         seen.append(fault)
     except Skip:
         pass
-    except Exception as error:  # an answer that the property cannot use
+    except Exception as error:  # a result that the property cannot use
         seen.append(unusable(error, made))
     return seen
 
 
 def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen],
              among: Sequence[Mutant] | None = None) -> list[Mutant]:
-    """The mutants that fail `prop` on `case` as the implementation did. seen: what its failing run saw, a final Fault
-    included; it may end at the first failure. among: which to try; None, all of them.
+    """The mutants that fail `prop` on `case` as the implementation did. seen: the observations of its failing run, a
+    final Fault included; they may end at the first failure. among: the mutants to try; None tries all.
 
-    Where other conventions than the default ones are declared, the plain implementation, which knows only these, comes
-    first: if it fails so as well, no bug is needed."""
+    If conventions other than the default ones are declared, the plain implementation, which knows only the defaults, is
+    tried first: if it fails in the same way, no bug is needed to explain the failure."""
     def guilty(mutant: Mutant) -> bool:
         return _alike(method, case, seen, _of_mutant(method, mutant, prop, case), must_fail=True)
 
@@ -72,14 +72,15 @@ def suspects(method: Method, prop: Property, case: Case, seen: Sequence[Seen],
 
 
 def explain(method: Method, failures: Sequence[Failure], make: Make | None = None) -> list[Mutant]:
-    """The mutants that explain most of the failures, and none that explains fewer. make: of the implementation; with
-    it, those that are left are also held against what else it does, on more cases, whether that fails or not."""
+    """The mutants that explain the most failures. failures: (property, case, observations) of each. make: case -> a
+    handle of the implementation; with it, a choice of several mutants is narrowed by comparing them with the
+    implementation on more cases, whether it fails there or not."""
     best = _of_all(method, failures) or _of_most(method, failures[:_MANY])
     return best if make is None or len(best) < 2 else _narrowed(method, best, failures, make)
 
 
 def _of_all(method: Method, failures: Sequence[Failure]) -> list[Mutant]:
-    """Those that explain every failure: after the first one, few are left to be tried."""
+    """The mutants that explain every failure. After the first failure few are left to try."""
     left: list[Mutant] | None = None if failures else []
     for prop, case, seen in failures:
         ids = None if left is None else {mutant.id for mutant in left}
@@ -100,7 +101,7 @@ def _of_most(method: Method, failures: Sequence[Failure]) -> list[Mutant]:
 
 
 def _narrowed(method: Method, mutants: list[Mutant], failures: Sequence[Failure], make: Make) -> list[Mutant]:
-    """Those of them that behave most often as the implementation does."""
+    """Those of the mutants that most often behave like the implementation."""
     agreements = dict.fromkeys((mutant.id for mutant in mutants), 0)
     for case in _more_cases(method, [case for _, case, _ in failures]):
         for prop in method.properties:
@@ -114,7 +115,7 @@ def _narrowed(method: Method, mutants: list[Mutant], failures: Sequence[Failure]
 
 
 def _more_cases(method: Method, found: Iterable[Case]) -> list[Case]:
-    """At most three that failed, and four drawn anew: at the largest sizes and with all of them equal, bounded and
+    """At most three cases that failed and four new ones: with the largest sizes and with equal sizes, each bounded and
     exact."""
     cases = {case.id: case for case in found}
     first = next(iter(cases.values()))
@@ -144,8 +145,8 @@ def _of_mutant(method: Method, mutant: Mutant, prop: Property, case: Case) -> li
 
 
 def _alike(method: Method, case: Case, seen: Sequence[Seen], theirs: Sequence[Seen], must_fail: bool) -> bool:
-    """Whether everything in `seen` is in `theirs`, in this order. Theirs may have more: the plain implementation
-    offers methods that others lack, and a run may have been left at its first failure."""
+    """Whether everything in `seen` is in `theirs`, in this order. `theirs` may hold more: the plain implementation
+    offers calls that others lack, and a run may have stopped at its first failure."""
     rest, failing = iter(theirs), False
     for mine in seen:
         other = next((o for o in rest if _place(o) == _place(mine)), None)
@@ -177,9 +178,10 @@ def _same(method: Method, case: Case, mine: Seen, other: Seen) -> bool:
 
 
 def _bound(method: Method, case: Case, mine: Observation, other: Observation) -> numpy.ndarray | None:
-    """That of the observation. Where an implementation must repeat itself bit for bit, somebody else's numbers may
-    still be rounded otherwise: there, the widest bound on an output of this shape. None: bit for bit, on exact cases,
-    on which even bfloat16 holds every number, unless a bug is one that makes them need rounding."""
+    """The bound within which the two count as the same. Usually it is that of the observation. Where an implementation
+    must repeat itself bit for bit, another one may still round otherwise: then it is the widest bound on an output of
+    this shape. None asks for equal bits: on exact cases whose numbers bfloat16 holds, as it holds all numbers of a
+    correct implementation there, and where no output has this shape."""
     if mine.level == "B":
         return mine.tau
     if case.exact and all(numpy.array_equal(on_grid(x, "bfloat16"), x) for x in (other.got, other.want)):
@@ -194,12 +196,13 @@ def _size(x: Any) -> float:
 
 
 def words(method: Method, mutants: Sequence[Mutant], failures: Sequence[Failure] = ()) -> str:
-    """The diagnosis as a sentence. failures: what is looked at where no mutant explains them."""
+    """The diagnosis as a sentence. failures: (property, case, observations), from which hints are derived if `mutants`
+    is empty."""
     if mutants:
         return "looks like " + "; or ".join(dict.fromkeys(_described(method, mutant) for mutant in mutants))
     found = dict.fromkeys(hint for _, case, seen in failures for o in [next((o for o in seen if not o.holds), None)]
                           if isinstance(o, Observation) for hint in hints(method, case, o))
-    return "; ".join(["no planted bug of ours gives this output", *list(found)[:4]])
+    return "; ".join(["no planted bug of this kit gives this output", *list(found)[:4]])
 
 
 def _described(method: Method, mutant: Mutant) -> str:

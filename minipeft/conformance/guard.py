@@ -1,4 +1,4 @@
-"""One call of an implementation: what it is given is read-only, its time is limited, what it raises is a Fault."""
+"""One guarded call of an implementation: its arguments are read-only, its time is limited, its errors become Faults."""
 from __future__ import annotations
 
 import contextlib
@@ -13,10 +13,13 @@ from minipeft.conformance.fault import HANGS, RAISES, WRITES, Fault, Skip
 
 
 def guarded(plugin: Any, where: str, function: Callable, args: Any, kwargs: Any) -> Any:
-    """function(*args, **kwargs) on read-only copies, in limited time. Every exception is a Fault, but for
-    NotImplementedError, by which a plug-in says that it does not offer something: a Skip."""
+    """function(*args, **kwargs) on read-only copies, in limited time.
+
+    plugin: the `Plugin` whose call it is, with its limit. where: the name of the call, such as "lora_linear.forward".
+    Raises Fault for every exception, for a call that takes too long and for arguments that were changed. Only a
+    NotImplementedError becomes a Skip: by it a plug-in says that it does not offer something."""
     if where in plugin.hung:
-        raise Fault(HANGS, f"{where} did not return before, and was not called again")
+        raise Fault(HANGS, f"{where} did not return earlier, and was not called again")
     given, copies = frozen((args, kwargs)), frozen((args, kwargs))
     plugin.calling(where)
     try:
@@ -34,12 +37,12 @@ def guarded(plugin: Any, where: str, function: Callable, args: Any, kwargs: Any)
             raise Fault(WRITES, f"{where}: {last_lines(error)}") from None
         raise Fault(RAISES, f"{where}: {last_lines(error)}") from None
     if not _equal(given, copies):
-        raise Fault(WRITES, f"{where} changed an array that it was given")
+        raise Fault(WRITES, f"{where} changed an array that it received")
     return result
 
 
 def frozen(value: Any) -> Any:
-    """A copy in which every array is read-only."""
+    """A copy of `value` in which every array, also inside dicts, lists and tuples, is a read-only copy."""
     if isinstance(value, numpy.ndarray):
         value = value.copy()
         value.flags.writeable = False
@@ -60,23 +63,23 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def last_lines(error: BaseException) -> str:
-    """The error in one line, with where it was raised."""
+    """The error in one line, with the file and the line that raised it."""
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"  # which says where it is
+        return f"{type(error).__name__}: {error}"  # the message says where
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}, line {frames[-1].lineno})" if len(frames) > 1 else ""
     return f"{type(error).__name__}: {error}{where}"
 
 
 class _TimeUp(BaseException):
-    """Not an Exception, so that a plug-in's own `except Exception` does not swallow it."""
+    """Not an Exception, so that an `except Exception` of the plug-in does not swallow it."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupts Python code that runs longer, in the main thread of a system that has an alarm; elsewhere nothing
-    does, and the process that watches this one ends it (see `worker.py`). The time is counted in tenths: of a machine
-    that stood still, one alarm is heard, however long it was."""
+    """A context that interrupts Python code after this many seconds, in the main thread of a system with an alarm.
+    Elsewhere it does nothing, and the process that watches this one ends it (see `worker.py`). The time is counted in
+    tenths by ten alarms: a machine that was suspended delivers only one, however long that took."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,12 +1,12 @@
-"""What a wrong output has to do with the right one, where no planted bug gives it.
+"""How a wrong output is related to the right one, for failures that no planted bug explains.
 
     got = c want                            c = r, alpha, 1/r, alpha/r, sqrt(r), N, -1, ...
     got - base = c (want - base)            base: the same output with one of the inputs zero
     got = want transposed; rows in another order; zeros; NaN; errors of the size of a narrower dtype
     where the error is
 
-Every comparison is within the bound of the observation; a factor is named if its name lies within what the bounds
-leave open. Nothing here decides anything: these are hints for people.
+Every comparison is within the bound of the observation. A factor is given a name if the value of the name lies within
+the range that the bounds leave open. Nothing here decides anything: these are hints for people.
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _U = 2.0 ** -53
 
 
 def hints(method: Method, case: Case, seen: Observation) -> list[str]:
-    """In words, the most telling first; none for a fact, or for what is no array."""
+    """Hints on the wrong observation `seen` of `case`, in words, the most telling first; none for a fact, for shapes
+    that differ and for empty arrays."""
     if seen.level == "S" or numpy.shape(seen.got) != numpy.shape(seen.want) or not numpy.size(seen.got):
         return []
     got, want = (numpy.asarray(x, numpy.float64) for x in (seen.got, seen.want))
@@ -52,11 +53,11 @@ def _factor(method: Method, case: Case, name: str, got: Any, want: Any, bound: A
     if not got.any():
         yield f"{name} is zero everywhere"
     elif (fit := proportion(got, want, bound)) and _says_something(fit, method, case, got):
-        yield f"{name} is {_with_name(fit, method, case)} times what is expected"
+        yield f"{name} is {_with_name(fit, method, case)} times the expected value"
 
 
 def _from_base(method: Method, case: Case, name: str, got: Any, want: Any, bound: Any) -> Iterator[str]:
-    """By what factor that which one input adds is off."""
+    """The factor by which the contribution of one input is wrong."""
     output, bases = _output(method, case, want), dict[str, list[str]]()
     for array, value in case.arrays.items():
         if output is None or value.dtype != numpy.float64 or not value.any():
@@ -66,18 +67,18 @@ def _from_base(method: Method, case: Case, name: str, got: Any, want: Any, bound
         except (ArithmeticError, LookupError, ValueError):
             continue
         if not numpy.isfinite(base).all() or not (abs(base) > bound).any() or not (abs(want - base) > bound).any():
-            continue  # nothing but what the factor alone says
+            continue  # it would only repeat the factor of the whole output
         if (abs(got - base) <= bound).all():
-            bases.setdefault("{0} has no effect on it", []).append(array)
+            bases.setdefault("it does not depend on {0}", []).append(array)
         elif (fit := proportion(got - base, want - base, 2 * bound)) and _says_something(fit, method, case, got):
-            text = f"what {{0}} adds to it is {_with_name(fit, method, case)} times what is expected"
+            text = f"the contribution of {{0}} is {_with_name(fit, method, case)} times the expected value"
             bases.setdefault(text, []).append(array)
     for text, arrays in bases.items():
         yield f"{name}: {text.format(' and '.join(arrays))}"
 
 
 def proportion(got: Any, want: Any, bound: Any) -> tuple[float, float] | None:
-    """(c, how far off it may be) if got = c want within bounds, and c is not 1; else None."""
+    """(c, its uncertainty) if got = c want within `bound` and c is not 1, else None. The three have one shape."""
     size = float((want * want).sum())
     if not size:
         return None
@@ -89,7 +90,7 @@ def proportion(got: Any, want: Any, bound: Any) -> tuple[float, float] | None:
 
 
 def _says_something(fit: tuple[float, float], method: Method, case: Case, got: Any) -> bool:
-    """One number is always a multiple of another."""
+    """Whether the factor is worth reporting: a single number is always a multiple of another."""
     return got.size > 1 or bool(_names(*fit, method, case))
 
 
@@ -99,7 +100,7 @@ def _with_name(fit: tuple[float, float], method: Method, case: Case) -> str:
 
 
 def _names(c: float, spread: float, method: Method, case: Case) -> list[str]:
-    """At most three expressions of the case's sizes and params that are c, the simplest first."""
+    """At most three expressions in the case's sizes and params that equal c, the simplest first."""
     quantities = {key: float(v) for key, v in case.params.items()
                   if isinstance(v, (int, float)) and not isinstance(v, bool) and v and math.isfinite(v)}
     for array, axes in method.axes.items():
@@ -151,13 +152,13 @@ def _precision(method: Method, case: Case, name: str, got: Any, want: Any) -> It
             continue
         if rho(got, want, tau(output[1], arithmetic(dtype))) <= 1:
             stored = numpy.array_equal(on_grid(got, dtype), got)
-            yield (f"{name} is as near as {dtype} would be: is something {'stored' if stored else 'computed'} in that, "
-                   f"not in {case.dtype}?")
+            yield (f"{name} is only as accurate as {dtype}: is something {'stored' if stored else 'computed'} in "
+                   f"{dtype}, not in {case.dtype}?")
             return
 
 
 def _output(method: Method, case: Case, want: Any) -> tuple[str, Value] | None:
-    """The output of the method's reference that this is."""
+    """(name, Value) of the reference's output that equals `want`, or None."""
     for name, value in method.reference(case).items():
         if value.exact.shape == want.shape and numpy.array_equal(numpy.asarray(value.exact, numpy.float64), want):
             return name, value

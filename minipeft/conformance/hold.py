@@ -1,4 +1,4 @@
-"""`check`: one call for anybody's test file."""
+"""`check`: runs the kit on an implementation, in one call."""
 from __future__ import annotations
 
 from typing import Any, Callable, Sequence
@@ -14,7 +14,7 @@ from minipeft.conformance.writable import folder_trouble
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was interrupted. report: what was found until then."""
+    """A run was interrupted. report: the results until then."""
 
     def __init__(self, report: Report):
         super().__init__()
@@ -24,13 +24,17 @@ class Interrupted(KeyboardInterrupt):
 def check(impl: Any, methods: Sequence[str] | None = None, dtypes: Sequence[str] | None = None, *,
           vectors: bool = True, live: bool = True, cases: int = 50, seed: int = 0, limit: float = 10.0,
           folder: str | None = None, watch: Callable[[dict], None] | None = None) -> Report:
-    """Run an implementation against the vectors and the live properties.
+    """Check an implementation on the published vectors and on drawn cases.
 
-    impl: the dotted name of a plug-in module, which runs in a process of its own (it may crash or hang), or the module
-    itself or any object with its functions, which runs in this one. methods, dtypes: some of those offered; None for
-    all. cases: how many are drawn per method, dtype and kind. limit: seconds for one call. folder: where files of
-    failures go; None writes none. watch: sees every message of the run. Raises ValueError for what does not exist and
-    for a folder that cannot be written; Interrupted, which is a KeyboardInterrupt, with what was found so far."""
+    impl: the dotted name of a plug-in module, which runs in a process of its own (it may crash or hang); or the module
+    itself, or any object with its functions, which runs in this process. methods, dtypes: names to which the run is
+    restricted; None takes all. vectors, live: whether to run the published vectors and the drawn cases. cases: how many
+    are drawn per method, dtype and kind (bounded or exact). seed: of the drawn cases. limit: seconds for one call.
+    folder: for the files of failures; None writes none. watch: called with every message of the run (see `stages.py`).
+
+    Raises ValueError for an unknown method or dtype, a plug-in that cannot be imported, numbers out of range, and a
+    folder that cannot be written; Interrupted, a KeyboardInterrupt with the results so far, if the run is interrupted.
+    """
     chosen = _known("methods", methods, all_methods())
     if cases < 1 or not 0 < limit < float("inf"):
         raise ValueError(f"cases is {cases} and limit {limit}; expected at least 1 case and a finite limit above 0 s")
@@ -60,7 +64,7 @@ def check(impl: Any, methods: Sequence[str] | None = None, dtypes: Sequence[str]
 
 
 def _known(what: str, names: Sequence[str] | None, known: Any) -> tuple[str, ...]:
-    """`names`, all of them known; all that are known for None."""
+    """`names`, after a check that all are known; None stands for all that are known."""
     for name in names or ():
         if name not in known:
             raise ValueError(f"{what} has {name!r}; expected some of {', '.join(known)}")

@@ -1,10 +1,10 @@
-"""How a script of a failure imports the plug-in, from wherever it is run.
+"""How the script of a failure imports the plug-in, from whatever folder it is run in.
 
     import os, sys; sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..")); import mine as plugin
 
-The folder is the one in which the module was found, written relative to the script, so that both may move together;
-where the two have no folder in common, it is absolute. A name that no `import` takes ("my-plugin") is imported by
-`importlib`.
+The folder is the one in which the module was found. It is written relative to the script, so that both may move
+together; if they have no folder in common, it is absolute. A name that `import` does not accept ("my-plugin") is
+imported by `importlib`.
 """
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 
 
 def name_of(plugin: Any) -> str | None:
-    """The dotted name by which another process imports this object; None where there is none: it is no module, or one
-    that was made by hand."""
+    """The dotted name by which another process can import `plugin`; None if it is not a module, or a module that was
+    not imported under its name."""
     name = getattr(plugin, "__name__", None)
     is_module = isinstance(plugin, type(sys)) and isinstance(name, str) and sys.modules.get(name) is plugin
     return name if is_module and name != "__main__" else None
 
 
 def imports(name: str, folder: Path) -> str:
-    """The statements, in one line, of a script in `folder`: `plugin` is the module of this name then."""
+    """The statements, in one line, by which a script in `folder` imports the module `name` as `plugin`."""
     at = _from(folder.resolve(), found_in(name))
     where = f"os.path.join(os.path.dirname(__file__), {at!r})" if not os.path.isabs(at) else repr(at)
     parts = name.split(".")
@@ -34,7 +34,7 @@ def imports(name: str, folder: Path) -> str:
 
 
 def found_in(name: str) -> Path:
-    """The folder from which the module was imported; the working folder for one that is in no file."""
+    """The folder from which the module `name` was imported; the working folder if it has no file."""
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:
         return Path.cwd()
@@ -46,7 +46,7 @@ def found_in(name: str) -> Path:
 
 
 def _from(folder: Path, root: Path) -> str:
-    """`root` relative to `folder`, absolute where they share no folder but the topmost."""
+    """`root` relative to `folder`; absolute if they share only the topmost folder."""
     try:
         shared = Path(os.path.commonpath([folder, root]))
     except ValueError:  # two drives

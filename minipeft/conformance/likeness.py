@@ -1,12 +1,12 @@
-"""What a wrong tensor looks like, beside the right one: the mistakes that leave a trace of their own.
+"""How a wrong tensor differs from the right one: mistakes that leave a recognizable pattern.
 
     MINE = REF with its axes in another order        a weight stored [d_in, d_out], heads not moved back
     MINE = c REF                                     a scale forgotten, applied twice, or of another size
-    MINE = REF with rows in another order            a permuted batch, heads interleaved otherwise
+    MINE = REF with rows in another order            a permuted batch, heads interleaved in another way
     MINE = REF + v, one vector v for all rows        a bias or a position too many or too few
     MINE = 0
 
-Each is tried within the bound that REF itself has, scaled where MINE is; nothing is guessed beyond it.
+A pattern must hold within REF's own bound (scaled if MINE is a multiple of REF); nothing is guessed beyond that.
 """
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _MOST_AXES = 4
 
 
 def likeness(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
-    """In words, or "". mine of any shape, ref and tau of one; sizes: what a factor may be named after."""
+    """The pattern in words, or "". mine: any shape. ref, tau: the right tensor and its bound, of one shape. sizes:
+    {name: size}, by which a factor may be named."""
     if mine.size == 0 or not numpy.isfinite(mine).all():
         return ""
-    with numpy.errstate(over="ignore", invalid="ignore"):  # what overflows is not within
+    with numpy.errstate(over="ignore", invalid="ignore"):  # a number that overflows is not within the bound
         return _likeness(mine.astype(numpy.float64), ref.astype(numpy.float64), tau, sizes)
 
 
@@ -42,7 +43,7 @@ def _within(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> bool
 
 
 def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
-    """Axes of length 1 have no order, and may be there or not. (Without any other order, nothing is off.)"""
+    """Tries every other order of the axes. Axes of length 1 are left out: they have no order, and may be missing."""
     left_out = " (those of length 1 left out)" if 1 in (*mine.shape, *ref.shape) else ""
     mine, ref, tau = mine.squeeze(), ref.squeeze(), tau.squeeze()
     _, *others = itertools.permutations(range(ref.ndim)) if ref.ndim <= _MOST_AXES else ((),)
@@ -54,7 +55,7 @@ def _axes(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
 
 
 def _multiple(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes: Mapping[str, int]) -> str:
-    """The c that fits best in least squares. Its own error is at most sum(|REF| tau) / sum(REF^2)."""
+    """MINE = c REF with the c of least squares, whose error is at most sum(|REF| tau) / sum(REF^2)."""
     if not mine.any() and bool((abs(ref) > tau).any()):
         return "zero everywhere"
     largest = abs(ref).max()
@@ -69,14 +70,14 @@ def _multiple(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray, sizes
         return ""
     name = _name_of(c, error, sizes)
     if ref.size == 1 and not name:
-        return ""  # one number is a multiple of any other
+        return ""  # a single number is a multiple of any other
     certain = -math.log10(max(error / abs(c), 2.0 ** -53))
-    digits = math.ceil(min(9, max(1, certain, 1 - math.log10(abs(c - 1) or 1))))  # and enough to tell it from 1
+    digits = math.ceil(min(9, max(1, certain, 1 - math.log10(abs(c - 1) or 1))))  # enough to tell c from 1
     return f"MINE = {c:.{digits}g} x REF" + (f", and that is {name}" if name else "")
 
 
 def _name_of(c: float, error: float, sizes: Mapping[str, int]) -> str:
-    """c as a power of a size, if it is one within its error and no other."""
+    """At most three names of c: -1, or 2 or a size to the power 1, -1, 1/2 or -1/2, if c equals it within its error."""
     known = {"-1": -1.0}
     for name, size in {"2": 2, **sizes}.items():
         known.update({name: float(size), f"1/{name}": 1 / size, f"sqrt({name})": math.sqrt(size),
@@ -86,7 +87,7 @@ def _name_of(c: float, error: float, sizes: Mapping[str, int]) -> str:
 
 
 def _order(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
-    """Rows along one axis in another order: matched by their products with one random vector, then held in full."""
+    """Rows along one axis in another order: matched by their products with a random vector, then compared in full."""
     rng = numpy.random.default_rng(0)
     for axis in range(ref.ndim):
         n = ref.shape[axis]
@@ -98,12 +99,12 @@ def _order(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
         order[numpy.argsort(a @ direction, kind="stable")] = numpy.argsort(b @ direction, kind="stable")
         if _within(mine, numpy.take(ref, order, axis), numpy.take(tau, order, axis)):
             shown = ", ".join(str(i) for i in order[:8])
-            return f"REF in another order along axis {axis}: MINE's are REF's [{shown}{', ...' if n > 8 else ''}]"
+            return f"REF in another order along axis {axis}: MINE holds REF's [{shown}{', ...' if n > 8 else ''}]"
     return ""
 
 
 def _shift(mine: numpy.ndarray, ref: numpy.ndarray, tau: numpy.ndarray) -> str:
-    """The same vector in every row: all differences are those of the first row."""
+    """One vector added to every row: the difference is the same in all rows."""
     if ref.ndim < 2 or ref.size == ref.shape[-1]:
         return ""
     difference = (mine - ref).reshape(-1, ref.shape[-1])

@@ -1,4 +1,4 @@
-"""Values as the text of a script: every array gets a name and a definition, once, whatever calls it is given to."""
+"""Values as the text of a script: every array gets one name and one definition, however many calls it is passed to."""
 from __future__ import annotations
 
 import keyword
@@ -14,7 +14,7 @@ _LONG = 8  # entries; longer arrays of zeros are written zeros(shape)
 
 
 class Names:
-    """Names of a script's inputs and results. locked: inputs become read-only, as the kit hands them out."""
+    """The names of a script's inputs and results. locked: the script makes its inputs read-only, as the kit does."""
 
     def __init__(self) -> None:
         self.arrays: dict[tuple, str] = {}
@@ -25,17 +25,19 @@ class Names:
 
     @property
     def definitions(self) -> list[str]:
+        """The lines that define the inputs."""
         lock = [f"for given in ({', '.join(self.arrays.values())},):", "    given.flags.writeable = False"]
         return _packed(self.lines) + (lock if self.locked and self.arrays else [])
 
     def result(self, event: Any, stem: str) -> str:
-        """The name of what a call returned."""
+        """The name of the result of a call `event`; a new one is made from `stem`."""
         if event not in self.results:
             self.results[event] = self._free(stem)
         return self.results[event]
 
     def of(self, value: Any, own: Mapping[str, numpy.ndarray]) -> str:
-        """A value as an expression. own: arrays that have a name: the very object, not its like."""
+        """`value` as an expression. own: {name: array}, the arrays that keep their name. An array is recognized by
+        identity, not by its numbers."""
         if isinstance(value, numpy.ndarray):
             return self._array(value, own)
         if isinstance(value, numpy.generic):
@@ -67,7 +69,7 @@ class Names:
 
 
 def _packed(statements: list[str]) -> list[str]:
-    """Several in a line, as long as they fit."""
+    """The statements, as many on each line as fit."""
     lines: list[str] = []
     for statement in statements:
         if lines and len(lines[-1]) + len(statement) + 2 <= _WIDTH:
@@ -78,7 +80,7 @@ def _packed(statements: list[str]) -> list[str]:
 
 
 def literal(array: numpy.ndarray) -> str:
-    """An array as an expression of the same numbers, bit for bit."""
+    """An expression that gives the numbers of `array`, bit for bit."""
     kind = "" if array.dtype in (numpy.float64, numpy.int64, bool) else f", {array.dtype.name!r}"
     if not array.size or array.size > _LONG and not array.any() and not numpy.signbit(array).any():
         return f"zeros({array.shape}, {array.dtype.name!r})"
@@ -86,12 +88,12 @@ def literal(array: numpy.ndarray) -> str:
 
 
 def result_of(call: str) -> str:
-    """What the result of a call is called."""
+    """The name that a script gives to the result of `call`."""
     return _RESULTS.get(call, call)
 
 
 def rows_of(array: numpy.ndarray, value: numpy.ndarray) -> str | None:
-    """Which rows of the array `value` is, as an index; None if it is none."""
+    """The index of the rows of `array` that make up `value`, as text; None if `value` is not made up of its rows."""
     if array.ndim != value.ndim or not array.ndim or array.shape[1:] != value.shape[1:] or not len(value):
         return None
     rows = [next((i for i, row in enumerate(array) if numpy.array_equal(row, wanted)), -1) for wanted in value]
@@ -101,12 +103,12 @@ def rows_of(array: numpy.ndarray, value: numpy.ndarray) -> str | None:
 
 
 def printed(expression: str, value: Any) -> str:
-    """An expression of `value` whose print is its numbers."""
+    """`expression`, which stands for `value`, in the form that prints plain numbers."""
     return f"{expression}.tolist()" if isinstance(value, numpy.ndarray) else expression
 
 
 def numbers_of(value: Any) -> str:
-    """What the print of `value` shows, as text."""
+    """`value` as the text that `printed` would print."""
     if isinstance(value, (numpy.ndarray, numpy.generic)):
         value = (value.astype(numpy.float64) if value.dtype.kind == "f" else value).tolist()
     return repr(value)

@@ -1,7 +1,7 @@
-"""Cases on the spot, drawn by Hypothesis: sizes and a seed, so that it varies shapes and not digits.
+"""Draws live cases with Hypothesis. It draws only sizes and a seed, so that it varies shapes and not digits.
 
-It steers toward a larger rho where it can (`hypothesis.target`). Shrinking is not its business: `shrink.py` knows which
-axes belong together, and leaves smaller layers.
+It steers toward larger rho (`hypothesis.target`). Hypothesis does not shrink the cases: `shrink.py` does, since it
+knows which axes belong together, and leaves smaller layers.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MISSING = "drawing cases needs hypothesis: pip install 'minipeft[conformance]'"
 
 
 def available() -> bool:
+    """Whether Hypothesis is installed."""
     try:
         import hypothesis  # noqa: F401
     except ImportError:
@@ -25,7 +26,8 @@ def available() -> bool:
 
 def search(method: Method, dtype: str, exact: bool, count: int, seed: int,
            check: Callable[[Case], dict[str, float]]) -> None:
-    """check(case) for `count` cases; what it returns, {label: rho}, is what Hypothesis tries to make larger."""
+    """Calls check(case) for `count` cases of the method, exact or bounded, in this dtype. check returns {label: rho};
+    Hypothesis tries to make each of these larger. seed: of the draws."""
     import hypothesis
     from hypothesis import strategies
 

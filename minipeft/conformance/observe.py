@@ -1,4 +1,4 @@
-"""What a property sees: a value of the implementation beside the one that it is held against.
+"""Observations of a property: a value of the implementation beside the value it is compared with.
 
 Three levels, never mixed in one number:  E exact (bit for bit),  B bounded (rho <= 1),  S structural (facts).
 """
@@ -17,8 +17,9 @@ from minipeft.conformance.tolerance import Value, rho
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """name: of what was seen, in words. tau: the bound of level B, None at the others. why: what a difference means
-    where the name does not say it."""
+    """One comparison. name: the value observed, in words. level: "E", "B" or "S". got, want: the implementation's value
+    and the expected one. tau: the bound of level B; None at the others. why: the meaning of a difference, if the name
+    does not say it."""
 
     name: str
     level: str
@@ -29,7 +30,7 @@ class Observation:
 
     @property
     def rho(self) -> float:
-        """Error over bound; at levels E and S 0 or infinity."""
+        """The worst error divided by its bound; at levels E and S, 0 or infinity."""
         if self.level == "B":
             return rho(self.got, self.want, self.tau)
         if self.level == "E":
@@ -38,17 +39,19 @@ class Observation:
 
     @property
     def sees(self) -> float:
-        """Of level B: the smallest error that shows wherever it is, as a share of the largest number; infinity where
-        all numbers are 0."""
+        """At level B, the smallest error that is found wherever it occurs, as a share of the largest number; infinity
+        if all numbers are 0, and at the other levels."""
         largest = abs(numpy.asarray(self.want, numpy.float64)).max(initial=0)
         return float(numpy.max(self.tau, initial=0) / largest) if self.tau is not None and largest else math.inf
 
     @property
     def holds(self) -> bool:
+        """Whether the value is right."""
         return self.rho <= 1
 
     def like(self, other: Any) -> bool:
-        """Whether `other`, what something else gives in the same place, is what was got: within the bound."""
+        """Whether `other`, the value of another implementation in the same place, equals `got`, within the bound at
+        level B."""
         if self.level == "S":
             return bool(self.got == other)
         got, other = numpy.asarray(self.got), numpy.asarray(other)
@@ -58,36 +61,39 @@ class Observation:
 
 
 def near(case: Case, name: str, got: Any, value: Value, why: str = "") -> Observation:
-    """Held against the reference: within its bound, or bit for bit where the case is exact."""
+    """The output `got` compared with the reference `value`: within its bound, or bit for bit if the case is exact.
+    name, why: of the Observation."""
     return between(case, name, got, value.exact, value, why=why)
 
 
 def between(case: Case, name: str, got: Any, want: Any, *values: Value, why: str = "") -> Observation:
-    """Two outputs held against each other, each within its own bound of the exact result."""
+    """Two outputs, `got` and `want`, compared with each other. Each may be off by its own bound, so the bound is the
+    sum of those of `values`; on an exact case they must be equal bit for bit."""
     if case.exact:
         return same(name, got, numpy.asarray(want, numpy.float64), why)
     return Observation(name, "B", got, want, case.tau(*values), why)
 
 
 def same(name: str, got: Any, want: Any, why: str = "") -> Observation:
-    """Equal as numbers, every one (+0 = -0)."""
+    """An observation at level E: all numbers must be equal (+0 = -0)."""
     return Observation(name, "E", got, want, why=why)
 
 
 def fact(name: str, got: Any, want: Any, why: str = "") -> Observation:
-    """Something that is so or not: a set of names, a state, an error that was raised."""
+    """An observation at level S, of a fact: a set of names, a state, an error that was raised."""
     return Observation(name, "S", got, want, why=why)
 
 
 def none_of(frozen: Iterable[str], gradients: Mapping[str, Any]) -> Observation:
-    """The fact that no frozen array has a gradient; of one that has, whether it is zeros."""
+    """The fact that no array named in `frozen` has a gradient in `gradients`. It lists those that have one, and says of
+    each if it is all zeros."""
     there = {name: gradients[name] for name in frozen if gradients.get(name) is not None}
     return fact("gradients of frozen arrays", [n if numpy.any(g) else f"{n} (zeros)" for n, g in there.items()], [],
-                "zeros are a gradient too: memory for it, decay and momentum act on it")
+                "zeros are a gradient too: they take memory, and decay and momentum act on the array")
 
 
 def raised(name: str, action: Any, why: str = "") -> Observation:
-    """The fact that `action()` raises an error; one of the harness (a hang, NaN) is not that."""
+    """The fact that `action()` raises an error. A Fault of another kind (a hang, NaN) does not count as one."""
     try:
         action()
     except Fault as fault:
@@ -96,8 +102,8 @@ def raised(name: str, action: Any, why: str = "") -> Observation:
 
 
 def refused(case: Case, action: Any) -> Observation:
-    """The fact that a case which makes no sense is refused by an error. Of a parameter that is missing or not finite,
-    numbers that are not finite say as much: nobody takes them for a result."""
+    """The fact that `action()` refuses an invalid case by an error. If a parameter of the case is missing or not
+    finite, a result that is not finite is also accepted: nobody mistakes it for a valid result."""
     seen = raised(case.label, action)
     loud = seen.got == NOT_FINITE and any(value in (None, "inf", "-inf", "nan") for value in case.params.values())
     return fact(seen.name, "an error", "an error") if loud else seen

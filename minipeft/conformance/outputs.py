@@ -1,4 +1,5 @@
-"""Properties that every method has: each output against its value, published or computed, and what must be refused."""
+"""Properties that every method has: each output agrees with its published or computed value, and invalid input is
+refused."""
 from __future__ import annotations
 
 from typing import Iterator
@@ -10,13 +11,13 @@ from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.read import read
 from minipeft.conformance.vectors.run import ABSENT, observed
 
-REFUSALS = "X1"       # the property of what must be refused
-ABSENCE = "V absent"  # of gradients that must not exist, on the vectors
+REFUSALS = "X1"       # the property that invalid input is refused
+ABSENCE = "V absent"  # the property that gradients do not exist where the vectors say so
 
 
 def output_property(method: Method, name: str, stored: Case | None = None, value: Value | None = None) -> Property:
-    """"V y": the output `y`. On the case `stored` it is held against the published `value`, on others, smaller ones
-    that a failure was cut to, against the reference."""
+    """The property "V y" of the output `y`, here `name`. On the case `stored` the output is compared with the published
+    `value`; on other cases, to which a failure was shrunk, with the method's reference."""
     needs, compute = method.outputs[name]
 
     def run(case: Case, make: Make) -> Iterator[Observation]:
@@ -28,28 +29,28 @@ def output_property(method: Method, name: str, stored: Case | None = None, value
 
 
 def refusal_property(method: Method) -> Property:
-    """REFUSALS: a case that must raise, when the layer is made or when it computes its first output."""
+    """The property REFUSALS: the case must raise, when the layer is made or when it computes its first output."""
     first = next(iter(method.outputs.values()))[1]
 
     def run(case: Case, make: Make) -> Iterator[Observation]:
         yield refused(case, lambda: first(make, case))
 
-    return Property(REFUSALS, "S: what makes no sense is refused", (), run)
+    return Property(REFUSALS, "S: invalid input is refused", (), run)
 
 
 def absence_property(method: Method) -> Property:
-    """ABSENCE: gradients that must not exist, on the vectors."""
+    """The property ABSENCE: gradients that must not exist do not, on the vectors."""
     def run(case: Case, make: Make) -> Iterator[Observation]:
         for vector in read(method.name).vectors:
             if vector.case.digest == case.digest:
                 yield from (seen.what for seen in observed(method, vector, make)
                             if seen.output == ABSENT and isinstance(seen.what, Observation))
 
-    return Property(ABSENCE, "S: gradients that must not exist do not", ("vjp",), run)
+    return Property(ABSENCE, "S: gradients of frozen arrays do not exist", ("vjp",), run)
 
 
 def property_named(method: Method, id: str) -> Property:
-    """The property of this id. Raises ValueError if there is none."""
+    """The property of the method with this id. Raises ValueError if there is none."""
     for prop in method.properties:
         if prop.id == id:
             return prop

@@ -1,4 +1,4 @@
-"""Bugs that can be planted in any method: mixins, put in front of its plain implementation."""
+"""Bugs that can be planted in any method: mixins to put before its plain implementation."""
 from __future__ import annotations
 
 import copy
@@ -8,11 +8,12 @@ import numpy
 
 
 class Accumulates:
-    """Gradients are added to those of the call before, as where nobody sets them to zero in between."""
+    """Gradients are added to those of the call before, as if nobody had set them to zero in between."""
 
     before: dict[str, Any] = {}
 
     def vjp(self, *args: Any) -> dict[str, Any]:
+        """The gradients {name: array}, plus those of all calls before."""
         found = super().vjp(*args)  # type: ignore[misc]
         self.before = {name: self._added(name, g) for name, g in found.items()}
         return self.before
@@ -25,34 +26,38 @@ class Accumulates:
 
 
 class StaleForward:
-    """What the forward works with is prepared at the first call and kept: a file that is loaded later reaches
-    everything but the forward. What was never called before the load is right."""
+    """The forward prepares its data at the first call and keeps them: a file loaded later reaches everything but the
+    forward. A layer that was not called before the load is right."""
 
     called, stale = False, None
 
     def forward(self, *args: Any) -> Any:
+        """The output, by the state before the load if there was a call before it."""
         if self.stale is not None:
             return self.stale.forward(*args)
         self.called = True
         return super().forward(*args)  # type: ignore[misc]
 
     def load(self, *args: Any) -> None:
+        """Loads, and keeps the state before for `forward`."""
         was = copy.deepcopy(self) if self.called and self.stale is None else self.stale
         super().load(*args)  # type: ignore[misc]
         self.stale = was
 
 
 class UsesLastInput:
-    """vjp(*inputs, g) takes the inputs of the last forward where their shapes fit, as where activations are kept from
-    it. Right as long as the last forward was of the same batch."""
+    """vjp(*inputs, g) uses the inputs of the last forward if their shapes fit, as an implementation does that keeps the
+    activations. It is right as long as the last forward was of the same batch."""
 
     last: tuple = ()
 
     def forward(self, *args: Any) -> Any:
+        """The output; its inputs are kept for `vjp`."""
         self.last = args
         return super().forward(*args)  # type: ignore[misc]
 
     def vjp(self, *args: Any) -> dict[str, Any]:
+        """The gradients {name: array} at the inputs of the last forward."""
         *given, g = args
         if list(map(numpy.shape, self.last)) == list(map(numpy.shape, given)):
             given = list(self.last)
@@ -60,8 +65,8 @@ class UsesLastInput:
 
 
 class SharedState:
-    """The attributes that `shared` names belong to the class, not to the object: what was made last sets them for all
-    that are alive. One alone, and one after the other, are right."""
+    """The attributes named in `shared` belong to the class, not to the object: the object made last sets them for all
+    others. One object alone is right, and so are objects used one after the other."""
 
     shared: tuple[str, ...] = ()
 

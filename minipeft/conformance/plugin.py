@@ -1,5 +1,5 @@
-"""The implementation under test, guarded: what it is given is read-only, what it gives is checked, what it does wrong
-becomes a Fault and never stops the run.
+"""The implementation under test, guarded: its arguments are read-only, its results are checked, and its mistakes become
+Faults that never stop the run.
 
 A plug-in is any module with `capabilities` and functions named after the methods:
 
@@ -9,8 +9,8 @@ A plug-in is any module with `capabilities` and functions named after the method
 
     def lora_linear(W, b, A, B, alpha, dtype, *, dropout=0.0):                         # -> an object with forward(x)
 
-Arrays are float64 or integer NumPy arrays both ways, with values on the grid of the dtype. What the object does not
-offer, or answers with NotImplementedError, is a skip, counted and shown.
+Arguments and results are NumPy arrays of float64 or integers that hold only numbers of the dtype. If the object lacks a
+call, or answers it with NotImplementedError, the properties that need it are skipped, counted and shown.
 """
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ from minipeft.conformance.guard import guarded, last_lines
 from minipeft.conformance.method import Method
 from minipeft.conformance.methods import NAMES
 
-_STORED = ("forward", "weight")  # what these return was stored in the dtype; gradients may be kept in a wider one
+_STORED = ("forward", "weight")  # their results were stored in the dtype; gradients may be kept in a wider one
 
 
 @dataclasses.dataclass
 class Plugin:
-    """A module, or any object, that offers methods. limit: seconds that one call may take. calling: told of each call
-    before it is made: who watches from outside knows what does not return, and that something is going on. alone: in
-    a process of its own, where nobody but the plug-in itself can interrupt it."""
+    """A module, or any object, that implements methods. limit: seconds that one call may take. calling: called with the
+    name of each call before it is made, so that a watching process knows which call does not return. alone: whether it
+    runs in a process of its own, where only the plug-in itself can raise KeyboardInterrupt.
+
+    Raises ValueError for `capabilities` that are malformed or name unknown dtypes, methods or arithmetic."""
 
     module: Any
     limit: float = 10.0
@@ -44,7 +46,7 @@ class Plugin:
 
     def __post_init__(self) -> None:
         self.hung: set[str] = set()
-        self.made: list[tuple[Case, Handle]] = []  # since it was last emptied: what a script of a failure shows
+        self.made: list[tuple[Case, Handle]] = []  # since it was last emptied; the script of a failure shows these
         declared = getattr(self.module, "capabilities", {})
         if not isinstance(declared, Mapping):
             raise ValueError(f"capabilities is a {type(declared).__name__}; expected a dict such as "
@@ -71,11 +73,12 @@ class Plugin:
             arithmetic(dtype, fields)
 
     def offers(self, method: Method) -> bool:
+        """Whether the plug-in has a function for this method."""
         return callable(getattr(self.module, method.name, None))
 
     def conventions(self, method: Method) -> dict[str, str]:
-        """The declared ones over the defaults; later ones that are not the default. Raises ValueError for one that does
-        not exist."""
+        """The conventions of the method: the declared values, and the defaults of the others. Later conventions are
+        left out where they have their default. Raises ValueError for a convention or value that does not exist."""
         found = method.default()
         for name, value in self.declared.get(method.name, {}).items():
             if name not in method.conventions or value not in method.conventions[name]:
@@ -86,13 +89,14 @@ class Plugin:
         return found
 
     def settle(self, case: Case, method: Method) -> Case:
-        """The case as this implementation is judged on it."""
+        """The case with the conventions and the arithmetic by which this implementation is judged."""
         case = dataclasses.replace(case, conventions=self.conventions(method),
                                    declared=self.arith.get(case.dtype, {}))
         return dataclasses.replace(case, exact=case.exact and method.exact_when(case))
 
     def make(self, method: Method) -> Callable[..., "Handle"]:
-        """case -> a fresh handle. Raises Skip for a case that needs a keyword which the factory does not have."""
+        """A function case -> a fresh handle. It raises Skip for a case that needs a keyword which the factory lacks,
+        and Fault if the factory fails."""
         factory = getattr(self.module, method.name)
         known = _keywords(factory)
 
@@ -110,7 +114,7 @@ class Plugin:
 
 
 class Handle:
-    """What a factory returned; every call goes through the guard, and is written down for the script of a failure."""
+    """The object that a factory returned. Every call of it is guarded, and recorded for the script of a failure."""
 
     def __init__(self, plugin: Plugin, method: Method, inner: Any, dtype: str):
         self._plugin, self._method, self._inner, self._dtype = plugin, method, inner, dtype
@@ -118,17 +122,18 @@ class Handle:
 
     @property
     def last(self) -> str:
-        """The call that was made last; "" before the first."""
+        """The name of the last call; "" before the first."""
         return f"{self._method.name}.{self._calls[-1][0]}" if self._calls else ""
 
     def offers(self, *names: str) -> bool:
+        """Whether the object has all calls of these names."""
         return all(map(self._has, names))
 
     def _has(self, name: str) -> bool:
         try:
             return callable(getattr(self._inner, name, None))
         except Exception:
-            return True  # it is there, and the call will say what is wrong with it
+            return True  # it exists, and the call will show what is wrong with it
 
     def __getattr__(self, name: str) -> Callable:
         if name.startswith("_"):
@@ -143,18 +148,19 @@ class Handle:
         return call
 
     def array(self, name: str, shape: tuple, *args: Any, **kwargs: Any) -> numpy.ndarray:
-        """A call that returns an array of this shape, finite."""
+        """The result of the call `name`, a finite array of this shape. Raises Fault for any other result, and for one
+        of forward() or weight() with numbers that the dtype does not have."""
         where = f"{self._method.name}.{name}"
         found = checked(where, getattr(self, name)(*args, **kwargs), shape)
         store = arithmetic(self._dtype, self._plugin.arith.get(self._dtype, {})).store
         if name in _STORED and not numpy.array_equal(on_grid(found, store), found):
-            raise Fault(OFF_GRID, f"{where} returned numbers that {store} does not have: it was computed in, or "
+            raise Fault(OFF_GRID, f"{where} returned numbers that are not {store} numbers: they were computed in, or "
                                   f"returned from, another dtype than {self._dtype}")
         return found
 
     def arrays(self, name: str, shapes: Mapping[str, tuple], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A call that returns {name: array or None}; those that have an entry in `shapes` must be there, in that
-        shape."""
+        """The result of the call `name`, {name: array or None}. The arrays named in `shapes` must be there, with these
+        shapes. Raises Fault for any other result."""
         found = getattr(self, name)(*args, **kwargs)
         where = f"{self._method.name}.{name}"
         if not isinstance(found, Mapping):
@@ -168,7 +174,8 @@ class Handle:
 
 
 def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
-    """A finite array of float64 of this shape; anything else is a Fault."""
+    """A copy of `value`, which must be a finite float64 array of this shape. Raises Fault, beginning with `where`, for
+    anything else."""
     if not isinstance(value, numpy.ndarray) or value.dtype != numpy.float64:
         found = f"an array of {value.dtype}" if isinstance(value, numpy.ndarray) else type(value).__name__
         raise Fault(WRONG_TYPE, f"{where} returned {found}; expected a NumPy array of float64")
@@ -177,11 +184,11 @@ def checked(where: str, value: Any, shape: tuple) -> numpy.ndarray:
     if not numpy.isfinite(value).all():
         raise Fault(NOT_FINITE, f"{where} has {int((~numpy.isfinite(value)).sum())} of {value.size} numbers that are "
                                 "NaN or infinite")
-    return value.copy()  # what it does to its own array afterwards is its own business
+    return value.copy()  # the implementation may change its own array later
 
 
 def _keywords(function: Callable) -> set[str] | None:
-    """The names that a function takes as keywords; None if it takes any, or nobody can say."""
+    """The names that a function accepts as keywords; None if it accepts any, or if its signature is unknown."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -199,12 +206,13 @@ def _of_kind(declared: Mapping, name: str, kind: Any, default: Any) -> Any:
 
 
 def load(name: str, limit: float = 10.0) -> Plugin:
-    """The plug-in of a module's dotted name. Raises ValueError with what to do when it cannot be imported."""
+    """The plug-in in the module with this dotted name. limit: seconds for one call. Raises ValueError, with advice, if
+    it cannot be imported."""
     try:
         module = importlib.import_module(name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also SystemExit, SyntaxError, ...
-        raise ValueError(f"--impl {name} cannot be imported: {last_lines(error)}. It is the dotted name of a module "
-                         f"that can be imported from here, such as mypkg.adapter") from error
+        raise ValueError(f"--impl {name} cannot be imported: {last_lines(error)}. Give the dotted name of a module "
+                         f"that can be imported from the current folder, such as mypkg.adapter") from error
     return Plugin(module, limit)

@@ -1,4 +1,4 @@
-"""A line that says what is being run, rewritten in place on a terminal."""
+"""A progress line, rewritten in place on a terminal."""
 from __future__ import annotations
 
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Progress:
-    """Takes the messages of a run; shows the current one at most ten times a second."""
+    """Shows the current method, dtype, stage and property of a run. shown: whether to show anything at all."""
 
     def __init__(self, shown: bool):
         self.shown, self.last = shown, 0.0
@@ -16,9 +16,10 @@ class Progress:
         return self
 
     def take(self, message: dict[str, Any]) -> None:
+        """Shows a message of the run, at most ten a second."""
         if self.shown and "now" in message and time.monotonic() - self.last > 0.1:
             self.last = time.monotonic()
-            sys.stderr.write("\r\x1b[2K" + " ".join(word or "looking into failures" for word in message["now"])[:78])
+            sys.stderr.write("\r\x1b[2K" + " ".join(word or "examining failures" for word in message["now"])[:78])
             sys.stderr.flush()
 
     def __exit__(self, *_: Any) -> None:

@@ -1,13 +1,13 @@
-"""A failure as two files: its case, to be run once more by the kit, and a script that needs no kit.
+"""A failure as two files: its case, which the kit can run once more, and a script that does not need the kit.
 
     <property>-<case id>.safetensors    the arrays; under the key "minipeft" of the string map, JSON: schema, method,
                                         property, dtype, exact, params, conventions, declared, label, case
-    <property>-<case id>.py             see `script.py`; the eight hex digits that end its docstring are of the sha256
-                                        of the rest, by which the kit knows what it wrote itself
+    <property>-<case id>.py             see `script.py`; its docstring ends with eight hex digits of the sha256 of the
+                                        rest, by which the kit recognizes an unchanged script of its own
 
-The same property on the same case is the same failure: the files of an earlier run are replaced, so that the newest
-files are those of the last run. Nothing else is ever overwritten, a script that was edited, or that is another
-plug-in's, included: the failure gets a number then, the same for both of its files.
+The same property on the same case is the same failure: its files replace those of an earlier run, so that the newest
+files are those of the last run. Nothing else is ever overwritten, neither an edited script nor one of another plug-in:
+the failure then gets a number, the same for both of its files.
 """
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ SCHEMA = "minipeft-failure-v1"
 _KEY = "minipeft"
 _FIELDS = {"schema": str, "method": str, "property": str, "dtype": str, "exact": bool, "params": dict,
            "conventions": dict, "declared": dict, "label": str, "case": str}
-_BYTES = 2 ** 26        # of a file; a failing case is small
-_TAIL = 200             # characters of a name that file systems take
-_NO_SCRIPT = "none: the plug-in is no module, which a script could import"
+_BYTES = 2 ** 26        # largest file that is read; a failing case is small
+_TAIL = 200             # longest name in characters; every file system accepts it
+_NO_SCRIPT = "none: the plug-in is not a module that a script could import"
 
 
 def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_id: str, case: Case,
           seen: Sequence[Observation | Fault], calls: Sequence[tuple[Case, Handle]]) -> tuple[Path, Path | str]:
-    """(case, script), written into `folder`, which is made if it is not there; in the script's place, words for people
-    where it could not import the plug-in. plugin: or the name of its module. seen, calls: of the failing run
-    (`Plugin.made`); the property is run again, and where it does not fail a second time, the script shows these."""
+    """Write the two files of a failure into `folder`, which is made if it does not exist.
+
+    Returns (case file, script); instead of the script's path, a sentence if no script could import the plug-in. plugin:
+    the plug-in, or the name of its module. prop_id, case: the property that failed and its case. seen, calls: the
+    observations and the (case, handle) pairs of the failing run; the property is run again, and if it does not fail a
+    second time, the script shows these. Raises OSError if a file cannot be written."""
     name = plugin if isinstance(plugin, str) else name_of(plugin.module)
     under_test = calls[0][1]._plugin if isinstance(plugin, str) and calls else plugin
     folder = Path(folder)
@@ -74,24 +77,24 @@ def write(folder: str | os.PathLike, plugin: Plugin | str, method: Method, prop_
 
 
 def _safe(name: str) -> str:
-    """A name of letters, digits, "-" and "_" alone."""
+    """`name` with every character other than letters, digits, "-" and "_" replaced by "_"."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[-_TAIL:]
 
 
 def _free(folder: Path, stem: str, prop_id: str, case: Case, importing: str | None) -> tuple[Path, Path]:
-    """The paths of case and script under the first number under which neither holds anything but what was written for
-    this failure before. importing: how the script imports the plug-in; None for no script."""
+    """The paths of case and script with the first number under which no other file would be overwritten. importing: the
+    statements by which the script imports the plug-in; None for no script."""
     for number in itertools.count(1):
         name = stem if number == 1 else f"{stem}-{number}"
         file, path = folder / f"{name}.safetensors", folder / f"{name}.py"
         if ((not os.path.lexists(file) or _ours(file, prop_id, case))
                 and (importing is None or not os.path.lexists(path) or _our_script(path, importing))):
             return file, path
-    raise AssertionError("the numbers came to an end")
+    raise AssertionError("unreachable")
 
 
 def _ours(file: Path, prop_id: str, case: Case) -> bool:
-    """Whether `write` wrote it, for this property and this case."""
+    """Whether `write` wrote this file, for this property and this case."""
     try:
         id, found = read(file)
     except (OSError, ValueError):
@@ -100,7 +103,7 @@ def _ours(file: Path, prop_id: str, case: Case) -> bool:
 
 
 def _our_script(path: Path, importing: str) -> bool:
-    """Whether `write` wrote it for this plug-in, and nobody changed it."""
+    """Whether `write` wrote this script for this plug-in, and nobody changed it."""
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, ValueError):
@@ -112,7 +115,7 @@ def _our_script(path: Path, importing: str) -> bool:
 
 
 def _signed(text: str) -> str:
-    """The script with eight digits of its sha256 at the end of the first line, which is its docstring."""
+    """The script with eight digits of its sha256 at the end of its first line, the docstring."""
     head, _, body = text.partition("\n")
     return f'{head[:-3]} [{hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]}]"""\n{body}'
 
@@ -125,10 +128,11 @@ def _metadata(prop_id: str, case: Case) -> dict[str, str]:
 
 
 def read(path: str | os.PathLike) -> tuple[str, Case]:
-    """(property, case) of a file that `write` wrote. Raises ValueError that names the file and what is wrong."""
+    """(id of the property, case) from the file `path`, written by `write`. Raises ValueError, naming the file and the
+    fault, for any other file; OSError if it cannot be read."""
     size = os.stat(path).st_size
     if size > _BYTES:
-        raise ValueError(f"{path}: {size} bytes; a failing case has {_BYTES} at most")
+        raise ValueError(f"{path}: {size} bytes; a failing case has at most {_BYTES}")
     arrays, metadata = read_tensors(path)
     if set(metadata) != {_KEY}:
         raise ValueError(f"{path}: the string map has {sorted(metadata)}; expected {_KEY!r} alone")
@@ -145,13 +149,13 @@ def read(path: str | os.PathLike) -> tuple[str, Case]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if case.id != fields["case"]:
-        raise ValueError(f"{path}: the numbers are those of {case.id}, not of {fields['case']}: it was changed")
+        raise ValueError(f"{path}: its contents have the id {case.id}, not {fields['case']}: it was changed")
     return fields["property"], case
 
 
 def _fields(path: Any, text: str) -> dict[str, Any]:
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is no number of JSON")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         fields = json.loads(text, parse_constant=constant)
@@ -168,7 +172,7 @@ def _fields(path: Any, text: str) -> dict[str, Any]:
 
 
 def _check(method: Method, case: Case) -> None:
-    """Raises ValueError for what no case of this method can be."""
+    """Raises ValueError for values that no case of this method can have."""
     if case.dtype not in DTYPES:
         raise ValueError(f"unknown dtype {case.dtype!r}; known are {', '.join(DTYPES)}")
     for name, value in case.params.items():
@@ -178,20 +182,20 @@ def _check(method: Method, case: Case) -> None:
         if value not in method.conventions.get(name, ()):
             raise ValueError(f"unknown convention {name}={value!r} of {method.name}")
     if not all(isinstance(value, (str, bool)) for value in case.declared.values()):
-        raise ValueError("declared is not of strings and booleans")
+        raise ValueError("declared has values other than strings and booleans")
     arithmetic(case.dtype, case.declared)
     for name, array in case.arrays.items():
         if array.dtype not in (numpy.float64, numpy.int64, numpy.bool_):
             raise ValueError(f"the array {name!r} is of {array.dtype}; expected float64, int64 or bool")
         if array.dtype == numpy.float64 and not numpy.array_equal(on_grid(array, case.dtype), array, equal_nan=True):
-            raise ValueError(f"the array {name!r} has numbers that {case.dtype} does not have")
+            raise ValueError(f"the array {name!r} has numbers that are not {case.dtype} numbers")
 
 
 def _sense(method: Method, case: Case, prop_id: str) -> None:
-    """Raises ValueError for a case of which the reference itself could make nothing: no implementation is to be blamed
-    for it. What must be refused makes no sense on purpose, but a layer can be asked for."""
+    """Raises ValueError for a case from which the reference itself cannot compute: no implementation is to blame for
+    that. A case that must be refused is invalid on purpose; only the layer's arguments must exist."""
     absent = [name for name in method.axes if name not in case]
-    # some arrays are a choice; among the published cases there is one without them
+    # an array is optional if one of the published cases lacks it
     if missing := [name for name in absent if all(name in other for other in method.vectors())]:
         raise ValueError(f"the array {missing[0]!r} is missing")
     if prop_id == REFUSALS:
@@ -201,7 +205,7 @@ def _sense(method: Method, case: Case, prop_id: str) -> None:
     for name, array in case.arrays.items():
         axes = method.axes.get(name)
         if axes is None:
-            raise ValueError(f"the array {name!r} is none of {method.name}, which has {', '.join(method.axes)}")
+            raise ValueError(f"unknown array {name!r}; {method.name} has {', '.join(method.axes)}")
         if array.ndim != len(axes):
             raise ValueError(f"the array {name!r} is of shape {list(array.shape)}; expected [{', '.join(axes)}]")
         for axis, length in zip(axes, array.shape):
@@ -214,11 +218,11 @@ def _sense(method: Method, case: Case, prop_id: str) -> None:
         values = _tried("the reference", lambda: (method.arguments(case), method.reference(case))[1])
     for name, value in values.items():
         if not numpy.isfinite(value.exact).all():
-            raise ValueError(f"the reference has {name} NaN or infinite")
+            raise ValueError(f"the reference gives {name} with NaN or infinity")
 
 
 def _tried(what: str, compute: Callable[[], Any]) -> Any:
     try:
         return compute()
-    except Exception as error:  # whatever a nonsensical case leads to
+    except Exception as error:  # an invalid case may raise anything
         raise ValueError(f"{what} cannot be computed: {last_lines(error)}") from None

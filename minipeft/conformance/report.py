@@ -1,6 +1,6 @@
-"""What a run found, for people and for programs: a table of rho per property and dtype, the failures in words, JSON.
+"""The results of a run, for people and programs: a table of rho per property and dtype, the failures in words, JSON.
 
-"Conforms" is said of what ran and of nothing else: spec, vectors, methods, levels and dtypes are named with it.
+"Conforms" is claimed only for what ran: spec, vectors, methods, levels and dtypes are named with it.
 """
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from typing import Any, Iterable
 import numpy
 
 from minipeft.conformance.live import MISSING
+from minipeft.conformance.method import TITLES
 from minipeft.conformance.methods import all_methods
 from minipeft.conformance.outputs import REFUSALS
 from minipeft.conformance.result import Job, Result
 from minipeft.conformance.survival import RATIOS
 from minipeft.files import write_atomic
 
-LEGEND = ("rho = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where nothing may "
-          "move.\nS: a fact.  -: skipped, see --skips.  ~: an error of a tenth of the largest number could hide.")
-BLUNT = 0.1
+LEGEND = ("rho (level B) = worst error / derived bound: conforms up to 1.  E: bit for bit, on exact data or where "
+          "nothing may\nchange.  S: a fact.  -: skipped, see --skips.  ~: the bound would hide an error of a tenth "
+          f"of the largest number.\n{TITLES}")
+BLUNT = 0.1  # a bound that hides an error above this share of the largest number is marked with ~
 
 
 class Report:
-    """The results of one run, {(method, dtype, stage, property): Result}, and what ran. job: what was asked for.
-    interrupted: whether it ended before all of that had run."""
+    """The results of one run. messages: those of the run so far (see `stages.py`). job: the request; None if the report
+    is put together from messages alone.
+
+    found: {(method, dtype, stage, property): Result}. about: the implementation's description of itself. interrupted:
+    whether the run ended before it was complete."""
 
     def __init__(self, messages: Iterable[dict[str, Any]] = (), job: Job | None = None):
         self.job, self.begun = job, datetime.datetime.now(datetime.timezone.utc)
@@ -53,6 +58,7 @@ class Report:
 
     @property
     def results(self) -> list[Result]:
+        """All results, by method, stage and property in the order of their definition."""
         order = {(m.name, id): i for m in all_methods().values()
                  for i, id in enumerate([*(f"V {name}" for name in m.outputs), *(p.id for p in m.properties)])}
         return sorted(self.found.values(), key=lambda r: (
@@ -60,6 +66,7 @@ class Report:
 
     @property
     def failures(self) -> list[Result]:
+        """The results that failed."""
         return [r for r in self.results if r.status == "fail"]
 
     @property
@@ -72,18 +79,18 @@ class Report:
         return 0 if self._ran() else 3
 
     def _ran(self) -> list[Result]:
-        """What passed, of methods of which something was computed: refusing nonsense alone is not conforming."""
+        """The results that passed, of methods that computed something: to refuse invalid input is not enough."""
         passed = [r for r in self.results if r.status == "pass"]
         computed = {r.method for r in passed if r.id != REFUSALS}
         return [r for r in passed if r.method in computed]
 
     def raise_for_failures(self) -> None:
-        """AssertionError with the report if something failed, or if nothing ran."""
+        """Raises AssertionError with the report if something failed, if nothing ran, or if the run was interrupted."""
         if self.exit_code:
             raise AssertionError(f"\n{self}")
 
     def as_json(self) -> dict[str, Any]:
-        """What was asked for and what was found: equal for two runs in which both are."""
+        """The request and the results as JSON values: equal for two runs in which both are equal."""
         from minipeft.conformance.vectors.read import PACK
         from minipeft.conformance.vectors.schema import SPEC
 
@@ -96,12 +103,12 @@ class Report:
                 "results": [r.as_json() for r in self.results]}
 
     def write_json(self, path: str | os.PathLike) -> None:
-        """The report as JSON with the date on which the run began, atomically."""
+        """Write the report, with the date and time at which the run began, atomically as JSON to the file `path`."""
         found = {"date": self.begun.isoformat(timespec="seconds"), **self.as_json()}
         write_atomic(Path(path), (json.dumps(found, indent=1) + "\n").encode())
 
     def _asked(self) -> dict[str, Any] | None:
-        """What repeats the run; None for a report that was put together from messages."""
+        """The arguments that repeat the run; None for a report that was put together from messages."""
         if self.job is None:
             return None
         job = self.job
@@ -120,12 +127,12 @@ class Report:
         about = self.about
         lines = [f"minipeft conformance: spec {SPEC}, vectors {PACK}",
                  f"implementation: {about.get('name')} {about.get('version')} ({about.get('impl')})" if about else
-                 f"implementation: {self.job and self.job.impl}, which said nothing of itself yet"]
+                 f"implementation: {self.job and self.job.impl} (its capabilities were not read yet)"]
         for method, conventions in about.get("conventions", {}).items():
             if conventions:
                 lines.append(f"  {method}: " + ", ".join(f"{k} {v}" for k, v in conventions.items()))
         for dtype, fields in about.get("arith", {}).items():
-            lines.append(f"  {dtype}, as it declares: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
+            lines.append(f"  {dtype}, declared arithmetic: " + ", ".join(f"{k} {v}" for k, v in fields.items()))
         return [*lines, ""]
 
     def _tables(self) -> list[str]:
@@ -151,10 +158,10 @@ class Report:
         return lines
 
     def _survival(self) -> list[str]:
-        """What a half-precision merge keeps of a small update, beside what one correct rounding keeps."""
+        """The share of a small update that a half-precision merge keeps, beside that after one correct rounding."""
         if not self.survival:
             return []
-        lines = ["of an update D, a merge keeps (in brackets: one correct rounding)",
+        lines = ["of an update D, a merge keeps (in brackets: one correct rounding keeps)",
                  "  |D| / |W|   " + "".join(f"{ratio:>14g}" for ratio in RATIOS)]
         for dtype in dict.fromkeys(line["dtype"] for line in self.survival):
             mine = [line for line in self.survival if line["dtype"] == dtype]
@@ -163,7 +170,7 @@ class Report:
         return [*lines, ""]
 
     def _failures(self) -> list[str]:
-        """What is wrong, first; then the properties that saw it, the first of them in full."""
+        """For each cause: the cause, the properties that found it, and the first of these in full."""
         groups: dict[tuple[str, str], list[Result]] = {}
         for r in self.failures:
             groups.setdefault((r.method, r.diagnosis or r.gist or r.failure), []).append(r)
@@ -187,7 +194,7 @@ class Report:
         return result.title or next((p.title for p in all_methods()[result.method].properties if p.id == result.id), "")
 
     def skips(self) -> list[str]:
-        """Every skip with its reason, those of all dtypes in one line."""
+        """Every skip with its reason, as lines; a line covers all dtypes with the same reason."""
         reasons: dict[tuple[str, str, str], list[str]] = {}
         for r in self.results:
             if r.status == "skip":
@@ -196,7 +203,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """A sentence that claims what ran, and no more."""
+        """A sentence on the outcome that claims only what ran."""
         results = self.results
         counts = {status: sum(r.status == status for r in results) for status in ("pass", "fail", "skip")}
         numbers = f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped"
@@ -213,12 +220,12 @@ class Report:
             return f"Does not conform in {what}: {numbers}."
         levels = "+".join(level for level in "BES" if any(level in r.level for r in ran))
         dtypes = ", ".join(dict.fromkeys(r.dtype for r in ran))
-        vectors_alone = " The vectors alone were run: " + MISSING if any(r.reason == MISSING for r in results) else ""
+        vectors_alone = " Only the vectors were run: " + MISSING if any(r.reason == MISSING for r in results) else ""
         return f"Conforms to {what}, levels {levels}, {dtypes}: {numbers}.{vectors_alone}"
 
 
 def cell(result: Result | None) -> str:
-    """One entry of the table."""
+    """One entry of the table: "-" for a skip or None, "FAIL" with rho, or rho and the levels E and S."""
     if result is None or result.status == "skip":
         return "-"
     if result.status == "fail":

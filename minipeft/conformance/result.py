@@ -1,4 +1,4 @@
-"""What came out of one property in one dtype, and the job that asks for it; both as JSON can hold them."""
+"""The result of one property in one dtype, and the job that asks for it; both in values that JSON can hold."""
 from __future__ import annotations
 
 import dataclasses
@@ -6,13 +6,15 @@ import math
 from typing import Any
 
 STAGES = ("vectors", "live")
-AFTERMATH = ""  # the property that is said to run while failures are looked into
+AFTERMATH = ""  # stands for the property in messages while failures are examined
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to run. done: [method, dtype, stage] that need not be run again. dead: [method, dtype, stage, property] in
-    which the process died: not to be tried again. hung: calls that did not return: not to be made again."""
+    """A request for a run. The first fields are the arguments of `hold.check`.
+
+    done: [method, dtype, stage] that need not be run again. dead: [method, dtype, stage, property] in which the process
+    died, and that are not tried again. hung: calls that did not return, and that are not made again."""
 
     impl: str
     methods: tuple[str, ...]
@@ -29,11 +31,14 @@ class Job:
 
 @dataclasses.dataclass
 class Result:
-    """status: "pass", "fail" or "skip". rho: the worst error over its bound (level B), None where nothing was
-    bounded. sees: the smallest error that would have shown there wherever it is, as a share of the largest number,
-    None where that is 0. exact, facts: how many values were compared bit for bit, and how many facts. reason: of a
-    skip. failure: in words. gist: of a Fault, what is the same from case to case. minimal, diagnosis, links, script,
-    replay: what the kit found out about a failure."""
+    """The result of a property in one dtype and stage.
+
+    status: "pass", "fail" or "skip". rho: the worst error over its bound (level B); None if nothing was bounded. sees:
+    the smallest error that would have been found wherever it occurs, as a share of the largest number; None if that
+    number is 0. exact, facts: how many values were compared bit for bit, and how many facts were checked. cases: how
+    many it was run on. reason: of a skip. failure: in words. gist: of a Fault, the part that is the same from case to
+    case. minimal, diagnosis, links, script, replay: of a failure, the smallest case, the likely cause, public reports
+    of it, and the two files."""
 
     method: str
     id: str
@@ -57,16 +62,17 @@ class Result:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
+        """By which a later result replaces an earlier one."""
         return self.method, self.dtype, self.stage, self.id
 
     @property
     def level(self) -> str:
-        """Which levels took part: "B+E", "S", ..."""
+        """The levels that were checked: "B+E", "S", ..."""
         return "+".join(level for level, seen in (("B", self.rho is not None), ("E", self.exact), ("S", self.facts))
                         if seen)
 
     def as_json(self) -> dict[str, Any]:
-        """Its fields; an infinite rho, which JSON lacks, as a string."""
+        """The fields and the level. An infinite rho, which JSON lacks, is a string."""
         fields = {**dataclasses.asdict(self), "level": self.level}
         if self.rho is not None and not math.isfinite(self.rho):
             fields["rho"] = "inf"
@@ -74,5 +80,6 @@ class Result:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Result":
+        """The Result whose `as_json` is `fields`."""
         rho = fields.get("rho")
         return cls(**{**{k: v for k, v in fields.items() if k != "level"}, "rho": None if rho is None else float(rho)})

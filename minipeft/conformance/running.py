@@ -1,17 +1,18 @@
-"""Bounds where an equation is not a polynomial: every number carries how far a correct implementation may be from it.
+"""Bounds for equations that are not polynomials: every number carries a bound on the error of a correct implementation.
 
-    c = a op b        error(c) = what a's and b's errors do to it  +  one rounding of what may have been computed
+    c = a op b        error(c) = the errors of a and b, propagated  +  one rounding of the computed value
     c = f(a)          error(c) = max |f'| over [a - e, a + e] times e  +  the roundings of f itself  +  one rounding
     c = a @ b         error(c) = |a| eb + ea |b| + ea eb  +  gamma_n ((|a| + ea)(|b| + eb) + n eta) + n eta
                                  +  one rounding
 
-One rounding of x costs u |x| + eta. A sum of n products underflows n times at most: gradually, each product by half of
-eta and no sum at all, since a sum that is subnormal is exact (of FMAs, each by half of eta); flushed, a product by eta,
-or a sum by eta, but that takes two terms that are not 0 and leaves one that is, so both together n times at most.
+One rounding of x costs at most u |x| + eta. A sum of n products underflows at most n times. With gradual underflow each
+product loses at most eta / 2 and a sum nothing, since a subnormal sum is exact (with FMAs, each loses at most eta / 2).
+With flushing to zero, a product or a sum loses at most eta. But a flushed sum turns two nonzero terms into one zero, so
+products and sums together are flushed at most n times.
 
-A running error analysis (N. Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.3). The equations of a
-method are written once, over any kind of number; run over `Bounded` arrays they yield their own bound. It is
-pessimistic where errors are correlated and ignored here as such, and it never needs a number typed by hand.
+This is a running error analysis (N. Higham, Accuracy and Stability of Numerical Algorithms, sec. 3.3). The equations of
+a method are written once, for any kind of number; run on `Bounded` arrays they yield their own bound. It is pessimistic
+where errors are correlated, since it ignores that, and it never needs a constant typed by hand.
 """
 from __future__ import annotations
 
@@ -24,18 +25,19 @@ from minipeft.conformance.arithmetic import Arithmetic
 from minipeft.conformance.numbers import wide
 from minipeft.conformance.tolerance import Value, kappa
 
-# Roundings of exp, erf and tanh themselves. IEEE 754 demands correct rounding of + - * / and sqrt (which costs 1), and
-# of none of these, so a number must be chosen. An ulp of f is at most 2 u |f|: 8 u is a library within four ulps.
-# Departure from the notes (4 u): NumPy's float32 exp was measured at 3.4 u, its tanh at 1.9 u (a test holds both to
-# it), but torch's erf at 6 u, and a correct GELU failed.
+# The error of exp, erf and tanh themselves, in roundings. IEEE 754 demands correct rounding of + - * / and sqrt (one
+# rounding), but not of these functions, so a number must be chosen. An ulp of f is at most 2 u |f|: 8 u allows a
+# library four ulps. 4 u would be too little: NumPy's float32 exp was measured at 3.4 u and its tanh at 1.9 u (a test
+# checks both), but torch's erf at 6 u, so that a correct GELU failed.
 FUNCTION_ROUNDINGS = 8
 _ERF = numpy.vectorize(math.erf, otypes=[numpy.longdouble])
 
 
 class Bounded:
-    """value (longdouble) and error >= |computed - value|, of any shape. Arithmetic as of NumPy arrays."""
+    """An array with error bounds: value (longdouble) and error >= |computed - value|, of any one shape. arith: the
+    arithmetic of the implementation. It has the operators of NumPy arrays."""
 
-    __array_ufunc__ = None  # NumPy leaves `array @ bounded` to __rmatmul__
+    __array_ufunc__ = None  # makes NumPy leave `array @ bounded` to __rmatmul__
 
     def __init__(self, value: Any, error: Any, arith: Arithmetic):
         self.value, self.arith = wide(value), arith
@@ -43,20 +45,22 @@ class Bounded:
 
     @classmethod
     def of(cls, x: Any, arith: Arithmetic) -> "Bounded":
-        """Numbers that an implementation is given: no error."""
+        """`x` as Bounded. An array is an input of the implementation and has no error."""
         return x if isinstance(x, Bounded) else cls(x, 0.0, arith)
 
     def _stored(self, value: Any, error: Any, roundings: float = 1.0) -> "Bounded":
-        """A result with the error of its inputs, after it was rounded to storage."""
+        """A result with this error, after `roundings` roundings to storage."""
         arith = self.arith
         return Bounded(value, error + roundings * arith.u_s * (abs(value) + error) + arith.eta, arith)
 
     @property
     def shape(self) -> tuple:
+        """As in NumPy."""
         return self.value.shape
 
     @property
     def T(self) -> "Bounded":
+        """The transpose."""
         return self._moved(lambda x: x.T)
 
     def _moved(self, move: Callable) -> "Bounded":
@@ -66,9 +70,11 @@ class Bounded:
         return self._moved(lambda x: x[key])
 
     def reshape(self, *shape: Any) -> "Bounded":
+        """As in NumPy."""
         return self._moved(lambda x: x.reshape(*shape))
 
     def swapaxes(self, a: int, b: int) -> "Bounded":
+        """As in NumPy."""
         return self._moved(lambda x: x.swapaxes(a, b))
 
     def __neg__(self) -> "Bounded":
@@ -114,14 +120,16 @@ class Bounded:
         return Bounded.of(other, self.arith) @ self
 
     def sum(self, axis: Any = None, keepdims: bool = False) -> "Bounded":
+        """As in NumPy, accumulated in any order."""
         value, error = (x.sum(axis=axis, keepdims=keepdims) for x in (self.value, self.error))
         n = self.value.size // max(1, value.size)
         sums = kappa(0, n, self.arith) * (abs(self.value) + self.error).sum(axis=axis, keepdims=keepdims)
-        lost = n * self.arith.eta if self.arith.ftz else 0.0  # where nothing is flushed, a sum does not underflow
+        lost = n * self.arith.eta if self.arith.ftz else 0.0  # without flushing, a sum does not underflow
         return self._stored(value, error + sums + lost)
 
     def through(self, f: Callable, slope: Callable, own: int) -> "Bounded":
-        """f of it; slope(low, high): the largest |f'| between; own: roundings of f itself, beside that of storage."""
+        """f(self), elementwise. slope(low, high): the largest |f'| in between. own: roundings of f itself, in addition
+        to that of storage."""
         value = f(self.value)
         steepest = slope(self.value - self.error, self.value + self.error)
         error = steepest * self.error + own * (self.arith.u_a * abs(value) + self.arith.eta)
@@ -129,7 +137,7 @@ class Bounded:
 
 
 def value_of(b: Bounded) -> Value:
-    """What a property holds an output against: kappa times `mag` is the bound."""
+    """The Value with which a property compares an output: kappa times its `mag` is the error of `b`."""
     return Value(b.value, b.error / kappa(1, 1, b.arith), 1, 1)
 
 
@@ -138,7 +146,7 @@ def _nearest_to_zero(low: Any, high: Any) -> Any:
 
 
 def _function(name: str, f: Callable, slope: Callable, own: int) -> Callable:
-    """An elementary function of longdoubles, of Bounded, and of objects (50 digits, by mpmath)."""
+    """An elementary function for longdoubles, for Bounded, and for objects (50 digits, by mpmath)."""
     def of(x: Any) -> Any:
         if isinstance(x, Bounded):
             return x.through(f, slope, own)
@@ -167,14 +175,15 @@ sqrt = _function("sqrt", numpy.sqrt, _sqrt_slope, 1)
 
 
 def positive(x: Any) -> Any:
-    """1 where x > 0, else 0: the derivative of relu. Where an implementation may see the other sign, the error is 1."""
+    """1 where x > 0, else 0, elementwise: the derivative of relu. For Bounded x, the error is 1 where an implementation
+    may see the other sign."""
     if isinstance(x, Bounded):
         return Bounded(x.value > 0, abs(x.value) <= x.error, x.arith)
     return (numpy.asarray(x) > 0) * 1
 
 
 def relu(x: Any) -> Any:
-    """max(x, 0): nothing is rounded."""
+    """max(x, 0), elementwise, without a rounding."""
     if isinstance(x, Bounded):
         value = numpy.maximum(x.value, 0)
         return Bounded(value, numpy.minimum(x.error, numpy.maximum(x.value + x.error, 0)), x.arith)
@@ -182,15 +191,15 @@ def relu(x: Any) -> Any:
 
 
 def softmax(x: Any) -> Any:
-    """exp(x - max) / sum exp(x - max), over the last axis; -inf is allowed for what is masked, which gets 0 without an
-    error. The maximum is exact to subtract: any shift gives the same function, so its own error does not matter.
+    """p = exp(x - max) / sum exp(x - max) over the last axis of x [..., n]. A masked score is -inf; its p is 0 without
+    error. The error of max itself does not matter, since any shift gives the same function.
 
-    Bounded: p moves by a factor exp(+-2 e) at most where scores move by e; exp sees x - max rounded. Each exp may also
-    underflow, by w, and their sum, which is 1 at least, by n of that: p by w + n p w.
+    The bound, for Bounded x: if the scores change by at most e, p changes by at most a factor exp(+-2 e); x - max is
+    rounded. Each exp may also underflow, by w, and their sum, which is at least 1, by n w: this changes p by w + n p w.
 
-    Or exp(x - l), l = max + log sum exp(x - max): what moves the sum by a factor exp(+-e) moves l by e; l is rounded,
-    by u |l|, and so is what exp sees, by u |x - l|. As errors of an exponent, both are relative ones of p, also where
-    all x are the same and the other form has nothing to round. The bound is the larger of both."""
+    An implementation may also compute exp(x - l), l = max + log sum exp(x - max). A factor exp(+-e) in the sum changes
+    l by e; l is rounded, by u |l|, and x - l, by u |x - l|. These errors of the exponent are relative errors of p, even
+    if all x are equal and the first form has nothing to round. The bound is the larger of both."""
     if not isinstance(x, Bounded):
         shifted = exp(x - x.max(axis=-1, keepdims=True)) if numpy.asarray(x).dtype != object else _exp_masked(x)
         return shifted / shifted.sum(axis=-1, keepdims=True)
@@ -199,7 +208,7 @@ def softmax(x: Any) -> Any:
     p = numpy.exp(x.value - top)
     p = p / p.sum(axis=-1, keepdims=True)
     shift, off = (numpy.where(seen, v, 0) for v in (abs(numpy.where(seen, x.value, 0) - top), x.error))
-    off_by_most = off.max(axis=-1, keepdims=True)                            # so much the maximum itself may be off
+    off_by_most = off.max(axis=-1, keepdims=True)                            # the error of the maximum itself
     own = FUNCTION_ROUNDINGS * arith.u_a + arith.u_s
     moved = numpy.where(seen, off + arith.u_s * (shift + off + off_by_most) + own, 0)
     most = moved.max(axis=-1, keepdims=True)
@@ -211,7 +220,8 @@ def softmax(x: Any) -> Any:
 
 
 def _by_log_sum(x: Bounded, seen: Any, off: Any, summed: Any) -> Any:
-    """How far x - l is off, l = log sum exp x, where it is computed. off: of x; summed: of the logarithm of the sum."""
+    """The error of x - l, l = log sum exp x, where l is computed. off: the error of x. summed: the error of the
+    logarithm of the sum."""
     arith, top = x.arith, x.value.max(axis=-1, keepdims=True)
     log = numpy.log(numpy.exp(x.value - top).sum(axis=-1, keepdims=True))
     of_log = summed + (FUNCTION_ROUNDINGS * arith.u_a + arith.u_s) * (log + summed)
@@ -222,7 +232,7 @@ def _by_log_sum(x: Bounded, seen: Any, off: Any, summed: Any) -> Any:
 
 
 def _exp_masked(x: numpy.ndarray) -> numpy.ndarray:
-    """exp(x - max) of objects, 0 where x is None (masked)."""
+    """exp(x - max) for objects, 0 where x is None (masked)."""
     out = numpy.empty(x.shape, object)
     for row in numpy.ndindex(*x.shape[:-1]):
         seen = [v for v in x[row] if v is not None]

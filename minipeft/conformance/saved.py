@@ -1,4 +1,4 @@
-"""Attachments of minipeft as the bytes that the protocol wants: the library itself reads and writes files."""
+"""Attachments of minipeft as bytes, which the kit's protocol uses; the library itself reads and writes files."""
 from __future__ import annotations
 
 import tempfile
@@ -10,7 +10,7 @@ from minipeft.attaching.load import load
 
 
 def bytes_of(attachment: Attachment) -> bytes:
-    """What the library saves."""
+    """The bytes of the adapter file of `attachment`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         attachment.save(path)
@@ -18,7 +18,8 @@ def bytes_of(attachment: Attachment) -> bytes:
 
 
 def loaded(model: Any, blob: bytes) -> Attachment:
-    """Loaded on top of what is there, which stays as it is if the file does not fit."""
+    """The attachment in the adapter file `blob`, loaded into `model` beside the attachments that it has. They stay as
+    they are if the file does not fit. Raises the errors of `load`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "adapter.safetensors"
         path.write_bytes(blob)

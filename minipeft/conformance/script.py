@@ -1,9 +1,9 @@
-"""A failure as a script of a few lines that needs NumPy and the plug-in, nothing else: inputs, calls, got, expected.
+"""A failure as a script of a few lines that needs only NumPy and the plug-in: inputs, calls, got, expected.
 
-The property is run once more with handles that write down every call and what it returned, in the order of time, up
-to the first thing that is wrong. What was got is then looked for among the results (as it is, or as a sum, a
-difference, some rows of them), and only what leads there is written: a wrong forward is three lines, whatever else the
-property does. Where the property computes with results in a way that is not found, all calls are written and printed.
+The property is run once more with handles that record every call and its result, in chronological order, up to the
+first wrong observation. The wrong value is then looked for among the results (as it is, or as some rows, a sum or a
+difference of them), and only the calls that lead to it are written: a wrong forward takes three lines, whatever else
+the property does. If the value is not found, all calls are written and their results printed.
 """
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from minipeft.conformance.observe import Observation
 from minipeft.conformance.plugin import Handle
 
 Seen = Observation | Fault
-_LATEST = 24  # results that what was got is looked for among
+_LATEST = 24  # results among which the wrong value is looked for
 
 
 @dataclasses.dataclass(eq=False)
 class Event:
-    """A call of a handle, or with name "" its making. result: what it returned, a Fault if it did not."""
+    """A call of a handle, or its making if `name` is "". handle: its number. case: that it was made for. result: the
+    returned value, or the Fault that it raised."""
 
     handle: int
     name: str
@@ -39,7 +40,7 @@ class Event:
 
 
 class Recorded(Handle):
-    """A handle that puts its calls on a tape."""
+    """A handle that appends its calls to `tape`. handle: the one that it replaces. number, case: of its Events."""
 
     def __init__(self, handle: Handle, number: int, case: Case, tape: list[Event]):
         super().__init__(handle._plugin, handle._method, handle._inner, handle._dtype)
@@ -66,7 +67,8 @@ def _result(action: Callable[[], Any]) -> Any:
 
 
 def taped(prop: Property, case: Case, make: Make) -> tuple[list[Event], Seen | None]:
-    """The calls up to the first thing that is wrong, and that thing; None if nothing is, this time."""
+    """(calls, wrong): the calls that `prop` makes on `case` up to the first wrong observation, and that observation;
+    None if nothing is wrong this time. make: case -> a handle."""
     tape: list[Event] = []
     numbers = itertools.count()
 
@@ -84,13 +86,13 @@ def taped(prop: Property, case: Case, make: Make) -> tuple[list[Event], Seen | N
                 return tape, seen
     except Fault as fault:
         return tape, fault
-    except Exception as error:  # an answer that the property cannot use
+    except Exception as error:  # a result that the property cannot use
         return tape, Fault(NO_USE, last_lines(error))
     return tape, None
 
 
 def listed(calls: Sequence[tuple[Case, Handle]]) -> list[Event]:
-    """The calls of handles that were made before: of which no results are known, nor the order between handles."""
+    """The calls of (case, handle) pairs as events. Their results and the order between handles are unknown."""
     tape = []
     for number, (case, handle) in enumerate(calls):
         tape.append(Event(number, "", (), {}, case))
@@ -99,17 +101,19 @@ def listed(calls: Sequence[tuple[Case, Handle]]) -> list[Event]:
 
 
 def script(imports: str, method: Method, title: str, tape: Sequence[Event], wrong: Seen) -> str:
-    """The text. imports: statements in a line after which `plugin` is the module. title: what failed."""
+    """The text of the script. imports: statements, in one line, that import the plug-in as `plugin`. title: the failure
+    in words. tape, wrong: as from `taped`."""
     draft, clean = (Writer(imports, method, tape, wrong) for _ in range(2))
     draft.text(title)
-    for event in tape:                                         # results are numbered in the order of time
+    for event in tape:                                         # so that results are numbered chronologically
         if event in draft.names.results:
             clean.names.result(event, result_of(event.name))
     return clean.text(title)
 
 
 class Writer:
-    """Puts a script together: first what is printed at the end, then the calls that lead to it, then their inputs."""
+    """Builds a script backwards: first the lines that print the failure, then the calls that lead to it, then their
+    inputs. The arguments are those of `script`."""
 
     def __init__(self, imports: str, method: Method, tape: Sequence[Event], wrong: Seen):
         self.imports, self.method, self.wrong, self.tape = imports, method, wrong, list(tape)
@@ -117,6 +121,7 @@ class Writer:
         self.lines: list[str] = []
 
     def text(self, title: str) -> str:
+        """The script, with `title` as its docstring. To be called once."""
         last = self._fault() if isinstance(self.wrong, Fault) else self._difference(self.wrong)
         self._calls()
         quoted = title.replace("\\", "/").replace('"', "'")
@@ -127,17 +132,17 @@ class Writer:
 
     def _difference(self, seen: Observation) -> list[str]:
         got = self._expression(seen.got)
-        if got is None and seen.level == "S":                  # what was asked or done last is what it is about
+        if got is None and seen.level == "S":                  # a fact is about the last call
             self._use(self.tape[-1])
             self._keep()
             return [f"print('got', {numbers_of(seen.got)}, 'expected', {numbers_of(seen.want)})"]
-        if got is None:                                        # all of it is shown, and what came of it
+        if got is None:                                        # all calls are shown, with their results
             for event in self.tape:
                 if event.name and not isinstance(event.result, (Fault, type(None))):
                     self._use(event)
             self._keep()
             self.shown = True
-            return [f"# from these, by the property: {seen.name}",
+            return [f"# the property computes from these: {seen.name}",
                     f"print('got', {numbers_of(seen.got)}, 'expected', {numbers_of(seen.want)})"]
         want = None if self._is_reference(seen.want) else self._expression(seen.want)
         self._keep()
@@ -150,7 +155,7 @@ class Writer:
                    for v in self.method.reference(case).values())
 
     def _fault(self) -> list[str]:
-        """The call that went wrong is the last one."""
+        """The lines that print a Fault, of which the last call is the cause."""
         assert isinstance(self.wrong, Fault)
         kind, detail = self.wrong.kind, self.wrong.detail
         self.names.locked = kind == WRITES
@@ -158,7 +163,7 @@ class Writer:
             return [f"print('got', {str(self.wrong)!r}, 'expected no error')"]
         event = self.tape[-1]
         self.used[event] = ""
-        if not isinstance(event.result, Fault):                # it returned, but no answer
+        if not isinstance(event.result, Fault):                # it returned, but nothing usable
             name = self._use(event)
             self._keep()
             got = {WRONG_SHAPE: f"{name}.shape", WRONG_TYPE: f"type({name})"}.get(kind, printed(name, event.result))
@@ -173,7 +178,7 @@ class Writer:
                 "    print('got', repr(error), 'expected no error')"]
 
     def _keep(self) -> None:
-        """Of the tape, what the handles in use did until they were last used; and what was saved for them."""
+        """Cuts the tape to the calls of the handles in use, each up to its last use, and the saves that they load."""
         blobs = {}
         for event in self.tape:
             if event.name == "save" and isinstance(event.result, bytes):
@@ -214,7 +219,7 @@ class Writer:
             self.lines.append(f"print({name!r}, {name})")
 
     def _repeated(self, rest: list[Event]) -> tuple[int, list[Event]]:
-        """(n, block): the block of at most three calls without inputs that comes n times in a row."""
+        """(n, block): `rest` begins with n repetitions of this block of at most three calls without arguments."""
         for size in (1, 2, 3):
             block, times = rest[:size], 0
             plain = all(e.name and not e.args and not e.kwargs and e not in self.used for e in block)
@@ -239,7 +244,7 @@ class Writer:
         return f"{function}({', '.join(given)})"
 
     def _expression(self, value: Any) -> str | None:
-        """How `value` comes from results of the tape, the latest first; None if it is not found."""
+        """`value` as an expression in results of the tape, of which the latest are tried first; None if not found."""
         if not isinstance(value, numpy.ndarray):
             found = [event for event in self.tape if event.name and type(event.result) is type(value)
                      and not isinstance(value, str) and event.result == value]
@@ -265,7 +270,7 @@ class Writer:
             yield from ((event, key, array) for key, array in found if isinstance(array, numpy.ndarray))
 
     def _use(self, event: Event, key: str = "") -> str:
-        """The expression of a result, which is kept from now on."""
+        """The expression of a result, or of its entry `key`; the script will then keep the result."""
         if event.result is None or isinstance(event.result, Fault) or not event.name:
             self.used.setdefault(event, "")
         elif not self.used.get(event):

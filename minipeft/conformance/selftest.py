@@ -1,10 +1,10 @@
-"""The kit held against itself: what is right passes, and every bug that was planted is found.
+"""The test of the kit itself: correct implementations pass, and every planted bug (mutant) is found.
 
     clean    the plain NumPy implementation (float64, float32, bfloat16) and minipeft itself (float64, float32) fail
-             nothing, in vectors and drawn cases; without this a kill would mean nothing
-    killed   every mutant fails, for every one of 5 seeds, some property, or it fails on the vectors; in bfloat16 it
-             may be below the resolution, if it says why, and then it must really survive
-    useful   every property kills at least one mutant
+             nothing, on vectors and drawn cases; without this, finding a bug would mean nothing
+    killed   every mutant fails one and the same property for each of 5 seeds, or a vector, or accepts invalid input;
+             in bfloat16 it may be below the resolution if it states why, and then it must really go unnoticed
+    useful   every property finds at least one mutant
 """
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ SEEDS, CASES = 5, 6
 
 @dataclasses.dataclass
 class Verdict:
-    """Of one method in one dtype. wrong: sentences, empty if all is well. killers: {mutant: properties}."""
+    """The outcome for one method in one dtype. killers: {planted bug: ids of the properties that find it}. wrong:
+    sentences on everything that went wrong. seconds: the time it took."""
 
     method: str
     dtype: str
@@ -50,8 +51,10 @@ class Verdict:
 
 
 def self_test(methods: Sequence[str] | None = None, dtypes: Sequence[str] | None = None) -> int:
-    """Prints a line per method and dtype, and what is wrong. 0 if nothing is, 1 otherwise. Raises ValueError for a
-    method or dtype that does not exist, and where no cases can be drawn: half of it would not run."""
+    """Run the self-test: print a line per method and dtype, and everything that is wrong.
+
+    methods, dtypes: names to which it is restricted; None takes all. Returns 0 if nothing is wrong, 1 otherwise. Raises
+    ValueError if no known method or dtype is left, and if Hypothesis is missing: half of the test would not run."""
     if not live.available():
         raise ValueError(f"--self-test: {live.MISSING}")
     chosen = [name for name in all_methods() if methods is None or name in methods]
@@ -64,12 +67,12 @@ def self_test(methods: Sequence[str] | None = None, dtypes: Sequence[str] | None
         verdicts.append(verdict)
         most = sum("V" in by for by in verdict.killers.values()), sum(by != ["V"] for by in verdict.killers.values())
         print(f"{verdict.method:<20}{verdict.dtype:<10}{sum(map(bool, verdict.killers.values())):>3} of "
-              f"{len(verdict.killers):>3} mutants found ({most[0]} by vectors, {most[1]} by properties), "
+              f"{len(verdict.killers):>3} planted bugs found ({most[0]} by vectors, {most[1]} by properties), "
               f"{len(verdict.wrong)} wrong, {verdict.seconds:.0f} s", flush=True)
     wrong = [f"{v.method} {v.dtype}: {sentence}" for v in verdicts for sentence in v.wrong]
     wrong += [sentence for name in chosen for sentence in _useless(name, [v for v in verdicts if v.method == name])]
     print(*(f"WRONG  {sentence}" for sentence in wrong), sep="\n", end="\n" if wrong else "")
-    print(f"{'self-test failed' if wrong else 'all is well'}, {time.monotonic() - begun:.0f} s")
+    print(f"{'self-test failed' if wrong else 'self-test passed'}, {time.monotonic() - begun:.0f} s")
     return bool(wrong)
 
 
@@ -84,7 +87,7 @@ def _held(pairs: list[tuple[str, str]]) -> Iterator[Verdict]:
 
 
 def held(name: str, dtype: str) -> Verdict:
-    """One method in one dtype."""
+    """The Verdict on the method `name` in this dtype."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an infinite alpha times zero, bugs that overflow
         return _held_quietly(name, dtype)
@@ -102,12 +105,12 @@ def _held_quietly(name: str, dtype: str) -> Verdict:
         if not killers[mutant.id] and dtype not in mutant.below:
             wrong.append(f"{mutant.id} is not found")
         if killers[mutant.id] and dtype in mutant.below:
-            wrong.append(f"{mutant.id} is said to be below the resolution ({mutant.below[dtype]}), and is found")
+            wrong.append(f"{mutant.id} is declared to be below the resolution ({mutant.below[dtype]}), but is found")
     return Verdict(name, dtype, killers, wrong, time.monotonic() - begun)
 
 
 def plugin_of(method: Method, build: Any, dtype: str, conventions: Any = None) -> Plugin:
-    """A factory as a plug-in."""
+    """The factory `build` of a method as a plug-in for one dtype. conventions: those that it declares."""
     declared = {"name": getattr(build, "__name__", "plug-in"), "dtypes": [dtype],
                 "conventions": {method.name: conventions or {}}}
     return Plugin(types.SimpleNamespace(**{"capabilities": declared, method.name: build}))
@@ -124,7 +127,8 @@ def _unclean(method: Method, build: Any, dtype: str, conventions: Any = None) ->
 
 
 def killers_of(method: Method, mutant: Mutant, dtype: str) -> list[str]:
-    """The properties that fail for every seed; "V" first if the vectors find it."""
+    """The ids of the properties that the mutant fails for every seed; before them "V" if the vectors find it, and
+    REFUSALS if it accepts invalid input."""
     plugin = plugin_of(method, mutant.build, dtype)
     found: list[Property] = list(method.properties)
     for seed in range(SEEDS):
@@ -146,7 +150,7 @@ def _found(plugin: Plugin, method: Method, prop: Property, case: Case) -> bool:
         if not make(case).offers(*prop.needs):
             return False
     except (Fault, Skip):
-        pass  # the property will see it
+        pass  # the property will report it
     try:
         return fails(look(prop, case, plugin, make)[0])
     except Skip:
@@ -159,7 +163,7 @@ def _drawn(name: str, dtype: str, seed: int) -> list[Case]:
 
 
 def drawn(method: Method, dtype: str, seed: int) -> list[Case]:
-    """A few cases of one seed: bounded and exact in turn, every third with all sizes equal."""
+    """The CASES cases of one seed: bounded and exact in turn, every third with all sizes equal."""
     cases = []
     for i in range(CASES):
         rng = numpy.random.default_rng([seed, i])
@@ -172,8 +176,8 @@ def drawn(method: Method, dtype: str, seed: int) -> list[Case]:
 
 
 def _useless(name: str, verdicts: list[Verdict]) -> Iterator[str]:
-    """Properties that kill no mutant in any dtype that was run."""
+    """A sentence for each property that finds no mutant in any dtype that was run."""
     useful = {id for v in verdicts for by in v.killers.values() for id in by}
     for prop in all_methods()[name].properties:
         if prop.id not in useful:
-            yield f"{name}: {prop.id} ({prop.title}) finds no mutant"
+            yield f"{name}: {prop.id} ({prop.title}) finds no planted bug"

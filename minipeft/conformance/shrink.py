@@ -1,13 +1,13 @@
-"""The smallest case that still fails: a failure of 48 x 33 numbers becomes one that fits in a line.
+"""The smallest case that still fails: a failing case of 48 x 33 numbers becomes one that fits in a line.
 
-    delete an index of a named axis from every array that has it; halves first, then quarters, down to one
+    delete indices of a named axis from every array that has it; halves first, then quarters, down to one index
     entries -> 0, then 1, then without their fraction; whole arrays first, then pieces of them
     numbers among the params -> 1, then 0
 
-A step is kept if the case still fails, and if the plain implementation still gets every output of it right: so an exact
-case stays exact, and nothing becomes a case that ought to be refused. The search draws nothing: with an implementation
-without state the same case always shrinks the same way. One that answers the same question differently (a counter, a
-cache, a generator of its own) may end elsewhere each time.
+A step is kept if the case still fails and the plain implementation still gets all its outputs right. So an exact case
+stays exact, and no case becomes one that ought to be refused. The search is deterministic: for an implementation
+without state, the same case always shrinks in the same way. An implementation that answers the same call differently (a
+counter, a cache, a generator of its own) may lead to another case each time.
 """
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from minipeft.conformance.method import Method
 from minipeft.conformance.observe import near
 from minipeft.conformance.plugin import Plugin
 
-VOCABULARY = ("vocab", "V")     # axes whose indices are what integer arrays called "ids" hold
+VOCABULARY = ("vocab", "V")     # axes whose indices are the entries of integer arrays called "ids"
 
 
 def shrink(case: Case, method: Method, fails: Callable[[Case], bool], tries: int = 400) -> Case:
-    """A case no larger than `case` on which `fails` is true, as it is on `case`; `fails` is asked `tries` times at
-    most. A candidate on which it raises is dropped."""
+    """A case no larger than `case` on which `fails` is still true. fails: true of `case`; called at most `tries` times.
+    A candidate on which it raises an exception is dropped."""
     search = Search(case, method, fails, tries)
     before = None
     while before is not search.best and search.left > 0:
@@ -45,17 +45,17 @@ def shrink(case: Case, method: Method, fails: Callable[[Case], bool], tries: int
 
 
 class Search:
-    """The best case so far, and how often `fails` may still be asked."""
+    """The search of `shrink`: the best case so far, and how often `fails` may still be called."""
 
     def __init__(self, case: Case, method: Method, fails: Callable[[Case], bool], tries: int):
         self.best, self.method, self.fails, self.left = case, method, fails, tries
         self.asked = {case.id}
         self.conventions = {**method.default(), **case.conventions}
-        # what does not hold from the start is not asked for: under other conventions the plain implementation is wrong
+        # a demand that the first case does not meet is dropped: under other conventions the plain one is wrong
         self.demands = [holds for holds in (sound, needs_no_rounding) if holds(method, case)]
 
     def accept(self, candidate: Case | None) -> bool:
-        """Whether the candidate still fails; then it is the best."""
+        """Whether the candidate still fails; if so, it becomes the best. None is never accepted."""
         if candidate is None or self.left <= 0 or candidate.id in self.asked:
             return False
         self.asked.add(candidate.id)
@@ -67,14 +67,14 @@ class Search:
         self.left -= 1
         try:
             still = bool(self.fails(candidate))
-        except Exception:  # whatever a nonsensical case leads to
+        except Exception:  # an invalid case may raise anything
             still = False
         if still:
             self.best = candidate
         return still
 
     def cut(self, axis: str) -> None:
-        """Deletes as many indices of an axis as possible, the last first."""
+        """Deletes as many indices of the axis as possible, the last ones first."""
         least = max(1, self.method.sizes.get(axis, (1, 1))[0])
         chunk = max(1, self._length(axis) // 2)
         while chunk and self.left > 0:
@@ -90,8 +90,8 @@ class Search:
         return next((self.best[name].shape[i] for name, i in places(self.best, self.method, axis)), 0)
 
     def simplify(self, name: str, chunk: int) -> None:
-        """Replaces entries of an array, `chunk` neighbours at a time, then fewer, the last first. Integers and masks
-        stay as they are: they are choices, not sizes."""
+        """Replaces entries of the array `name` by simpler ones, `chunk` neighbours at a time, then fewer, the last ones
+        first. Integers and masks stay as they are: they are choices, not sizes."""
         while chunk and self.best[name].dtype == numpy.float64 and self.left > 0:
             for stop in range(self.best[name].size, 0, -chunk):
                 any(self.accept(self.best.but({name: array}))
@@ -99,13 +99,14 @@ class Search:
             chunk = chunk // 2 if chunk < self.best[name].size else 0
 
     def settle(self, name: str) -> None:
+        """Replaces the param `name`, if it is a number, by 1 or 0."""
         value = self.best.params[name]
         if type(value) in (int, float) and value not in (0, 1):
             any(self.accept(self.best.but(params={name: type(value)(n)})) for n in (1, 0))
 
 
 def places(case: Case, method: Method, axis: str) -> Iterator[tuple[str, int]]:
-    """(array, number of the dimension) of an axis; none if its length is not the same everywhere."""
+    """Every (array, number of its dimension) that the axis names; none if the lengths differ."""
     found = [(name, i) for name, axes in method.axes.items() if name in case and case[name].ndim == len(axes)
              for i, a in enumerate(axes) if a == axis]
     if len({case[name].shape[i] for name, i in found}) == 1:
@@ -113,8 +114,8 @@ def places(case: Case, method: Method, axis: str) -> Iterator[tuple[str, int]]:
 
 
 def without(case: Case, method: Method, axis: str, start: int, stop: int) -> Case | None:
-    """The case without the indices start..stop of an axis; None if no array has it. Ids of later rows of a vocabulary
-    move with them; ids of deleted rows become those of the row that takes their place."""
+    """The case without the indices start..stop of an axis; None if no array has it. If it is the vocabulary's, the ids
+    of later rows move with these rows, and the id of a deleted row becomes that of the row in its place."""
     arrays: dict[str, numpy.ndarray] = {}
     for name, i in places(case, method, axis):
         arrays[name] = numpy.delete(arrays.get(name, case[name]), slice(start, stop), axis=i)
@@ -131,7 +132,7 @@ def without(case: Case, method: Method, axis: str, start: int, stop: int) -> Cas
 
 
 def simpler(array: numpy.ndarray, piece: slice) -> Iterator[numpy.ndarray]:
-    """The array with the entries of a piece 0, or 1, or integers, wherever that is simpler than what stands there."""
+    """Copies of the array with the entries of a piece set to 0, or to 1, or truncated, wherever that is simpler."""
     for value in (0.0, 1.0, None):
         flat = array.reshape(-1).copy()
         new = numpy.trunc(flat[piece]) if value is None else numpy.full_like(flat[piece], value)
@@ -141,12 +142,12 @@ def simpler(array: numpy.ndarray, piece: slice) -> Iterator[numpy.ndarray]:
 
 
 def _rank(x: numpy.ndarray) -> numpy.ndarray:
-    """How far entries are from simple: 0, 1, other integers, anything else."""
+    """The complexity of each entry: 0 for 0, 1 for 1, 2 for other integers, 3 for anything else."""
     return numpy.where(x == 0, 0, numpy.where(x == 1, 1, numpy.where(x == numpy.trunc(x), 2, 3)))
 
 
 def sound(method: Method, case: Case) -> bool:
-    """Whether the plain implementation gets every output right."""
+    """Whether the plain implementation gets every output of the case right."""
     plain: Any = types.SimpleNamespace(capabilities={"dtypes": (case.dtype,)}, **{method.name: method.plain})
     make = Plugin(plain).make(method)
     try:
@@ -159,7 +160,7 @@ def sound(method: Method, case: Case) -> bool:
 
 
 def needs_no_rounding(method: Method, case: Case) -> bool:
-    """Whether the outputs of an exact case are numbers of its dtype; true of any other case."""
+    """Whether the outputs of an exact case are numbers of its dtype; True for any other case."""
     try:
         return not case.exact or all(numpy.array_equal(on_grid(value.exact, case.dtype), value.exact)
                                      for value in method.reference(case).values())

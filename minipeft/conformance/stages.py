@@ -1,12 +1,12 @@
-"""The run itself: for every method and dtype the vectors, then the live properties. Says what it finds out:
+"""The run itself: for every method and dtype the vectors, then the drawn cases. It reports by messages:
 
-    {"about": ...}    the implementation, once             {"now": [method, dtype, stage, property]}   what is being run
-    {"result": ...}   of one property; a later one, with what was found out about a failure, replaces it
-    {"survival": ...} how much of a small update a half-precision merge keeps
-    {"trouble": ...}  what of the above the kit itself failed to find out
-    {"done": [method, dtype, stage]}                       all of a stage
+    {"about": ...}    the implementation, once             {"now": [method, dtype, stage, property]}   begins to run
+    {"result": ...}   of one property; a later one, with the cause and files of a failure, replaces it
+    {"survival": ...} the share of a small update that a half-precision merge keeps
+    {"trouble": ...}  an error of the kit itself while it examined failures
+    {"done": [method, dtype, stage]}                       the stage is complete
 
-Messages are JSON, so that the run can sit in a process of its own: see `worker.py`.
+Messages hold only JSON values, so that the run can have a process of its own: see `worker.py`.
 """
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ Say = Callable[[Message], None]
 
 
 def conduct(plugin: Plugin, job: Job, say: Say) -> None:
-    """Everything that `job` asks for. Raises ValueError for conventions that do not exist."""
+    """Run everything that `job` asks for on the plug-in. say: called with every message. Raises ValueError for declared
+    conventions that do not exist."""
     methods = [m for name, m in all_methods().items() if name in job.methods]
     dtypes = [d for d in plugin.dtypes if job.dtypes is None or d in job.dtypes]
     say({"about": {"name": plugin.name, "version": plugin.version, "impl": job.impl, "dtypes": dtypes,
@@ -59,7 +60,7 @@ def conduct(plugin: Plugin, job: Job, say: Say) -> None:
 
 
 class Tally:
-    """The result of one property while cases come in, and the first case on which it failed."""
+    """The result of one property while its cases run, and the first case on which it failed."""
 
     def __init__(self, method: Method, prop: Property, dtype: str, stage: str):
         self.prop = prop
@@ -67,7 +68,7 @@ class Tally:
         self.failed: Failed | None = None
 
     def add(self, case: Case, seen: list[Observation | Fault], made: list) -> float:
-        """Counts what was seen; returns the worst rho of level B."""
+        """Counts the observations `seen` on a case. made: its (case, handle) pairs. Returns the worst rho."""
         result, worst = self.result, 0.0
         result.cases += 1
         for o in seen:
@@ -85,12 +86,12 @@ class Tally:
             result.failure = self.failed.words
             result.gist = self.failed.worst.gist if isinstance(self.failed.worst, Fault) else ""
         elif fails(seen) and self.prop.id == REFUSALS and case.label not in result.failure:
-            result.failure += f"; {Failed(self.prop, case, seen, made).words}"  # everything that is not refused
+            result.failure += f"; {Failed(self.prop, case, seen, made).words}"  # lists everything that is not refused
         return worst
 
 
 class Stage:
-    """One method, one dtype, vectors or live."""
+    """The run of one method in one dtype. stage: "vectors" or "live"."""
 
     def __init__(self, plugin: Plugin, method: Method, dtype: str, stage: str, job: Job, say: Say):
         self.plugin, self.method, self.dtype, self.stage, self.job, self.say = plugin, method, dtype, stage, job, say
@@ -100,6 +101,7 @@ class Stage:
         self.handle: Any = None
 
     def run(self) -> None:
+        """Runs the stage, reports its results, then examines the failures."""
         if self.stage == "vectors":
             self._vectors()
         elif live.available():
@@ -110,18 +112,18 @@ class Stage:
         for tally in self.tallies.values():
             if tally.result.cases == 0:
                 tally.result.status = "skip"
-                tally.result.reason = self.reasons.get(tally.prop.id, "no case of this method has what it is about")
+                tally.result.reason = self.reasons.get(tally.prop.id, "the property applies to no case of this run")
             self.say({"result": tally.result.as_json()})
         failures = [(tally.result, tally.failed) for tally in self.tallies.values() if tally.failed]
         self._now(AFTERMATH)
         try:
             self._aftermath(failures)
-        except Exception as error:  # results are told; a mistake of the kit in explaining them takes nothing with it
-            self.say({"trouble": f"{self.method.name}, {self.dtype}: failures could not be looked into: "
+        except Exception as error:  # the results are reported; an error of the kit in explaining them loses none
+            self.say({"trouble": f"{self.method.name}, {self.dtype}: failures could not be examined: "
                                  f"{last_lines(error)}"})
 
     def _aftermath(self, failures: list[tuple[Result, Failed]]) -> None:
-        """What a merge loses, and what failures look like."""
+        """Reports what a half-precision merge keeps, and the likely causes of failures."""
         if self.stage == "live" and self.method.name == "lora_linear" and self.dtype in ("float16", "bfloat16"):
             for line in survival(self.plugin, self.method, self.dtype):
                 self.say({"survival": {"dtype": self.dtype, **line}})
@@ -129,14 +131,16 @@ class Stage:
             self.say({"result": result.as_json()})
 
     def tally(self, prop: Property) -> "Tally":
+        """The tally of the property, a new one at the first call."""
         return self.tallies.setdefault(prop.id, Tally(self.method, prop, self.dtype, self.stage))
 
     def skip(self, prop: Property, reason: str) -> None:
+        """Notes why the property could not be run on a case; it is reported if no case could be run."""
         self.tally(prop)
         self.reasons[prop.id] = reason
 
     def judge(self, prop: Property, case: Case) -> float:
-        """Run a property on a case, unless it failed before or the process died in it."""
+        """Run a property on a case, unless it failed before or the process died in it. Returns the worst rho."""
         if self._dead(prop.id):
             return 0.0
         tally = self.tally(prop)
@@ -156,8 +160,8 @@ class Stage:
         return self.handle is None or self.handle.offers(name)
 
     def _offers(self, prop: Property, case: Case) -> bool:
-        """Whether the object that the factory returns has what the property calls; if it returns none, the property
-        will see that."""
+        """Whether the object that the factory returns has the calls that the property needs. True if the factory fails:
+        the property will report that."""
         if self.handle is None and prop.needs:
             try:
                 self.handle = self.make(case)
@@ -174,7 +178,7 @@ class Stage:
             if reason:
                 for name in vector.outputs:
                     self.tally(output_property(self.method, name))
-                    self.reasons.setdefault(f"V {name}", f"no vector for them; {reason}")
+                    self.reasons.setdefault(f"V {name}", f"no vector for this plug-in; {reason}")
                 continue
             if vector.result == "must_raise" and (broken := self._broken()):
                 self.skip(refusal_property(self.method), broken)
@@ -185,7 +189,7 @@ class Stage:
                 self._observe(dataclasses.replace(vector, outputs=alive))
 
     def _observe(self, vector: Vector) -> None:
-        """Every output of a vector; what is being computed is said before."""
+        """Checks every output of a vector, and reports which one is about to be computed."""
         ids = [*(f"V {name}" for name in vector.outputs), *([ABSENCE] if vector.outputs else [REFUSALS])]
         self._now(ids[0])
         self.plugin.made.clear()
@@ -199,12 +203,12 @@ class Stage:
             self._now(ids[min(i, len(ids) - 1)])
 
     def _broken(self) -> str:
-        """Why it cannot be seen whether nonsense is refused: on data that make sense the first output is no answer
-        either. "" if it is one."""
+        """Why it cannot be tested whether invalid input is refused: the first output is unusable even on valid input.
+        "" if it is usable."""
         needs = next(iter(self.method.outputs.values()))[0]
         calls = {f"{self.method.name}()", *(f"{self.method.name}.{need}" for need in needs)}
         wrong = [t.failed.worst for t in self.tallies.values() if t.failed is not None]
-        return next((f"data that make sense give no answer: {fault.gist}" for fault in wrong
+        return next((f"even valid input gives no usable result: {fault.gist}" for fault in wrong
                      if isinstance(fault, Fault) and fault.kind != RAISED and fault.gist.split()[-1] in calls), "")
 
     def _now(self, id: str) -> None:
@@ -215,7 +219,7 @@ class Stage:
         return (self.method.name, self.dtype, self.stage, id) in self.job.dead
 
     def _property(self, vector: Vector, output: str) -> Property:
-        """The property that an output of a vector stands for."""
+        """The property that checks this output of a vector."""
         if output == RAISES:
             return refusal_property(self.method)
         if output == ABSENT:

@@ -1,9 +1,10 @@
-"""What survives a merge in half precision: not a question of right and wrong, but of digits.
+"""The share of an update that survives a merge in half precision: a question of digits, not of right and wrong.
 
     W' = fl(W + D)        share = 1 - |(W' - W) - D| / |D|,  Frobenius norms; D = s B A
 
-Rounding W' costs up to u |W| per entry, which is u |W| / |D| of the update: 0.4 % of W in bfloat16. An update that is
-small beside W is mostly gone after a correct merge. So this is reported, beside what one correct rounding keeps.
+Rounding W' costs up to u |W| per entry (0.4 % of W in bfloat16), which is the share u |W| / |D| of the update. An
+update that is small beside W is mostly lost even in a correct merge. So the share is reported beside that after one
+correct rounding.
 """
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _SIZE, _RANK = 64, 4
 
 
 def survival(plugin: Plugin, method: Method, dtype: str) -> Iterator[dict[str, float]]:
-    """For each |D| / |W|: the share that the implementation's merge keeps, and what one rounding keeps."""
+    """For each ratio |D| / |W| of RATIOS, {"ratio", "share": kept by the implementation's merge, "best": kept by one
+    correct rounding}. Nothing if the plug-in cannot merge."""
     make = plugin.make(method)
     for ratio in RATIOS:
         case = plugin.settle(_case(dtype, ratio), method)
@@ -33,14 +35,14 @@ def survival(plugin: Plugin, method: Method, dtype: str) -> Iterator[dict[str, f
             layer.merge()
             merged = layer.array("weight", case["W"].shape)
         except (Fault, Skip):
-            return  # a property has said so
+            return  # a property has reported it
         update = numpy.asarray(method.reference(case)["W_merged"].exact, numpy.float64) - case["W"]
         best = on_grid(case["W"] + update, dtype)
         yield {"ratio": ratio, "share": kept(merged - case["W"], update), "best": kept(best - case["W"], update)}
 
 
 def kept(moved: numpy.ndarray, update: numpy.ndarray) -> float:
-    """The share of `update` that is in what moved."""
+    """The share of `update` in the actual change `moved`, 1 - |moved - update| / |update|, at least 0."""
     return max(0.0, 1 - float(numpy.linalg.norm(moved - update) / numpy.linalg.norm(update)))
 
 

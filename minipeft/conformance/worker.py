@@ -1,9 +1,9 @@
-"""The run in a process of its own, so that a plug-in that crashes or hangs takes nothing with it.
+"""The run in a process of its own, so that a plug-in that crashes or hangs does no further damage.
 
-The child reads one job as JSON from its standard input and writes messages, one JSON object per line; what the plug-in
-prints goes to standard error. Every call of the plug-in is said before it is made. If the child dies, or says nothing
-for too long, the property that it was in is recorded as failed, and a new child goes on without it, and without the
-call that did not return. Nothing is pickled.
+The child reads one job as JSON from its standard input and writes messages, one JSON object per line; output of the
+plug-in goes to standard error. The child announces every call of the plug-in before it makes it. If it dies, or is
+silent for too long, the property that it was running is recorded as failed. A new child then continues without that
+property, and without the call that did not return. Nothing is pickled.
 """
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from minipeft.conformance.outputs import property_named
 from minipeft.conformance.result import AFTERMATH, Job, Result
 
 _CHILD = "from minipeft.conformance.worker import main; main()"
-_LAST_WORDS = 2  # seconds for a child that closed its output to end
+_LAST_WORDS = 2  # seconds in which a child that closed its output must end
 _PATIENCE = 30  # seconds beyond the time limit of one call that a child may be silent
 
 
 def supervised(job: Job) -> Iterator[dict[str, Any]]:
-    """The messages of a run of `job`, whatever the plug-in does. Raises ValueError if it cannot be imported."""
+    """The messages of a run of `job` (see `stages.py`), whatever the plug-in does. Raises ValueError if it cannot be
+    imported or dies outside of any property."""
     while True:
         now: tuple[str, ...] | None = None
         call = ""
@@ -45,7 +46,7 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
                 elif "done" in message:
                     job, now = dataclasses.replace(job, done=(*job.done, tuple(message["done"]))), None
                 if "end" in message or "error" in message:
-                    break  # what threads and children of the plug-in still do is not waited for
+                    break  # threads and children of the plug-in are not waited for
                 yield message
         finally:
             _ended(process, patience=0 if last.keys() & {"end", "error", "silent"} else _LAST_WORDS)
@@ -53,7 +54,7 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
             return
         if "error" in last:
             raise ValueError(last["error"])
-        why = f"it said nothing for {job.limit + _PATIENCE:g} s and was ended" if "silent" in last else \
+        why = f"it was silent for {job.limit + _PATIENCE:g} s and was ended" if "silent" in last else \
             f"ended by signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         why += f", in {call}" if call else ""
         if call and "silent" in last:
@@ -61,7 +62,7 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
         if now is None:
             raise ValueError(f"--impl {job.impl}: its process died outside of any property ({why})")
         method, dtype, stage, id = now
-        if id == AFTERMATH:  # its results are told; only what a failure looks like is not
+        if id == AFTERMATH:  # the results were reported; only the causes of failures are lost
             job = dataclasses.replace(job, done=(*job.done, (method, dtype, stage)))
             continue
         yield {"result": Result(method, id, property_named(all_methods()[method], id).title, dtype, stage, "fail",
@@ -70,7 +71,8 @@ def supervised(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
-    """A child with its job, in a process group of its own; and the lines that it will write, None at the end."""
+    """(child, lines): a child that has its job, in a process group of its own, and the lines that it writes, then None.
+    """
     path = os.pathsep.join([os.getcwd(), *(p for p in sys.path if p)])
     process = subprocess.Popen([sys.executable, "-c", _CHILD], text=True, start_new_session=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
@@ -79,7 +81,7 @@ def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
         process.stdin.write(json.dumps(dataclasses.asdict(job)))
         process.stdin.close()
     except BrokenPipeError:
-        pass  # it died at once; its status will say so
+        pass  # it died at once; its status will show that
     lines: queue.Queue[str | None] = queue.Queue()
     out = process.stdout
 
@@ -94,13 +96,14 @@ def _started(job: Job) -> tuple[subprocess.Popen, "queue.Queue[str | None]"]:
 
 
 def _ended(process: subprocess.Popen, patience: float) -> None:
-    """Ends the child and all that it started. patience: seconds that it has to end by itself, and so to say how."""
+    """Ends the child and every process that it started. patience: seconds in which it may end by itself, so that its
+    exit status is its own."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(patience)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it has ended, and left nothing
+        pass  # they have all ended
     process.wait()
 
 
@@ -120,9 +123,9 @@ def _messages(lines: "queue.Queue[str | None]", patience: float) -> Iterator[dic
 
 
 def main() -> None:
-    """The child."""
+    """The child: runs the job on its standard input."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the plug-in prints is not a message
+    os.dup2(2, 1)  # output of the plug-in must not mix with messages
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     fields = json.load(sys.stdin)
 

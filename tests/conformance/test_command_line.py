@@ -38,9 +38,9 @@ def saved(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("option, path, words", [
     ("--json", ".", "it is a folder"), ("--json", "no/such.json", "there is no such folder: no"),
-    ("--json", "file/a.json", "file is no folder"), ("--json", "pipe", "no regular file"),
-    ("--json", "x" * 300, "too long"), ("--save-failures", "file", "it is no folder"),
-    ("--save-failures", "file/below/it", "file is no folder"), ("--save-failures", "x" * 300, "too long")])
+    ("--json", "file/a.json", "file is not a folder"), ("--json", "pipe", "not a regular file"),
+    ("--json", "x" * 300, "too long"), ("--save-failures", "file", "it is not a folder"),
+    ("--save-failures", "file/below/it", "file is not a folder"), ("--save-failures", "x" * 300, "too long")])
 def test_a_path_that_cannot_be_written_is_said_before_anything_runs(option, path, words, tmp_path, monkeypatch):
     name = module(tmp_path, monkeypatch, "unasked", "open('it-ran', 'w')\n")
     (tmp_path / "file").write_text("mine")

@@ -139,8 +139,8 @@ def test_where_no_bug_fits_the_factor_is_measured_and_named():
     found = [(LAWS[id], case, witness(LAWS[id], case, plugin.make(METHOD))) for id in ("L1", "L2")]
     assert explain(METHOD, found) == []
     said = words(METHOD, [], found)
-    assert said.startswith("no planted bug of ours gives this output; y: what A and B adds to it is 27 times")
-    assert "dA is 27 times what is expected" in said
+    assert said.startswith("no planted bug of this kit gives this output; y: the contribution of A and B is 27 times")
+    assert "dA is 27 times the expected value" in said
 
 
 def observation(got, want, tau=1e-9):
@@ -176,7 +176,7 @@ def test_the_precision_of_a_narrower_dtype_is_recognized():
     y = value.exact.astype(float)
     seen = Observation("y", "B", y.astype(numpy.float32).astype(float), y, case.tau(value))
     assert not seen.holds
-    assert "as near as float32 would be: is something stored in that" in hints(METHOD, case, seen)[0]
+    assert "only as accurate as float32: is something stored in float32" in hints(METHOD, case, seen)[0]
 
 
 def test_one_number_is_no_proportion_unless_it_has_a_name_and_zero_is_none():

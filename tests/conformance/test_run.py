@@ -132,7 +132,7 @@ def test_wrong_declarations_are_exit_status_2_and_say_what_is_expected(change, w
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--impl", "no.such.module"], "no.such.module"), ([], "what is to be run"),
+    (["--impl", "no.such.module"], "no.such.module"), ([], "nothing to run"),
     (["--impl", "math", "--method", "dora"], "lora_linear"), (["--impl", "math", "--cases", "0"], "at least 1"),
     (["--self-test", "--dtype", "int8"], "float64")])
 def test_wrong_usage_is_exit_status_2_in_one_line(options, words):
@@ -233,7 +233,7 @@ def test_vectors_alone_need_neither_hypothesis_nor_mpmath_and_less_than_ten_seco
             "import plain\nreport = check(plain, live=False, folder=None)\n"
             "assert report.exit_code == 0 and len({r.method for r in report.results if r.status == 'pass'}) == 1\n"
             "assert check(plain, vectors=False, folder=None).exit_code == 3  # these need hypothesis\n"
-            "assert 'The vectors alone were run' in check(plain, folder=None).verdict\n")
+            "assert 'Only the vectors were run' in check(plain, folder=None).verdict\n")
     module(tmp_path, monkeypatch, "plain")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=10)
     assert done.returncode == 0, done.stderr

@@ -100,7 +100,7 @@ def test_where_sane_data_give_no_answer_refusals_are_not_asked_for_and_one_mista
 
     report = inside(Broken)
     (refusals,) = {r.status for r in report.results if r.id == "X1"}
-    assert refusals == "skip" and f"data that make sense give no answer: {words}: lora_linear.forward" in "".join(
+    assert refusals == "skip" and f"even valid input gives no usable result: {words}: lora_linear.forward" in "".join(
         r.reason for r in report.results if r.id == "X1")
     assert sum(line.startswith("FAILED") and words in line for line in str(report).splitlines()) == 1
 
@@ -133,7 +133,7 @@ def test_a_call_that_hangs_outside_of_python_is_named_and_not_made_again(tmp_pat
     report = check(module(tmp_path, monkeypatch, "stuck", change), limit=1.0, **FEW)
     assert time.monotonic() - begun < 60
     first = failed(report, "V y")
-    assert "said nothing for 3 s and was ended, in lora_linear.forward" in first.failure
+    assert "was silent for 3 s and was ended, in lora_linear.forward" in first.failure
     assert "of the vectors" in first.title
     assert "was not called again" in failed(report, "L1").failure
     assert any(r.id == "L7" and r.status == "pass" for r in report.results)
@@ -183,7 +183,7 @@ def test_an_answer_of_no_use_names_the_call_that_gave_it():
         def trainable(self):
             """Forgets to return."""
 
-    assert "an answer of no use: lora_linear.trainable: TypeError" in failed(inside(Nothing), "L7t").failure
+    assert "an unusable result: lora_linear.trainable: TypeError" in failed(inside(Nothing), "L7t").failure
 
 
 def test_one_last_digit_can_be_read():
@@ -191,6 +191,6 @@ def test_one_last_digit_can_be_read():
         def forward(self, x):
             return numpy.nextafter(super().forward(x), 99)
 
-    text = failed(inside(Off), "V y").failure.split(", to be")[0]
+    text = failed(inside(Off), "V y").failure.split(", must be")[0]
     got, want = (part.split()[-1] for part in text.split(", expected"))
     assert float(got) != float(want)

@@ -30,7 +30,7 @@ def small(monkeypatch):
 
 def test_all_is_well_where_it_is(small, capsys):
     assert small() == 0
-    assert "2 of   2 mutants found" in capsys.readouterr().out
+    assert "2 of   2 planted bugs found" in capsys.readouterr().out
 
 
 def test_a_mutant_that_survives_is_named(small, capsys):
@@ -42,13 +42,13 @@ def test_a_mutant_that_survives_is_named(small, capsys):
 def test_a_mutant_that_is_said_to_be_below_the_resolution_and_is_not_is_named(small, capsys):
     mutants = (dataclasses.replace(all_methods()["lora_linear"].mutants[0], below={"float32": "too small"}),)
     assert small(mutants=mutants) == 1
-    assert "is said to be below the resolution (too small), and is found" in capsys.readouterr().out
+    assert "is declared to be below the resolution (too small), but is found" in capsys.readouterr().out
 
 
 def test_a_property_that_finds_nothing_is_named(small, capsys):
     idle = Property("L0", "M: nothing", (), lambda case, make: iter(()))
     assert small(properties=(*all_methods()["lora_linear"].properties[:1], idle)) == 1
-    assert "lora_linear: L0 (M: nothing) finds no mutant" in capsys.readouterr().out
+    assert "lora_linear: L0 (M: nothing) finds no planted bug" in capsys.readouterr().out
 
 
 def test_a_plain_implementation_that_fails_is_named(small, capsys):

@@ -44,7 +44,7 @@ def test_logits_loss_and_the_gradients_of_all_parameters_are_the_models_own(tmp_
 def test_every_site_every_layer_and_their_gradients_are_there(tmp_path, family):
     model, batch = case(family).model(), case(family).batch()
     tensors, _, _ = traced(tmp_path, model, batch, samples=0)
-    sites = {name for name, site in model.sites.items() if site.kind != "memory"}
+    sites = {name for name, site in model.sites.items() if site.kind != "keys_values"}
     layers = {name.rpartition(".")[0] for name in model.slots}
     tied = {"head"} if family in ("t5 v1.0", "post-LN") else set()
     for name in sites | layers | tied | {"logits", "embedding#2"}:

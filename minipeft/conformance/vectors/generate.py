@@ -1,10 +1,10 @@
-"""`vectors generate [--check]`: makes the published files again, from the methods alone, and compares the bytes: those
-of v1, and beside them those under conventions that came later (`Method.after`), in v2.
+"""`vectors generate [--check]`: makes the published files again, from the methods alone, and writes them or compares
+their bytes: those of v1, and in v2 those under conventions that were introduced later (`Method.after`).
 
-Guards: every vector passes `publish.py`, everything is made twice and must be the same, the files are read back by the
-strict reader before they are written, and one method has one type of group. No commit, clock, machine or installed
-library is in the files, so they come out the same anywhere (with another stream of `numpy.random`, other numbers would
-be drawn).
+Safeguards: every vector passes `publish.py`, everything is made twice and must be the same, the files are read back by
+the strict reader before they are written, and a method has only one type of group. The files mention no commit, time,
+machine or installed library, so they come out the same anywhere (unless `numpy.random` changes its stream: then other
+numbers are drawn).
 """
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ _ROOM = 2_000_000  # bytes of package data
 
 
 def main(argv: list[str]) -> int:
-    """The command line, "generate" first. Without mpmath 2, with a line that says so."""
+    """The command `vectors` with the arguments `argv`, of which the first is "generate". Returns the exit status of
+    `generate`; 2, with a message, if mpmath is missing."""
     from minipeft.conformance.methods import all_methods
     parser = argparse.ArgumentParser(prog="python -m minipeft.conformance vectors")
     parser.add_argument("command", choices=["generate"])
-    parser.add_argument("--check", action="store_true", help="compare with the files that are there, write nothing")
-    parser.add_argument("--method", action="append", metavar="NAME", help="only this one (may be repeated)")
+    parser.add_argument("--check", action="store_true", help="compare with the existing files, write nothing")
+    parser.add_argument("--method", action="append", metavar="NAME", help="only this method (may be repeated)")
     args = parser.parse_args(argv)
     known = all_methods()
     if unknown := [name for name in args.method or () if name not in known]:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _many_digits() -> bool:
-    """Whether exact results that are no fractions can be computed."""
+    """Whether exact results that are not fractions can be computed: whether mpmath is installed."""
     try:
         import mpmath  # noqa: F401
     except ImportError:
@@ -53,8 +54,8 @@ def _many_digits() -> bool:
 
 
 def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLDER, later: Path = LATER) -> int:
-    """Writes the files of these methods, or compares them with what is there. 0 if all is well; 1 with a line that says
-    what is not, and then nothing was written."""
+    """Write the files of these methods, or compare them with the existing ones. check: compare only. folder, later: of
+    v1 and v2. Returns 0 if all is well; 1, after a line on the fault, if not: then nothing was written."""
     made: dict[Path, bytes] = {}
     try:
         for method in methods:
@@ -66,12 +67,12 @@ def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLD
         return 1
     if check:
         odd = next((line for path, data in made.items() if (line := difference(path, data))), "")
-        print(odd or f"{len(made)} files are what the methods give", file=sys.stderr if odd else sys.stdout)
+        print(odd or f"{len(made)} files have the bytes that the methods give", file=sys.stderr if odd else sys.stdout)
         return int(bool(odd))
     there = [path for place in (folder, later) if place.is_dir() for path in place.iterdir()]
     size = sum(path.stat().st_size for path in there if path not in made) + sum(map(len, made.values()))
     if size > _ROOM:
-        print(f"not published: {size} bytes in all; at most {_ROOM} are package data", file=sys.stderr)
+        print(f"not published: {size} bytes in all; the package may hold at most {_ROOM}", file=sys.stderr)
         return 1
     for path, data in made.items():
         path.parent.mkdir(exist_ok=True)
@@ -81,23 +82,23 @@ def generate(methods: Iterable[Method], check: bool = False, folder: Path = FOLD
 
 
 def _made(method: Method, pack: str, twice: bool) -> dict[str, bytes]:
-    """The files of one method. Raises ValueError for what may not be published."""
+    """{file name: bytes} for one method. Raises ValueError if something may not be published."""
     vectors = vectors_of(method)
     for sentence in lint(method, vectors):
         raise ValueError(sentence)
     made = files(method, vectors, pack)
     if twice and files(method, vectors_of(method), pack) != made:
-        raise ValueError(f"{method.name}: made twice, the files differ: something is drawn without a seed")
+        raise ValueError(f"{method.name}: the files differ when made twice: something is drawn without a seed")
     with tempfile.TemporaryDirectory() as folder:
         for name, data in made.items():
             (Path(folder) / name).write_bytes(data)
         if len(read(method.name, folder)) != len(vectors):
-            raise ValueError(f"{method.name}: read back, there are not as many vectors")
+            raise ValueError(f"{method.name}: the files, read back, hold another number of vectors")
     return made
 
 
 def difference(path: Path, wanted: bytes) -> str:
-    """How the file at `path` differs from what it should be; "" if it does not."""
+    """How the file at `path` differs from the bytes `wanted`, in words; "" if it does not."""
     if not path.is_file():
         return f"{path.name}: is missing"
     found = path.read_bytes()
@@ -107,14 +108,14 @@ def difference(path: Path, wanted: bytes) -> str:
         mine, theirs = (_tests(data) for data in (wanted, found))
         for id in [*mine, *theirs]:
             if mine.get(id) != theirs.get(id):
-                state = "is new" if id not in theirs else "is not made any more" if id not in mine else "differs"
+                state = "is new" if id not in theirs else "is no longer made" if id not in mine else "differs"
                 return f"{path.name}: test {id} {state}"
     at = next((i for i, (a, b) in enumerate(zip(found, wanted)) if a != b), min(len(found), len(wanted)))
     return f"{path.name}: differs from byte {at} on ({len(found)} bytes, {len(wanted)} expected)"
 
 
 def _tests(data: bytes) -> dict[str, Any]:
-    """{id: test} of a document, as far as it is one."""
+    """{id: test} of a document; {} if it is not a valid one."""
     try:
         return {test["id"]: (test, group["conventions"]) for group in json.loads(data)["groups"]
                 for test in group["tests"]}

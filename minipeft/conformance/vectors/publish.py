@@ -1,18 +1,18 @@
-"""What may be published. A test is, if
+"""Decides which tests may be published. A test may be if
 
-    (a) minipeft's own engine, in float64, agrees with the exact result within the bound of float64; where it follows
-        another convention, with the exact result under that,
-    (b) that result comes from the exact evaluator: fractions, or 50 digits; rounded once,
+    (a) minipeft's own engine, in float64, agrees with the exact result within the bound of float64; if it follows
+        another convention, with the exact result under that convention,
+    (b) that result comes from the exact evaluator: fractions or 50 digits, rounded once,
     (c) the method in plain NumPy agrees in the dtype of the test, and
-    (d) it finds a planted bug, with room to spare, where it is not about what must be refused.
+    (d) it finds a planted bug with a margin, unless it is a test that invalid input is refused.
 
-What holds them knows the default conventions alone: a test under others is put to it as the same function in these
-(`Method.in_defaults`). An output is left out of a test where its bound is larger than all of its numbers.
+The plain implementation knows only the default conventions: it runs a test under others as the same function in terms
+of the defaults (`Method.in_defaults`). An output is left out of a test if its bound is larger than all of its numbers.
 
-(d) is measured twice: the implementation with the bug fails the test in the test's dtype, and computed in float64 the
-bug alone, without what half precision adds, moves an output by at least 10 bounds (2 in half precision). The second is
-what is published, as floor(log2): a number that does not depend on how a machine's BLAS sums. A library from elsewhere
-is no part of the rule, or the files would depend on what is installed: tests hold those that are against the files.
+(d) is measured twice. The implementation with the bug fails the test in the test's dtype. And in float64, where half
+precision adds nothing, the bug alone changes an output by at least 10 bounds (2 in half precision). The second measure
+is published, as floor(log2), since it does not depend on how a machine's BLAS sums. Other libraries are not part of the
+rule, or the files would depend on what is installed: the tests check installed libraries against the files.
 """
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from minipeft.conformance.vectors.read import Vector
 from minipeft.conformance.vectors.run import Seen, case_in, observed
 
 MARGIN = {"float64": 10, "float32": 10, "bfloat16": 2, "float16": 2}
-REFUSED_IN = ("float64", "float32")  # what must be refused does not depend on it, and every test takes room
-_BITS = 24  # of a published bound
+REFUSED_IN = ("float64", "float32")  # refusals do not depend on the dtype, and every test takes room
+_BITS = 24  # precision of a published bound
 
 
 def vectors_of(method: Method) -> list[Vector]:
-    """Those of a method that may be published. Raises ValueError, naming the case, for the first that may not."""
+    """The vectors of a method, after the check that they may be published. Raises ValueError, naming the case, for the
+    first that may not."""
     spoken = dataclasses.replace(method, arguments=lambda case: method.arguments(method.in_defaults(case)))
-    with numpy.errstate(all="ignore"):  # planted bugs overflow, and what must be refused may be infinite
+    with numpy.errstate(all="ignore"):  # planted bugs overflow, and input to be refused may be infinite
         return _vectors_of(spoken)
 
 
@@ -52,7 +53,7 @@ def _vectors_of(method: Method) -> list[Vector]:
 
 
 def _settled(method: Method, case: Case) -> Case:
-    """Under all conventions by name, so that the id says them."""
+    """The case with all its conventions written out, so that they are part of its id."""
     case = dataclasses.replace(case, conventions={**method.default(), **case.conventions}, declared={})
     return dataclasses.replace(case, exact=case.exact and method.exact_when(case))
 
@@ -61,7 +62,7 @@ def _valid(method: Method, case: Case) -> Vector:
     case = _settled(method, case)
     outputs = {name: Value(value.exact, _rounded_up(value.mag), int(value.k), int(value.n))
                for name, value in method.exact(case).items() if name in method.outputs}
-    expected = [name for name in method.reference(case) if name in method.outputs]  # what this case has of them
+    expected = [name for name in method.reference(case) if name in method.outputs]  # the outputs of this case
     if missing := [name for name in expected if name not in outputs] or [*method.outputs][:not outputs]:
         raise ValueError(f"{_named(case)}: exact() has no {missing[0]}")
     outputs = {name: value for name, value in outputs.items() if case.exact or _says_something(case, value)}
@@ -70,7 +71,7 @@ def _valid(method: Method, case: Case) -> Vector:
 
 
 def _says_something(case: Case, value: Value) -> bool:
-    """Not so where the bound is larger than all numbers that it is the bound of: after some steps in half precision."""
+    """False if the bound is larger than all numbers of the output, as after some steps in half precision."""
     largest = abs(value.exact).max(initial=0)
     return largest == 0 or bool((case.tau(value) <= largest).any())
 
@@ -80,7 +81,7 @@ def _refused(method: Method, case: Case) -> Vector:
 
 
 def _rounded_up(mag: numpy.ndarray) -> numpy.ndarray:
-    """With fewer digits, never smaller: the last ones of a running error analysis may differ between machines."""
+    """`mag` rounded up to fewer bits: the last ones of a running error analysis may differ between machines."""
     digits, exponent = numpy.frexp(numpy.asarray(mag, numpy.float64))
     return numpy.ldexp(numpy.ceil(numpy.ldexp(digits, _BITS)), exponent - _BITS)
 
@@ -101,7 +102,7 @@ def _agreed(method: Method, vector: Vector) -> Vector:
                               (f"plain NumPy, {case.dtype},", method.plain, vector)):
         for seen in observed(method, twin, _plugin(method, build, twin.case).make(method)):
             if isinstance(seen.what, str) and build is method.plain:
-                raise ValueError(f"{_named(case)}: {what} cannot be held: {seen.output}: {seen.what}")
+                raise ValueError(f"{_named(case)}: {what} cannot be tested: {seen.output}: {seen.what}")
             if _wrong(seen):
                 why = seen.what if isinstance(seen.what, Fault) else f"rho {getattr(seen.what, 'rho', 0):.3g}"
                 raise ValueError(f"{_named(case)}: {what} does not agree on {seen.output}: {why}")
@@ -109,8 +110,8 @@ def _agreed(method: Method, vector: Vector) -> Vector:
 
 
 def _for_ours(method: Method, vector: Vector, ours: Any) -> Vector:
-    """The same numbers with the bounds of float64; with the exact results under other conventions, where minipeft
-    declares some."""
+    """The vector with the same inputs and the bounds of float64; if minipeft declares other conventions, with the exact
+    results under these."""
     declared = {**getattr(ours, "CONVENTIONS", {}),
                 **getattr(ours, "capabilities", {}).get("conventions", {}).get(method.name, {})}
     case = case_in(vector.case, "float64")
@@ -127,7 +128,7 @@ def _wrong(seen: Seen) -> bool:
 
 
 def _with_kills(method: Method, vector: Vector) -> Vector:
-    """The vector, with the planted bugs that it finds."""
+    """The vector with the planted bugs that it finds filled in."""
     kills = {mutant.id: found for mutant in method.mutants if (found := _kill(method, mutant, vector)) is not None}
     if not kills and vector.result != "must_raise":
         raise ValueError(f"{_named(vector.case)}: finds no planted bug by a margin of {MARGIN[vector.case.dtype]}")
@@ -139,7 +140,7 @@ def _with_kills(method: Method, vector: Vector) -> Vector:
 
 
 def _kill(method: Method, mutant: Mutant, vector: Vector) -> int | str | None:
-    """How well the vector finds this bug; None if it does not by the margin."""
+    """How clearly the vector finds this bug (see `Vector.kills`); None if not by the margin."""
     make = _plugin(method, mutant.build, vector.case).make(method)
     if not any(map(_wrong, observed(method, vector, make))):
         return None
@@ -157,11 +158,12 @@ def _margin(seen: Iterable[Seen], least: float) -> int | str | None:
 
 
 def lint(method: Method, vectors: list[Vector]) -> Iterator[str]:
-    """What is wrong with the vectors of one method as a whole."""
+    """Sentences on everything that is wrong with the vectors of one method: ids that occur twice, missing labels,
+    arrays of other dtypes, numbers that are not finite."""
     ids = [vector.id for vector in vectors]
     for i, vector in enumerate(vectors):
         if vector.id in ids[:i]:
-            yield f"{_named(vector.case)}: is there twice"
+            yield f"{_named(vector.case)}: occurs twice"
         if not vector.label:
             yield f"{_named(vector.case)}: has no label"
         for name, array in vector.case.arrays.items():

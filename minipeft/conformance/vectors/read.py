@@ -1,5 +1,5 @@
-"""Reading the vectors of a method, from files that are not trusted: everything that they say is checked against the
-schema, the two files against each other, the numbers against the dtype, and each test against its own id.
+"""Reads the vectors of a method from untrusted files: their contents are checked against the schema, the two files
+against each other, the numbers against the dtype, and each test against its own id.
 """
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from minipeft.conformance.tolerance import Value
 from minipeft.conformance.vectors.schema import FOLDER, LATER, Mismatch, match, the_schema
 from minipeft.files import read_json, read_tensors
 
-PACK = "2026.11.0"  # of the files that come with this package, in v1
-PACK_LATER = "2026.12.0"  # in v2
-_LIMIT = 16 * 2 ** 20  # bytes of one file
+PACK = "2026.11.0"  # name of the pack in v1, in this package
+PACK_LATER = "2026.12.0"  # name of the pack in v2
+_LIMIT = 16 * 2 ** 20  # bytes of the largest file that is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """One test. case: its inputs, under the conventions that it is meant for. outputs: {name: its value}, empty where
-    result is "must_raise". absent: gradients that must not exist. kills: {planted bug: floor(log2(error / bound)), "E"
-    or "S"}, see `publish.py`. flags: of the notes on these bugs."""
+    """One test. case: its inputs, with the conventions that it is meant for. outputs: {name: Value}, empty if `result`
+    is "must_raise". result: "valid" or "must_raise". absent: gradients that must not exist. flags: of the notes on the
+    planted bugs in `kills`. kills: {planted bug: floor(log2(error / bound)), or the level "E" or "S" at which it is
+    found}, see `publish.py`."""
 
     case: Case
     outputs: Mapping[str, Value]
@@ -37,22 +38,23 @@ class Vector:
 
     @property
     def id(self) -> str:
+        """The id of its case."""
         return self.case.id
 
     @property
     def label(self) -> str:
-        """What the case is about, in words."""
+        """The subject of the case, in words."""
         return self.case.label
 
     @property
     def level(self) -> str:
-        """E: bit for bit. B: within a bound. S: an error is wanted."""
+        """E: bit for bit. B: within a bound. S: an error is expected."""
         return "S" if self.result == "must_raise" else "E" if self.case.exact else "B"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-    """The vectors of one method. name: of the pack, such as "2026.11.0"."""
+    """The vectors of one method. name: of the pack, such as "2026.11.0". header, notes: of the JSON file."""
 
     method: str
     name: str
@@ -68,12 +70,12 @@ class Pack:
 
 
 def read(method: str, folder: str | os.PathLike | None = None) -> Pack:
-    """The vectors of `method`, those that come with this package (of v1, then of v2; read once) or those in `folder`.
+    """The vectors of the method called `method`: those of this package (v1, then v2; read once), or those in `folder`.
 
-    Raises ValueError that names the file, the test and the field for anything that is not as it should be, if there
-    are none, and for a name that is none: no other folder is looked into."""
+    Raises ValueError, naming the file, the test and the field, for anything that is not as it should be; also if there
+    are no files, and for a `method` that is not an identifier, so that it cannot lead to another folder."""
     if not method.isidentifier():
-        raise ValueError(f"{method!r} is no name of a method")
+        raise ValueError(f"{method!r} cannot be the name of a method")
     return _packaged(method) if folder is None else _read(method, Path(folder))
 
 
@@ -102,7 +104,7 @@ def _read(method: str, base: Path) -> Pack:
 
 
 def _place(document: Any, where: tuple) -> str:
-    """A way to a field, the test's id put in where it leads through one."""
+    """A path to a field as text; a path through a test is given from the test's id on."""
     name = ".".join(map(str, where)) or "the document"
     if len(where) > 3 and where[0] == "groups" and where[2] == "tests":
         test = document["groups"][where[1]]["tests"][where[3]]
@@ -138,7 +140,7 @@ def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Pa
     if (group["level"] == "S") != raises:
         raise wrong("result", f"is {test['result']!r} in a group of level {group['level']}")
     if raises == bool(test["outputs"]):
-        raise wrong("outputs", "a test that must raise has none, every other has some")
+        raise wrong("outputs", "must be empty if the test must raise, and not empty otherwise")
     for flag in test["flags"]:
         if flag not in document["notes"]:
             raise wrong("flags", f"{flag!r} has no note")
@@ -156,7 +158,7 @@ def _vector(document: dict, group: dict, test: dict, arrays: "_Arrays", path: Pa
 
 
 class _Arrays:
-    """The tensors of a file; each may be taken once, and all must be."""
+    """The tensors of a file; each may be taken once, and all must be taken."""
 
     def __init__(self, path: Path, tensors: dict[str, numpy.ndarray]):
         self.path, self.left = path, dict(tensors)
@@ -177,15 +179,17 @@ class _Arrays:
 
     def _on_grid(self, id: str, kind: str, name: str, array: numpy.ndarray, dtype: str) -> None:
         if array.dtype == numpy.float64 and not numpy.array_equal(on_grid(array, dtype), array):
-            raise self._wrong(id, kind, name, f"holds a number that is none of {dtype}")
+            raise self._wrong(id, kind, name, f"holds a number that is not a {dtype} number")
 
     def input(self, id: str, name: str, dtype: str) -> numpy.ndarray:
+        """The input `name` of the test `id`. Raises ValueError if it is missing or has other dtypes or numbers."""
         array = self._take(id, "in", name, ("float64", "int64", "bool"))
         self._on_grid(id, "in", name, array, dtype)
         return array
 
     def value(self, id: str, name: str, bound: dict, level: str, dtype: str) -> Value:
-        """At level E the exact result is of the dtype, and there is no bound to be made."""
+        """The output `name` of the test `id`, with its bound. At level E the exact result must be of the dtype, and no
+        bound is needed."""
         exact = self._take(id, "out", name, ("float64",))
         mag = abs(exact) if level == "E" else self._take(id, "mag", name, ("float64",))
         for kind, array in (("out", exact), ("mag", mag)):

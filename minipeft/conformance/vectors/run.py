@@ -1,4 +1,4 @@
-"""Vectors held against a plug-in, one output at a time; what cannot be held is said, with the reason."""
+"""Checks a plug-in against vectors, one output at a time, and reports why an output cannot be tested."""
 from __future__ import annotations
 
 import dataclasses
@@ -21,8 +21,8 @@ RAISES, ABSENT = "must raise", "absent gradients"
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """output: its name, RAISES or ABSENT; "" for all of the vector. what: was observed, went wrong, or the reason (a
-    string) why it was skipped."""
+    """The outcome for one output of a vector. output: its name, RAISES or ABSENT; "" for the whole vector. what: the
+    observation, the Fault, or the reason for a skip, a string."""
 
     vector: Vector
     output: str
@@ -30,7 +30,7 @@ class Seen:
 
 
 def run(method: Method, vectors: Iterable[Vector], plugin: Plugin) -> Iterator[Seen]:
-    """Every vector in turn. The plug-in offers `method`."""
+    """The outcome of every vector in turn, for a plug-in that offers `method`."""
     declared, make = plugin.conventions(method), plugin.make(method)
     for vector in vectors:
         reason = skipped(method, vector, plugin.dtypes, declared)
@@ -41,8 +41,9 @@ def run(method: Method, vectors: Iterable[Vector], plugin: Plugin) -> Iterator[S
 
 
 def skipped(method: Method, vector: Vector, dtypes: Iterable[str], declared: Mapping[str, str]) -> str:
-    """Why a vector is not for an implementation of these dtypes and conventions; "" if it is: if they are those of the
-    vector, or if the same comes out under both, such as for a row without padding, wherever a prompt stands in it."""
+    """Why a vector is not meant for an implementation with these dtypes and declared conventions. "" if it is: if it
+    has these conventions, or if both give the same results, such as for a row without padding, wherever a prompt stands
+    in a padded one."""
     case = vector.case
     if case.dtype not in dtypes:
         return f"{case.dtype} is not declared"
@@ -55,16 +56,16 @@ def skipped(method: Method, vector: Vector, dtypes: Iterable[str], declared: Map
 
 
 def _alike(method: Method, case: Case, declared: Mapping[str, str]) -> bool:
-    """Whether the case cannot tell its own conventions from those that are declared."""
+    """Whether the case gives the same results under its own conventions and under the declared ones."""
     own, other = (method.reference(dataclasses.replace(case, conventions=names))
                   for names in (case.conventions, declared))
     return own.keys() == other.keys() and all(numpy.array_equal(own[name].exact, other[name].exact) for name in own)
 
 
 def judged(method: Method, vector: Vector, declared: Mapping[str, Any]) -> Vector:
-    """The vector as an implementation is judged on it that declares this arithmetic for the dtype. Published bounds are
-    for the usual one; for another they are made again, since those of a running error analysis are no formula in k
-    and n."""
+    """The vector with the bounds for an implementation that declares this arithmetic for the dtype. Published bounds
+    are those of the default arithmetic. For another they are derived again, since those of a running error analysis are
+    not a formula in k and n."""
     case = dataclasses.replace(vector.case, declared=declared)
     if case.exact or case.arith == arithmetic(case.dtype):
         return dataclasses.replace(vector, case=case)
@@ -75,7 +76,7 @@ def judged(method: Method, vector: Vector, declared: Mapping[str, Any]) -> Vecto
 
 
 def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
-    """What an implementation gives for one vector; make: case -> a handle of it."""
+    """The outcome for every output of one vector. make: case -> a handle of the implementation."""
     case = vector.case
     if vector.result == "must_raise":
         compute = next(iter(method.outputs.values()))[1]
@@ -106,8 +107,8 @@ def observed(method: Method, vector: Vector, make: Make) -> Iterator[Seen]:
 
 
 def _or_fault(look: Callable[[], Observation]) -> Observation | Fault | str:
-    """What is seen, or what went wrong: also an answer that cannot be used, such as None for a set of weights; or why
-    it cannot be seen."""
+    """The observation; or the Fault, also for a result that cannot be used, such as None instead of a set of weights;
+    or the reason for a Skip."""
     try:
         return look()
     except Skip as skip:
@@ -119,7 +120,7 @@ def _or_fault(look: Callable[[], Observation]) -> Observation | Fault | str:
 
 
 class _Spy:
-    """A handle that remembers the gradients which it was asked for: `vjp` takes other arguments in every method."""
+    """A handle that remembers the gradients of its last `vjp`, whose arguments differ from method to method."""
 
     def __init__(self, handle: Any):
         self._handle = handle
@@ -136,7 +137,7 @@ class _Spy:
 
 
 def _spying(make: Make, spies: list[_Spy]) -> Make:
-    """The same, every handle put into `spies`."""
+    """`make`, with every handle wrapped in a _Spy and appended to `spies`."""
     def build(case: Case) -> _Spy:
         spies.append(_Spy(make(case)))
         return spies[-1]
@@ -144,5 +145,5 @@ def _spying(make: Make, spies: list[_Spy]) -> Make:
 
 
 def case_in(case: Case, dtype: str) -> Case:
-    """The same numbers, for an implementation that computes in another dtype; they must be numbers of that."""
+    """The case with the same numbers for an implementation in another dtype, in which they must be exact."""
     return dataclasses.replace(case, dtype=dtype)

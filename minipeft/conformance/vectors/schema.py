@@ -1,7 +1,7 @@
-"""JSON Schema, draft-07, as much of it as the schema of the vectors uses: the file is the rule, and this reads it.
+"""A validator for the part of JSON Schema, draft-07, that the schema of the vectors uses.
 
-Stricter than the draft in two points: 5.0 is no integer, and a number is one that a float64 can hold (1e400 and 10^400
-are none). A keyword that is not known here is an error, so that no rule in the schema can be one that nobody checks.
+It is stricter than the draft in two points: 5.0 is not an integer, and a number must fit into a float64 (1e400 and
+10^400 do not). An unknown keyword is an error, so that no rule of the schema goes unchecked.
 """
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, Callable, Mapping
 
 from minipeft.files import read_json
 
-SPEC = 1  # what the rules of a verdict are; it stands in every document and in every report
+SPEC = 1  # version of the rules for a verdict; part of every document and every report
 NAME = "minipeft-vectors-v1.json"
 FOLDER = Path(__file__).parent / "v1"
-LATER = FOLDER.parent / "v2"  # in the same format, under conventions that came later: v1 is closed, byte for byte
+LATER = FOLDER.parent / "v2"  # same format, later conventions: v1 is frozen, byte for byte
 Where = tuple[Any, ...]
 
 
@@ -32,7 +32,7 @@ _NOTES = {"$schema", "$id", "title", "description", "definitions"}
 
 
 class Mismatch(ValueError):
-    """where: the way to the field from the root. what: is wrong with it."""
+    """A document does not match the schema. where: the path to the field, from the root. what: the fault."""
 
     def __init__(self, where: Where, what: str):
         super().__init__(f"{'.'.join(map(str, where)) or 'the document'}: {what}")
@@ -40,12 +40,13 @@ class Mismatch(ValueError):
 
 
 def the_schema() -> dict[str, Any]:
-    """That of this version."""
+    """The schema of this version."""
     return read_json(FOLDER / NAME)
 
 
 def match(value: Any, rule: Mapping[str, Any], root: Mapping[str, Any], where: Where = ()) -> None:
-    """Raises Mismatch, naming the first field of `value` that is not as `rule` wants it."""
+    """Check `value` against the schema `rule`. root: the whole schema, for references. where: the path to `value`.
+    Raises Mismatch, naming the first field that does not match, and KeyError for an unknown keyword."""
     if "$ref" in rule:
         return match(value, root["definitions"][rule["$ref"].removeprefix("#/definitions/")], root, where)
     kinds = rule.get("type", list(_TYPES))
@@ -84,7 +85,7 @@ def _any_of(value: Any, wanted: list, rule: Mapping, root: Mapping, where: Where
 def _pattern(value: Any, wanted: str, rule: Mapping, root: Mapping, where: Where) -> None:
     strict = f"{wanted[:-1]}\\Z" if wanted.endswith("$") else wanted  # Python's $ also stands before a last newline
     if isinstance(value, str) and not re.search(strict, value):
-        raise Mismatch(where, f"is {_shown(value)}; expected one like {wanted}")
+        raise Mismatch(where, f"is {_shown(value)}; expected a match of {wanted}")
 
 
 def _limit(of: Callable[[Any], Any], kinds: tuple, holds: Callable[[Any, Any], bool], word: str) -> Callable:
@@ -127,7 +128,7 @@ def _items(value: Any, wanted: Mapping, rule: Mapping, root: Mapping, where: Whe
 
 def _unique(value: Any, wanted: bool, rule: Mapping, root: Mapping, where: Where) -> None:
     if wanted and isinstance(value, list) and len({json.dumps(v, sort_keys=True) for v in value}) < len(value):
-        raise Mismatch(where, "holds something twice")
+        raise Mismatch(where, "holds an entry twice")
 
 
 _NUMBERS = (int, float)

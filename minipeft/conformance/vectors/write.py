@@ -1,4 +1,5 @@
-"""Vectors as files: one JSON document and one safetensors file per method, the same bytes for the same vectors."""
+"""Writes vectors as files: one JSON document and one safetensors file per method, with the same bytes for the same
+vectors."""
 from __future__ import annotations
 
 import json
@@ -14,7 +15,7 @@ from minipeft.conformance.vectors.schema import NAME, SPEC
 from minipeft.files import write_tensors
 
 _LINE = 116
-WITHDRAWN: dict[str, str] = {}  # {id of an earlier pack that is gone: why}
+WITHDRAWN: dict[str, str] = {}  # {id of a test of an earlier pack that was removed: why}
 
 VERDICT = (
     "tensors: <id>/in/<input>, <id>/out/<output>, at level B <id>/mag/<output>; floats are F64, inputs are numbers of "
@@ -38,13 +39,13 @@ CROSSCHECK = ("exact rational arithmetic, or 50 digits where a function is not r
 
 
 def files(method: Method, vectors: Sequence[Vector], pack: str = PACK) -> dict[str, bytes]:
-    """{file name: its bytes}."""
+    """{file name: its bytes}, the two files of a method. pack: the name of the pack."""
     text = pretty(document(method, vectors, pack)) + "\n"
     return {f"{method.name}.json": text.encode(), f"{method.name}.safetensors": _bytes_of(tensors(vectors))}
 
 
 def document(method: Method, vectors: Sequence[Vector], pack: str = PACK) -> dict[str, Any]:
-    """What is in the JSON file."""
+    """The contents of the JSON file of a method. pack: the name of the pack."""
     notes = {flag: {"description": note.words, "effect": note.effect, "links": list(note.links),
                     "mutants": [m.id for m in method.mutants if m.flag == flag]}
              for flag, note in method.notes.items()}
@@ -74,7 +75,7 @@ def _test(vector: Vector) -> dict[str, Any]:
 
 
 def tensors(vectors: Sequence[Vector]) -> dict[str, numpy.ndarray]:
-    """What is in the safetensors file."""
+    """The contents of the safetensors file, {name: array}."""
     found = {}
     for vector in vectors:
         found.update({f"{vector.id}/in/{name}": array for name, array in vector.case.arrays.items()})
@@ -88,12 +89,13 @@ def tensors(vectors: Sequence[Vector]) -> dict[str, numpy.ndarray]:
 def _bytes_of(arrays: Mapping[str, numpy.ndarray]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.safetensors"
-        write_tensors(path, arrays, signed=False)  # they have no metadata, and their bytes are published
+        write_tensors(path, arrays, signed=False)  # without metadata, since the published bytes have none
         return path.read_bytes()
 
 
 def pretty(value: Any, depth: int = 0) -> str:
-    """JSON, with as many short entries on a line as it holds: a test is a few lines, a change to it a small one."""
+    """`value` as JSON, indented by `depth`, with as many short entries on a line as fit: a test takes a few lines, and
+    a change to it is a small diff."""
     flat = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if not isinstance(value, (dict, list)) or not value or len(flat) + depth <= _LINE:
         return flat
