@@ -1,7 +1,7 @@
-"""What one run of a model's copy shows: every named tensor, in order, and the gradients as they become known.
+"""Records one run of a copy of a model: every named tensor, in order, and the gradients as they become known.
 
-A copy is watched, so that the model itself cannot change: each module and site of it gets a class of its own, in which
-a call tells what it returned; an observer sees every op; the edges of nodes tell of the gradients that pass. A copy may
+It is a copy so that the model itself cannot change. Each module and site of the copy gets a class of its own, whose
+calls report their results; an observer sees every op; the edges of nodes report the gradients that pass. A copy may
 compute in another dtype, and may be shaken: parameters and results times 1 + u xi, xi uniform in [-1, 1].
 """
 from __future__ import annotations
@@ -26,15 +26,19 @@ _U = UNIT["float32"]
 
 def record(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter] | None, dtype: str | None = None,
            shake: "Shake | None" = None, moved: Mapping[str, Array] | None = None) -> "Run":
-    """A copy of the model on the batch, in its own dtype or another, shaken or not. moved: by how much the input X of
-    a relu is taken to be larger where its derivative is decided."""
+    """Run a copy of the model on the batch, forward and backward.
+
+    params: those whose gradients are recorded; None takes all that the loss depends on, those of plugged attachments
+    included. dtype: to which the copy is converted; None keeps its own. shake: multiplies parameters and results by
+    random factors; None leaves them. moved: {X: array}; it is added to the input X of a relu for the decision whether
+    its derivative is 0 or 1."""
     chosen = params
     if params is None:
         chosen = dict(model.base_parameters)
         for attachment in model.attachments.values():
             if attachment.state == "plugged":
                 chosen.update(attachment.parameters)
-    model, chosen = copy.deepcopy((model, dict(chosen or {})))  # together: the copied parameters are the copy's
+    model, chosen = copy.deepcopy((model, dict(chosen or {})))  # together, so that `chosen` belongs to the copy
     if dtype is not None:
         convert(model, dtype, shake)
     run = Run(shake, moved or {})
@@ -51,39 +55,43 @@ def record(model: Any, batch: Mapping[str, Any], params: Mapping[str, Parameter]
 
 
 class Shake:
-    """x -> x (1 + u xi), xi uniform in [-1, 1]."""
+    """x -> x (1 + u xi), xi uniform in [-1, 1] and drawn from `rng`."""
 
     def __init__(self, u: float, rng: numpy.random.Generator):
         self.u, self.rng = u, rng
 
     def __call__(self, x: Array, u: float = 0.0) -> Array:
-        """By u if it is given. The largest number, which stands where a mask forbids, is left as large as it is."""
+        """x, of any shape, shaken by `u`, or by the Shake's own u if `u` is 0. The largest number of the dtype, which
+        stands for masked scores, does not overflow."""
         factor = to_device(1 + (u or self.u) * self.rng.uniform(-1, 1, x.shape))
         most = float(xp.finfo(x.dtype).max)
         return xp.clip(x * factor, -most, most).astype(x.dtype)
 
 
 class Run:
-    """values: {name: array}, in the order of evaluation. gradients: as they become known; None marks a parameter's,
-    which is the engine's to sum. It stands where its last term arrives. decided: inputs of a relu."""
+    """The record of one run. shake, moved: as in `record`.
+
+    values: {name: array}, in the order of evaluation. gradients: {name: array} in the order in which they become known;
+    a parameter's is None, since the engine sums it, and stands where its last term arrives. decided: the names of the
+    inputs of relus."""
 
     def __init__(self, shake: Shake | None, moved: Mapping[str, Array]) -> None:
         self.moved = moved
         self.decided: set[str] = set()
-        self.shake = shake if shake is not None and shake.u > _U else None  # float32's own roundings are there
+        self.shake = shake if shake is not None and shake.u > _U else None  # in float32 the run itself rounds
         self.values: dict[str, Array] = {}
         self.gradients: dict[str, Array | None] = {}
-        self.known: dict[int, tuple[str, Any]] = {}  # by identity, which lasts as long as what it is of
+        self.known: dict[int, tuple[str, Any]] = {}  # by id(), valid as long as the object is kept
         self.uses: Counter[str] = Counter()
 
     def watch(self, model: Any) -> None:
-        """Every part of the copy tells what it returned: it gets a class of its own, in which it does."""
+        """Makes every part of the copy `model` report its results, by giving it a class of its own that does."""
         for name, part in list(_parts(model)):
             if isinstance(part, Site):
                 _tell(part, "__call__", self._site_of(name, part.kind))
             elif hasattr(part, "__call__"):
                 _tell(part, "__call__", self._module_of(name))
-            for method in ("embed", "bias"):  # of positions, which are not called
+            for method in ("embed", "bias"):  # positions have these instead of __call__
                 if callable(getattr(part, method, None)):
                     _tell(part, method, self._module_of(name))
         _tell(model, "__call__", lambda out, _: self.note("logits", out, backward=True))
@@ -96,21 +104,23 @@ class Run:
 
     def _site_of(self, name: str, kind: str) -> Callable:
         def tell(out: Any, stream: tuple) -> None:
-            if kind != "memory":
+            if kind != "keys_values":
                 self.note(name, out if kind == "sublayer" else out[0], backward=True)
-            for leaf, after, before in zip("kv", out, stream) if kind == "memory" else ():
+            for leaf, after, before in zip("kv", out, stream) if kind == "keys_values" else ():
                 if after is not before:
                     self.note(f"{name}.{leaf}", after, backward=True)
         return tell
 
     def note(self, name: str, out: Any, backward: bool = False) -> Any:
+        """Records `out`, of any shape, under `name`, with #2, #3, ... for a later use of one part. backward: whether to
+        record its gradient too. Returns `out`."""
         self.uses[name] += 1
         name = name if self.uses[name] == 1 else f"{name}#{self.uses[name]}"
         self.values[name] = array_of(out)
         self.known[id(out)] = name, out
         node = out.node if backward and isinstance(out, Tensor) else None
         if node is not None and node.edges:
-            (parent, vjp), *others = node.edges  # each VJP is given the whole gradient: one that tells is enough
+            (parent, vjp), *others = node.edges  # every VJP gets the whole gradient, so one suffices
             node.edges = [(parent, self._telling(GRAD + name, vjp)), *others]
         return out
 
@@ -121,8 +131,10 @@ class Run:
         return run
 
     def observe(self, forward: Callable, inputs: tuple, out: Array, vjps: tuple, node: Node | None) -> None:
-        """Called by every op: the edges that lead to a parameter (a node without edges) tell of it. What an op made,
-        and is not a view of what it was given, is shaken in place: nobody has seen it yet."""
+        """Called by every op `forward` with its inputs, its result `out`, the VJPs and the node of the result.
+
+        The edges to a parameter (a node without edges) report its gradient. A result that is not a view of an input is
+        shaken in place: nobody has used it yet."""
         given = [array for array in map(array_of, inputs) if isinstance(array, type(out))]
         if self.shake is not None and not any(xp.may_share_memory(out, array) for array in given):
             out[...] = self.shake(out)
@@ -150,7 +162,7 @@ class Run:
 
 
 def _parts(module: Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every module and site below `module`, with its dotted name (a list adds its index alone)."""
+    """Every module and site below `module`, with its dotted name (for a list, the index)."""
     for attribute, value in vars(module).items():
         for name, part in enumerate(value) if isinstance(value, list) else [(attribute, value)]:
             if isinstance(part, (Module, Site)):
@@ -171,7 +183,7 @@ def _tell(part: Any, method: str, tell: Callable[[Any, tuple], Any]) -> None:
 
 
 class _Shaken(Sinusoidal):
-    """A table that a port made in float32, so that an angle is known to one unit of that, and rounded."""
+    """A table of sinusoids as a port may compute it: its angles are off by float32's roundoff, its entries by u."""
 
     shake: Shake
 
@@ -180,7 +192,8 @@ class _Shaken(Sinusoidal):
 
 
 def convert(model: Any, dtype: str, shake: Shake | None) -> None:
-    """Changes a copy in place: its arrays, and what else it keeps a dtype for, become `dtype`."""
+    """Converts a copy in place: its arrays, and every dtype that its parts store, become `dtype`. shake: applied to the
+    arrays before; None leaves them."""
     done: set[int] = set()
     for _, place in model.named_places():
         for piece in place.pieces():
