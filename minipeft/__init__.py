@@ -2,35 +2,47 @@
 
 The public names; each is documented where it is defined.
 """
+from typing import Any
+
+from minipeft.attaching.attach import attach
+from minipeft.attaching.attachment import Attachment
+from minipeft.attaching.load import load
+from minipeft.attaching.method import Method, fixed, register, setting, trained
+from minipeft.attaching.report import report
+from minipeft.attaching.select import select
+from minipeft.backend import keep_heap, to_device, to_host, use
+from minipeft.engine import ops
 from minipeft.engine.check import check_gradients
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, value_and_grad
 from minipeft.engine.xray import xray
-from minipeft.backend import keep_heap, to_device, to_host, use
-from minipeft.conformance.trace import trace
-from minipeft.models.t5 import T5, T5Config
-from minipeft.models.transformer import Transformer, TransformerConfig
-from minipeft.nn.weight import Parameter
-from minipeft.attaching.attach import attach
-from minipeft.attaching.attachment import Attachment
 from minipeft.methods.bottleneck import Bottleneck
-from minipeft.attaching.load import load
 from minipeft.methods.lora import LoRA
 from minipeft.methods.mask import fisher, magnitude, top
 from minipeft.methods.neighbors import nearest_tokens
 from minipeft.methods.prompt import PromptTuning
-from minipeft.attaching.report import report
-from minipeft.attaching.select import select
 from minipeft.methods.selective import Selective
+from minipeft.models.t5 import T5, T5Config
+from minipeft.models.transformer import Transformer, TransformerConfig
+from minipeft.nn.init import normal, ones, uniform, zeros
+from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
 from minipeft.train.optim import AdamW
 from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear_decay
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
-           "cosine_decay", "fisher", "fit", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
-           "magnitude", "nearest_tokens", "Parameter", "PromptTuning", "report", "restore", "select", "Selective",
-           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "Transformer",
-           "TransformerConfig", "use", "value_and_grad", "xray"]
+           "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
+           "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter", "Piece", "PromptTuning",
+           "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
+           "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
+           "uniform", "use", "value_and_grad", "xray", "zeros"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "trace":  # of the conformance kit, which an import of minipeft does not load
+        from minipeft.conformance.trace import trace
+        return trace
+    raise AttributeError(f"module 'minipeft' has no attribute {name!r}")

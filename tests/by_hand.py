@@ -6,6 +6,14 @@ from typing import Any, Mapping, Sequence
 from minipeft.nn.state import Attached, State
 
 
+def piece_on(method: Any, place: Any, rng: Any) -> Any:
+    """The piece that a method makes for one place by itself; at a slot, over its base."""
+    arrays = {leaf: d.kind(d.init(d.shape, d.dtype or place.dtype, rng))
+              for leaf, d in method.arrays("weight", place, None).items()}
+    piece = method.make("weight", place, arrays)
+    return piece.over(place.base) if hasattr(place, "base") else piece
+
+
 class Held(Attached):
     """Pieces {place: piece} under one name."""
 

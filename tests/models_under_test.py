@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.engine.tensor import array_of
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 
 VOCAB, D_MODEL, HEADS, D_KV, BATCH, SOURCE, TARGET = 13, 12, 3, 5, 4, 6, 7
 

@@ -12,7 +12,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.nn.weight import Parameter, Reparam
+from minipeft.nn.weight import Reparam
 from tests.methods_under_test import moved
 from tests.models_under_test import FAMILIES, Case
 
@@ -128,25 +128,19 @@ class DoubledProduct(Doubled):
         return self.base.project(x, rng) * 2.0
 
 
+@minipeft.register
 @dataclasses.dataclass(frozen=True)
-class Twice:
+class Twice(minipeft.Method):
     """Doubles every matrix that `where` finds."""
 
-    piece: Any = Doubled
+    product: bool = False
     where: str = r"ff\.wo"
 
-    def places(self, model):
-        return {name: slot for name, slot in model.slots.items() if slot.kind == "linear" and "ff.wo" in name}
+    def arrays(self, name, slot, model):
+        return {"v": minipeft.trained((), minipeft.ones)}
 
-    def shapes(self, name, place, model):
-        return {"v": ()}
-
-    def build(self, model, places, rng):
-        pieces = {}
-        for name, slot in places.items():
-            piece = pieces[name] = self.piece()
-            piece.base, piece.v = slot.base, Parameter(numpy.ones(()))
-        return pieces
+    def make(self, name, slot, arrays):
+        return (DoubledProduct if self.product else Doubled)(**arrays)
 
 
 def test_a_method_with_a_definition_alone_is_refused_above_a_weight_with_dropout_however_it_gets_there():
@@ -177,5 +171,5 @@ def test_a_method_with_a_definition_alone_is_refused_above_a_weight_with_dropout
 def test_a_method_whose_product_hands_the_generator_on_is_not_refused():
     model, batch = without_dropout("t5 v1.0"), Case(("t5 v1.0", "q and v"), 1, 1, "float64", 0).batch()
     moved(minipeft.attach(model, minipeft.LoRA(2, dropout=0.5, where=r"ff\.wo"), RNG(0), "lower"), RNG(1))
-    minipeft.attach(model, Twice(DoubledProduct), RNG(1))
+    minipeft.attach(model, Twice(product=True), RNG(1))
     assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 2

@@ -57,10 +57,10 @@ def equal(a: Any, b: Any) -> bool:
 class Small(Model):
     def __init__(self, rng: numpy.random.Generator):
         self.embedding = Embedding(fractions(rng, VOCAB, D))
-        self.input = Site("input")
+        self.input = Site("input", D, object)
         self.up = Linear(fractions(rng, HIDDEN, D), fractions(rng, HIDDEN))
         self.down = Linear(fractions(rng, D, HIDDEN), fractions(rng, D))
-        self.out = Site("sublayer")
+        self.out = Site("sublayer", D, object)
         self.mix = Linear(fractions(rng, D, D))
         self.head = Linear(self.embedding.weight)
 

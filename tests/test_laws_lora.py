@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.engine import ops
 from minipeft.engine.tensor import Leaf, Tensor
-from minipeft.nn.weight import Parameter, Slot
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Parameter
 from tests.bounds import close, norm_of, tau, wide, within
 from tests.models_under_test import D_MODEL, FAMILIES, TIED, Case, cases, logits, slots_of
 

@@ -51,10 +51,11 @@ HOST_WORK = {
     "engine/ops/overflow.py": ({"errstate"}, "NumPy's warning of an overflow that is mended in the next line"),
     "engine/ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
     "methods/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
-    "attaching/load.py": ({"array_equal", "errstate", "isfinite"}, "the numbers of a file are checked before they move"),
+    "attaching/load.py": ({"errstate", "isfinite"}, "the numbers of a file are checked before they move"),
     "methods/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
                      "indices are made and checked on the host, once"),
     "attaching/trained_on.py": ({"ascontiguousarray"}, "checksums are of bytes on the host"),
+    "methods/selective.py": ({"diff"}, "the indices of a file are checked on the host"),
     "methods/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
                           "a report about a few vectors, in float64"),
 }

@@ -1,15 +1,17 @@
-"""What was attached where, and the moves that it can make.
+"""Attachments, and the moves that they can make.
 
     off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
     off <--unplug-- plugged <--unmerge-- merged            save: from any
 
-At every place the plugged entries form an ordered list, and what the place computes is a fold of it. A merged entry is
-a constant computed from what lies below, so: merge needs everything below to be merged, unplug and unmerge need nothing
-merged above. Nothing is ever subtracted.
+In PEFT's words: plug and unplug are enable and disable, remove is delete, merged is merged.
+
+At every place the plugged entries form an ordered list, and the place computes a fold of it. A merged entry is a
+constant, computed from what lies below. So merge needs everything below to be merged, and unplug and unmerge need
+nothing merged above. Nothing is ever subtracted.
 
 A move makes the next `State` of the model and puts it in place by one assignment. Every illegal move raises before
-that, and an interrupt leaves the state from before the move or the one after it. A forward in another thread goes on
-with the state that it began with; moves of one model are to be made by one thread at a time.
+that. An interrupt leaves the state from before the move or the one after it. A forward in another thread goes on with
+the state that it began with. Move one model from one thread at a time.
 """
 from __future__ import annotations
 
@@ -18,26 +20,30 @@ import json
 import os
 from typing import Any, Iterator, Mapping
 
+from minipeft.attaching import adapter_file
+from minipeft.attaching.order import below_merged, inserted, lie_alike, nothing_merged_above, without
+from minipeft.attaching.trained_on import Layer, TrainedOn, content, content_of_base, marks, settle
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
 from minipeft.nn.module import Model
 from minipeft.nn.place import Place
-from minipeft.nn.state import Attached, Entry, State
-from minipeft.nn.weight import Constant, Parameter, Slot, arrays_of
-from minipeft.attaching import adapter_file
-from minipeft.attaching.trained_on import Layer, TrainedOn, content, content_of_base, marks, settle
+from minipeft.nn.slot import Slot
+from minipeft.nn.state import Attached, State
+from minipeft.nn.weight import Fixed, Parameter, Weight
 
 
 class Attachment(Attached):
-    """Made by `attach` and `load`. trained_on: what its tensors were last trained on, None if they never were."""
+    """A method, attached to a model: made by `attach` and `load`.
+
+    arrays: {"place.leaf": array}, every array of the pieces once. trained_on: the weights that its tensors were last
+    trained on, None if they never were."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
-                 trained_on: TrainedOn | None = None):
+                 arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
         self.model, self.name, self.method, self.trained_on = model, name, method, trained_on
-        self._places = dict(places)
+        self._places, self._arrays = dict(places), dict(arrays)
         self.at = {place: pieces[where] for where, place in places.items()}
-        self.own = frozenset(p for piece in self.at.values() for p in arrays_of(piece).values()
-                             if isinstance(p, Parameter))
+        self.own = frozenset(p for p in self._arrays.values() if isinstance(p, Parameter))
         self._above: frozenset[str] = frozenset()  # what lay above it when it was taken out of the lists
         self._known: tuple[list[int] | None, str] | None = None  # checksums, and the content that they belong to
 
@@ -52,10 +58,10 @@ class Attachment(Attached):
         return {} if self.state == "removed" else self._places
 
     @property
-    def arrays(self) -> dict[str, Parameter | Constant]:
-        """{"place@name.leaf": what it has of its own}, in any state: parameters, and constants such as indices."""
-        return {f"{where}@{self.name}.{leaf}": p for where, place in self.places.items()
-                for leaf, p in arrays_of(self.at[place]).items()}
+    def arrays(self) -> dict[str, Parameter | Fixed]:
+        """{"place@name.leaf": array} of its own, in any state: parameters, and fixed arrays such as indices."""
+        return {} if self.state == "removed" else {
+            f"@{self.name}.".join(key.rsplit(".", 1)): p for key, p in self._arrays.items()}
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -64,26 +70,26 @@ class Attachment(Attached):
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """{"place.leaf": array}: all arrays of its own, under names that do not depend on how it is called."""
+        """{"place.leaf": array}: all arrays of its own, under names that do not depend on its own name."""
         return {} if self.state == "removed" else self._tensors()
 
     def plug(self) -> None:
-        """Switch it on ("enable") at every place: where it lay before it was unplugged, below what lay above it then
-        and is still plugged; otherwise on top.
+        """Switch it on (enable it) at every place. It goes back to where it lay before it was unplugged, below the
+        attachments that lay above it then and are still plugged; otherwise on top.
 
-        Raises ValueError unless it is off, and where it cannot lie above what is plugged (see `Reparam`)."""
-        self._become(self._inserted(self._required("plug", "off"), None))
+        Raises ValueError unless it is off, and where it cannot lie above the plugged ones (see `Reparam`)."""
+        self._become(inserted(self._required("plug", "off"), self.name, None, self._above))
 
     def unplug(self) -> None:
-        """Switch it off ("disable"): take it out of the lists; the base is what it was, bit for bit.
+        """Switch it off (disable it): take it out of the lists. The model is again what it was, bit for bit.
 
         Raises ValueError unless it is plugged, and while something is merged on top of it."""
         self._become(self._taken_out("unplug", self._required("unplug", "plugged")))
 
     @contextlib.contextmanager
     def off(self) -> Iterator["Attachment"]:
-        """`with attachment.off():` switches it off for the block, and puts it back where it lay, in the state that it
-        was in. One that was off before stays off; one that is removed or plugged inside the block stays so.
+        """`with attachment.off():` switches it off for the block, and puts it back where it lay, in its old state. One
+        that was off before stays off; one that is removed or plugged inside the block stays so.
 
         Raises ValueError after `remove`, and while something is merged on top of it; at the end, where it was merged
         into weights that changed inside the block."""
@@ -91,33 +97,29 @@ class Attachment(Attached):
         if self.name not in before.plugged:
             yield self
             return
-        without = self._taken_out("switch off", before)
+        off = self._taken_out("switch off", before)
         try:
             try:
-                self._become(without)
+                self._become(off)
                 yield self
             finally:
-                self._put_back(before, without)
+                self._put_back(before, off)
         finally:
-            self._put_back(before, without)  # again, in case the first was interrupted; else it changes nothing
+            self._put_back(before, off)  # again, in case the first was interrupted; else it changes nothing
 
     def merge(self) -> None:
-        """Replace this entry by the constant dense weight, at every slot; the base array is kept beside it.
+        """Replace this entry by a constant weight (`Reparam.merged`), at every slot. The base array is kept beside it.
 
-        Raises ValueError unless it is plugged, where something below is not merged, and where the method acts in the
-        stream and not on weights."""
+        Raises ValueError unless it is plugged, where something below is not merged, and where the method acts on hidden
+        states and not on weights."""
         now = self._required("merge", "plugged")
-        constants: dict[Place, Parameter] = {}
+        constants: dict[Place, Weight] = {}
         for where, place in self._places.items():
             if not isinstance(place, Slot):
                 raise ValueError(f"{self.name!r} cannot be merged: at {where} it acts on hidden states, which no "
                                  f"weight of the model can absorb")
-            below, _ = self._around(place, now)
-            loose = [e.name for e in below if e.merged is None]
-            if loose:
-                raise ValueError(f"merge {loose[-1]!r} first: at {where} it lies unmerged below {self.name!r}")
-            under = below[-1].merged if below else place.base
-            constants[place] = Parameter(self.at[place].over(under).dense().data)
+            below = below_merged(self.name, where, place, now)
+            constants[place] = self.at[place].over(below).merged()
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
 
     def unmerge(self) -> None:
@@ -125,7 +127,7 @@ class Attachment(Attached):
 
         Raises ValueError unless it is merged, and while something is merged on top of it."""
         now = self._required("unmerge", "merged")
-        self._nothing_merged_above("unmerge", now)
+        nothing_merged_above("unmerge", self.name, self._places, now)
         self._become(now.replace(plugged={**now.plugged, self.name: None}))
 
     def remove(self) -> None:
@@ -134,13 +136,13 @@ class Attachment(Attached):
         Raises ValueError while it is merged, or while something is merged on top of it."""
         now = self._required("remove", "off", "plugged")
         if self.name in now.plugged:
-            self._nothing_merged_above("remove", now)
+            nothing_merged_above("remove", self.name, self._places, now)
         settle(now, changing=frozenset([self]))
-        self._become(State(_without(now.attached, self.name), _without(now.plugged, self.name)))
+        self._become(State(without(now.attached, self.name), without(now.plugged, self.name)))
 
     def save(self, file: str | os.PathLike) -> None:
-        """Write its own tensors to one safetensors file, with the method, the resolved names, and what the tensors were
-        trained on: an adapter is valid only on the weights that it was trained on. One that was never trained names
+        """Write its own tensors to one safetensors file, with the method, the resolved names, and a fingerprint of the
+        weights that the tensors were trained on: an adapter is valid only on these. One that was never trained names
         the base alone.
 
         Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder;
@@ -171,8 +173,7 @@ class Attachment(Attached):
         return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"
 
     def _tensors(self) -> dict[str, Array]:
-        return {f"{where}.{leaf}": p.data for where, place in self._places.items()
-                for leaf, p in arrays_of(self.at[place]).items()}
+        return {key: p.data for key, p in self._arrays.items()}
 
     def _become(self, state: State) -> None:
         self.model.host.now = state
@@ -192,50 +193,22 @@ class Attachment(Attached):
             raise ValueError(f"cannot {move} {self.name!r}: it is {state}; expected {' or '.join(states)}")
         return self.model.host.now
 
-    def _around(self, place: Place, state: State) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-        """The entries below and above this one."""
-        entries = state.entries[place]
-        at = [e.name for e in entries].index(self.name)
-        return entries[:at], entries[at + 1:]
-
-    def _lies_alike(self, place: Place, one: State, other: State) -> bool:
-        """Whether the same things lie below it in both states."""
-        below, now = self._around(place, one)[0], self._around(place, other)[0]
-        return len(below) == len(now) and all(a.is_like(b) for a, b in zip(below, now))
-
-    def _nothing_merged_above(self, move: str, state: State) -> None:
-        for where, place in self._places.items():
-            for entry in self._around(place, state)[1]:
-                if entry.merged is not None:
-                    raise ValueError(f"cannot {move} {self.name!r}: {entry.name!r} was merged on top of it at "
-                                     f"{where}; unmerge {entry.name!r} first")
-
     def _taken_out(self, move: str, now: State) -> State:
-        """The state without it; which ones lay above it is remembered."""
-        self._nothing_merged_above(move, now)
+        """The state without it. Which ones lay above it is remembered."""
+        nothing_merged_above(move, self.name, self._places, now)
         order = list(now.plugged)
         self._above = frozenset(order[order.index(self.name) + 1:])
-        return now.replace(plugged=_without(now.plugged, self.name))
+        return now.replace(plugged=without(now.plugged, self.name))
 
-    def _inserted(self, now: State, merged: Mapping[Place, Parameter] | None) -> State:
-        """The state with it, below the lowest that lay above it when it was taken out."""
-        order = list(now.plugged)
-        at = next((i for i, name in enumerate(order) if name in self._above), len(order))
-        return now.replace(plugged={**{name: now.plugged[name] for name in order[:at]}, self.name: merged,
-                                    **{name: now.plugged[name] for name in order[at:]}})
-
-    def _put_back(self, before: State, without: State) -> None:
+    def _put_back(self, before: State, off: State) -> None:
         """Back to where it was before it was switched off, if it is off still."""
         now = self.model.host.now
-        if now is without:
+        if now is off:
             self._become(before)
         elif self._state_in(now) == "off":
-            back = self._inserted(now, before.plugged[self.name])
-            if self._state_in(back) == "merged" and any(not self._lies_alike(place, before, back) for place in self.at):
+            back = inserted(now, self.name, before.plugged[self.name], self._above)
+            if self._state_in(back) == "merged" and not all(
+                    lie_alike(place, self.name, before, back) for place in self.at):
                 raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "
                                  f"plug it and merge it again")
             self._become(back)
-
-
-def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if key != name}

@@ -1,4 +1,4 @@
-"""The fields of a method, checked: an error names the method, the field, what it is, and what is expected."""
+"""The fields of a method, checked: an error names the method, the field, its value, and the values expected."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,12 +10,17 @@ from minipeft.backend import xp
 from minipeft.checks import is_integer, is_number, python, shown
 
 
+def file_fields(kind: Any) -> list[str]:
+    """The names of the fields of a method, or of its class, that an adapter file holds: all but `where`, and those
+    whose `setting` says otherwise."""
+    return [f.name for f in dataclasses.fields(kind) if f.name != "where" and f.metadata.get("in_file", True)]
+
+
 def plain(method: Any) -> None:
-    """Turn what the fields of a frozen dataclass hold into what a file can say: NumPy scalars into Python's; lists,
-    ranges and arrays into tuples, also inside one another. `where` and `mask` stay as they are: no file holds them."""
-    for field in dataclasses.fields(method):
-        if field.name not in ("where", "mask"):
-            object.__setattr__(method, field.name, _plain(getattr(method, field.name)))
+    """Turn the fields of a frozen dataclass into values that a file can hold: NumPy scalars into Python's; lists,
+    ranges and arrays into tuples, also inside one another. Fields that no file holds stay as they are."""
+    for name in file_fields(method):
+        object.__setattr__(method, name, _plain(getattr(method, name)))
 
 
 def _plain(value: Any) -> Any:
@@ -26,10 +31,8 @@ def _plain(value: Any) -> Any:
 
 
 def described(method: Any) -> dict[str, Any]:
-    """The method as an adapter file says it: its kind and its fields, but for `where` and `mask`, which stand there as
-    the names that were chosen and as tensors."""
-    fields = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.name not in ("where", "mask")}
-    return {"kind": type(method).__name__, **fields}
+    """The method as an adapter file describes it: the name of its class, and its fields."""
+    return {"kind": type(method).__name__, **method.fields()}
 
 
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:

@@ -1,7 +1,6 @@
 """Loading attachments from files onto a model: everything is checked before the model is touched."""
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import warnings
@@ -9,22 +8,20 @@ from typing import Any, Sequence, overload
 
 import numpy
 
-from minipeft.backend import to_device, to_host
-from minipeft.checks import shown
-from minipeft.nn.fingerprint import fingerprint
-from minipeft.nn.module import Model
-from minipeft.nn.weight import Constant, Parameter, arrays_of
 from minipeft.attaching import adapter_file
 from minipeft.attaching.adapter_file import AdapterFile
 from minipeft.attaching.attach import check_name, put
 from minipeft.attaching.attachment import Attachment
-from minipeft.methods.bottleneck import Bottleneck
-from minipeft.methods.lora import LoRA
-from minipeft.methods.prompt import PromptTuning
-from minipeft.methods.selective import Selective
+from minipeft.attaching.build import Plan, wanted
+from minipeft.attaching.fields import file_fields
+from minipeft.attaching.method import METHODS, Declared
 from minipeft.attaching.trained_on import TrainedOn, content, content_of_base
+from minipeft.attaching.trial import tried
+from minipeft.backend import Array, to_device
+from minipeft.checks import shown
+from minipeft.nn.fingerprint import fingerprint
+from minipeft.nn.module import Model
 
-METHODS: dict[str, Any] = {method.__name__: method for method in (LoRA, Bottleneck, Selective, PromptTuning)}
 _ADDED_LATER = {"PromptTuning": {"next_to_text"}}  # fields that early files of version 1 do not have
 Path = str | os.PathLike
 
@@ -83,33 +80,42 @@ def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[Adap
         raise ValueError(f"{file.path}: {error}") from None
     try:
         method = _method(model, file)
-        places = dict(method.places(model))
-        shapes = {f"{where}.{leaf}": tuple(shape) for where, place in places.items()
-                  for leaf, shape in method.shapes(where, place, model).items()}
+        plan = wanted(model, method)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file.path}: does not fit this model: {error}") from error
+    _same_shapes(file, plan)  # before anything of these sizes is made
+    try:
+        tried(plan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
+
+    def from_file(key: str, declared: Declared, dtype: Any) -> Array:
+        return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))
+
+    trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
+    return file, Attachment(model, name, method, plan.places, *plan.built(from_file), trained_on)
+
+
+def _same_shapes(file: AdapterFile, plan: Plan) -> None:
+    """Raises ValueError unless the file holds the arrays that the method declares, in their shapes, and no other."""
+    shapes = {key: declared.shape for key, (declared, _) in plan.arrays().items()}
     if set(shapes) != set(file.tensors):
         odd = sorted(set(shapes) ^ set(file.tensors))
         raise ValueError(f"{file.path}: {shown(odd[0])} is {'missing' if odd[0] in shapes else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
-    for key, shape in shapes.items():  # before anything of these sizes is made
+    for key, shape in shapes.items():
         if file.tensors[key].shape != shape:
             raise ValueError(f"{file.path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(shape)}")
-    pieces = method.build(model, places, None)
-    for where, piece in pieces.items():
-        for leaf, p in arrays_of(piece).items():
-            p.data = to_device(_fitting(f"{file.path}: {where}.{leaf}", file.tensors[f"{where}.{leaf}"], p))
-    trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
-    return file, Attachment(model, name, method, places, pieces, trained_on)
 
 
 def _method(model: Model, file: AdapterFile) -> Any:
     """The method of a file, on the places that the file names. ValueError for one that the model lacks, for fields that
     are missing, and for texts that were altered."""
     if file.kind not in METHODS:
-        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)}")
+        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)} (a method of your own "
+                         f"is known once its module was imported, with @minipeft.register above its class)")
     kind = METHODS[file.kind]
-    expected = {f.name for f in dataclasses.fields(kind)} - {"where", "mask"}
+    expected = set(file_fields(kind))
     later = _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
     missing = sorted(expected - set(file.fields) - later)
     if missing:
@@ -125,20 +131,15 @@ def _method(model: Model, file: AdapterFile) -> Any:
     if unknown:
         raise ValueError(f"it has no place {shown(unknown[0])} ({len(unknown)} of {len(file.places)} are missing)")
     where = tuple(f"^{re.escape(place)}$" for place in file.places)
-    if kind is Selective:
-        return Selective.from_file(file.fields, where, file.tensors)
-    return kind(**file.fields, where=where)
+    return kind.from_file(file.fields, where, file.tensors)
 
 
-def _fitting(what: str, array: numpy.ndarray, p: Parameter | Constant) -> numpy.ndarray:
-    """The array of a file in the dtype that `p` has. ValueError for another kind of dtype, numbers that are not finite
-    in it, and a constant that is not the one which the method's fields give."""
-    dtype = p.data.dtype
+def _fitting(what: str, array: numpy.ndarray, dtype: Any) -> numpy.ndarray:
+    """The array of a file in the dtype that the method declares. ValueError for another kind of dtype, and for numbers
+    that are not finite in it."""
     if array.dtype.kind != dtype.kind:
         raise ValueError(f"{what} has dtype {array.dtype}; expected "
                          f"{'floating point' if dtype.kind == 'f' else dtype}")
-    if isinstance(p, Constant) and not numpy.array_equal(array, to_host(p.data)):
-        raise ValueError(f"{what} is not what the method's fields say it is")
     with numpy.errstate(over="ignore"):
         narrow = array.astype(dtype)
     if not numpy.isfinite(narrow).all():
@@ -146,7 +147,7 @@ def _fitting(what: str, array: numpy.ndarray, p: Parameter | Constant) -> numpy.
     return narrow
 
 
-# ---- what it was trained on
+# ---- the weights it was trained on
 
 
 def _same_base(model: Model, file: AdapterFile) -> None:

@@ -43,8 +43,8 @@ class Report:
                  f"percentage of trainable model parameters: {self.percent:.2f}%", "",
                  f"  {'':<14}{'base':>14}{'':>9}" + "".join(f"{name:>14}" for name in self.methods)]
         base = sum(self.components.values())
-        for part, count in self.components.items():
-            trained = [found.get(part, 0) for found in self.methods.values()]
+        for part in dict.fromkeys([*self.components, *(part for found in self.methods.values() for part in found)]):
+            count, trained = self.components.get(part, 0), [found.get(part, 0) for found in self.methods.values()]
             if count or any(trained):
                 lines.append(f"  {part:<14}{count:>14,}{100 * count / base:>7.1f} %"
                              + "".join(f"{n:>14,}" for n in trained))
@@ -113,7 +113,8 @@ def _counts(params: Iterable[tuple[str, Parameter]], places: Mapping[str, Place]
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, p in params:
         where = name.partition("@")[0]
-        counts[component(where, places[where])] += p.data.size
+        part = component(where, places[where]) if where in places else "shared"  # by several places
+        counts[part] = counts.get(part, 0) + p.data.size
     return counts
 
 
@@ -127,5 +128,5 @@ def _projection(model: Any) -> tuple[int, int, int] | None:
     blocks = getattr(getattr(model, "encoder", None), "blocks", None)
     if not blocks:
         return None
-    d_out, d_in = blocks[0].attn.q.weight.base.shape
+    d_out, d_in = blocks[0].attn.q.weight.shape
     return d_out, d_in, d_out // blocks[0].attn.heads

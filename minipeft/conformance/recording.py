@@ -18,7 +18,7 @@ from minipeft.conformance.arithmetic import UNIT
 from minipeft.nn.module import Module
 from minipeft.nn.positions import Sinusoidal
 from minipeft.nn.site import Site
-from minipeft.nn.weight import Parameter, arrays_of
+from minipeft.nn.weight import Parameter
 
 GRAD = "grad/"
 _U = UNIT["float32"]
@@ -197,7 +197,7 @@ def convert(model: Any, dtype: str, shake: Shake | None) -> None:
     done: set[int] = set()
     for _, place in model.named_places():
         for piece in place.pieces():
-            for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values():
+            for p in getattr(piece, "arrays", {}).values():
                 if p.data.dtype.kind == "f" and id(p) not in done:
                     done.add(id(p))
                     array = to_host(p.data).astype("float64")

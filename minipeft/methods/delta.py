@@ -4,9 +4,9 @@
     W = W0 + P_rows^T d         RowDelta      d [n, d_in], at the rows whose ids are given
     W = W0 + scatter(d, i)      MaskedDelta   d [n], at the flat indices i [n]
 
-All start at 0. W is formed anew at each use, a sum of the size of W beside the product, and kept for dx; lookups of a
-Delta and a RowDelta add up only the rows that they look up. Where a weight below asks for dropout, the product is taken
-of both terms apart, so that the dropout acts on the lower one as it would alone.
+All start at 0. W is formed anew at each use: a sum of the size of W beside the product, kept for dx. Lookups of a Delta
+and a RowDelta add up only the rows that they look up. Where a weight below asks for dropout, both terms are multiplied
+apart, so that the dropout acts on the lower one as it would alone.
 """
 from __future__ import annotations
 
@@ -14,67 +14,69 @@ from typing import Any, Sequence
 
 import numpy
 
-from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array, to_device, to_host, xp
-from minipeft.nn import init
-from minipeft.nn.weight import Constant, Parameter, Reparam, Weight
-from minipeft.engine.ops import add, concat, embedding, linear, reshape, scatter
+from minipeft.engine.ops import concat, embedding, linear, scatter
+from minipeft.engine.tensor import Tensor
+from minipeft.nn.weight import Fixed, Parameter, Reparam
 
 
 class Added(Reparam):
     """W0 + `change()`, a tensor of the shape of W0."""
 
     def change(self) -> Any:
+        """The difference. Raises TypeError unless a subclass defines it."""
         raise TypeError(f"{type(self).__name__} does not define change()")
 
     def dense(self) -> Tensor:
-        return add(self.base.dense(), self.change())
+        return self.base.dense() + self.change()
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
         if rng is None or not self.base.drops:
             return linear(x, self.dense())
-        return add(self.base.project(x, rng), linear(x, self.change()))
+        return self.base.project(x, rng) + linear(x, self.change())
 
 
 class Delta(Added):
     """W0 + d."""
 
-    def __init__(self, base: Weight):
-        self.base, self.d = base, Parameter(init.zeros(tuple(base.shape), base.dtype))
+    d: Parameter
 
     def change(self) -> Parameter:
         return self.d
 
     def rows(self, ids: Array) -> Tensor:
         """W0[ids] + d[ids]."""
-        return add(self.base.rows(ids), embedding(self.d, ids))
+        return self.base.rows(ids) + embedding(self.d, ids)
 
 
 class RowDelta(Added):
-    """W0 with d added at `rows`, ascending.   d [n, d_in]."""
+    """W0 with d added at the rows `ids`, ascending.   d [n, d_in]."""
 
-    def __init__(self, base: Weight, rows: Sequence[int]):
-        vocab, d_in = base.shape
-        self.base, self.d = base, Parameter(init.zeros((len(rows), d_in), base.dtype))
-        self._flat = (numpy.array(rows)[:, None] * d_in + numpy.arange(d_in)).reshape(-1)
-        self._place = numpy.full(vocab, len(rows))  # of each id in d; len(rows) for those that are not trained
-        self._place[list(rows)] = numpy.arange(len(rows))
+    d: Parameter
+
+    def __init__(self, d: Parameter, ids: Sequence[int], shape: tuple[int, int]):
+        vocab, d_in = shape
+        super().__init__(d=d)
+        self._flat = (numpy.array(ids)[:, None] * d_in + numpy.arange(d_in)).reshape(-1)
+        self._row = numpy.full(vocab, len(ids))  # of each id in d; len(ids) for those that are not trained
+        self._row[list(ids)] = numpy.arange(len(ids))
 
     def change(self) -> Tensor:
-        return scatter(reshape(self.d, shape=(-1,)), to_device(self._flat), shape=self.shape)
+        """d, scattered to its rows."""
+        return scatter(self.d.reshape(-1), to_device(self._flat), shape=self.shape)
 
     def rows(self, ids: Array) -> Tensor:
-        """W0[ids] + [d; 0][place of ids in d]."""
+        """W0[ids] + [d; 0][row of ids in d]."""
         padded = concat(self.d, xp.zeros((1, self.shape[1]), dtype=self.dtype), axis=0)
-        return add(self.base.rows(ids), embedding(padded, to_device(self._place[to_host(ids)])))
+        return self.base.rows(ids) + embedding(padded, to_device(self._row[to_host(ids)]))
 
 
 class MaskedDelta(Added):
     """W0 + scatter(d, i).   d [n], indices [n], ascending, which are stored with d (four bytes each, up to 2^31)."""
 
-    def __init__(self, base: Weight, indices: numpy.ndarray):
-        self.base, self.indices = base, Constant(to_device(indices))
-        self.d = Parameter(init.zeros(indices.shape, base.dtype))
+    d: Parameter
+    indices: Fixed
 
     def change(self) -> Tensor:
-        return scatter(self.d, self.indices.data, shape=self.shape)
+        """d, scattered to its indices."""
+        return scatter(self.d, self.indices, shape=self.shape)

@@ -1,13 +1,21 @@
-"""LoRA: low-rank adaptation of a frozen weight.
+"""LoRA: a frozen weight plus a trained low-rank product.
 
-    h = W0 x + (alpha / r) B A x             Hu et al., 2021, arXiv:2106.09685, eq. (3); the factor alpha / r: sec. 4.1
-    W = W0 + (alpha / r) B A                 after training, "merged": no cost in inference (sec. 4.1)
+    W = W0 + s B A,   s = alpha / r          Hu et al., 2021, arXiv:2106.09685, eq. (3); the factor: sec. 4.1
 
-W0 [d_out, d_in] stays as it is, A [r, d_in] and B [d_out, r] are trained: r (d_in + d_out) numbers instead of
-d_in d_out. B starts at 0, so attaching changes nothing; A starts Gaussian.
+    x [.., d_in] --+-- W0 [d_out, d_in], frozen -------------+-- y [.., d_out]         B starts at 0, so that
+                   +-- A [r, d_in] -- B [d_out, r] -- * s ---+                         attaching changes nothing
 
-With s = alpha / r and g the gradient at the output, dA = s (g B)^T x and dB = s g^T (x A^T): the dense gradient
-dW = g^T x, of the size of W, is never formed. x is still kept, because dA needs it.
+The update that a task needs has a low rank, so a narrow product can hold it. r (d_in + d_out) numbers are trained
+instead of d_in d_out, and merged into W they cost nothing at inference.
+
+    adapter = attach(model, LoRA(rank=8, alpha=16), numpy.random.default_rng(0))
+    fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
+    adapter.merge()
+
+On T5-small, q and v of all 18 attentions: 294,912 parameters of 60,506,624.
+
+With g the gradient at y: dA = s (g B)^T x and dB = s g^T (x A^T). The dense gradient g^T x, of the size of W, is never
+formed. x is still kept, because dA needs it, and dx = g W is still computed for the layers below.
 """
 from __future__ import annotations
 
@@ -16,92 +24,95 @@ import math
 from fractions import Fraction
 from typing import Any
 
+from minipeft.attaching.fields import expect, finite_in, integer, number
+from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.backend import Array
+from minipeft.engine.ops import dropout, embedding, low_rank_linear
 from minipeft.engine.tensor import Tensor
-from minipeft.backend import Array, scalar
-from minipeft.nn import init
-from minipeft.nn.module import Module
-from minipeft.nn.weight import Parameter, Reparam, Slot, Weight
-from minipeft.nn.where import Where, matching
-from minipeft.engine.ops import add, dropout, embedding, low_rank_linear, matmul, mul
-from minipeft.attaching.fields import expect, finite_in, integer, number, plain
-
-QUERY_AND_VALUE = r"\.(q|v)\.weight$"  # the paper's choice in most experiments (sec. 5.1)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRA:
-    """rank r; alpha, in s = alpha / r; dropout on the input of A, in training; where: which matrices (linear weights,
-    embedding tables), by default q and v of every attention.
-
-    init: how A is drawn. "gaussian" is the paper's, N(0, 1 / (3 d_in)): the paper gives no variance, this is that of
-    the authors' code, whose U(-1/sqrt(d_in), 1/sqrt(d_in)) is "uniform". Departure from that code for embeddings: there
-    A starts 0 and B Gaussian; here a table is a matrix like any other. Raises ValueError for fields out of range."""
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    where: Where = QUERY_AND_VALUE
-    init: str = "gaussian"
-
-    def __post_init__(self) -> None:
-        plain(self)
-        expect(self, "rank", integer(self.rank), "an integer >= 1")
-        expect(self, "alpha", number(self.alpha) and self.alpha != 0, "a finite number other than 0")
-        expect(self, "dropout", number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)")
-        expect(self, "init", self.init in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
-
-    def places(self, model: Module) -> dict[str, Slot]:
-        """The slots that `where` chooses among the model's matrices. ValueError if a rank exceeds min(d_out, d_in)."""
-        matrices = {name: slot for name, slot in model.slots.items() if slot.kind in ("linear", "embedding")}
-        chosen = {name: matrices[name] for name in matching(matrices, self.where, "matrix")}
-        for name, slot in chosen.items():
-            expect(self, "alpha", finite_in(self._scale, slot.base.dtype), f"a finite alpha / r in {slot.base.dtype}")
-            if self.rank > min(slot.base.shape):
-                raise ValueError(f"LoRA: rank {self.rank} exceeds {min(slot.base.shape)}, the largest that "
-                                 f"{name} {list(slot.base.shape)} can have")
-        return chosen
-
-    def shapes(self, name: str, slot: Slot, model: Module) -> dict[str, tuple]:
-        """Of A and B at one slot."""
-        d_out, d_in = slot.base.shape
-        return {"A": (self.rank, d_in), "B": (d_out, self.rank)}
-
-    def build(self, model: Module, places: dict[str, Slot], rng: init.Rng) -> dict[str, "LowRank"]:
-        """{name: the reparametrized weight}."""
-        return {name: self.on(slot, rng) for name, slot in places.items()}
-
-    @property
-    def _scale(self) -> Fraction:
-        return Fraction(self.alpha) / self.rank
-
-    def on(self, slot: Slot, rng: init.Rng) -> "LowRank":
-        """The reparametrized weight of one slot; draws A."""
-        d_out, d_in = slot.base.shape
-        shape, bound, dtype = (self.rank, d_in), d_in ** -0.5, slot.base.dtype
-        a = (init.normal(shape, bound / math.sqrt(3), rng, dtype) if self.init == "gaussian"
-             else init.uniform(shape, bound, rng, dtype))
-        return LowRank(slot.base, a, init.zeros((d_out, self.rank), dtype),
-                       self._scale, self.dropout)
+from minipeft.nn.init import Init, normal, uniform
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Parameter, Reparam
+from minipeft.nn.where import Where
 
 
 class LowRank(Reparam):
-    """W + s B A.   A [r, d_in], B [d_out, r]; for a table [vocab, d]: A [r, d], B [vocab, r]."""
+    """W0 + s B A.   A [r, d_in], B [d_out, r]; for a table [vocab, d]: A [r, d], B [vocab, r]."""
 
-    def __init__(self, base: Weight, a: Array, b: Array, scale: Fraction, p: float):
-        self.base, self.A, self.B = base, Parameter(a), Parameter(b)
-        self.scale, self.p = scale, p  # an exact number: it enters arrays in their own kind
+    A: Parameter
+    B: Parameter
+    scale: Fraction
+    p: float
+
+    def dense(self) -> Tensor:
+        return self.base.dense() + self.scale * (self.B @ self.A)
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        """x W^T = x W0^T + s (drop(x) A^T) B^T, never forming B A. Dropout acts on the adapter's copy of x alone."""
+        return low_rank_linear(self.base.project(x, rng), dropout(x, self.p, rng), self.A, self.B, scale=self.scale)
+
+    def rows(self, ids: Array) -> Tensor:
+        """W[ids] = W0[ids] + s B[ids] A. Ids have no input to drop, so dropout does not act here."""
+        return self.base.rows(ids) + self.scale * (embedding(self.B, ids) @ self.A)
 
     @property
     def drops(self) -> bool:
         return self.p > 0 or self.base.drops
 
-    def dense(self) -> Tensor:
-        return add(self.base.dense(), mul(matmul(self.B, self.A), scalar(self.scale, self.A)))
 
-    def project(self, x: Any, rng: Any = None) -> Tensor:
-        """x W^T + s (x A^T) B^T; only the adapter's copy of x is dropped, never the base path."""
-        return low_rank_linear(self.base.project(x, rng), dropout(x, self.p, rng), self.A, self.B, scale=self.scale)
+def gaussian(d_in: int) -> Init:
+    """N(0, 1 / (3 d_in)): the paper's distribution, with the variance of its authors' code. The paper gives none."""
+    return normal(d_in ** -0.5 / math.sqrt(3))
 
-    def rows(self, ids: Array) -> Tensor:
-        """W[ids] + s B[ids] A. Ids have no input to drop, so dropout does not act here."""
-        return add(self.base.rows(ids), mul(matmul(embedding(self.B, ids), self.A), scalar(self.scale, self.A)))
+
+def kaiming(d_in: int) -> Init:
+    """U(-1/sqrt(d_in), 1/sqrt(d_in)): that of the authors' code and of PEFT, for linear layers."""
+    return uniform(d_in ** -0.5)
+
+
+INITS = {"gaussian": gaussian, "uniform": kaiming}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class LoRA(Method):
+    """rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear weights
+    and embedding tables), by default q and v of every attention, the paper's choice in most experiments (sec. 5.1).
+    init: how A is drawn, "gaussian" or "uniform"; B starts at 0.
+
+    Departure: an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code it is N(0, 1).
+    Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
+
+    rank: int = setting(8, integer, "an integer >= 1")
+    alpha: float = setting(16, lambda v: number(v) and v != 0, "a finite number other than 0")
+    dropout: float = setting(0.0, lambda v: number(v) and 0 <= v < 1, "a number in [0, 1)")
+    where: Where = r"\.(q|v)\.weight$"
+    init: str = setting("gaussian", lambda v: v in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
+
+    def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
+        d_out, d_in = slot.shape
+        expect(self, "alpha", finite_in(self._scale, slot.dtype), f"a finite alpha / r in {slot.dtype}")
+        if self.rank > min(slot.shape):
+            raise ValueError(f"LoRA: rank {self.rank} exceeds {min(slot.shape)}, the largest that "
+                             f"{name} {list(slot.shape)} can have")
+        return {"A": trained((self.rank, d_in), INITS[self.init](d_in)), "B": trained((d_out, self.rank))}
+
+    def make(self, name: str, slot: Slot, arrays: Any) -> LowRank:
+        return LowRank(**arrays, scale=self._scale, p=self.dropout)
+
+    @property
+    def _scale(self) -> Fraction:
+        return Fraction(self.alpha) / self.rank  # exact: it enters arrays in their own kind
+
+
+# Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method lora_linear)
+#
+# * s = alpha, not alpha / r: the update is r times too strong (Blaizzy/mlx-vlm #841 and #845,
+#   rasbt/LLMs-from-scratch #821).
+# * Unmerging by subtraction: every cycle of merge and unmerge moves the weight a little (huggingface/trl #6688). Here
+#   the base array is kept, and comes back bit for bit.
+# * Merging twice adds the update twice (EricLBuehler/candle-lora #26). Here a second merge raises ValueError.
+# * Biases or the frozen weight are trained too (huggingface/peft #2759, #3580). Here `adapter.parameters` has A and B.
+# * Dropout on the base path. It belongs on the adapter's copy of x.
+#
+# Next: `nn/weight.py`, for what a weight is; `attaching/attach.py`, for how this one gets into a model;
+# `engine/ops/fused.py`, for the gradients of `low_rank_linear`.

@@ -44,6 +44,7 @@ from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
 from minipeft.nn.positions import RelativeBuckets
+from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
 
 
@@ -131,11 +132,11 @@ class T5(EncoderDecoder):
         init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d, f = config.d_model, config.initializer_factor
-        self.embedding = Embedding(init.normal((config.vocab_size, d), f, rng, dtype))
+        self.embedding = Embedding(init.normal(f)((config.vocab_size, d), dtype, rng))
         self.encoder = self._stack(config.num_layers, False, rng, dtype)
         self.decoder = self._stack(config.num_decoder_layers, True, rng, dtype)
         self.head = Linear(self.embedding.weight if config.tie_word_embeddings
-                           else init.normal((config.vocab_size, d), f, rng, dtype))
+                           else init.normal(f)((config.vocab_size, d), dtype, rng))
 
     def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
         """head(h / sqrt(d_model)) if scale_decoder_outputs, else head(h), as in transformers.
@@ -150,7 +151,7 @@ class T5(EncoderDecoder):
         f = c.initializer_factor
 
         def linear(d_in: int, d_out: int, std: float) -> Linear:
-            return Linear(init.normal((d_out, d_in), f * std, rng, dtype))
+            return Linear(init.normal(f * std)((d_out, d_in), dtype, rng))
 
         def norm() -> RMSNorm:
             return RMSNorm(init.ones((d,), dtype) * f, c.layer_norm_epsilon)
@@ -167,10 +168,10 @@ class T5(EncoderDecoder):
                              c.dropout_rate)
             return Block(attention(), norm(), cross, cross_norm, ff, norm(), True, c.dropout_rate)
 
-        table = init.normal((c.relative_attention_num_buckets, c.num_heads), f * d ** -0.5, rng, dtype)
+        table = init.normal(f * d ** -0.5)((c.relative_attention_num_buckets, c.num_heads), dtype, rng)
         position = RelativeBuckets(table, c.relative_attention_max_distance, bidirectional=not decoder)
-        return Stack([block() for _ in range(layers)], norm(), position, c.dropout_rate, input=not decoder,
-                     drop_last=True)
+        return Stack([block() for _ in range(layers)], norm(), position, c.dropout_rate,
+                     input=None if decoder else Site("input", d, dtype), drop_last=True)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:

@@ -48,6 +48,7 @@ from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, LayerNorm, Linear
 from minipeft.nn.positions import Learned, Sinusoidal
+from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
 
 
@@ -97,11 +98,11 @@ class Transformer(EncoderDecoder):
         init.check_rng(rng)
         dtype = init.compute_dtype(dtype)
         d = config.d_model
-        self.embedding = Embedding(init.normal((config.vocab_size, d), d ** -0.5, rng, dtype))
+        self.embedding = Embedding(init.normal(d ** -0.5)((config.vocab_size, d), dtype, rng))
         self.encoder = self._stack(config.num_layers, False, rng, dtype)
         self.decoder = self._stack(config.num_decoder_layers, True, rng, dtype)
         self.head = Linear(self.embedding.weight if config.tie_embeddings
-                           else init.normal((config.vocab_size, d), d ** -0.5, rng, dtype))
+                           else init.normal(d ** -0.5)((config.vocab_size, d), dtype, rng))
         self.label_smoothing = config.label_smoothing
 
     @classmethod
@@ -118,7 +119,7 @@ class Transformer(EncoderDecoder):
         c, d = self.config, self.config.d_model
 
         def linear(d_in: int, d_out: int) -> Linear:
-            return Linear(init.xavier(d_out, d_in, rng, dtype), init.zeros((d_out,), dtype))
+            return Linear(init.xavier((d_out, d_in), dtype, rng), init.zeros((d_out,), dtype))
 
         def norm() -> LayerNorm:
             return LayerNorm(init.ones((d,), dtype), init.zeros((d,), dtype), c.layer_norm_eps)
@@ -133,9 +134,9 @@ class Transformer(EncoderDecoder):
             return Block(attention(), norm(), cross, cross_norm, ff, norm(), c.pre_norm, c.dropout_rate)
 
         position = (Sinusoidal(d, dtype) if c.positions == "sinusoidal"
-                    else Learned(init.normal((c.max_length, d), d ** -0.5, rng, dtype)))
+                    else Learned(init.normal(d ** -0.5)((c.max_length, d), dtype, rng)))
         return Stack([block() for _ in range(layers)], norm() if c.final_norm else None, position, c.dropout_rate,
-                     input=not decoder, drop_last=False)
+                     input=None if decoder else Site("input", d, dtype), drop_last=False)
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:

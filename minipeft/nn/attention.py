@@ -59,8 +59,8 @@ class Attention(Module):
 
     def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
         self.q, self.k, self.v, self.o = q, k, v, o
-        self.keys_values = Site("keys_values")
-        self.out = Site("sublayer")
+        self.keys_values = Site("keys_values", k.weight.shape[0], k.weight.dtype)
+        self.out = Site("sublayer", o.weight.shape[0], o.weight.dtype)
         self.heads, self.scale, self.p = heads, scale, p
 
     def __call__(self, x: Any, source: Any, bias: Any = None, rng: Any = None,

@@ -57,8 +57,8 @@ class Stack(Module):
     drop_last: dropout after the final norm, as T5 has it."""
 
     def __init__(self, blocks: list[Block], norm: Norm | None, position: Sinusoidal | Learned | RelativeBuckets,
-                 p: float, input: bool, drop_last: bool):
-        self.input = Site("input") if input else None
+                 p: float, input: Site | None, drop_last: bool):
+        self.input = input
         self.position = position
         self.blocks = blocks
         self.norm = norm

@@ -1,16 +1,22 @@
-"""Initial values, drawn on the host so that every backend starts from the same bits.
+"""Initial values: functions of (shape, dtype, rng) that give an array.
 
-`rng=None` gives zeros, to be filled from a file (the pages of a zero array cost nothing until they are written)."""
+    zeros, ones, xavier                  are such functions
+    normal(std), uniform(bound)          make one
+
+Numbers are drawn on the host, so that every backend starts from the same bits. `rng=None` gives zeros where numbers
+would be drawn, to be filled from a file: the pages of a zero array cost nothing until they are written.
+"""
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, Callable, TypeAlias
 
 import numpy
 
 from minipeft.backend import Array, to_device
 
 Rng: TypeAlias = "numpy.random.Generator | None"  # as a string: importing numpy.random takes its time
+Init: TypeAlias = "Callable[[tuple, Any, Rng], Array]"
 
 
 def compute_dtype(dtype: Any) -> str:
@@ -35,30 +41,28 @@ def require_rng(rng: Any) -> None:
         raise TypeError("rng is None; expected a numpy.random.Generator, as numpy.random.default_rng(seed) gives")
 
 
-def normal(shape: tuple, std: float, rng: Rng, dtype: Any) -> Array:
-    """N(0, std^2)."""
-    if rng is None:
-        return zeros(shape, dtype)
-    return to_device((rng.standard_normal(shape) * std).astype(dtype))
-
-
-def uniform(shape: tuple, bound: float, rng: Rng, dtype: Any) -> Array:
-    """U(-bound, bound)."""
-    if rng is None:
-        return zeros(shape, dtype)
-    return to_device(rng.uniform(-bound, bound, shape).astype(dtype))
-
-
-def xavier(d_out: int, d_in: int, rng: Rng, dtype: Any) -> Array:
-    """U(-b, b) with b = sqrt(6 / (d_in + d_out)), [d_out, d_in].   Glorot & Bengio, 2010, eq. (16)."""
-    return uniform((d_out, d_in), math.sqrt(6 / (d_in + d_out)), rng, dtype)
-
-
-def zeros(shape: tuple, dtype: Any) -> Array:
+def zeros(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
     """All 0."""
     return to_device(numpy.zeros(shape, dtype))
 
 
-def ones(shape: tuple, dtype: Any) -> Array:
+def ones(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
     """All 1."""
     return to_device(numpy.ones(shape, dtype))
+
+
+def normal(std: float) -> Init:
+    """N(0, std^2)."""
+    return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
+        to_device((rng.standard_normal(shape) * std).astype(dtype))
+
+
+def uniform(bound: float) -> Init:
+    """U(-bound, bound)."""
+    return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
+        to_device(rng.uniform(-bound, bound, shape).astype(dtype))
+
+
+def xavier(shape: tuple, dtype: Any, rng: Rng) -> Array:
+    """U(-b, b) with b = sqrt(6 / (d_in + d_out)), [d_out, d_in].   Glorot & Bengio, 2010, eq. (16)."""
+    return uniform(math.sqrt(6 / (shape[0] + shape[1])))(shape, dtype, rng)

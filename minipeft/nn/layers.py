@@ -7,7 +7,7 @@ from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 from minipeft.engine.ops import add, dropout, gelu, gelu_tanh, layer_norm, mul, relu, rms_norm, silu
 
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
@@ -68,7 +68,7 @@ class FeedForward(Module):
         else:
             self.wi_0, self.wi_1 = wi, gate
         self.wo = wo
-        self.out = Site("sublayer")
+        self.out = Site("sublayer", wo.weight.shape[0], wo.weight.dtype)
         self.gated, self.activation, self.p = gate is not None, ACTIVATIONS[activation], p
 
     def __call__(self, x: Any, rng: Any = None) -> Tensor:

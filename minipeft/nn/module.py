@@ -17,7 +17,8 @@ from minipeft.backend import Array, resolve, to_device, to_host
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
 from minipeft.nn.state import Host
-from minipeft.nn.weight import Parameter, Slot, arrays_of
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Fixed, Parameter
 
 
 class Module:
@@ -55,11 +56,18 @@ class Module:
     @property
     def base_parameters(self) -> dict[str, Parameter]:
         """{name: Parameter} of the model itself, whatever is plugged."""
-        return {name: slot.base for name, slot in self.slots.items() if isinstance(slot.base, Parameter)}
+        return {name: p for name, p in self.base_arrays.items() if isinstance(p, Parameter)}
+
+    @property
+    def base_arrays(self) -> dict[str, Parameter | Fixed]:
+        """{name: array} of the model itself: its parameters, called like their slots, and the arrays of bases of other
+        kinds, "slot.leaf"."""
+        return {f"{name}.{leaf}" if leaf else name: p for name, slot in self.slots.items()
+                for leaf, p in slot.base.arrays.items()}
 
     def state(self) -> dict[str, Array]:
         """{name: array} of the model itself: the arrays, not copies."""
-        return {name: p.data for name, p in self.base_parameters.items()}
+        return {name: p.data for name, p in self.base_arrays.items()}
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
         """Replaces every base array by its namesake, in the dtype that the model has.
@@ -69,7 +77,7 @@ class Module:
         the constant that it was merged into would keep the old base."""
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays is {type(arrays).__name__}; expected {{name: array}}, as state() gives it")
-        params = self.base_parameters
+        params = self.base_arrays
         for name, slot in self.slots.items():
             for entry in slot.merged:
                 raise ValueError(f"{name} cannot be replaced while {entry.name!r} is merged: unmerge first")
@@ -85,7 +93,7 @@ class Module:
             if p.dtype.kind == "f" and not numpy.isfinite(to_host(arrays[name])).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
         for host in {place.host for _, place in self.named_places()}:
-            host.differentiated(frozenset(params.values()))
+            host.differentiated(frozenset(self.base_parameters.values()))
         for name, p in params.items():
             p.data = to_device(arrays[name].astype(p.dtype, copy=True))
 
@@ -99,7 +107,7 @@ class Module:
         target = resolve(backend)
         for _, place in self.named_places():
             for piece in place.pieces():
-                for p in [piece] if isinstance(piece, Parameter) else arrays_of(piece).values():
+                for p in getattr(piece, "arrays", {}).values():
                     p.data = to_device(p.data, target)
         return self
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Iterable, Mapping, Sequence
 
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 
 COMPONENTS = ("attention", "feed-forward", "embedding", "norm", "position", "head")
 TYPES = ("bias", "norm weight", "matrix")

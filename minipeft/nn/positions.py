@@ -17,7 +17,7 @@ import numpy
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array, to_device, to_host
 from minipeft.nn.module import Module
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 from minipeft.engine.ops import toeplitz
 
 

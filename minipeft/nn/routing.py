@@ -1,18 +1,22 @@
 """Which attachments each row of a batch sees: `adapter=["a", None, ("a", "b")]`.
 
-A *view* is set for one forward and read by every place of the model: the state of the model when the forward began,
-and, if `adapter` was given, the names that each row sees instead of what is plugged.
+A *view* is set for one forward and read by every place of the model. It holds the state of the model when the forward
+began and, if `adapter` was given, the names that each row sees instead of the plugged ones. A place computes once for
+each group of rows that see the same.
 """
 from __future__ import annotations
 
 import contextlib
 import contextvars
 import functools
-from typing import Any, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy
 
+from minipeft.backend import to_device
 from minipeft.engine.afterwards import when_differentiated
+from minipeft.engine.ops import concat, embedding, index, reshape
+from minipeft.engine.tensor import Tensor
 from minipeft.nn.state import Entry, Host, Names, State
 
 Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom first; their numbers, or None for all
@@ -84,3 +88,30 @@ def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[N
     if any(len(set(names)) != len(names) for names in rows):
         raise ValueError("adapter names one attachment twice for a row")
     return rows
+
+
+def by_row(place: Any, run: Callable[..., Any], *streams: Any) -> Any:
+    """run(composed, *streams), where composed is what the place makes of its entries. Where rows see different
+    attachments here, it runs once per group of rows that see the same, on those rows of every stream [batch, ...], and
+    the rows are put back in order."""
+    groups = view_of(place.host).groups(place)
+    if len(groups) == 1:
+        return run(place.compose(groups[0][0]), *streams)
+    parts = [run(place.compose(here), *(None if s is None else index(s, key=to_device(rows)) for s in streams))
+             for here, rows in groups]
+    back = to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))
+    return index(concat(*parts, axis=0), key=back)
+
+
+def per_row(place: Any, run: Callable[[Any], Tensor]) -> Tensor:
+    """run(composed) -> [...]. Where rows see different attachments here, the results are stacked for every row:
+    [batch, ...]."""
+    groups = view_of(place.host).groups(place)
+    if len(groups) == 1:
+        return run(place.compose(groups[0][0]))
+    results = [run(place.compose(here)) for here, _ in groups]
+    table = concat(*(reshape(r, shape=(1, -1)) for r in results), axis=0)
+    group_of_row = numpy.empty(sum(len(rows) for _, rows in groups), dtype=numpy.int64)
+    for g, (_, rows) in enumerate(groups):
+        group_of_row[rows] = g
+    return reshape(embedding(table, to_device(group_of_row)), shape=(len(group_of_row), *results[0].shape))

@@ -20,25 +20,29 @@ import numpy
 from minipeft.engine.tensor import array_of
 from minipeft.backend import to_device, xp
 from minipeft.nn.place import Place
-from minipeft.nn.routing import Groups, view_of
+from minipeft.nn.routing import Groups, by_row, view_of
 from minipeft.engine.ops import concat, index
 
 KINDS = ("sublayer", "input", "keys_values")
 
 
 class Site(Place):
-    """A place in the stream. Sites of kind "sublayer" and "input" also take mixed routings, row by row."""
+    """A place in the stream. Sites of kind "sublayer" and "input" also take mixed routings, row by row.
 
-    def __init__(self, kind: str):
+    kind: "sublayer", "input" or "keys_values". width, dtype: of the numbers that pass here: d_model, or heads * d_k at
+    keys and values. Raises ValueError for another kind."""
+
+    def __init__(self, kind: str, width: int, dtype: Any):
         if kind not in KINDS:
             raise ValueError(f"site kind is {kind!r}; expected one of {', '.join(KINDS)}")
         super().__init__(kind)
+        self.width, self.dtype = width, numpy.dtype(dtype)
 
     def __call__(self, *stream: Any) -> Any:
         """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at the keys and values, which refuses rows that see
         different attachments."""
         if self.kind == "sublayer":
-            return self.by_row(lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
+            return by_row(self, lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
             return self._apply(self.compose(groups[0][0]), *stream)

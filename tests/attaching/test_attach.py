@@ -7,35 +7,33 @@ import pytest
 
 import minipeft
 from minipeft.engine import ops
-from minipeft.nn.weight import Parameter, arrays_of
+from minipeft.nn.weight import Parameter
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float64", 0)
 RNG = numpy.random.default_rng
 
 
-class Added:
+class Added(minipeft.Piece):
     """F + v: a piece for a sublayer site."""
-
-    def __init__(self, d: int):
-        self.v = Parameter(numpy.zeros(d))
 
     def __call__(self, x, n, f):
         return ops.add(f, self.v)
 
 
+@minipeft.register
 @dataclasses.dataclass(frozen=True)
-class Steering:
+class Steering(minipeft.Method):
     """A method that acts in the stream: it adds a trained vector to the output of every feed-forward."""
 
-    def places(self, model):
-        return {name: site for name, site in model.sites.items() if name.endswith("ff.out")}
+    kinds = ("sublayer",)
+    where: str = r"ff\.out$"
 
-    def shapes(self, name, site, model):
-        return {"v": (12,)}
+    def arrays(self, name, site, model):
+        return {"v": minipeft.trained((site.width,))}
 
-    def build(self, model, places, rng):
-        return {name: Added(12) for name in places}
+    def make(self, name, site, arrays):
+        return Added(**arrays)
 
 
 # ---- attach
@@ -254,7 +252,7 @@ def test_moving_reaches_bases_merged_constants_and_all_attachments_once():
     lower.merge()
     model.to(Namespace)
     pieces = [piece for _, place in model.named_places() for piece in place.attached.values()]
-    held = [*model.base_parameters.values(), *(p for piece in pieces for p in arrays_of(piece).values()),
+    held = [*model.base_parameters.values(), *(p for piece in pieces for p in piece.arrays.values()),
             *(e.merged for slot in model.slots.values() for e in slot.merged)]
     assert len(held) == len(model.slots) + 3 * 2 * 10 + 10 and {type(p.data) for p in held} == {Moved}
 
@@ -268,7 +266,7 @@ def test_a_part_of_a_model_is_not_attached_to_and_the_error_says_what_to_do():
 @pytest.mark.parametrize("method", ["lora", minipeft.LoRA, None, 8])
 def test_what_is_no_method_is_refused_with_an_example_of_one(method):
     rng = numpy.random.default_rng(0)
-    with pytest.raises(TypeError, match=r"expected one such as LoRA\(rank=8\)"):
+    with pytest.raises(TypeError, match=r"expected (one such as LoRA\(rank=8\)|an object of it, LoRA\(...\))"):
         minipeft.attach(FAMILIES["t5 v1.0"](rng, "float32"), method, rng)
 
 

@@ -7,10 +7,11 @@ import minipeft
 from minipeft.engine import ops
 from minipeft.engine.tensor import _observer
 from minipeft.files import read_tensors
-from minipeft.nn.weight import Constant, Parameter, arrays_of
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Fixed, Parameter
 from minipeft.methods.delta import Delta, MaskedDelta, RowDelta
-from minipeft.methods.mask import indices_of_mask
 from tests.bounds import tau, within
+from tests.by_hand import piece_on
 from tests.models_under_test import Case, logits
 from tests.strategies import dtypes, seeds
 
@@ -26,8 +27,9 @@ def made(kind, seed=0, dtype="float64"):
     rng = RNG(seed)
     base = Parameter(rng.standard_normal((VOCAB, D)).astype(dtype))
     added, flat = numpy.zeros((VOCAB, D), dtype), numpy.array([0, 6, 7, 33])
-    piece = {"whole": lambda: Delta(base), "rows": lambda: RowDelta(base, TRAINED),
-             "mask": lambda: MaskedDelta(base, indices_of_mask("w", (VOCAB, D), flat))}[kind]()
+    fields = {"whole": {}, "rows": {"rows": TRAINED}, "mask": {"mask": {"weight": flat}}}[kind]
+    piece = piece_on(minipeft.Selective(**fields), Slot("embedding", base), rng)
+    assert type(piece) is {"whole": Delta, "rows": RowDelta, "mask": MaskedDelta}[kind]
     assert not piece.d.data.any() and piece.d.dtype == dtype, "it starts at 0"
     piece.d.data = rng.standard_normal(piece.d.shape).astype(dtype)
     if kind == "mask":
@@ -130,10 +132,10 @@ def test_over_another_base_it_is_the_same_difference():
 
 
 def test_the_arrays_of_each_kind_are_d_and_for_a_mask_its_indices_of_four_bytes():
-    kinds = {kind: {name: (type(p), p.data.shape, str(p.data.dtype)) for name, p in arrays_of(made(kind)[0]).items()}
+    kinds = {kind: {name: (type(p), p.data.shape, str(p.data.dtype)) for name, p in made(kind)[0].arrays.items()}
              for kind in KINDS}
     assert kinds == {"whole": {"d": (Parameter, (7, 5), "float64")}, "rows": {"d": (Parameter, (3, 5), "float64")},
-                     "mask": {"d": (Parameter, (4,), "float64"), "indices": (Constant, (4,), "int32")}}
+                     "mask": {"d": (Parameter, (4,), "float64"), "indices": (Fixed, (4,), "int32")}}
 
 
 @pytest.mark.parametrize("rows", [(7,), (9, 2, 4), tuple(range(13))])

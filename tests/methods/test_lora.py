@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.engine import ops
 from minipeft.engine.tensor import _observer
-from minipeft.nn.weight import Parameter, Slot
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Parameter
 from minipeft.engine.ops.drop import dropout_mask
 from tests.bounds import tau, wide, within
+from tests.by_hand import piece_on
 from tests.models_under_test import Case, bits, logits
 
 U = 2.0 ** -53
@@ -23,7 +25,7 @@ def lowrank(rank=3, alpha=5, dropout=0.0, d_out=6, d_in=4, seed=0, init="gaussia
     """(slot, piece): a LoRA by itself; with `train`, B is not 0."""
     rng = numpy.random.default_rng(seed)
     slot = Slot("linear", rng.standard_normal((d_out, d_in)).astype(dtype))
-    piece = minipeft.LoRA(rank, alpha, dropout, init=init).on(slot, rng)
+    piece = piece_on(minipeft.LoRA(rank, alpha, dropout, init=init), slot, rng)
     if train:
         piece.B.data = rng.standard_normal((d_out, rank)).astype(dtype)
     return slot, piece

@@ -8,7 +8,7 @@ import pytest
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
-from minipeft.nn.weight import Constant, Parameter, arrays_of
+from minipeft.nn.weight import Fixed, Parameter, Piece
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 
@@ -18,7 +18,7 @@ class Leafy(Module):
         self.table = Embedding(rng.standard_normal((5, 3)))
         self.layers = [Linear(rng.standard_normal((3, 3)), rng.standard_normal(3)) for _ in range(2)]
         self.number, self.text, self.nothing, self.mixed = 7, "text", None, [1, "two"]
-        self.site = Site("sublayer")
+        self.site = Site("sublayer", 2, "float64")
         self.tied = Linear(self.table.weight)
         self.attachments = {}
 
@@ -111,18 +111,13 @@ def test_moving_to_numpy_is_the_identity_and_returns_the_module():
     assert all(a is b for a, b in zip(model.state().values(), arrays))
 
 
-def test_the_own_arrays_of_a_piece_are_its_parameters_and_constants_but_the_base():
+def test_the_own_arrays_of_a_piece_are_its_parameters_and_fixed_arrays_but_the_base():
     """Not plain arrays beside them, which are made anew from the method's fields."""
-    class Piece:
-        def __init__(self):
-            self.base, self.u, self.v, self.s = (Parameter(numpy.zeros(1)), Parameter(numpy.ones(1)),
-                                                 Parameter(numpy.ones(2)), 5)
-            self.indices, self.table = Constant(numpy.arange(3)), numpy.arange(4)
-    piece = Piece()
-    assert arrays_of(piece) == {"u": piece.u, "v": piece.v, "indices": piece.indices}
-    piece.base = Constant(numpy.zeros(1))
-    assert arrays_of(piece) == {"u": piece.u, "v": piece.v, "indices": piece.indices}
-    assert arrays_of(lambda x: x) == {}
+    piece = Piece(base=Parameter(numpy.zeros(1)), u=Parameter(numpy.ones(1)), v=Parameter(numpy.ones(2)), s=5,
+                  indices=Fixed(numpy.arange(3)), table=numpy.arange(4))
+    assert piece.arrays == {"u": piece.u, "v": piece.v, "indices": piece.indices}
+    piece.base = Fixed(numpy.zeros(1))
+    assert piece.arrays == {"u": piece.u, "v": piece.v, "indices": piece.indices}
 
 
 def test_a_model_that_is_asked_for_its_host_by_several_threads_at_once_has_one():

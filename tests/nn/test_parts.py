@@ -3,7 +3,7 @@ import numpy
 import pytest
 
 from minipeft.nn.parts import COMPONENTS, TYPES, component, layer, parameter_type, slots_having
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 from tests.models_under_test import FAMILIES
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -9,18 +9,16 @@ from minipeft.engine import ops
 from minipeft.nn.layers import LayerNorm, Linear, RMSNorm
 from minipeft.nn.place import Place
 from minipeft.nn.positions import Learned, RelativeBuckets
-from minipeft.nn.routing import _view, routed
+from minipeft.nn.routing import _view, by_row, per_row, routed
 from minipeft.nn.state import Host
-from minipeft.nn.weight import Parameter, Reparam, Slot
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Parameter, Reparam
 from tests.bounds import close, tau, within
 from tests.by_hand import put, replug
 
 
 class Plus(Reparam):
     """W + d, d a Parameter of the same shape: the smallest reparametrization, with the default project and rows."""
-
-    def __init__(self, base, d):
-        self.base, self.d = base, Parameter(d)
 
     def dense(self):
         return ops.add(self.base.dense(), self.d)
@@ -30,7 +28,7 @@ def slot(kind, shape, seed=0):
     """A slot with Plus a and b attached, not plugged; c is attached elsewhere."""
     rng = numpy.random.default_rng(seed)
     made = Slot(kind, rng.standard_normal(shape))
-    return put(made, {**{n: Plus(made.base, rng.standard_normal(shape)) for n in "ab"}, "c": None}, plugged=())
+    return put(made, {**{n: Plus(d=Parameter(rng.standard_normal(shape))) for n in "ab"}, "c": None}, plugged=())
 
 
 def rows_seen():
@@ -66,7 +64,7 @@ def test_a_slot_is_its_base_until_something_is_plugged_and_then_a_fold_in_order(
 def test_a_merged_entry_is_a_constant_that_hides_what_lies_below():
     made = slot("bias", (3,))
     constant = Parameter(numpy.array([1.0, 2.0, 3.0]))
-    put(made, {"d": Plus(made.base, numpy.ones(3))}, plugged=())
+    put(made, {"d": Plus(d=Parameter(numpy.ones(3)))}, plugged=())
     replug(made, "b", "a", a=constant)
     assert made.fold() is constant and [e.name for e in made.merged] == ["a"]
     replug(made, "a", "b", a=constant)
@@ -147,7 +145,7 @@ def test_layers_take_routed_biases_norm_scales_and_positions():
     host = Host()
     for made in (layer.bias, norm.weight, norm.bias, rms.weight, learned.weight, buckets.weight):
         made.host = host
-        put(made, {n: Plus(made.base, rng.standard_normal(made.base.shape)) for n in "ab"}, plugged=())
+        put(made, {n: Plus(d=Parameter(rng.standard_normal(made.base.shape))) for n in "ab"}, plugged=())
     layer.weight.host = host
 
     def outputs(x, adapter):
@@ -187,15 +185,15 @@ def test_rows_that_see_the_same_here_are_run_together_and_put_back_in_order():
 
     x = numpy.arange(5.0)[:, None]
     with routed(place.host, ["a", None, ("c", "a"), "c", ("a", "b")], 5):
-        y = place.by_row(run, x).data
+        y = by_row(place, run, x).data
     assert calls == [(("A",), 2), ((), 2), (("A", "B"), 1)]
     assert y[:, 0].tolist() == [0.0, 1.0, 4.0, 3.0, 12.0]
 
 
 def test_without_a_routing_everything_runs_once_with_what_is_plugged():
     place, calls = Place("sublayer"), []
-    place.by_row(lambda names, x, absent: calls.append((names, x, absent)) or x, "x", None)
-    place.per_row(lambda names: calls.append(names))
+    by_row(place, lambda names, x, absent: calls.append((names, x, absent)) or x, "x", None)
+    per_row(place, lambda names: calls.append(names))
     assert calls == [((), "x", None), ()]
 
 
@@ -204,7 +202,7 @@ def test_absent_streams_stay_absent_row_by_row():
     put(place, {"a": "A"}, plugged=())
     seen = []
     with routed(place.host, ["a", None], 2):
-        place.by_row(lambda names, x, absent: seen.append(absent) or x, numpy.ones((2, 1)), None)
+        by_row(place, lambda names, x, absent: seen.append(absent) or x, numpy.ones((2, 1)), None)
     assert seen == [None, None]
 
 

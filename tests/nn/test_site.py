@@ -32,13 +32,13 @@ def data(x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_site_hands_on_the_very_objects(kind):
     x, n, f = stream()
-    out = Site(kind)(x, n, f) if kind != "input" else Site(kind)(x, n)
+    out = Site(kind, 2, "float64")(x, n, f) if kind != "input" else Site(kind, 2, "float64")(x, n)
     assert out is f if kind == "sublayer" else out[0] is x and out[1] is n
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="site kind is 'layer'; expected one of sublayer, input, keys_values"):
-        Site("layer")
+        Site("layer", 2, "float64")
 
 
 def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far():
@@ -50,31 +50,31 @@ def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far(
             return f * factor
         return run
 
-    out = plugged(Site("sublayer"), a=piece(2), b=piece(3))(x, n, f)
+    out = plugged(Site("sublayer", 2, "float64"), a=piece(2), b=piece(3))(x, n, f)
     assert numpy.array_equal(out, f * 2 * 3)
     assert seen[0][0] is x and seen[0][1] is n and seen[0][2] is f
     assert seen[1][0] is x and seen[1][1] is n and numpy.array_equal(seen[1][2], f * 2)
 
 
 def test_input_and_keys_values_pieces_replace_the_whole_stream():
-    longer = plugged(Site("input"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
+    longer = plugged(Site("input", 2, "float64"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
     e, mask, _ = stream()
     out, new_mask = longer(e, mask)
     assert out.shape == (3, 3, 4) and new_mask is None
-    twice = plugged(Site("keys_values"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
+    twice = plugged(Site("keys_values", 2, "float64"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
     k, v, b = stream()
     found = twice(k, v, b)
     assert numpy.array_equal(found[0], (k + 1) * 2) and numpy.array_equal(found[1], v - 1) and found[2] == "bias"
 
 
 def test_what_is_attached_but_not_plugged_does_nothing():
-    site, (x, n, f) = Site("sublayer"), stream()
+    site, (x, n, f) = Site("sublayer", 2, "float64"), stream()
     put(site, {"a": lambda x, n, f: 1 / 0}, plugged=())
     assert site(x, n, f) is f
 
 
 def test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_order():
-    site = plugged(Site("sublayer"), a=lambda x, n, f: ops.add(f, 1.0), b=lambda x, n, f: ops.mul(f, 2.0),
+    site = plugged(Site("sublayer", 2, "float64"), a=lambda x, n, f: ops.add(f, 1.0), b=lambda x, n, f: ops.mul(f, 2.0),
                    c=lambda x, n, f: 1 / 0)
     x, n, f = stream(5)
     routing = ["a", None, ("a", "b"), ("b", "a"), "a"]
@@ -85,7 +85,7 @@ def test_a_mixed_routing_gives_each_row_of_a_sublayer_its_own_pieces_in_its_own_
 
 
 def test_pieces_get_the_same_rows_of_all_three_streams():
-    site, seen = Site("sublayer"), []
+    site, seen = Site("sublayer", 2, "float64"), []
     put(site, {"a": lambda x, n, f: seen.append((data(x), data(n), data(f))) or f}, plugged=())
     x, n, f = stream(4)
     with routed(site.host, ["a", None, None, "a"], 4):
@@ -94,7 +94,7 @@ def test_pieces_get_the_same_rows_of_all_three_streams():
 
 
 def test_a_keys_values_site_refuses_rows_that_differ():
-    site = plugged(Site("keys_values"), a=lambda *s: s, elsewhere=None)
+    site = plugged(Site("keys_values", 2, "float64"), a=lambda *s: s, elsewhere=None)
     with routed(site.host, ["a", None], 2), pytest.raises(ValueError, match="run these rows apart"):
         site(*stream(2))
     with routed(site.host, ["a", ("a", "elsewhere")], 2):
@@ -109,7 +109,7 @@ def test_an_input_site_pads_shorter_rows_on_the_left_and_masks_that():
             return ops.concat(front, e, axis=1), numpy.concatenate([numpy.ones(front.shape[:2], bool), mask], axis=1)
         return run
 
-    site, (e, _, _) = plugged(Site("input"), two=piece(2.0, 2), one=piece(1.0, 1)), stream(4)
+    site, (e, _, _) = plugged(Site("input", 2, "float64"), two=piece(2.0, 2), one=piece(1.0, 1)), stream(4)
     mask = numpy.array([[True, True], [True, False], [False, True], [True, True]])
     for given_mask in (mask, None):
         with routed(site.host, [None, "two", "one", ("one", "two")], 4):
@@ -205,7 +205,7 @@ def test_a_stream_of_pieces_by_hand_is_undone_by_emptying_the_list():
 
 
 def test_a_site_is_used_where_a_row_of_the_forward_under_way_sees_something_there():
-    site = put(Site("keys_values"), {"a": lambda *s: s}, plugged=())
+    site = put(Site("keys_values", 2, "float64"), {"a": lambda *s: s}, plugged=())
     assert not site.used
     with routed(site.host, ["a", "a"], 2):
         assert site.used

@@ -24,7 +24,7 @@ class OneSublayer(Model):
     """A model of one sublayer site, after which the residual stream is added. Its table only gives the width."""
 
     def __init__(self, d: int, dtype: str):
-        self.embedding, self.out = Embedding(numpy.zeros((1, d), dtype)), Site("sublayer")
+        self.embedding, self.out = Embedding(numpy.zeros((1, d), dtype)), Site("sublayer", d, dtype)
 
     def __call__(self, x: Any, n: Any, F: Any) -> Tensor:
         return add(x, self.out(x, n, F))

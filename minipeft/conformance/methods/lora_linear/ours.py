@@ -64,8 +64,9 @@ class Layer:
         method = LoRA(rank=r, alpha=alpha, dropout=self.dropout, where=f"^{PLACE}$")
         a, b = A.astype(self.dtype), B.astype(self.dtype)
         if r > min(slot.base.shape):  # LoRA refuses what cannot pay; the equation is held there too
-            piece = LowRank(slot.base, a, b, Fraction(alpha) / r, self.dropout)
-            put(self.model, [forced := Attachment(self.model, name, method, {PLACE: slot}, {PLACE: piece})])
+            own = {f"{PLACE}.A": Parameter(a), f"{PLACE}.B": Parameter(b)}
+            piece = LowRank(A=own[f"{PLACE}.A"], B=own[f"{PLACE}.B"], scale=Fraction(alpha) / r, p=self.dropout)
+            put(self.model, [forced := Attachment(self.model, name, method, {PLACE: slot}, {PLACE: piece}, own)])
             return forced
         attachment = attach(self.model, method, numpy.random.default_rng(0), name)
         for leaf, array in (("A", a), ("B", b)):

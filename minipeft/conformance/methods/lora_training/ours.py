@@ -18,6 +18,7 @@ import numpy
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Model
+from minipeft.nn.weight import Parameter
 from minipeft.engine.ops import mul, sub
 from minipeft.engine.ops import sum as total
 from minipeft.attaching.attach import attach, put
@@ -97,9 +98,10 @@ class Training:
         slot, method = self.model.layer.weight, LoRA(rank=r, alpha=alpha, where=f"^{PLACE}$")
         if r <= min(slot.base.shape):
             return attach(self.model, method, numpy.random.default_rng(0), "lora")
-        a, b = (numpy.zeros(shape, self.dtype) for shape in ((r, slot.base.shape[1]), (slot.base.shape[0], r)))
-        piece = LowRank(slot.base, a, b, Fraction(alpha) / r, 0.0)  # LoRA refuses what cannot pay; the equations hold
-        put(self.model, [forced := Attachment(self.model, "lora", method, {PLACE: slot}, {PLACE: piece})])
+        A, B = (Parameter(numpy.zeros(shape, self.dtype)) for shape in ((r, slot.shape[1]), (slot.shape[0], r)))
+        piece = LowRank(A=A, B=B, scale=Fraction(alpha) / r, p=0.0)  # LoRA refuses what cannot pay; the equations hold
+        put(self.model, [forced := Attachment(self.model, "lora", method, {PLACE: slot}, {PLACE: piece},
+                                               {f"{PLACE}.A": A, f"{PLACE}.B": B})])
         return forced
 
     def step(self, micro_batches: Sequence[tuple[Array, Array, Array]]) -> float:

@@ -48,7 +48,8 @@ class Encoder(Module):
     """embeddings [b, t, d], mask [b, t] -> [b, p + t, d]: the input site, positions, and one attention."""
 
     def __init__(self, position: Learned | Clipped, attention: Attention):
-        self.input, self.position, self.attention = Site("input"), position, attention
+        width, dtype = attention.o.weight.shape[0], attention.o.weight.dtype
+        self.input, self.position, self.attention = Site("input", width, dtype), position, attention
 
     def __call__(self, x: Any, mask: Array) -> Tensor:
         x, seen = self.input(x, mask)

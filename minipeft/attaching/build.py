@@ -1,0 +1,99 @@
+"""From a method to pieces: which places, which arrays, and the pieces that are made of them.
+
+    wanted(model, method)        Plan: places and declared arrays, checked; nothing is drawn and nothing is made
+    plan.built(fill)             the pieces, of arrays that `fill` gives: drawn by `attach`, read from a file by `load`
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Mapping
+
+import numpy
+
+from minipeft.attaching.method import Declared, Method
+from minipeft.backend import Array
+from minipeft.checks import is_integer, shown
+from minipeft.nn.init import Rng
+from minipeft.nn.place import Place
+from minipeft.nn.weight import Fixed, Parameter
+
+Arrays = dict[str, Parameter | Fixed]  # {"place.leaf": array}, those of a whole attachment or of one place
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a method asks for on a model. places: {name: place}. declared: {name: {leaf: Declared}}."""
+
+    method: Method
+    places: Mapping[str, Place]
+    declared: Mapping[str, Mapping[str, Declared]]
+
+    def arrays(self) -> dict[str, tuple[Declared, Any]]:
+        """{"place.leaf": (Declared, dtype)}: every array once, in order."""
+        return {d.key(name, leaf): (d, numpy.dtype(d.dtype or self.places[name].dtype))  # type: ignore[attr-defined]
+                for name, leaves in self.declared.items() for leaf, d in leaves.items()}
+
+    def built(self, fill: Callable[[str, Declared, Any], Array]) -> tuple[dict[str, Any], Arrays]:
+        """({name: piece}, {"place.leaf": array}). fill(key, declared, dtype) gives each array once."""
+        own: Arrays = {key: d.kind(fill(key, d, dtype)) for key, (d, dtype) in self.arrays().items()}
+        return {name: self.piece(name, own) for name in self.places}, own
+
+    def piece(self, name: str, own: Arrays) -> Any:
+        """The piece of one place, made of its arrays among `own`."""
+        arrays = {leaf: own[d.key(name, leaf)] for leaf, d in self.declared[name].items()}
+        return self.method.make(name, self.places[name], arrays)
+
+
+def wanted(model: Any, method: Method) -> Plan:
+    """The places that the method chooses and the arrays that it declares there.
+
+    Raises what the method raises for places that do not fit, and ValueError for a place that is not the model's, for
+    declarations that are none, and for a shared array that two places declare differently."""
+    what, known = type(method).__name__, dict(model.named_places())
+    places = dict(method.places(model))
+    if not places:
+        raise ValueError(f"{what}.places() chooses nothing on this model; expected at least one place")
+    for name, place in places.items():
+        if known.get(name) is not place:
+            raise ValueError(f"{what}.places() gives {shown(name)}, which is no place of this model under that name")
+    declared = {name: dict(method.arrays(name, place, model)) for name, place in places.items()}
+    seen: dict[str, Declared] = {}
+    for name, leaves in declared.items():
+        if not leaves:
+            raise ValueError(f"{what}.arrays() declares nothing at {name}; expected at least one array")
+        for leaf, d in leaves.items():
+            _check(f"{what}.arrays() at {name}", leaf, d)
+            if d.shared is not None and d.shared in known:
+                raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r}, which is the name of "
+                                 f"a place; expected another name")
+            first = seen.setdefault(d.key(name, leaf), d)
+            if (first.shape, first.kind, first.dtype) != (d.shape, d.kind, d.dtype):
+                raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r} with shape "
+                                 f"{list(d.shape)}; another place declares {list(first.shape)}")
+    return Plan(method, places, declared)
+
+
+def _check(where: str, leaf: Any, declared: Any) -> None:
+    if not isinstance(leaf, str) or not leaf.isidentifier() or leaf == "base":
+        raise ValueError(f"{where}: {shown(leaf)} is no name of an array; expected an identifier other than 'base'")
+    if not isinstance(declared, Declared):
+        raise ValueError(f"{where}: {leaf!r} is {type(declared).__name__}; expected trained(shape) or fixed(shape, init)")
+    if not all(is_integer(n) for n in declared.shape):
+        raise ValueError(f"{where}: {leaf!r} has shape {shown(declared.shape)}; expected a tuple of integers")
+    if not callable(declared.init):
+        raise ValueError(f"{where}: the init of {leaf!r} is {shown(declared.init)}; expected a function of (shape, "
+                         f"dtype, rng), such as minipeft.zeros or minipeft.normal(0.02)")
+    if declared.shared is not None and (not declared.shared or set(declared.shared) & set("@/")):
+        raise ValueError(f"{where}: {leaf!r} is shared as {declared.shared!r}; expected a name without '@' and '/'")
+
+
+def drawn(plan: Plan, rng: Rng) -> Callable[[str, Declared, Any], Array]:
+    """A `fill` that calls each array's init. Raises ValueError for one that gives another shape or dtype."""
+    def fill(key: str, declared: Declared, dtype: Any) -> Array:
+        array = declared.init(declared.shape, dtype, rng)
+        if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:
+            raise ValueError(f"{type(plan.method).__name__}: the init of {key} gives "
+                             f"{getattr(array, 'dtype', type(array).__name__)} "
+                             f"{list(getattr(array, 'shape', ()))}; expected {dtype} {list(declared.shape)}")
+        return array
+    return fill

@@ -1,0 +1,178 @@
+"""The contract of a method: what an author writes, and everything that the library does in return."""
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Callable, ClassVar, Mapping, Self, TypeVar
+
+from minipeft.attaching.fields import expect, file_fields, plain
+from minipeft.backend import Array
+from minipeft.checks import shown
+from minipeft.nn.init import Init, zeros
+from minipeft.nn.place import Place
+from minipeft.nn.weight import Fixed, Parameter, Piece
+from minipeft.nn.where import Where, matching
+
+M = TypeVar("M", bound="type[Method]")
+METHODS: dict[str, type["Method"]] = {}  # those that `register` has seen, by name: what `load` can make of a file
+_NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight", "position": "position table",
+          "sublayer": "sublayer site", "input": "input site", "keys_values": "keys and values site"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """An array that a method asks for at a place. Written as `trained(...)` or `fixed(...)`.
+
+    shape: a tuple of integers. init: a function of (shape, dtype, rng) that gives the array. `attach` calls it; `load`
+    does not, and takes the array from the file. kind: Parameter (trained) or Fixed (saved and never trained). shared: a
+    name; the same leaf under the same name is one array, however many places ask for it. dtype: that of the place, by
+    default."""
+
+    shape: tuple[int, ...]
+    init: Init
+    kind: type
+    shared: str | None = None
+    dtype: Any = None
+
+    def key(self, place: str, leaf: str) -> str:
+        """The array's name in a file: "place.leaf", or "shared.leaf"."""
+        return f"{self.shared or place}.{leaf}"
+
+
+def trained(shape: tuple[int, ...], init: Init = zeros, shared: str | None = None) -> Declared:
+    """A trained array, in the dtype of its place."""
+    return Declared(tuple(shape), init, Parameter, shared)
+
+
+def fixed(shape: tuple[int, ...], init: Init, shared: str | None = None, dtype: Any = None) -> Declared:
+    """An array that is saved with the attachment and never trained, such as random projections or indices."""
+    return Declared(tuple(shape), init, Fixed, shared, dtype)
+
+
+def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True) -> Any:
+    """A field of a method, with its check: ValueError unless `holds(value)`; `expected` completes the message. With
+    in_file=False the field is in no file, and does not count when methods are compared."""
+    return dataclasses.field(default=default, compare=in_file,
+                             metadata={"holds": holds, "expected": expected, "in_file": in_file})
+
+
+class Method:
+    """A method of parameter-efficient fine-tuning: its hyper-parameters, and what it puts where.
+
+        @minipeft.register                                 so that `load` knows the method
+        @dataclass(frozen=True)
+        class IA3(minipeft.Method):                        Liu et al., 2022, arXiv:2205.05638
+            where: Where = [r"\\.(k|v)\\.weight$"]
+
+            def arrays(self, name, slot, model):           which arrays a place gets, and how they start
+                return {"l": trained((slot.shape[0], 1), ones)}
+
+            def make(self, name, slot, arrays):            the piece that is made of them
+                return Rescaled(**arrays)
+
+        class Rescaled(minipeft.Reparam):
+            def dense(self):                               the paper's equation
+                return self.base.dense() * self.l
+
+    Fields. A frozen dataclass; one field is `where`. The other fields hold what JSON holds: numbers, strings, booleans,
+    None, and lists of these, which become tuples. `setting` gives a field its check. Fields are checked in
+    `__post_init__`; a class with one of its own calls `super().__post_init__()` first.
+
+    kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias" and "norm"
+    [d], "position". Sites: "sublayer", "input", "keys_values". transparent: whether attaching leaves every output as it
+    was (law 2, transparency).
+
+    arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
+    ValueError for a place that does not fit. A slot says its `shape` and `dtype`, a site its `width` and `dtype`. An
+    init that reads the weight reads `slot.fold().dense()`, the weight with everything that lies below.
+
+    make(name, place, arrays) gives the piece: at a slot a `Reparam`, at a site a `Piece` that defines `__call__`. Every
+    array must be one of its attributes, and it may hold no other Parameter. Pieces are pickled and copied, so they hold
+    no lambdas. A piece for a slot has no `base` yet when it is made.
+
+    The library does the rest: `attach` checks all of this before the model is touched, draws the arrays, names them
+    "place@name.leaf" (a shared one "shared@name.leaf") and plugs the pieces; `save` and `load` need nothing more;
+    `minipeft.laws.check(method)` says whether the method keeps the laws of the library."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
+    transparent: ClassVar[bool] = True
+    where: Any  # a Where, as `nn/where.py` has it
+
+    def __post_init__(self) -> None:
+        plain(self)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if "holds" in field.metadata:
+                expect(self, field.name, field.metadata["holds"](getattr(self, field.name)), field.metadata["expected"])
+
+    def places(self, model: Any) -> dict[str, Place]:
+        """{name: place} of the `kinds` that `where` chooses. Raises ValueError where it chooses nothing."""
+        found = {name: place for name, place in model.named_places() if place.kind in self.kinds}
+        noun = " or ".join(dict.fromkeys(_NOUNS.get(kind, kind) for kind in self.kinds))
+        return {name: found[name] for name in matching(found, self.where, noun)}
+
+    def arrays(self, name: str, place: Any, model: Any) -> dict[str, Declared]:
+        """The arrays of one place, {leaf: Declared}. ValueError for a place that does not fit."""
+        raise NotImplementedError
+
+    def make(self, name: str, place: Any, arrays: Mapping[str, Any]) -> Piece:
+        """The piece of one place, made of its arrays {leaf: Parameter or Fixed}."""
+        raise NotImplementedError
+
+    def fields(self) -> dict[str, Any]:
+        """{field: value} as a file holds them: all but `where`, which a file replaces by the names that it chose."""
+        return {name: getattr(self, name) for name in file_fields(type(self))}
+
+    @classmethod
+    def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
+        """The method that a file describes. tensors: the file's arrays, for a method that is described by some of them.
+        Raises ValueError for fields out of range."""
+        return cls(**fields, where=where)  # type: ignore[call-arg]
+
+
+def register(cls: M) -> M:
+    """Class decorator: `attach` accepts the method from now on, and `load` makes it from files that name its class.
+
+    Raises TypeError for a class that is no frozen dataclass below `Method` with a field `where`, or that does not
+    define `arrays` and `make`; ValueError for a name that another class has."""
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise TypeError(f"{shown(cls)} is no method; expected a class below minipeft.Method")
+    what = cls.__name__
+    parameters = vars(cls).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise TypeError(f"{what} is no frozen dataclass; write @minipeft.register above @dataclass(frozen=True)")
+    if "where" not in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+        raise TypeError(f"{what} has no field `where`; expected one, such as where: Where = r\"\\.(q|v)\\.weight$\"")
+    for name in ("arrays", "make"):
+        if getattr(cls, name) is getattr(Method, name):
+            raise TypeError(f"{what} does not define {name}(); see minipeft.Method")
+    known = METHODS.get(what)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"a method named {what} is registered already, from {known.__module__}; expected another name")
+    METHODS[what] = cls
+    return cls
+
+
+def checked(method: Any) -> Method:
+    """`method`, if it is one that can be attached, saved and loaded again.
+
+    Raises TypeError for something else, for a class in place of an object, and for one that is not registered;
+    ValueError for fields that a file would not give back."""
+    if not isinstance(method, Method):
+        hint = f"an object of it, {method.__name__}(...)" if isinstance(method, type) and issubclass(method, Method) \
+            else "one such as LoRA(rank=8); a method of your own is a class below minipeft.Method"
+        raise TypeError(f"method is {shown(method)}; expected {hint}")
+    what = type(method).__name__
+    if METHODS.get(what) is not type(method):
+        raise TypeError(f"{what} is not registered, so that load() could not make it; write @minipeft.register above "
+                        f"its class (and make the method anew, if its class was defined again)")
+    fields = method.fields()
+    try:
+        again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
+    except TypeError as error:
+        raise ValueError(f"{what}: a file cannot hold its fields {shown(fields)}: {error}") from None
+    for name, value in fields.items():
+        if again.get(name) != value:
+            raise ValueError(f"{what}: {name} is {shown(value)}; a file would give back {shown(again.get(name))}; "
+                             f"expected numbers, strings, booleans, None or tuples of them (a __post_init__ of its own "
+                             f"calls super().__post_init__())")
+    return method

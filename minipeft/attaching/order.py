@@ -1,0 +1,52 @@
+"""What lies below and above an attachment, in one state of the model. These are questions; the moves are in
+`attachment.py`."""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from minipeft.nn.place import Place
+from minipeft.nn.state import Entry, State
+
+
+def around(state: State, place: Place, name: str) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    """The entries below and above attachment `name` at a place."""
+    entries = state.entries[place]
+    at = [entry.name for entry in entries].index(name)
+    return entries[:at], entries[at + 1:]
+
+
+def lie_alike(place: Place, name: str, one: State, other: State) -> bool:
+    """Whether the same entries lie below attachment `name` at a place in both states."""
+    below, now = around(one, place, name)[0], around(other, place, name)[0]
+    return len(below) == len(now) and all(a.is_like(b) for a, b in zip(below, now))
+
+
+def nothing_merged_above(move: str, name: str, places: Mapping[str, Place], state: State) -> None:
+    """Raises ValueError if something was merged on top of attachment `name`; `move` is told as refused."""
+    for where, place in places.items():
+        for entry in around(state, place, name)[1]:
+            if entry.merged is not None:
+                raise ValueError(f"cannot {move} {name!r}: {entry.name!r} was merged on top of it at {where}; unmerge "
+                                 f"{entry.name!r} first")
+
+
+def below_merged(name: str, where: str, place: Any, state: State) -> Any:
+    """The weight that a merge of attachment `name` starts from. ValueError where something below is not merged."""
+    below, _ = around(state, place, name)
+    loose = [entry.name for entry in below if entry.merged is None]
+    if loose:
+        raise ValueError(f"merge {loose[-1]!r} first: at {where} it lies unmerged below {name!r}")
+    return below[-1].merged if below else place.base
+
+
+def inserted(state: State, name: str, merged: Mapping[Place, Any] | None, above: frozenset[str]) -> State:
+    """The state with attachment `name` below the lowest of those in `above`, or else on top."""
+    order = list(state.plugged)
+    at = next((i for i, other in enumerate(order) if other in above), len(order))
+    return state.replace(plugged={**{n: state.plugged[n] for n in order[:at]}, name: merged,
+                                  **{n: state.plugged[n] for n in order[at:]}})
+
+
+def without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`mapping` but for one name."""
+    return {key: value for key, value in mapping.items() if key != name}

@@ -1,0 +1,113 @@
+"""The names of version 0.1, which work until 0.3 and warn. Whoever removes this file removes them all.
+
+    minipeft.peft.lora, minipeft.autograd.tensor, minipeft.ops       modules that moved
+    ops.swap, tensor.pullback, weight.Constant, weight.Slot          names that changed or moved
+    LoRA(start=...), PromptTuning(start=...)                         a field: init
+    Selective(type="norm scale")                                     a value: "norm weight"
+"""
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+import warnings
+from typing import Any
+
+_ATTACHING = ("attach", "attachment", "trained_on", "adapter_file", "load", "fields", "report", "select")
+_NAMES = {  # {module: {old name: (module, name)}}
+    "minipeft.engine.ops": {"swap": ("minipeft.engine.ops", "matrix_transpose")},
+    "minipeft.engine.ops.primitives": {"swap": ("minipeft.engine.ops.primitives", "matrix_transpose")},
+    "minipeft.engine.tensor": {"pullback": ("minipeft.engine.tensor", "backward"),
+                               "once": ("minipeft.engine.calling", "once")},
+    "minipeft.nn.weight": {"Constant": ("minipeft.nn.weight", "Fixed"), "Slot": ("minipeft.nn.slot", "Slot")}}
+_VALUES = {"norm scale": "norm weight"}
+
+
+def _warn(old: str, new: str, level: int = 3) -> None:
+    warnings.warn(f"{old} is called {new} since minipeft 0.2; the old name goes in 0.3", DeprecationWarning,
+                  stacklevel=level + 1)
+
+
+def _new_module(old: str) -> str | None:
+    """Where a module of 0.1 is now."""
+    parts = old.split(".")
+    if parts[:2] == ["minipeft", "autograd"]:
+        return ".".join(["minipeft", "engine", *parts[2:]])
+    if parts[:2] == ["minipeft", "ops"]:
+        return ".".join(["minipeft", "engine", "ops", *parts[2:]])
+    if parts[:2] == ["minipeft", "peft"]:
+        return ".".join(["minipeft", "attaching" if parts[2:3] and parts[2] in _ATTACHING else "methods", *parts[2:]])
+    return None
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules of 0.1 under their old names."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return None if _new_module(name) is None else importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        new = _new_module(spec.name) or ""
+        _warn(spec.name, new, level=6)
+        found = importlib.import_module(new)
+        module = types.ModuleType(spec.name)
+        vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
+        setattr(module, "__getattr__", functools.partial(getattr, found))
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing is left to do."""
+
+
+def _renamed(module: types.ModuleType, names: dict[str, tuple[str, str]], name: str) -> Any:
+    if name not in names:
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    _warn(f"{module.__name__}.{name}", ".".join(names[name]))
+    return getattr(importlib.import_module(names[name][0]), names[name][1])
+
+
+def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str]) -> None:
+    """Lets the constructor of `kind` take old names of fields, and old values of the field `type`."""
+    init = kind.__init__  # type: ignore[misc]
+
+    def new_value(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(new_value(v) for v in value)
+        if isinstance(value, str) and value in values:
+            _warn(repr(value), repr(values[value]), level=5)
+            return values[value]
+        return value
+
+    @functools.wraps(init)
+    def accepting(self: Any, *args: Any, **named: Any) -> None:
+        for old, new in fields.items():
+            if old in named:
+                _warn(f"the field {old} of {kind.__name__}", new)
+                named[new] = named.pop(old)
+        if values and "type" in named:
+            named["type"] = new_value(named["type"])
+        init(self, *args, **named)
+
+    setattr(kind, "__init__", accepting)
+    for old, new in fields.items():
+        setattr(kind, old, property(functools.partial(_old_field, old=old, new=new)))
+
+
+def _old_field(method: Any, old: str, new: str) -> Any:
+    _warn(f"the field {old} of {type(method).__name__}", new)
+    return getattr(method, new)
+
+
+def install(lora: type, prompt: type, selective: type) -> None:
+    """Makes the old names work. Called once, when minipeft is imported."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        sys.meta_path.append(_Moved())
+    for name, names in _NAMES.items():
+        module = importlib.import_module(name)
+        setattr(module, "__getattr__", functools.partial(_renamed, module, names))
+    for kind in (lora, prompt):
+        _accept_old_fields(kind, {"start": "init"}, {})
+    _accept_old_fields(selective, {}, _VALUES)
