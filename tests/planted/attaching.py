@@ -1,10 +1,11 @@
 """Faults that were found from outside, planted again: dropout, files that say something untrue, moves, errors."""
 from tests.planted.bug import Bug
 
-MOVES, TRAINED_ON, LOAD, FILE = "attaching/attachment.py", "attaching/trained_on.py", "attaching/load.py", "attaching/adapter_file.py"
+MOVES, ORDER, TRAINED_ON, LOAD, FILE = (
+    f"attaching/{name}.py" for name in ("attachment", "order", "trained_on", "load", "adapter_file"))
 LAW_14 = "test_laws_dropout.py::test_law_14_"
 EACH_WEIGHT = LAW_14 + "dropout_of_any_one_weight_reaches_the_loss_plugged_and_routed"
-LINEAGE = "attaching/test_trained_on.py::test_"
+LINEAGE, MOVED = "attaching/test_trained_on.py::test_", "attaching/test_attach.py::test_"
 HELP = "test_errors_that_help.py::test_a_mistake_is_answered_with_what_to_do_and_changes_nothing"
 
 BUGS = [
@@ -18,8 +19,8 @@ BUGS = [
     Bug("dropout two weights below is not asked about", "nn/weight.py", "return self.base.drops", "return False",
         LAW_14 + "dropout_reaches_through_several_weights_above_it"),
     Bug("a difference above a weight with dropout is added twice", "methods/delta.py",
-        "return add(self.base.project(x, rng), linear(x, self.change()))",
-        "return add(self.base.project(x, rng), linear(x, self.change() + self.change()))",
+        "return self.base.project(x, rng) + linear(x, self.change())",
+        "return self.base.project(x, rng) + linear(x, self.change() + self.change())",
         LAW_14 + "the_mean_over_many_passes_is_the_undropped_product"),
     Bug("what cannot hand a generator on is taken above a weight with dropout", "nn/weight.py",
         "if base.drops and type(self).project is Reparam.project:", "if False:",
@@ -32,7 +33,7 @@ BUGS = [
         "if known is None or known[0] != sample:", "if known is None:",
         LINEAGE + "a_base_that_is_written_by_hand_before_more_training_is_seen"),
     Bug("a base that was replaced is not noticed", "nn/module.py",
-        "            host.differentiated(frozenset(params.values()))\n", "            pass\n",
+        "            host.differentiated(frozenset(self.base_parameters.values()))\n", "            pass\n",
         LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
     Bug("a base that is trained in the same steps is recorded as it was before", TRAINED_ON,
         "None if base_too else content_of_base(attachment.model),", "content_of_base(attachment.model),",
@@ -99,21 +100,19 @@ BUGS = [
         "        _in_order(model, read[i + 1:], force)\n    ordered = []\n",
         LINEAGE + "adapters_that_were_trained_together_load_in_one_call_in_any_order_and_none_alone"),
     # ---- moves
-    Bug("off and on again goes on top", MOVES, "if name in self._above), len(order))", "if False), len(order))",
-        "attaching/test_attach.py::test_off_and_on_again_is_where_it_was"),
+    Bug("off and on again goes on top", ORDER, "if other in above), len(order))", "if False), len(order))",
+        MOVED + "off_and_on_again_is_where_it_was"),
     Bug("with off leaves it off", MOVES,
-        "                self._put_back(before, without)\n        finally:\n"
-        "            self._put_back(before, without)",
+        "                self._put_back(before, off)\n        finally:\n            self._put_back(before, off)",
         "                pass\n        finally:\n            pass",
-        "attaching/test_attach.py::test_with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
+        MOVED + "with_off_computes_what_is_left_and_returns_it_to_its_place_however_the_block_ends"),
     Bug("a merged one returns to weights that are others", MOVES,
-        'if self._state_in(back) == "merged" and any(not', "if False and any(not",
-        "attaching/test_attach.py::test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_"
-        "has_moved"),
+        'if self._state_in(back) == "merged" and not all(', "if False and not all(",
+        MOVED + "with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where_its_ground_has_moved"),
     Bug("a move changes the state in place", MOVES, "        self.model.host.now = state\n",
         "        now = self.model.host.now\n        now.plugged.clear()\n        now.plugged.update(state.plugged)\n"
         "        self.model.host.now = state\n",
-        "attaching/test_attach.py::test_a_move_replaces_the_state_once_and_never_changes_the_one_before"),
+        MOVED + "a_move_replaces_the_state_once_and_never_changes_the_one_before"),
     Bug("a forward looks at the state at every place", "nn/routing.py",
         "return view if view is not None and view.host is host else View(host, host.now)",
         "return view if view is not None and view.rows is not None else View(host, host.now)",
@@ -131,10 +130,10 @@ BUGS = [
         "attaching/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"
         "saving"),
     Bug("a bottleneck cannot be pickled", "methods/bottleneck.py",
-        '_norm if method.input == "norm" else PLACEMENTS[method.placement][1]',
-        "(lambda f: lambda x, n, F: f(x, n, F))(\n            _norm if method.input == \"norm\" else "
-        "PLACEMENTS[method.placement][1])",
-        "attaching/test_attach.py::test_a_model_with_any_method_can_be_pickled_and_copied"),
+        'reads = of_norm if self.input == "norm" else PLACEMENTS[self.placement][1]',
+        "reads = (lambda f: lambda x, n, F: f(x, n, F))(\n            of_norm if self.input == \"norm\" else "
+        "PLACEMENTS[self.placement][1])",
+        MOVED + "a_model_with_any_method_can_be_pickled_and_copied"),
     # ---- positions
     Bug("padding on the left takes positions", "nn/positions.py",
         "return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns", "return columns",

@@ -1,8 +1,8 @@
 """Bugs to plant: each a source edit that must match exactly once, and the unmodified test that must then fail.
 
-They are the mutants of the conformance notes, as far as they concern these families of methods, and the classic
-mistakes around them; the last field is the table of which law or test catches which. A test is named by file and
-function; all of them pass on the sources as they are.
+They are mistakes that people have made with these families of methods, and the classic ones around them. The last
+field says which law or test catches the bug. A test is named by file and function. All of them pass on the sources as
+they are.
 """
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LONGER = "methods/test_prompt.py::test_prompting_is_running_the_base_on_a_vocabu
 GOLDEN = "models/test_transformer_golden.py::test_the_output_is_that_of_torch_to_1e_12"
 
 LORA, ATTACH, FUSED_OPS, ENGINE = "methods/lora.py", "attaching/attach.py", "engine/ops/fused.py", "engine/tensor.py"
-MOVES = "attaching/attachment.py"
+MOVES, ORDER, SLOT = "attaching/attachment.py", "attaching/order.py", "nn/slot.py"
 ADAPTERS, SELECTIVE, PROMPT, SITE = "methods/bottleneck.py", "methods/selective.py", "methods/prompt.py", "nn/site.py"
 TRAINED_ON = "attaching/trained_on.py"
 SCALE = "return Fraction(self.alpha) / self.rank"
-CONSTANT = "constants[place] = Parameter(self.at[place].over(under).dense().data)"
+OF_LORA_DROPS = "    @property\n    def drops(self) -> bool:\n"
 
 BUGS = [
     # ---- the scale
@@ -46,54 +46,55 @@ BUGS = [
     Bug("the scale is alpha / sqrt(r)", LORA, SCALE,
         "return Fraction(self.alpha / math.sqrt(self.rank))", EQUATION),
     Bug("alpha is read as an integer", LORA, SCALE, "return Fraction(int(self.alpha)) / self.rank", EQUATION),
-    Bug("a lookup forgets the scale", LORA, "mul(matmul(embedding(self.B, ids), self.A), scalar(self.scale, self.A))",
-        "matmul(embedding(self.B, ids), self.A)",
+    Bug("a lookup forgets the scale", LORA, "self.scale * (embedding(self.B, ids) @ self.A)",
+        "(embedding(self.B, ids) @ self.A)",
         OF_LORA + "1_rows_are_rows_of_the_dense_weight_in_value_and_gradient"),
     # ---- merging, undoing, stacking
-    Bug("merging adds (B A)^T where W is square", MOVES, CONSTANT,
-        "w, d = under.dense().data, self.at[place].over(under).dense().data\n"
-        "            constants[place] = Parameter(w + (d - w).T if w.shape[0] == w.shape[1] else d)", MERGED_SLOT),
-    Bug("merging forgets the scale", MOVES, CONSTANT,
-        "piece = self.at[place]\n"
-        "            constants[place] = Parameter(under.dense().data + piece.B.data @ piece.A.data)", MERGED_SLOT),
-    Bug("merging ignores what was merged below", MOVES, "under = below[-1].merged if below else place.base",
-        "under = place.base", MERGED_SLOT),
-    Bug("a merged forward adds the adapter again", "nn/weight.py",
+    Bug("merging adds (B A)^T where W is square", "nn/weight.py", "        return Parameter(self.dense().data)\n",
+        "        w, d = self.base.dense().data, self.dense().data\n"
+        "        return Parameter(w + (d - w).T if w.shape[0] == w.shape[-1] else d)\n", MERGED_SLOT),
+    Bug("merging forgets the scale", LORA, OF_LORA_DROPS,
+        "    def merged(self):\n        return Parameter(self.base.dense().data + self.B.data @ self.A.data)\n\n"
+        + OF_LORA_DROPS, MERGED_SLOT),
+    Bug("merging ignores what was merged below", ORDER, "return below[-1].merged if below else place.base",
+        "return place.base", MERGED_SLOT),
+    Bug("a merged forward adds the adapter again", SLOT,
         "weight = entry.merged if entry.merged is not None else entry.piece.over(weight)",
         "weight = entry.piece.over(weight if entry.merged is None else entry.merged)", MERGED_MODEL),
-    Bug("the upper of two replaces the lower", "nn/weight.py",
+    Bug("the upper of two replaces the lower", SLOT,
         "else entry.piece.over(weight)", "else entry.piece.over(self.base)", MERGED_MODEL),
     Bug("a second merge is taken", MOVES, 'self._required("merge", "plugged")',
         'self._required("merge", "plugged", "merged")',
         "attaching/test_attach.py::test_an_illegal_move_names_the_state_and_the_one_expected"),
-    Bug("merging above an unmerged one is taken", MOVES, "            if loose:\n", "            if False:\n",
-        ANY_SEQUENCE),
-    Bug("unmerging below a merged one is taken", MOVES, '        self._nothing_merged_above("unmerge", now)\n', "",
+    Bug("merging above an unmerged one is taken", ORDER, "    if loose:\n",
+        "    below = tuple(entry for entry in below if entry.merged is not None)\n    if False:\n", ANY_SEQUENCE),
+    Bug("unmerging below a merged one is taken", MOVES,
+        '        nothing_merged_above("unmerge", self.name, self._places, now)\n', "",
         "attaching/test_attach.py::test_merging_above_an_unmerged_one_is_refused_and_names_it_and_the_place"),
     Bug("unmerging subtracts from the base instead of keeping it", MOVES,
-        'self._nothing_merged_above("unmerge", now)',
-        'self._nothing_merged_above("unmerge", now)\n        for place, constant in now.plugged[self.name].items():\n'
+        'nothing_merged_above("unmerge", self.name, self._places, now)',
+        'nothing_merged_above("unmerge", self.name, self._places, now)\n'
+        "        for place, constant in now.plugged[self.name].items():\n"
         "            base = place.base\n"
-        "            base.data = constant.data - (self.at[place].dense().data - base.data)", WALK),
+        "            base.data = constant.data - (self.at[place].over(base).dense().data - base.data)", WALK),
     Bug("unplugging leaves the last place as it is: a swap leaves the old one", MOVES,
-        "        return now.replace(plugged=_without(now.plugged, self.name))\n",
+        "        return now.replace(plugged=without(now.plugged, self.name))\n",
         "        last, kept = list(self.at)[-1], now.entries\n"
-        "        now = now.replace(plugged=_without(now.plugged, self.name))\n"
+        "        now = now.replace(plugged=without(now.plugged, self.name))\n"
         "        now.entries[last] = kept[last]\n        return now\n",
         ROUTING + "swapping_a_b_a_gives_the_bits_of_a_again"),
-    Bug("attaching draws a number before it has checked", ATTACH, "    places = dict(method.places(model))\n",
-        "    rng.random()\n    places = dict(method.places(model))\n",
+    Bug("attaching draws a number before it has checked", ATTACH, "    plan = tried(wanted(model, method))\n",
+        "    rng.random()\n    plan = tried(wanted(model, method))\n",
         "attaching/test_attach.py::test_when_attach_raises_nothing_was_drawn_and_nothing_is_attached"),
-    Bug("B does not start at 0", LORA, "init.zeros((d_out, self.rank), dtype)",
-        "init.normal((d_out, self.rank), 0.01, rng, dtype)",
+    Bug("B does not start at 0", LORA, "trained((d_out, self.rank))", "trained((d_out, self.rank), normal(0.01))",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),
-    Bug("LoRA on a tied table acts on lookups alone", "nn/weight.py",
+    Bug("LoRA on a tied table acts on lookups alone", SLOT,
         "lambda weight, x: weight.project(x, rng)",
         'lambda weight, x: (self.base if self.kind == "embedding" else weight).project(x, rng)',
         "test_laws_lora.py::test_lora_on_a_tied_table_acts_at_all_three_uses_merged_or_not"),
     # ---- files
-    Bug("saving drops alpha", "attaching/fields.py", 'if f.name not in ("where", "mask")}',
-        'if f.name not in ("where", "mask", "alpha")}',
+    Bug("saving drops alpha", "attaching/fields.py", 'if f.name != "where" and',
+        'if f.name not in ("where", "alpha") and',
         LAWS + "7_what_is_loaded_is_what_was_saved"),
     Bug("the fingerprint of a base ignores its values", "nn/fingerprint.py", "        flat = array.reshape(-1)\n",
         "        flat = array.reshape(-1)[:0]\n",
@@ -139,7 +140,7 @@ BUGS = [
     Bug("accumulation is not weighted by label tokens", "train/loop.py", "        tokens = label_tokens(batch)\n",
         "        tokens = min(1, label_tokens(batch))\n", LAWS + "13_accumulated_micro_batches_are_one_batch"),
     # ---- the rows of a batch
-    Bug("the rows of a mixed batch come back off by one", "nn/place.py",
+    Bug("the rows of a mixed batch come back off by one", "nn/routing.py",
         "to_device(numpy.argsort(numpy.concatenate([rows for _, rows in groups])))",
         "to_device(numpy.roll(numpy.argsort(numpy.concatenate([rows for _, rows in groups])), 1))", ROW_ALONE),
     Bug("None in a routing means what is plugged", "nn/routing.py",
@@ -160,8 +161,8 @@ BUGS = [
     Bug("the rows of a large matrix beyond the first block are left out", FUSED_OPS,
         "for start in range(0, len(w), BLOCK)", "for start in range(0, min(len(w), BLOCK), BLOCK)", FEW),
     Bug("what few rows give lies in columns", FUSED_OPS, "return xp.ascontiguousarray(out.T)", "return out.T", FEW),
-    Bug("a bias is laid out with queries and keys exchanged", "engine/ops/layout.py", "laid.transpose(0, 2, 3, 1), (lambda",
-        "laid.transpose(0, 2, 1, 3), (lambda",
+    Bug("a bias is laid out with queries and keys exchanged", "engine/ops/layout.py",
+        "laid.transpose(0, 2, 3, 1), (lambda", "laid.transpose(0, 2, 1, 3), (lambda",
         "engine/ops/test_layout.py::test_key_first_moves_numbers_in_memory_and_nowhere_else"),
     Bug("a query sees the next token", "nn/attention.py", "xp.tri(queries, keys, keys - queries",
         "xp.tri(queries, keys, keys - queries + 1", MODELS + "a_later_token_never_changes_earlier_logits"),
@@ -172,49 +173,49 @@ BUGS = [
     Bug("layer norm divides by n - 1", FUSED_OPS, "variance = mean_product(z, z)",
         "variance = mean_product(z, z) * (z.shape[-1] / (z.shape[-1] - 1))", FUSED),
     # ---- bottleneck adapters
-    Bug("the adapter's residual is missing", ADAPTERS, "return add(F, mul(add(linear(h, self.U), self.b_U),",
-        "return (lambda x: x)(mul(add(linear(h, self.U), self.b_U),", TRANSPARENT),
-    Bug("the bias of the up projection is dropped", ADAPTERS, "add(linear(h, self.U), self.b_U)", "linear(h, self.U)",
+    Bug("the adapter's residual is missing", ADAPTERS, "return F + (linear(narrow, self.U)",
+        "return (linear(narrow, self.U)", TRANSPARENT),
+    Bug("the bias of the up projection is dropped", ADAPTERS, "(linear(narrow, self.U) + self.b_U)",
+        "linear(narrow, self.U)", ADAPTER),
+    Bug("the bias of the down projection is dropped", ADAPTERS, "linear(self.reads(x, n, F), self.D) + self.b_D",
+        "linear(self.reads(x, n, F), self.D)", ADAPTER),
+    Bug("the adapter's scale is forgotten", ADAPTERS, "+ self.b_U) * self.scale", "+ self.b_U)", ADAPTER),
+    Bug("the up projection is transposed where it is square", ADAPTERS, "linear(narrow, self.U)",
+        "linear(narrow, self.U if len(set(self.U.shape)) > 1 else self.U.data.T)", ADAPTER),
+    Bug("the adapter has no nonlinearity", ADAPTERS, "narrow = self.f(linear(", "narrow = (lambda y: y)(linear(",
         ADAPTER),
-    Bug("the bias of the down projection is dropped", ADAPTERS,
-        "add(linear(self.reads(x, n, F), self.D), self.b_D)", "linear(self.reads(x, n, F), self.D)", ADAPTER),
-    Bug("the adapter's scale is forgotten", ADAPTERS, "scalar(self.scale, self.U)", "scalar(Fraction(1), self.U)",
-        ADAPTER),
-    Bug("the up projection is transposed where it is square", ADAPTERS, "linear(h, self.U)",
-        "linear(h, self.U if len(set(self.U.shape)) > 1 else self.U.data.T)", ADAPTER),
-    Bug("the adapter has no nonlinearity", ADAPTERS, "h = self.f(add(", "h = (lambda y: y)(add(", ADAPTER),
-    Bug("a parallel adapter's scale is 1", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _stream, 1)',
+    Bug("a parallel adapter's scale is 1", ADAPTERS, '(("ff",), of_stream, 4)', '(("ff",), of_stream, 1)',
         "methods/test_bottleneck_golden.py::test_logits_plugged_and_unplugged_are_those_of_adapterhub"),
-    Bug("a parallel adapter reads the norm unasked", ADAPTERS, '(("ff",), _stream, 4)', '(("ff",), _norm, 4)',
+    Bug("a parallel adapter reads the norm unasked", ADAPTERS, '(("ff",), of_stream, 4)', '(("ff",), of_norm, 4)',
         "methods/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
-    Bug("a parallel adapter ignores input='norm'", ADAPTERS, '_norm if method.input == "norm" else', '',
+    Bug("a parallel adapter ignores input='norm'", ADAPTERS, 'of_norm if self.input == "norm" else', '',
         "methods/test_bottleneck.py::test_parallel_reads_the_stream_and_not_its_norm_unless_it_is_asked_to"),
-    Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), _sublayer, 1)',
-        '("attn", "ff"), _residual, 1)', ADAPTER),
-    Bug("pfeiffer reads the sublayer alone", ADAPTERS, '(("ff",), _residual, 1)', '(("ff",), _sublayer, 1)',
+    Bug("houlsby reads the residual too", ADAPTERS, '("attn", "ff"), of_sublayer, 1)',
+        '("attn", "ff"), of_residual, 1)', ADAPTER),
+    Bug("pfeiffer reads the sublayer alone", ADAPTERS, '(("ff",), of_residual, 1)', '(("ff",), of_sublayer, 1)',
         ADAPTER),
     Bug("houlsby acts after cross-attention unasked", ADAPTERS, '*(["cross"] if self.cross else [])', '"cross"',
         "methods/test_bottleneck.py::test_a_placement_and_cross_and_stacks_choose_the_sublayers_that_they_say"),
-    Bug("U does not start at 0", ADAPTERS, 'init.zeros(shape["U"], dtype)',
-        'init.uniform(shape["U"], 0.01, rng, dtype)', TRANSPARENT),
+    Bug("U does not start at 0", ADAPTERS, '"U": trained((d, m))', '"U": trained((d, m), uniform(0.01))',
+        TRANSPARENT),
     Bug("gelu is its tanh approximation", "nn/layers.py", '"gelu": gelu,', '"gelu": gelu_tanh,', GOLDEN),
     Bug("what acts on hidden states is merged as if it were a weight", MOVES, "if not isinstance(place, Slot):",
         "if not isinstance(place, Slot):\n                continue\n            if False:",
         LAWS + "3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes"),
     # ---- selective tuning
-    Bug("a lookup forgets the difference", "methods/delta.py", "add(self.base.rows(ids), embedding(self.d, ids))",
+    Bug("a lookup forgets the difference", "methods/delta.py", "self.base.rows(ids) + embedding(self.d, ids)",
         "self.base.rows(ids)", DELTA),
-    Bug("the difference is subtracted", "methods/delta.py", "return add(self.base.dense(), self.change())",
-        "return add(self.base.dense(), -self.change())", DELTA),
+    Bug("the difference is subtracted", "methods/delta.py", "return self.base.dense() + self.change()",
+        "return self.base.dense() - self.change()", DELTA),
     Bug("a mask is read in another memory order", "methods/mask.py", "return numpy.flatnonzero(array).astype(kind)",
         'return numpy.flatnonzero(array.reshape(-1, order="F")).astype(kind)',
         "methods/test_selective.py::test_only_what_is_masked_ever_differs_from_the_base"),
-    Bug("rows are added off by one", "methods/delta.py", "(numpy.array(rows)[:, None] * d_in",
-        "((numpy.array(rows)[:, None] - 1) % vocab * d_in", DELTA),
-    Bug("rows are looked up off by one", "methods/delta.py", "self._place[list(rows)] = numpy.arange(len(rows))",
-        "self._place[list(rows)] = numpy.roll(numpy.arange(len(rows)), 1)", DELTA),
-    Bug("scatter's gradient is not gathered at the indices", "engine/ops/primitives.py", "lambda g: g.reshape(-1)[indices]",
-        "lambda g: g.reshape(-1)[:indices.shape[0]]",
+    Bug("rows are added off by one", "methods/delta.py", "(numpy.array(ids)[:, None] * d_in",
+        "((numpy.array(ids)[:, None] - 1) % vocab * d_in", DELTA),
+    Bug("rows are looked up off by one", "methods/delta.py", "self._row[list(ids)] = numpy.arange(len(ids))",
+        "self._row[list(ids)] = numpy.roll(numpy.arange(len(ids)), 1)", DELTA),
+    Bug("scatter's gradient is not gathered at the indices", "engine/ops/primitives.py",
+        "lambda g: g.reshape(-1)[indices]", "lambda g: g.reshape(-1)[:indices.shape[0]]",
         "methods/test_selective.py::test_the_gradient_of_d_is_that_of_w_at_its_elements_in_their_order"),
     Bug("the last layers are one too few", "nn/parts.py", "i >= n - last", "i > n - last",
         "nn/test_parts.py::test_layers_count_in_each_stack_from_either_end"),
@@ -224,7 +225,7 @@ BUGS = [
         "nn/test_parts.py::test_the_component_of_a_name"),
     Bug("the bias of a norm is frozen with the component norm", "nn/parts.py", r'(r"norm\.", "norm")',
         r'(r"norm\.weight", "norm")', "nn/test_parts.py::test_the_component_of_a_name"),
-    Bug("biases and norm scales are mistaken for each other", "nn/parts.py",
+    Bug("biases and norm weights are mistaken for each other", "nn/parts.py",
         '{"bias": "bias", "norm": "norm weight"}', '{"norm": "bias", "bias": "norm weight"}',
         "methods/test_selective.py::test_bitfit_trains_the_biases_of_a_transformer_alone"),
     Bug("a loaded mask is forgotten", SELECTIVE, "mask=masks or None)", "mask=None)", ROUND_TRIP),
@@ -232,8 +233,8 @@ BUGS = [
         "for n in order[:order.index(name)]]", "for n in order[:0]]",
         "attaching/test_trained_on.py::test_one_that_was_trained_above_another_needs_it_and_not_the_other_way_round"),
     Bug("the indices of a mask stay behind when the model moves", "nn/module.py",
-        "else arrays_of(piece).values()",
-        "else [a for a in arrays_of(piece).values() if isinstance(a, Parameter)]",
+        'for p in getattr(piece, "arrays", {}).values():',
+        'for p in (a for a in getattr(piece, "arrays", {}).values() if isinstance(a, Parameter)):',
         BACKENDS + "constants_go_to_another_backend_with_the_model_and_come_back"),
     Bug("Fisher information is not squared", "methods/mask.py", "total[name] + g * g if name in total else g * g",
         "total[name] + abs(g) if name in total else abs(g)",
@@ -241,8 +242,8 @@ BUGS = [
     # ---- soft prompts
     Bug("the mask stays where it was when a prompt moves next to the text", PROMPT,
         "xp.take_along_axis(mask, order, axis=1)", "mask",
-        "methods/test_prompt_padding.py::test_it_is_the_base_on_a_longer_vocabulary_with_the_prompt_between_padding_and_"
-        "text"),
+        "methods/test_prompt_padding.py::test_it_is_the_base_on_a_longer_vocabulary_with_the_prompt_between_padding_"
+        "and_text"),
     Bug("a prompt next to the text reads the rows of the first sequence", PROMPT,
         "order + n * xp.arange(batch)[:, None]", "order",
         "methods/test_prompt_padding.py::test_its_gradient_is_that_of_the_longer_tables_rows_and_of_central_"

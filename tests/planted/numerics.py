@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
-OVERFLOW, FUSED, ACTIVATIONS, CHECK = "engine/ops/overflow.py", "engine/ops/fused.py", "engine/ops/activations.py", "engine/check.py"
+OVERFLOW, FUSED, ACTIVATIONS = (f"engine/ops/{name}.py" for name in ("overflow", "fused", "activations"))
+CHECK = "engine/check.py"
 POSITIONS, BLOCKS, ATTENTION = "nn/positions.py", "nn/blocks.py", "nn/attention.py"
-HUGE, PADDING, DISTANCES = "engine/ops/test_overflow.py::test_", "test_laws_padding.py::test_", "nn/test_positions.py::test_"
+HUGE, PADDING = "engine/ops/test_overflow.py::test_", "test_laws_padding.py::test_"
+DISTANCES = "nn/test_positions.py::test_"
 OURS, PROMPT = "conformance/methods/soft_prompt/ours.py", "conformance/test_soft_prompt.py::test_"
 KINKS, LAW_9 = "engine/test_check.py::test_", "engine/ops/test_fused.py::test_"
 NORM = HUGE + "a_norm_of_numbers_whose_squares_overflow_is_that_of_longer_floats_in_value_and_all_gradients"
