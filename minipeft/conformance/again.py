@@ -39,7 +39,7 @@ def again(impl: str, path: str, limit: float) -> int:
 def _ask(plugin: Plugin, method: Method, prop: Property, case: Case) -> None:
     """Raises Skip where a run would not test this property on the implementation."""
     if not plugin.offers(method):
-        raise Skip(f"no function {method.name}()")
+        raise Skip(f"the plug-in has no function {method.name}()")
     if case.dtype not in plugin.dtypes:
         raise Skip(f"{case.dtype} is not declared")
     if not prop.applies(case):

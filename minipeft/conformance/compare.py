@@ -5,8 +5,8 @@
 
 noise: measured by `trace` for each row of X, at the unit roundoff of that dtype (of float32 for float64). noise*: the
 largest noise of the tensor; a row in which REF cancels exactly, such as the gradient of the only key that a query sees,
-need not cancel in another order of summation. eta: the error by underflow. 8: a margin, since MINE is not one of the
-samples whose maximum noise is. Integers must be equal. Axes of length 1 do not matter: [] and [1] are one shape.
+need not cancel in another order of summation. eta: the error by underflow. 8: a margin, since noise is the worst of 8
+samples, and MINE is none of them. Integers must be equal. Axes of length 1 do not matter: [] and [1] are one shape.
 
 Tensors are compared in REF's order of evaluation: the forward pass, then the gradients of the backward pass. The first
 difference is nearest to the cause; everything after it inherits the error. So the verdict names the first tensor that
@@ -143,7 +143,7 @@ def _index(flat: Any, array: numpy.ndarray) -> tuple[int, ...]:
 
 def _extent(off: numpy.ndarray) -> str:
     """How many elements are wrong, and the smallest box that holds them if that is not the whole tensor."""
-    count = f"{int(off.sum())} of {off.size} numbers off"
+    count = f"{int(off.sum())} of {off.size} numbers wrong"
     if off.ndim == 0:
         return count
     box = [(int(i.min()), int(i.max()) + 1) for i in numpy.nonzero(off)]

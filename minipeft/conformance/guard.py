@@ -16,8 +16,9 @@ def guarded(plugin: Any, where: str, function: Callable, args: Any, kwargs: Any)
     """function(*args, **kwargs) on read-only copies, in limited time.
 
     plugin: the `Plugin` whose call it is, with its limit. where: the name of the call, such as "lora_linear.forward".
-    Raises Fault for every exception, for a call that takes too long and for arguments that were changed. Only a
-    NotImplementedError becomes a Skip: by it a plug-in says that it does not offer something."""
+    Raises Fault for every exception, for a call that takes too long and for arguments that were changed; Skip for a
+    NotImplementedError, by which a plug-in says that it does not offer something; and KeyboardInterrupt if the user
+    interrupts the run."""
     if where in plugin.hung:
         raise Fault(HANGS, f"{where} did not return earlier, and was not called again")
     given, copies = frozen((args, kwargs)), frozen((args, kwargs))

@@ -27,7 +27,7 @@ _U = 2.0 ** -53
 
 def hints(method: Method, case: Case, seen: Observation) -> list[str]:
     """Hints on the wrong observation `seen` of `case`, in words, the most telling first; none for a fact, for shapes
-    that differ and for empty arrays."""
+    that differ or for empty arrays."""
     if seen.level == "S" or numpy.shape(seen.got) != numpy.shape(seen.want) or not numpy.size(seen.got):
         return []
     got, want = (numpy.asarray(x, numpy.float64) for x in (seen.got, seen.want))

@@ -46,7 +46,7 @@ def conduct(plugin: Plugin, job: Job, say: Say) -> None:
     for method in methods:
         if not plugin.offers(method):
             say({"result": Result(method.name, "-", method.title, "-", "-", "skip",
-                                  reason=f"no function {method.name}()").as_json()})
+                                  reason=f"the plug-in has no function {method.name}()").as_json()})
             continue
         for dtype in job.dtypes or ():
             if dtype not in dtypes:

@@ -163,7 +163,7 @@ def test_a_forgotten_mask_is_off_in_the_rows_that_have_one_and_nowhere_else(pair
     tensors, _ = read_tensors(p.mine)
     write_tensors(p.mine, {name: x for name, x in tensors.items() if name != "attention_mask"})
     held = compare(p.mine, p.ref)
-    assert re.search(r"first difference: encoder.0.attn.o: .* numbers off, all in \[3, 0:6, 0:12\]", str(held))
+    assert re.search(r"first difference: encoder.0.attn.o: .* numbers wrong, all in \[3, 0:6, 0:12\]", str(held))
 
 
 def test_a_missing_term_of_a_gradient_is_named_with_the_forward_that_agrees(pair, monkeypatch):
@@ -289,7 +289,7 @@ def test_where_it_is_worst_is_said_with_both_numbers(pair):
     held = pair("pre-LN").changed(**{"encoder.0.attn.out": spoil})
     want = read_tensors(pair("pre-LN").ref)[0]["encoder.0.attn.out"][2, 3, 5]
     assert held.first.where == (2, 3, 5) and held.first.got == pytest.approx(want + 0.25, abs=1e-5)
-    assert held.first.want == want and "1 of 288 numbers off, all in [2, 3, 5]" in str(held)
+    assert held.first.want == want and "1 of 288 numbers wrong, all in [2, 3, 5]" in str(held)
 
 
 @pytest.mark.parametrize("spoilt", [numpy.nan, numpy.inf])

@@ -6,8 +6,9 @@
     (c) the method in plain NumPy agrees in the dtype of the test, and
     (d) it finds a planted bug with a margin, unless it is a test that invalid input is refused.
 
-The plain implementation knows only the default conventions: it runs a test under others as the same function in terms
-of the defaults (`Method.in_defaults`). An output is left out of a test if its bound is larger than all of its numbers.
+The implementations in (a) and (c) know only the default conventions: they run a test under others as the same function
+in terms of the defaults (`Method.in_defaults`). An output is left out of a test if its bound is larger than all of its
+numbers.
 
 (d) is measured twice. The implementation with the bug fails the test in the test's dtype. And in float64, where half
 precision adds nothing, the bug alone changes an output by at least 10 bounds (2 in half precision). The second measure
