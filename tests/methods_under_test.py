@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import minipeft
+from minipeft.laws.models import moved
 from tests.models_under_test import D_MODEL, PATTERNS, TIED, Case
 
 KINDS = {"T5": ("t5 v1.0", "t5 v1.1"), "Transformer": ("post-LN", "pre-LN")}
@@ -114,13 +115,6 @@ class Variant:
     def is_weight(self) -> bool:
         """Whether it acts on weights, and can be merged."""
         return self.method in ("LoRA", "Selective")
-
-
-def moved(attachment: minipeft.Attachment, rng: numpy.random.Generator, std: float = 0.2) -> minipeft.Attachment:
-    """Every number that is trained moved by N(0, std^2): no factor is 0 any more."""
-    for p in attachment.parameters.values():
-        p.data = p.data + minipeft.to_device((std * rng.standard_normal(p.shape)).astype(p.dtype))
-    return attachment
 
 
 def fits(method: str, variant: str, family: str) -> bool:

@@ -189,11 +189,15 @@ def _function(function: Any, args: tuple, options: dict) -> Any:
 
 
 def _install_operators() -> None:
+    def yields(b: Any) -> bool:
+        """Whether the right-hand side has operators of its own, and says so, as a Tensor does."""
+        return getattr(b, "__array_ufunc__", 0) is None
+
     def binary(ufunc: Any) -> Any:
-        return lambda a, b: _elementwise(ufunc, a, b)
+        return lambda a, b: NotImplemented if yields(b) else _elementwise(ufunc, a, b)
 
     def reflected(ufunc: Any) -> Any:
-        return lambda a, b: _elementwise(ufunc, b, a)
+        return lambda a, b: NotImplemented if yields(b) else _elementwise(ufunc, b, a)
 
     def in_place(ufunc: Any) -> Any:
         return lambda a, b: _elementwise(ufunc, a, b, out=a)

@@ -130,8 +130,8 @@ def test_cupy_without_a_gpu_is_refused_with_the_reason(cupy):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_step_on_a_gpu_is_that_of_numpy_within_rounding(gpu, family):
-    """float64; the bound is that of a whole model (`tests.bounds`), because a GPU sums in another order."""
-    from tests.bounds import close_gradients
+    """float64; the bound is that of a whole model (`minipeft.laws.bounds`), because a GPU sums in another order."""
+    from minipeft.laws.bounds import close_gradients
     found = []
     for library in ("numpy", "cupy"):
         case = Case((family, "mixture"), 2, 5, "float64", 3)

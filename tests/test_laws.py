@@ -29,7 +29,7 @@ from minipeft.engine.tensor import Tensor, _observer
 from minipeft.nn import layers
 from minipeft.engine.ops import definitions, fused
 from minipeft.train.data import batch_of
-from tests.bounds import close, close_gradients
+from minipeft.laws.bounds import close, close_gradients
 from tests.methods_under_test import HALF, METHODS, WHOLE, each, share, variants
 from tests.models_under_test import bits, logits, same_values
 

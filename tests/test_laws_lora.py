@@ -17,7 +17,7 @@ from minipeft.engine import ops
 from minipeft.engine.tensor import Leaf, Tensor
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
-from tests.bounds import close, norm_of, tau, wide, within
+from minipeft.laws.bounds import close, norm_of, tau, wide, within
 from tests.models_under_test import D_MODEL, FAMILIES, TIED, Case, cases, logits, slots_of
 
 

@@ -3,7 +3,7 @@
     positions of a row start at its first real token; padding on the left takes none, a hole in the mask keeps its place
 
 Padded keys have a probability of exactly 0, so that what may differ is the order of sums: the bound is that of a whole
-model (`tests.bounds`). The one exception is stated: a prompt that stands in front of the padding, as PEFT's does.
+model (`minipeft.laws.bounds`). The one exception is stated: a prompt that stands in front of the padding, as PEFT's does.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
-from tests.bounds import close
+from minipeft.laws.bounds import close
 from tests.methods_under_test import Variant, share
 from tests.models_under_test import FAMILIES, VOCAB, Case
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.engine.tensor import _observer
 from minipeft.nn.routing import _view
-from tests.bounds import close, close_gradients
+from minipeft.laws.bounds import close, close_gradients
 from tests.methods_under_test import HALF, Variant, each, share, variants
 from tests.models_under_test import bits, logits, same_values
 

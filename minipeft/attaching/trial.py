@@ -5,6 +5,7 @@ dtype. Nothing is drawn.
 """
 from __future__ import annotations
 
+import math
 from typing import Any, Iterator
 
 import numpy
@@ -36,8 +37,8 @@ def tried(plan: Plan) -> Plan:
 
 def _try(plan: Plan, name: str, place: Place) -> None:
     where = f"{type(plan.method).__name__} at {name}"
-    own = {key: d.kind(xp.zeros(d.shape, dtype=dtype)) for key, (d, dtype) in plan.arrays().items()
-           if key in {d.key(name, leaf) for leaf, d in plan.declared[name].items()}}
+    keys = {d.key(name, leaf) for leaf, d in plan.declared[name].items()}
+    own = {key: d.kind(_zeros(*d.shape, dtype=dtype)) for key, (d, dtype) in plan.arrays().items() if key in keys}
     piece = plan.piece(name, own)
     _check_kind(where, place, piece)
     _check_arrays(where, piece, own)
@@ -124,4 +125,7 @@ def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
 
 
 def _zeros(*shape: int, dtype: Any) -> Array:
+    """Zeros; of integers 0, 1, 2, ..., because indices may have to be distinct."""
+    if numpy.dtype(dtype).kind in "iu":
+        return xp.arange(math.prod(shape), dtype=dtype).reshape(shape)
     return xp.zeros(shape, dtype=dtype)

@@ -16,7 +16,7 @@ from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
 from minipeft.models.config import Config
-from minipeft.nn.weight import Slot
+from minipeft.nn.slot import Slot
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SAVED_WITH = "config_sha256"  # in the metadata of the weights

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft.nn.layers import ACTIVATIONS
 from minipeft.methods.bottleneck import PLACEMENTS
-from tests.bounds import WHOLE_MODEL, close, tau, wide, within
+from minipeft.laws.bounds import WHOLE_MODEL, close, tau, wide, within
 from tests.models_under_test import FAMILIES, Case, bits, logits, same_values
 
 U, D_MODEL = 2.0 ** -53, 12

@@ -10,7 +10,7 @@ from minipeft.files import read_tensors
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Fixed, Parameter
 from minipeft.methods.delta import Delta, MaskedDelta, RowDelta
-from tests.bounds import tau, within
+from minipeft.laws.bounds import tau, within
 from tests.by_hand import piece_on
 from tests.models_under_test import Case, logits
 from tests.strategies import dtypes, seeds

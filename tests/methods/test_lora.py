@@ -14,7 +14,7 @@ from minipeft.engine.tensor import _observer
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
 from minipeft.engine.ops.drop import dropout_mask
-from tests.bounds import tau, wide, within
+from minipeft.laws.bounds import tau, wide, within
 from tests.by_hand import piece_on
 from tests.models_under_test import Case, bits, logits
 

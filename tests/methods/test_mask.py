@@ -11,7 +11,7 @@ import minipeft
 from minipeft.engine import ops
 from minipeft.nn.weight import Parameter
 from minipeft.methods.mask import check_rows, indices_of_mask
-from tests.bounds import close_gradients
+from minipeft.laws.bounds import close_gradients
 from tests.models_under_test import Case, bits
 
 U = 2.0 ** -53

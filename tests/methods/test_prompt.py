@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import minipeft
 from minipeft.engine import ops
-from tests.bounds import WHOLE_MODEL, close, close_gradients
+from minipeft.laws.bounds import WHOLE_MODEL, close, close_gradients
 from tests.by_hand import put
 from tests.models_under_test import FAMILIES, VOCAB, Case, bits, logits, same_values
 

@@ -11,7 +11,7 @@ import minipeft
 from minipeft.files import read_tensors, write_tensors
 from minipeft.nn.fingerprint import fingerprint
 from tests.adapters import write_signed
-from tests.bounds import close, close_gradients
+from minipeft.laws.bounds import close, close_gradients
 from tests.models_under_test import FAMILIES, VOCAB, bits, logits, same_values
 from tests.methods.test_prompt import NAME, RNG, U, case_of, longer, loss_of_logits, padded, vectors
 

@@ -10,7 +10,7 @@ import minipeft
 from minipeft.engine.tensor import _observer
 from minipeft.files import read_tensors
 from tests.adapters import write_signed
-from tests.bounds import WHOLE_MODEL, close, close_gradients
+from minipeft.laws.bounds import WHOLE_MODEL, close, close_gradients
 from tests.models_under_test import FAMILIES, TIED, Case, bits, logits, same_values
 
 U, RNG = 2.0 ** -53, numpy.random.default_rng

@@ -7,7 +7,7 @@ from minipeft.engine import ops
 from minipeft.nn.routing import routed
 from minipeft.nn.site import KINDS, Site
 from minipeft.nn.weight import Parameter
-from tests.bounds import close
+from minipeft.laws.bounds import close
 from tests.by_hand import put, replug
 from tests.models_under_test import FAMILIES, Case, logits
 

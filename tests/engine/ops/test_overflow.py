@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minipeft.engine import ops
 from minipeft.engine.tensor import Leaf, value_and_grad
 from minipeft.engine.ops import definitions, fused, overflow
-from tests.bounds import WHOLE_MODEL, close, close_gradients
+from minipeft.laws.bounds import WHOLE_MODEL, close, close_gradients
 from tests.models_under_test import FAMILIES, Case, logits
 from tests.engine.ops.test_fused import FORMULAS, TINY, U, Call, layer_norm_bound, rms_norm_bound
 from tests.strategies import draw_array, dtypes, lay_out, layouts, seeds

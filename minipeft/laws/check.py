@@ -1,0 +1,92 @@
+"""`check`: run every law on a method, and say which hold."""
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from typing import Any
+
+from minipeft.attaching.build import wanted
+from minipeft.attaching.method import Method, checked
+from minipeft.laws.law import LAWS, Broken, DoesNotApply
+from minipeft.laws.models import FAMILIES, model_of
+from minipeft.nn.module import Model, whole
+
+HOLDS, BROKEN, NOT = "holds", "BROKEN", "does not apply"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one law on one model. outcome: "holds", "BROKEN" or "does not apply"; found: why, or what."""
+
+    law: str
+    model: str
+    outcome: str
+    found: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """The outcome of `check`; print it for the table. skipped: {model: why the method does not fit it}."""
+
+    method: Method
+    all: tuple[Verdict, ...]
+    skipped: dict[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether laws were tried, and none is broken."""
+        return bool(self.all) and all(v.outcome != BROKEN for v in self.all)
+
+    def raise_for_failures(self) -> None:
+        """Raises AssertionError, with the table, unless `ok`."""
+        if not self.ok:
+            raise AssertionError(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"{type(self.method).__name__} and the laws of minipeft", ""]
+        for law in dict.fromkeys(v.law for v in self.all):
+            found = [v for v in self.all if v.law == law]
+            counts = ", ".join(f"{outcome} on {n}" for outcome in (HOLDS, BROKEN, NOT)
+                               if (n := sum(v.outcome == outcome for v in found)))
+            lines.append(f"  {law:<28}{counts}")
+            lines += [f"  {'':<28}{v.model}: {v.found}" for v in found if v.outcome == BROKEN]
+            lines += [f"  {'':<28}({why})" for why in dict.fromkeys(v.found for v in found if v.outcome == NOT)]
+        lines += [f"  not tried on {model}: {why}" for model, why in self.skipped.items()]
+        return "\n".join([*lines, "", "all laws hold" if self.ok else "some laws are broken" if self.all
+                          else "the method fits no model: nothing was tried"])
+
+
+def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts:
+    """Run every law on `method`. model: the model to run them on, by default four tiny ones (two T5, two Transformers,
+    in float64 and float32). It is not changed, but for the time of the run; a law works on clones. seed: of everything
+    that is drawn.
+
+    The laws 9 (fused = definition) and 11 (backends agree) concern ops and backends and no method, and law 10 (rank)
+    concerns LoRA; they are tests of the library. Raises TypeError and ValueError for a method that breaks its contract,
+    TypeError for a part of a model."""
+    checked(method)
+    models = {f"{family}, {dtype}": model_of(family, dtype, seed) for family in FAMILIES
+              for dtype in ("float64", "float32")} if model is None else {type(model).__name__: whole(model)}
+    verdicts: list[Verdict] = []
+    skipped: dict[str, str] = {}
+    for name, found in models.items():
+        try:
+            wanted(found, method)
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        verdicts += [_verdict(law, name, method, found, seed) for law in sorted(LAWS, key=lambda law: int(law.split()[0]))]
+    return Verdicts(method, tuple(verdicts), skipped)
+
+
+def _verdict(law: str, name: str, method: Method, model: Any, seed: int) -> Verdict:
+    try:
+        LAWS[law](method, model, seed)
+    except DoesNotApply as why:
+        return Verdict(law, name, NOT, str(why))
+    except Broken as found:
+        return Verdict(law, name, BROKEN, str(found))
+    except Exception as error:  # a method of somebody else may fail in any way, and the other laws still count
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return Verdict(law, name, BROKEN, f"{type(error).__name__}: {error} (in {where.name}, line {where.lineno})")
+    return Verdict(law, name, HOLDS)
