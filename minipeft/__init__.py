@@ -11,6 +11,7 @@ from minipeft.attaching.method import Method, fixed, register, setting, trained
 from minipeft.attaching.report import report
 from minipeft.attaching.select import select
 from minipeft.backend import keep_heap, to_device, to_host, use
+from minipeft.deprecated import install
 from minipeft.engine import ops
 from minipeft.engine.check import check_gradients
 from minipeft.engine.stopped import stop_gradient
@@ -34,11 +35,12 @@ from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear
 
 __version__ = "0.2.0"
 __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
-           "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoRA",
-           "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter", "Piece", "PromptTuning",
-           "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
-           "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
-           "uniform", "use", "value_and_grad", "xray", "zeros"]
+           "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay",
+           "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter",
+           "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
+           "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
+           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "xray",
+           "zeros"]
 
 
 def __getattr__(name: str) -> Any:
@@ -46,3 +48,6 @@ def __getattr__(name: str) -> Any:
         from minipeft.conformance.trace import trace
         return trace
     raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
+
+
+install(LoRA, PromptTuning, Selective)

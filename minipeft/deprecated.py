@@ -55,7 +55,6 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         found = importlib.import_module(new)
         module = types.ModuleType(spec.name)
         vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
-        setattr(module, "__getattr__", functools.partial(getattr, found))
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:

@@ -24,19 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minipeft
+from minipeft import laws
 from minipeft.engine import ops
-from minipeft.engine.tensor import Tensor, _observer
+from minipeft.engine.tensor import _observer
 from minipeft.nn import layers
 from minipeft.engine.ops import definitions, fused
-from minipeft.train.data import batch_of
 from minipeft.laws.bounds import close, close_gradients
 from tests.methods_under_test import HALF, METHODS, WHOLE, each, share, variants
 from tests.models_under_test import bits, logits, same_values
-
-
-def outputs(model: Any, batch: dict) -> list[numpy.ndarray]:
-    return [logits(model, batch), model.loss(**batch).data, model.encode(batch["input_ids"]).data,
-            model.generate(batch["input_ids"], max_new_tokens=3)]
 
 
 # ---- law 2: attaching changes nothing
@@ -48,15 +43,12 @@ def outputs(model: Any, batch: dict) -> list[numpy.ndarray]:
 def test_law_2_attaching_changes_no_output_value_at_initialization(method, kind, dtype, data):
     """Prompts excepted: they are read."""
     case = data.draw(variants(method, kind, dtype))
-    model, batch = case.model(), case.batch()
-    before = outputs(model, batch)
+    model = case.model()
     chosen = case.make(model)
     if method == "LoRA":
         init = data.draw(st.sampled_from(["gaussian", "uniform"]))
         chosen = dataclasses.replace(chosen, init=init, dropout=0.5)
-    attachment = minipeft.attach(model, chosen, case.rng(3))
-    assert attachment.state == "plugged" and attachment.parameters
-    assert all(same_values(a, b) for a, b in zip(before, outputs(model, batch)))
+    laws.transparency(chosen, model, case.seed)
 
 
 @each("PromptTuning")
@@ -65,12 +57,10 @@ def test_law_2_attaching_changes_no_output_value_at_initialization(method, kind,
 def test_a_prompt_is_read_from_the_start_and_gone_when_it_is_unplugged(method, kind, dtype, data):
     """In a forward, in the loss and in generation (where a peer forgets to switch it off)."""
     case = data.draw(variants(method, kind, dtype))
-    model, batch = case.model(), case.batch()
-    before = outputs(model, batch)
-    attachment = minipeft.attach(model, case.make(model), case.rng(3))
-    assert not same_values(logits(model, batch), before[0])
-    attachment.unplug()
-    assert all(same_values(a, b) for a, b in zip(before, outputs(model, batch)))
+    model = case.model()
+    chosen = case.make(model)
+    assert not chosen.transparent
+    laws.transparency(chosen, model, case.seed)
 
 
 # ---- law 3: merged = unmerged
@@ -80,21 +70,21 @@ def test_a_prompt_is_read_from_the_start_and_gone_when_it_is_unplugged(method, k
 @HALF
 @given(st.data())
 def test_law_3_a_merged_model_computes_what_the_unmerged_one_does(method, kind, dtype, data):
-    """With one attachment, or two that act on some of the same weights."""
+    """Alone, and below a LoRA on the same weight; stacked, two that act on some of the same weights."""
     case, stacked = data.draw(variants(method, kind, dtype)), data.draw(st.booleans())
-    model, batch = case.model(), case.batch()
-    base, shapes = logits(model, batch), {name: p.shape for name, p in model.base_parameters.items()}
-    attachments = [case.attach(model)]
-    if stacked:
-        attachments.append(case.attach(model, "upper", 3, ("LoRA", "every linear")))
+    model = case.model()
+    if not stacked:
+        laws.merge(case.make(model), model, case.seed)
+        return
+    batch = case.batch()
+    base = logits(model, batch)
+    attachments = [case.attach(model), case.attach(model, "upper", 3, ("LoRA", "every linear"))]
     before, loss = logits(model, batch), model.loss(**batch).data
     assert not close(before, base, case.u), "this attachment does nothing: the law would hold for any merge"
     for attachment in attachments:
         attachment.merge()
     assert close(logits(model, batch), before, case.u)
     assert close(model.loss(**batch).data, loss, case.u)
-    assert {name: p.shape for name, p in model.base_parameters.items()} == shapes
-    assert all(slot.fold().dense().shape == slot.base.shape for slot in model.slots.values())
 
 
 @each("Bottleneck", "PromptTuning")
@@ -102,13 +92,11 @@ def test_law_3_a_merged_model_computes_what_the_unmerged_one_does(method, kind, 
 @given(st.data())
 def test_law_3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes(method, kind, dtype, data):
     case = data.draw(variants(method, kind, dtype))
-    model, batch = case.model(), case.batch()
-    attachment = case.attach(model)
-    before = bits({"z": logits(model, batch)} | attachment.parameters)
+    model = case.model()
+    with pytest.raises(laws.DoesNotApply, match="refuses to be merged"):
+        laws.merge(case.make(model), model, case.seed)
     with pytest.raises(ValueError, match="cannot be merged: at .* it acts on hidden states"):
-        attachment.merge()
-    assert attachment.state == "plugged"
-    assert bits({"z": logits(model, batch)} | attachment.parameters) == before
+        case.attach(model).merge()
 
 
 @each("LoRA", "Selective", dtypes=("float64",))
@@ -255,62 +243,51 @@ def test_law_12_a_float32_training_step_computes_in_float32_alone(method, kind, 
     """Every floating input and output of every op, and every array that a VJP returns; moments and parameters too."""
     case = data.draw(variants(method, kind, dtype))
     model = case.model()
-    case.attach(model)
-    params, ops_seen = minipeft.select(model, "."), set()
-
-    def floating(a: Any) -> list[Any]:
-        return [a.dtype] if hasattr(a, "dtype") and a.dtype.kind == "f" else []
-
-    def checked(name: str, vjp: Callable) -> Callable:
-        def run(g: numpy.ndarray) -> numpy.ndarray:
-            out = vjp(g)
-            assert floating(g) == floating(out) == [numpy.float32], f"a VJP of {name}"
-            return out
-        return run
-
-    def observe(forward: Any, inputs: Any, out: Any, vjps: Any, node: Any) -> None:
-        name = forward.__name__
-        ops_seen.add(name)
-        inside = [d for x in inputs for d in floating(getattr(x, "data", x) if isinstance(x, Tensor) else x)]
-        assert set(inside) <= {numpy.dtype("float32")}, f"an input of {name}"
-        assert floating(out) in ([], [numpy.float32]), f"the output of {name}"
-        if node is not None:
-            node.edges = [(parent, checked(name, vjp)) for parent, vjp in node.edges]
-
-    pairs = [([1, 2, 3], [4, 1]), ([2], [5, 6, 1]), ([7, 8], [1])] * 2
-    optimizer = minipeft.AdamW(1e-3)
-    token = _observer.set(observe)
-    try:
-        minipeft.fit(model, {n: p for n, p in params.items() if "position" not in n}, minipeft.Batches(pairs, 2),
-                     steps=2, optimizer=optimizer, accumulate=accumulate, progress=False)
-    finally:
-        _observer.reset(token)
-    assert {"linear", "attention", "cross_entropy"} <= ops_seen
-    assert {p.dtype for p in params.values()} == {numpy.dtype("float32")}
-    assert {a.dtype for a in [*optimizer.m.values(), *optimizer.v.values()]} == {numpy.dtype("float32")}
+    laws.dtype_kept(case.make(model), model, case.seed + accumulate)
 
 
 # ---- law 13: accumulation
 
 
-def ids() -> st.SearchStrategy[list[int]]:
-    return st.lists(st.integers(1, 12), min_size=1, max_size=5)
-
-
 @each(dtypes=("float64",))
 @WHOLE
-@given(st.data(), st.lists(st.tuples(ids(), ids()), min_size=2, max_size=6), st.integers(1, 4))
-def test_law_13_accumulated_micro_batches_are_one_batch(method, kind, dtype, data, pairs, size):
+@given(st.data())
+def test_law_13_accumulated_micro_batches_are_one_batch(method, kind, dtype, data):
     """A short last one included; the micro-batches are weighted by their label tokens, which differ."""
     case = data.draw(variants(method, kind, dtype))
     model = case.model()
-    params = case.attach(model).parameters
-    optimizer = minipeft.AdamW(lr=0.0, betas=(0.0, 0.0), weight_decay=0.0)  # changes nothing, and its m is the gradient
-    history = minipeft.fit(model, params, minipeft.Batches(pairs, size), steps=1, optimizer=optimizer, clip=None,
-                           accumulate=-(-len(pairs) // size), dropout=False, progress=False)
-    loss, grads = minipeft.value_and_grad(lambda: model.loss(**batch_of(pairs)), params)
-    assert close(numpy.array(history.losses[0]), numpy.array(loss), case.u)
-    assert close_gradients(optimizer.m, grads, case.u) is None
+    laws.accumulation(case.make(model), model, case.seed)
+
+
+# ---- the others, as everybody can run them
+
+
+@pytest.mark.parametrize("law", sorted(laws.LAWS))
+@each()
+@share(6)
+@given(st.data())
+def test_every_law_of_the_package_holds_for_every_method(law, method, kind, dtype, data):
+    """The same functions that `minipeft.laws.check` runs on methods of other people."""
+    case = data.draw(variants(method, kind, dtype))
+    model = case.model()
+    try:
+        laws.LAWS[law](case.make(model), model, case.seed)
+    except laws.DoesNotApply:
+        pass
+
+
+def test_the_check_of_a_method_runs_every_law_and_prints_a_table():
+    report = laws.check(minipeft.LoRA(2, 3))
+    assert report.ok and len(report.all) == 8 * len(laws.LAWS) and not report.skipped
+    assert "3 merge                     holds on 8" in str(report) and str(report).endswith("all laws hold")
+    report.raise_for_failures()
+
+
+def test_a_method_that_fits_no_model_is_not_said_to_be_right():
+    report = laws.check(minipeft.LoRA(99))
+    assert not report.ok and set(report.skipped) and "fits no model" in str(report)
+    with pytest.raises(AssertionError, match="fits no model"):
+        report.raise_for_failures()
 
 
 def test_every_method_that_a_file_can_hold_is_under_these_laws():

@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "laws": _BELOW_LAWS,
     "formats": ["laws", *_BELOW_LAWS],
     "conformance": ["formats", "laws", *_BELOW_LAWS],
+    "deprecated": [],
     "__main__": ["conformance", "formats", "laws", *_BELOW_LAWS],
 }
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any, Callable, Mapping
 
 import numpy
@@ -13,7 +14,6 @@ import numpy
 from minipeft.attaching.method import Declared, Method
 from minipeft.backend import Array
 from minipeft.checks import is_integer, shown
-from minipeft.nn.init import Rng
 from minipeft.nn.place import Place
 from minipeft.nn.weight import Fixed, Parameter
 
@@ -50,13 +50,14 @@ def wanted(model: Any, method: Method) -> Plan:
     Raises what the method raises for places that do not fit, and ValueError for a place that is not the model's, for
     declarations that are none, and for a shared array that two places declare differently."""
     what, known = type(method).__name__, dict(model.named_places())
-    places = dict(method.places(model))
+    places = _named(f"{what}.places()", "places {name: place}", method.places(model))
     if not places:
         raise ValueError(f"{what}.places() chooses nothing on this model; expected at least one place")
     for name, place in places.items():
         if known.get(name) is not place:
             raise ValueError(f"{what}.places() gives {shown(name)}, which is no place of this model under that name")
-    declared = {name: dict(method.arrays(name, place, model)) for name, place in places.items()}
+    declared = {name: _named(f"{what}.arrays() at {name}", "arrays {leaf: trained(shape) or fixed(shape, init)}",
+                             method.arrays(name, place, model)) for name, place in places.items()}
     seen: dict[str, Declared] = {}
     for name, leaves in declared.items():
         if not leaves:
@@ -68,32 +69,51 @@ def wanted(model: Any, method: Method) -> Plan:
                                  f"a place; expected another name")
             first = seen.setdefault(d.key(name, leaf), d)
             if (first.shape, first.kind, first.dtype) != (d.shape, d.kind, d.dtype):
-                raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r} with shape "
-                                 f"{list(d.shape)}; another place declares {list(first.shape)}")
+                raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r} and declared as "
+                                 f"{_said(d)}; another place declares {_said(first)}; expected one shape and dtype")
     return Plan(method, places, declared)
+
+
+def _named(what: str, expected: str, found: Any) -> dict:
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{what} gives {shown(found)}; expected {expected}")
+    return dict(found)
+
+
+def _said(d: Declared) -> str:
+    return f"{d.kind.__name__} {list(d.shape)}{f' {d.dtype}' if d.dtype else ''}"
 
 
 def _check(where: str, leaf: Any, declared: Any) -> None:
     if not isinstance(leaf, str) or not leaf.isidentifier() or leaf == "base":
         raise ValueError(f"{where}: {shown(leaf)} is no name of an array; expected an identifier other than 'base'")
     if not isinstance(declared, Declared):
-        raise ValueError(f"{where}: {leaf!r} is {type(declared).__name__}; expected trained(shape) or fixed(shape, init)")
-    if not all(is_integer(n) for n in declared.shape):
+        raise ValueError(f"{where}: {leaf!r} is {type(declared).__name__}; expected trained(shape) or fixed(shape, "
+                         f"init)")
+    if not isinstance(declared.shape, tuple) or not all(is_integer(n) for n in declared.shape):
         raise ValueError(f"{where}: {leaf!r} has shape {shown(declared.shape)}; expected a tuple of integers")
     if not callable(declared.init):
         raise ValueError(f"{where}: the init of {leaf!r} is {shown(declared.init)}; expected a function of (shape, "
                          f"dtype, rng), such as minipeft.zeros or minipeft.normal(0.02)")
-    if declared.shared is not None and (not declared.shared or set(declared.shared) & set("@/")):
-        raise ValueError(f"{where}: {leaf!r} is shared as {declared.shared!r}; expected a name without '@' and '/'")
+    shared = declared.shared
+    if shared is not None and not (isinstance(shared, str) and re.fullmatch("[^@/]+", shared)):
+        raise ValueError(f"{where}: {leaf!r} is shared as {shown(shared)}; expected a name without '@' and '/'")
 
 
-def drawn(plan: Plan, rng: Rng) -> Callable[[str, Declared, Any], Array]:
-    """A `fill` that calls each array's init. Raises ValueError for one that gives another shape or dtype."""
+def drawn(plan: Plan, rng: numpy.random.Generator) -> Callable[[str, Declared, Any], Array]:
+    """A `fill` that calls each array's init. Raises ValueError for one that gives another shape or dtype. If one
+    raises, `rng` is again as it was before the first."""
+    before = rng.bit_generator.state
+
     def fill(key: str, declared: Declared, dtype: Any) -> Array:
-        array = declared.init(declared.shape, dtype, rng)
-        if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:
-            raise ValueError(f"{type(plan.method).__name__}: the init of {key} gives "
-                             f"{getattr(array, 'dtype', type(array).__name__)} "
-                             f"{list(getattr(array, 'shape', ()))}; expected {dtype} {list(declared.shape)}")
+        try:
+            array = declared.init(declared.shape, dtype, rng)
+            if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:
+                found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
+                raise ValueError(f"{type(plan.method).__name__}: the init of {key} gives {found}; expected {dtype} "
+                                 f"{list(declared.shape)}")
+        except BaseException:
+            rng.bit_generator.state = before
+            raise
         return array
     return fill

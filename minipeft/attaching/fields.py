@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 import numpy
 
@@ -28,6 +28,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, range, numpy.ndarray)):
         return tuple(_plain(v) for v in value)
     return value
+
+
+def check_settings(method: Any) -> None:
+    """Raises ValueError for a field whose `setting` does not hold."""
+    for field in dataclasses.fields(method):
+        if "holds" in field.metadata:
+            expect(method, field.name, _holds(field.metadata["holds"], getattr(method, field.name)),
+                   field.metadata["expected"])
+
+
+def _holds(check: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return check(value)
+    except TypeError:  # such as "8" >= 1
+        return False
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a file gives it back as it is, after `plain`."""
+    if isinstance(value, tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, str) or type(value) in (int, float) and is_number(value)
 
 
 def described(method: Any) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def _method(model: Model, file: AdapterFile) -> Any:
     """The method of a file, on the places that the file names. ValueError for one that the model lacks, for fields that
     are missing, and for texts that were altered."""
     if file.kind not in METHODS:
-        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)} (a method of your own "
-                         f"is known once its module was imported, with @minipeft.register above its class)")
+        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)} (a method of your "
+                         f"own is known once its module was imported, with @minipeft.register above its class)")
     kind = METHODS[file.kind]
     expected = set(file_fields(kind))
     later = _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
@@ -195,9 +195,9 @@ def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],
 def _lacks(file: AdapterFile, below: list[str], model: Model) -> str | None:
     """Why it cannot lie above attachments of these contents, bottom first; None if it can."""
     if file.version == "1":
-        for name, wanted in file.below_in_v1.items():
+        for name, saved in file.below_in_v1.items():
             other = model.attachments.get(name)
-            if other is None or other.state == "off" or fingerprint(other.tensors) != wanted:
+            if other is None or other.state == "off" or fingerprint(other.tensors) != saved:
                 return _not_here(file, name)
         return None
     at = 0

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from typing import Any, Callable, ClassVar, Mapping, Self, TypeVar
 
-from minipeft.attaching.fields import expect, file_fields, plain
+from minipeft.attaching.fields import check_settings, file_fields, is_plain, plain
 from minipeft.backend import Array
 from minipeft.checks import shown
 from minipeft.nn.init import Init, zeros
@@ -14,9 +14,10 @@ from minipeft.nn.weight import Fixed, Parameter, Piece
 from minipeft.nn.where import Where, matching
 
 M = TypeVar("M", bound="type[Method]")
+_HINT = " (lists and arrays become tuples in Method.__post_init__: a __post_init__ of your own calls it by super())"
 METHODS: dict[str, type["Method"]] = {}  # those that `register` has seen, by name: what `load` can make of a file
-_NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight", "position": "position table",
-          "sublayer": "sublayer site", "input": "input site", "keys_values": "keys and values site"}
+_NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight",
+          "position": "position table", "sublayer": "sublayer site", "input": "input site", "keys_values": "keys and values site"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,17 @@ class Declared:
 
 
 def trained(shape: tuple[int, ...], init: Init = zeros, shared: str | None = None) -> Declared:
-    """A trained array, in the dtype of its place."""
-    return Declared(tuple(shape), init, Parameter, shared)
+    """A trained array, in the dtype of its place. shape, init, shared: as `Declared` has them."""
+    return Declared(_tuple(shape), init, Parameter, shared)
 
 
 def fixed(shape: tuple[int, ...], init: Init, shared: str | None = None, dtype: Any = None) -> Declared:
     """An array that is saved with the attachment and never trained, such as random projections or indices."""
-    return Declared(tuple(shape), init, Fixed, shared, dtype)
+    return Declared(_tuple(shape), init, Fixed, shared, dtype)
+
+
+def _tuple(shape: Any) -> Any:
+    return tuple(shape) if isinstance(shape, list) else shape
 
 
 def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True) -> Any:
@@ -100,9 +105,7 @@ class Method:
 
     def __post_init__(self) -> None:
         plain(self)
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            if "holds" in field.metadata:
-                expect(self, field.name, field.metadata["holds"](getattr(self, field.name)), field.metadata["expected"])
+        check_settings(self)
 
     def places(self, model: Any) -> dict[str, Place]:
         """{name: place} of the `kinds` that `where` chooses. Raises ValueError where it chooses nothing."""
@@ -165,14 +168,15 @@ def checked(method: Any) -> Method:
     if METHODS.get(what) is not type(method):
         raise TypeError(f"{what} is not registered, so that load() could not make it; write @minipeft.register above "
                         f"its class (and make the method anew, if its class was defined again)")
+    check_settings(method)  # again, for a __post_init__ that does not call this one
     fields = method.fields()
-    try:
-        again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
-    except TypeError as error:
-        raise ValueError(f"{what}: a file cannot hold its fields {shown(fields)}: {error}") from None
+    for name, value in fields.items():
+        if not is_plain(value):
+            raise ValueError(f"{what}: {name} is {shown(value)}, which a file cannot hold; expected numbers, strings, "
+                             f"booleans, None, or tuples of these{_HINT}")
+    again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
     for name, value in fields.items():
         if again.get(name) != value:
-            raise ValueError(f"{what}: {name} is {shown(value)}; a file would give back {shown(again.get(name))}; "
-                             f"expected numbers, strings, booleans, None or tuples of them (a __post_init__ of its own "
-                             f"calls super().__post_init__())")
+            raise ValueError(f"{what}: {name} is {shown(value)}; expected {shown(again.get(name))}, as a file would give "
+                             f"it back{_HINT}")
     return method

@@ -6,7 +6,8 @@ dtype. Nothing is drawn.
 from __future__ import annotations
 
 import math
-from typing import Any, Iterator
+from types import ModuleType
+from typing import Any, Callable, Iterator
 
 import numpy
 
@@ -28,7 +29,8 @@ def tried(plan: Plan) -> Plan:
     dtype."""
     seen = set()
     for name, place in plan.places.items():
-        like = (place.kind, getattr(place, "shape", None), tuple(sorted(plan.declared[name])))
+        like = (place.kind, getattr(place, "shape", None),
+                tuple(sorted((leaf, d.shape) for leaf, d in plan.declared[name].items())))
         if like not in seen:
             seen.add(like)
             _try(plan, name, place)
@@ -39,20 +41,25 @@ def _try(plan: Plan, name: str, place: Place) -> None:
     where = f"{type(plan.method).__name__} at {name}"
     keys = {d.key(name, leaf) for leaf, d in plan.declared[name].items()}
     own = {key: d.kind(_zeros(*d.shape, dtype=dtype)) for key, (d, dtype) in plan.arrays().items() if key in keys}
-    piece = plan.piece(name, own)
+    piece = _called(f"{where}: make()", plan.piece, name, own)
     _check_kind(where, place, piece)
     _check_arrays(where, piece, own)
+    what, results = f"{where}: its {type(piece).__name__}", _results(place, piece)
     with quiet(all="ignore"):  # zeros may divide zeros; only shapes and dtypes count here
-        try:
-            results = list(_results(place, piece))
-        except ValueError:
-            raise
-        except Exception as error:
-            raise TypeError(f"{where}: its {type(piece).__name__} fails: {type(error).__name__}: {error}") from error
-    for what, found, shape, dtype in results:
-        if array_of(found) is not None and (array_of(found).shape != shape or array_of(found).dtype != dtype):
-            raise ValueError(f"{where}: {what} of its {type(piece).__name__} is {array_of(found).dtype} "
-                             f"{list(array_of(found).shape)}; expected {dtype} {list(shape)}")
+        while (result := _called(what, next, results, None)) is not None:
+            _check_result(what, *result)
+
+
+def _called(what: str, function: Callable, *inputs: Any) -> Any:
+    """function(*inputs), which runs the author's code: an error says where."""
+    try:
+        return function(*inputs)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from error
+    except Exception as error:
+        raise TypeError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _check_kind(where: str, place: Place, piece: Any) -> None:
@@ -71,27 +78,33 @@ def _check_arrays(where: str, piece: Any, own: dict[str, Any]) -> None:
         if id(array) not in held:
             raise ValueError(f"{where}: arrays() declares {key.rpartition('.')[2]!r}, which is no attribute of the "
                              f"{type(piece).__name__} that make() gives")
+    for attribute, array in piece.arrays.items():
+        if getattr(piece, attribute, None) is not array:
+            raise ValueError(f"{where}: the array {attribute!r} is hidden by {type(piece).__name__}.{attribute}; "
+                             f"expected another name")
     declared = {id(a) for a in own.values()}
-    for path, array in _found(vars(piece), type(piece).__name__):
+    for path, array in _found(type(piece).__name__, piece):
         if id(array) not in declared:
             raise ValueError(f"{where}: {path} is a {type(array).__name__} that arrays() does not declare: it would be "
                              f"neither trained nor saved")
 
 
-def _found(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _found(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Every Parameter and Fixed inside of a value, with where it is."""
-    if isinstance(value, (Leaf, Fixed)):
-        yield path, value
-    elif depth < 8:
-        if isinstance(value, dict):
-            inside = [(f"{path}.{key}", v) for key, v in value.items()]
+    waiting, seen = [(path, value)], set()
+    while waiting:
+        path, value = waiting.pop()
+        if id(value) in seen or isinstance(value, (type, ModuleType)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, (Leaf, Fixed)):
+            yield path, value
+        elif isinstance(value, dict):
+            waiting += [(f"{path}[{shown(key)}]", v) for key, v in value.items()]
         elif isinstance(value, (list, tuple, set, frozenset)):
-            inside = [(f"{path}[{i}]", v) for i, v in enumerate(value)]
+            waiting += [(f"{path}[{i}]", v) for i, v in enumerate(value)]
         else:
-            inside = [(f"{path}.{key}", v) for key, v in getattr(value, "__dict__", {}).items()] \
-                if not isinstance(value, type) else []
-        for where, v in inside:
-            yield from _found(v, where, depth + 1)
+            waiting += [(f"{path}.{key}", v) for key, v in getattr(value, "__dict__", {}).items()]
 
 
 def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
@@ -101,27 +114,49 @@ def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
         weight = piece.over(place.fold())
         dense = weight.dense()
         if not isinstance(dense, Tensor):
-            raise TypeError(f"dense() gives {shown(dense)}; expected a Tensor")
+            raise TypeError(f"dense() gives {type(dense).__name__}; expected a Tensor")
         yield "dense()", dense, place.shape, dtype
         if len(place.shape) == 2:
             d_out, d_in = place.shape
-            yield "project(x)", weight.project(_zeros(ROWS, d_in, dtype=dtype)), (ROWS, d_out), dtype
+            yield "project(x)", weight.project(Tensor(_zeros(ROWS, d_in, dtype=dtype))), (ROWS, d_out), dtype
             yield "rows(ids)", weight.rows(xp.zeros((1, ROWS), dtype=int)), (1, ROWS, d_in), dtype
         else:
             yield "vector()", weight.vector(), place.shape, dtype
         return
     shape = (1, ROWS, place.width)
-    x = _zeros(*shape, dtype=dtype)
+    x = Tensor(_zeros(*shape, dtype=dtype))
     if place.kind == "sublayer":
         yield "the output", piece(x, x, x), shape, dtype
-    elif place.kind == "input":
-        out, mask = piece(x, None)
-        yield "the embeddings", out, (1, array_of(out).shape[1], place.width), dtype
-        yield "the mask", mask, (1, array_of(out).shape[1]), numpy.dtype(bool)
-    else:
-        k, v, _ = piece(x, x, None)
-        yield "the keys", k, (1, array_of(k).shape[1], place.width), dtype
-        yield "the values", v, (1, array_of(k).shape[1], place.width), dtype
+        return
+    for given in (None, xp.ones((1, ROWS), dtype=bool)) if place.kind == "input" else ():
+        out, mask = _parts("embeddings, mask", piece(x, given))
+        yield "the embeddings", out, (1, _length(out), place.width), dtype
+        if mask is not None or given is not None:
+            yield "the mask", mask, (1, _length(out)), numpy.dtype(bool)
+    for kv, given in ((x, None), (x.data, _zeros(1, 1, ROWS, ROWS, dtype=dtype))) if place.kind == "keys_values" else ():
+        k, v, bias = _parts("keys, values, bias", piece(kv, kv, given))  # arrays, where decoding keeps them
+        yield "the keys", k, (1, _length(k), place.width), dtype
+        yield "the values", v, (1, _length(k), place.width), dtype
+        if bias is not None or given is not None:
+            yield "the bias", bias, (*getattr(bias, "shape", ())[:-1], _length(k)), dtype
+
+
+def _parts(expected: str, result: Any) -> tuple:
+    if not isinstance(result, tuple) or len(result) != expected.count(",") + 1:
+        raise TypeError(f"it gives {type(result).__name__}; expected ({expected})")
+    return result
+
+
+def _length(x: Any) -> int:
+    """That of axis 1; 0 where there is none, which then is no expected shape."""
+    return (*getattr(x, "shape", ()), 0, 0)[1]
+
+
+def _check_result(where: str, what: str, found: Any, shape: tuple, dtype: Any) -> None:
+    array = array_of(found)
+    if getattr(array, "shape", None) != shape or array.dtype != dtype:
+        is_ = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else shown(array)
+        raise ValueError(f"{where}: {what} is {is_}; expected {dtype} {list(shape)}")
 
 
 def _zeros(*shape: int, dtype: Any) -> Array:

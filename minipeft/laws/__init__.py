@@ -18,4 +18,4 @@ from minipeft.laws.values import definition, dtype_kept, merge, transparency  # 
 from minipeft.laws.moves import files, names, swap_and_mixed_batches, undo  # noqa: F401
 from minipeft.laws.training import accumulation, dropout_reaches_every_weight, masking  # noqa: F401
 from minipeft.laws.check import check  # noqa: F401
-from minipeft.laws.law import LAWS  # noqa: F401
+from minipeft.laws.law import LAWS, Broken, DoesNotApply  # noqa: F401

@@ -65,8 +65,8 @@ def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts
     concerns LoRA; they are tests of the library. Raises TypeError and ValueError for a method that breaks its contract,
     TypeError for a part of a model."""
     checked(method)
-    models = {f"{family}, {dtype}": model_of(family, dtype, seed) for family in FAMILIES
-              for dtype in ("float64", "float32")} if model is None else {type(model).__name__: whole(model)}
+    models = {f"{family}, {dtype}": model_of(family, dtype, seed) for family in FAMILIES for dtype in
+              ("float64", "float32")} if model is None else {type(model).__name__: whole(model)}
     verdicts: list[Verdict] = []
     skipped: dict[str, str] = {}
     for name, found in models.items():

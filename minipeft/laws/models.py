@@ -57,8 +57,8 @@ def model_of(family: str, dtype: str, seed: int) -> Any:
 
 
 def batch_for(vocab: int, seed: int, rows: int = BATCH) -> dict[str, numpy.ndarray]:
-    """The arguments of `model.loss` for a vocabulary of that size: ids without pad [rows, source], a mask with a hole on either side, labels
-    [rows, target] with -100 among them."""
+    """The arguments of `model.loss` for a vocabulary of that size: ids without pad [rows, source], a mask with a hole
+    on either side, labels [rows, target] with -100 among them."""
     rng = numpy.random.default_rng([seed, 0])
     mask, labels = numpy.ones((rows, SOURCE), int), rng.integers(1, vocab, (rows, TARGET))
     mask[0, -2:], mask[-1, 0] = 0, 0

@@ -28,7 +28,8 @@ def undo(method: Method, model: Model, seed: int) -> None:
     bench = Bench.of(method, model, seed)
     copy, rng = bench.model, numpy.random.default_rng([seed, 5])
     attachments = [bench.attachment, bench.partner(seed)]
-    base, seen = bits(copy.base_parameters), {}
+    base = bits(copy.base_parameters)
+    seen: dict[tuple, bytes] = {}
     for _ in range(24):
         attachment, move = attachments[rng.integers(2)], MOVES[rng.integers(4)]
         now = copy.host.now

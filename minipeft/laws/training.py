@@ -111,8 +111,8 @@ def dropout_reaches_every_weight(method: Method, model: Model, seed: int) -> Non
         try:
             attach_moved(stack, above, seed + 1, "above")
         except ValueError as error:
-            holds(above is method and "dropout" in str(error), f"it cannot lie {'above' if above is method else 'below'} "
-                  f"a LoRA: {error}")
+            side = "above" if above is method else "below"
+            holds(above is method and "dropout" in str(error), f"it cannot lie {side} a LoRA: {error}")
             holds(list(stack.attachments) == ["below"], "an attachment that is refused stays on the model")
             continue
         slot = stack.slots[place]
@@ -123,6 +123,6 @@ def dropout_reaches_every_weight(method: Method, model: Model, seed: int) -> Non
         holds(one.tobytes() != other.tobytes(), f"{where} a LoRA with dropout, the dropout is lost")
         passes = numpy.stack([slot.project(x, rng).data for _ in range(400)]).astype("float64")
         exact, spread = slot.project(x).data, passes.std(axis=0)
-        error = abs(passes.mean(axis=0) - exact)
-        holds((error <= 6 * spread / 20 + 1e-6 * abs(exact).max()).all(),  # six standard errors: once in 500 million
+        off = abs(passes.mean(axis=0) - exact)
+        holds((off <= 6 * spread / 20 + 1e-6 * abs(exact).max()).all(),  # six standard errors: once in 500 million
               f"{where} a LoRA with dropout, the mean of many passes is not the pass without dropout")

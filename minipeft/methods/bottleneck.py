@@ -86,8 +86,8 @@ PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
 @register
 @dataclasses.dataclass(frozen=True)
 class Bottleneck(Method):
-    """placement: one of PLACEMENTS. The width m is `size`, or d / reduction. activation: f, one of ACTIVATIONS. scale: s,
-    by default that of the placement. input: what a parallel adapter reads, "stream" (x) or "norm" (n). cross: also
+    """placement: one of PLACEMENTS. The width m is `size`, or d / reduction. activation: f, one of ACTIVATIONS. scale:
+    s, by default that of the placement. input: what a parallel adapter reads, "stream" (x) or "norm" (n). cross: also
     after cross-attention (Houlsby's model has none). stacks: encoder, decoder, or both. where: the sites, instead of
     those that placement, cross and stacks choose (the adapter's input and s stay).
 

@@ -70,8 +70,8 @@ INITS = ("vocabulary", "random", "tokens")
 class PromptTuning(Method):
     """length: p. init (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels. tokens: ids, or
-    tuples of ids, of which the mean is taken (a label of several tokens). If they are fewer than p, the others are drawn
-    from the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer
+    tuples of ids, of which the mean is taken (a label of several tokens). If they are fewer than p, the others are
+    drawn from the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer
     knows. next_to_text: where a row is padded on the left, behind the padding instead of in front of it. where: the
     input sites, by default the encoder's.
 

@@ -71,8 +71,8 @@ class Selective(Method):
     last: int | None = _blocks()
     type: str | tuple[str, ...] | None = _some_of(TYPES)
     where: Where = ""
-    rows: tuple[int, ...] | None = setting(None, lambda v: _all(v, lambda i: integer(i, 0)) and len(set(v or ())) == len(
-        v or ()), "distinct ids, at least one")
+    rows: tuple[int, ...] | None = setting(None, lambda v: _all(v, lambda i: integer(i, 0))
+                                           and len(set(v or ())) == len(v or ()), "distinct ids, at least one")
     mask: Mapping[str, Any] | None = setting(None, lambda v: v is None or isinstance(v, Mapping) and v,
                                              "{slot name: array}, and no rows beside it", in_file=False)
 

@@ -100,8 +100,8 @@ class Training:
             return attach(self.model, method, numpy.random.default_rng(0), "lora")
         A, B = (Parameter(numpy.zeros(shape, self.dtype)) for shape in ((r, slot.shape[1]), (slot.shape[0], r)))
         piece = LowRank(A=A, B=B, scale=Fraction(alpha) / r, p=0.0)  # LoRA refuses what cannot pay; the equations hold
-        put(self.model, [forced := Attachment(self.model, "lora", method, {PLACE: slot}, {PLACE: piece},
-                                               {f"{PLACE}.A": A, f"{PLACE}.B": B})])
+        own = {f"{PLACE}.A": A, f"{PLACE}.B": B}
+        put(self.model, [forced := Attachment(self.model, "lora", method, {PLACE: slot}, {PLACE: piece}, own)])
         return forced
 
     def step(self, micro_batches: Sequence[tuple[Array, Array, Array]]) -> float:
