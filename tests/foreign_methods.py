@@ -111,7 +111,8 @@ class ForeignDoRA(Method):
 
 
 class Prefix(Piece):
-    """(k, v [batch, key, heads * d_k], bias) -> [K; k], [V; v] and a bias of 0 at the new keys.   K, V [p, heads * d_k]."""
+    """(k, v [batch, key, heads * d_k], bias) -> [K; k], [V; v], and a bias of 0 at the new keys.
+    K, V [p, heads * d_k]."""
 
     K: Parameter
     V: Parameter

@@ -17,7 +17,8 @@ M = TypeVar("M", bound="type[Method]")
 _HINT = " (lists and arrays become tuples in Method.__post_init__: a __post_init__ of your own calls it by super())"
 METHODS: dict[str, type["Method"]] = {}  # those that `register` has seen, by name: what `load` can make of a file
 _NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight",
-          "position": "position table", "sublayer": "sublayer site", "input": "input site", "keys_values": "keys and values site"}
+          "position": "position table", "sublayer": "sublayer site", "input": "input site",
+          "keys_values": "keys and values site"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +178,6 @@ def checked(method: Any) -> Method:
     again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
     for name, value in fields.items():
         if again.get(name) != value:
-            raise ValueError(f"{what}: {name} is {shown(value)}; expected {shown(again.get(name))}, as a file would give "
-                             f"it back{_HINT}")
+            raise ValueError(f"{what}: {name} is {shown(value)}; expected {shown(again.get(name))}, as a file would "
+                             f"give it back{_HINT}")
     return method

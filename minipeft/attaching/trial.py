@@ -127,18 +127,19 @@ def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
     x = Tensor(_zeros(*shape, dtype=dtype))
     if place.kind == "sublayer":
         yield "the output", piece(x, x, x), shape, dtype
-        return
-    for given in (None, xp.ones((1, ROWS), dtype=bool)) if place.kind == "input" else ():
-        out, mask = _parts("embeddings, mask", piece(x, given))
-        yield "the embeddings", out, (1, _length(out), place.width), dtype
-        if mask is not None or given is not None:
-            yield "the mask", mask, (1, _length(out)), numpy.dtype(bool)
-    for kv, given in ((x, None), (x.data, _zeros(1, 1, ROWS, ROWS, dtype=dtype))) if place.kind == "keys_values" else ():
-        k, v, bias = _parts("keys, values, bias", piece(kv, kv, given))  # arrays, where decoding keeps them
-        yield "the keys", k, (1, _length(k), place.width), dtype
-        yield "the values", v, (1, _length(k), place.width), dtype
-        if bias is not None or given is not None:
-            yield "the bias", bias, (*getattr(bias, "shape", ())[:-1], _length(k)), dtype
+    elif place.kind == "input":
+        for mask in (None, xp.ones((1, ROWS), dtype=bool)):
+            out, seen = _parts("embeddings, mask", piece(x, mask))
+            yield "the embeddings", out, (1, _length(out), place.width), dtype
+            if seen is not None or mask is not None:
+                yield "the mask", seen, (1, _length(out)), numpy.dtype(bool)
+    else:
+        for kept, bias in ((x, None), (x.data, _zeros(1, 1, ROWS, ROWS, dtype=dtype))):  # decoding keeps arrays
+            k, v, hides = _parts("keys, values, bias", piece(kept, kept, bias))
+            yield "the keys", k, (1, _length(k), place.width), dtype
+            yield "the values", v, (1, _length(k), place.width), dtype
+            if hides is not None or bias is not None:
+                yield "the bias", hides, (*getattr(hides, "shape", (1, 1, ROWS, ROWS))[:-1], _length(k)), dtype
 
 
 def _parts(expected: str, result: Any) -> tuple:
@@ -155,8 +156,8 @@ def _length(x: Any) -> int:
 def _check_result(where: str, what: str, found: Any, shape: tuple, dtype: Any) -> None:
     array = array_of(found)
     if getattr(array, "shape", None) != shape or array.dtype != dtype:
-        is_ = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else shown(array)
-        raise ValueError(f"{where}: {what} is {is_}; expected {dtype} {list(shape)}")
+        gives = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else shown(array)
+        raise ValueError(f"{where} gives {gives} for {what}; expected {dtype} {list(shape)}")
 
 
 def _zeros(*shape: int, dtype: Any) -> Array:
