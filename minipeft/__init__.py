@@ -2,6 +2,7 @@
 
 The public names; each is documented where it is defined.
 """
+import importlib
 from typing import Any
 
 from minipeft.attaching.attach import attach
@@ -44,9 +45,11 @@ __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck",
 
 
 def __getattr__(name: str) -> Any:
-    if name == "trace":  # of the conformance kit, which an import of minipeft does not load
-        from minipeft.conformance.trace import trace
-        return trace
+    # An import of minipeft loads neither the laws nor the conformance kit; whoever asks for them gets them.
+    if name == "laws":
+        return importlib.import_module("minipeft.laws")
+    if name == "trace":
+        return importlib.import_module("minipeft.conformance.trace").trace
     raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
 
 

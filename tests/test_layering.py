@@ -155,7 +155,7 @@ def test_a_circle_is_seen():
 
 def test_the_public_names_are_names_and_nothing_else():
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign, ast.FunctionDef)) for node in tree.body)
+    assert all(isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)) for node in tree.body)
     assert sorted(minipeft.__all__, key=str.lower) == minipeft.__all__
     assert all(hasattr(minipeft, name) for name in minipeft.__all__)
 
@@ -228,6 +228,12 @@ def test_an_import_brings_nothing_but_numpy_safetensors_and_the_standard_library
     # What numpy and safetensors bring themselves (compiled extensions may register helpers) is theirs.
     theirs = set(json.loads(run(code.format(", numpy, safetensors"))))
     assert others - theirs == {"minipeft"}
+
+
+def test_an_import_loads_neither_the_laws_nor_the_kit_which_are_there_when_they_are_asked_for():
+    code = ("import sys, minipeft; print([n for n in sys.modules if n.startswith(('minipeft.laws', 'minipeft.conf'))]);"
+            "print(callable(minipeft.laws.check), callable(minipeft.trace), hasattr(minipeft, 'nothing'))")
+    assert run(code) == "[]\nTrue True False\n"
 
 
 def test_an_import_starts_no_thread_and_imports_neither_numpy_random_nor_cupy():
