@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from typing import Any, Mapping, Self
 
 from minipeft.engine.tensor import Tensor
@@ -38,6 +37,7 @@ from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
+from minipeft.models.names import translated
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
@@ -204,45 +204,30 @@ class T5(EncoderDecoder):
     @staticmethod
     def to_hf_name(name: str) -> str:
         """The key in a Hugging Face state dict of the base parameter `name`. Raises ValueError if there is none."""
-        for pattern, replacement in _TO_HF:
-            if re.fullmatch(pattern, name):
-                hf = re.sub(pattern, replacement, name)
-                return hf.replace(".layer.FF.", ".layer.1." if hf.startswith("encoder") else ".layer.2.")
-        raise ValueError(f"{name!r} is not the name of a T5 parameter")
+        found = translated(name, _NAMES)
+        if found is None:
+            raise ValueError(f"{name!r} is not the name of a T5 parameter")
+        return found
 
     @staticmethod
     def from_hf_name(name: str) -> str:
         """The inverse of `to_hf_name`. Raises ValueError for an unknown key."""
-        for pattern, replacement in _FROM_HF:
-            if re.fullmatch(pattern, name):
-                return re.sub(pattern, replacement, name)
-        raise ValueError(f"{shown(name)} is not a key of a T5 state dict")
+        found = translated(name, ((theirs, ours) for ours, theirs in _NAMES))
+        if found is None:
+            raise ValueError(f"{shown(name)} is not a key of a T5 state dict")
+        return found
 
 
-_STACK, _N = r"(encoder|decoder)", r"(\d+)"
-_TO_HF = [
-    (r"embedding\.weight", "shared.weight"),
-    (r"head\.weight", "lm_head.weight"),
-    (_STACK + r"\.norm\.weight", r"\1.final_layer_norm.weight"),
-    (_STACK + r"\.position\.weight", r"\1.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
-    (_STACK + rf"\.{_N}\.attn\.([qkvo])\.weight", r"\1.block.\2.layer.0.SelfAttention.\3.weight"),
-    (_STACK + rf"\.{_N}\.attn_norm\.weight", r"\1.block.\2.layer.0.layer_norm.weight"),
-    (rf"(decoder)\.{_N}\.cross\.([qkvo])\.weight", r"\1.block.\2.layer.1.EncDecAttention.\3.weight"),
-    (rf"(decoder)\.{_N}\.cross_norm\.weight", r"\1.block.\2.layer.1.layer_norm.weight"),
-    (_STACK + rf"\.{_N}\.ff\.(wi|wi_0|wi_1|wo)\.weight", r"\1.block.\2.layer.FF.DenseReluDense.\3.weight"),
-    (_STACK + rf"\.{_N}\.ff_norm\.weight", r"\1.block.\2.layer.FF.layer_norm.weight"),
-]
-_FROM_HF = [
-    (r"shared\.weight", "embedding.weight"),
-    (r"lm_head\.weight", "head.weight"),
-    (_STACK + r"\.final_layer_norm\.weight", r"\1.norm.weight"),
-    (_STACK + r"\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight", r"\1.position.weight"),
-    (_STACK + rf"\.block\.{_N}\.layer\.0\.SelfAttention\.([qkvo])\.weight", r"\1.\2.attn.\3.weight"),
-    (_STACK + rf"\.block\.{_N}\.layer\.0\.layer_norm\.weight", r"\1.\2.attn_norm.weight"),
-    (rf"(decoder)\.block\.{_N}\.layer\.1\.EncDecAttention\.([qkvo])\.weight", r"\1.\2.cross.\3.weight"),
-    (rf"(decoder)\.block\.{_N}\.layer\.1\.layer_norm\.weight", r"\1.\2.cross_norm.weight"),
-    (rf"(?:(encoder)\.block\.{_N}\.layer\.1|(decoder)\.block\.{_N}\.layer\.2)\.DenseReluDense\.(wi|wi_0|wi_1|wo)"
-     r"\.weight", r"\1\3.\2\4.ff.\5.weight"),
-    (rf"(?:(encoder)\.block\.{_N}\.layer\.1|(decoder)\.block\.{_N}\.layer\.2)\.layer_norm\.weight",
-     r"\1\3.\2\4.ff_norm.weight"),
-]
+_NAMES = (  # ours and Hugging Face's; the letters are explained in `names.py`
+    ("embedding.weight", "shared.weight"),
+    ("head.weight", "lm_head.weight"),
+    ("S.norm.weight", "S.final_layer_norm.weight"),
+    ("S.position.weight", "S.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    ("S.i.attn.Q.weight", "S.block.i.layer.0.SelfAttention.Q.weight"),
+    ("S.i.attn_norm.weight", "S.block.i.layer.0.layer_norm.weight"),
+    ("decoder.i.cross.Q.weight", "decoder.block.i.layer.1.EncDecAttention.Q.weight"),
+    ("decoder.i.cross_norm.weight", "decoder.block.i.layer.1.layer_norm.weight"),
+    ("encoder.i.ff.W.weight", "encoder.block.i.layer.1.DenseReluDense.W.weight"),
+    ("encoder.i.ff_norm.weight", "encoder.block.i.layer.1.layer_norm.weight"),
+    ("decoder.i.ff.W.weight", "decoder.block.i.layer.2.DenseReluDense.W.weight"),
+    ("decoder.i.ff_norm.weight", "decoder.block.i.layer.2.layer_norm.weight"))

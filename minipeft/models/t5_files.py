@@ -5,9 +5,10 @@ The names and shapes in the headers of the files are checked against the configu
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 import numpy
 
@@ -18,7 +19,8 @@ from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
 
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
-_INPUT_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_TABLE = "shared.weight"
+_INPUT_NAMES = (_TABLE, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in files of the first release
 
 
@@ -33,50 +35,40 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
     del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
     files = _files(directory)
-    shapes = {key: shape for file in files for key, shape in read_shapes(directory / file).items()}
-    shapes.pop(_UNUSED, None)
-    tables = [name for name in _INPUT_NAMES if name in shapes]
-    if not tables:
-        raise ValueError(f"no input embedding; expected one of {', '.join(_INPUT_NAMES)}")
+    shapes = _one_table({key: shape for file in files for key, shape in read_shapes(directory / file).items()},
+                        operator.eq)
     if says_untied and _HEAD not in shapes:
         raise ValueError(f"{CONFIG} says tie_word_embeddings = false, but {_HEAD} is missing")
-    for name in tables[1:]:
-        if shapes.pop(name) != shapes[tables[0]]:
-            raise _differ(tables[0], name)
-    shapes["shared.weight"] = shapes.pop(tables[0])
     check_layers(config, len(shapes))
     tied, untied = (dataclasses.replace(config, tie_word_embeddings=tie) for tie in (True, False))
     check_shapes({name_from(key): shape for key, shape in shapes.items()},
                  t5_shapes(untied if _HEAD in shapes else tied))
     if files == [WEIGHTS]:
         check_saved_with(tied, read_metadata(directory / WEIGHTS), untied)
-    tensors, metadata = _read_all(directory, files)
-    tensors.pop(_UNUSED, None)
-    table = tensors.pop(tables[0])
-    for name in tables[1:]:
-        if not numpy.array_equal(tensors.pop(name), table):
-            raise _differ(tables[0], name)
-    tensors["shared.weight"] = table
-    if _HEAD in tensors and not says_untied and numpy.array_equal(tensors[_HEAD], table):
+    tensors: dict[str, numpy.ndarray] = {}
+    for file in files:
+        found, metadata = read_tensors(directory / file)
+        tensors.update(found)
+    tensors = _one_table(tensors, numpy.array_equal)
+    if _HEAD in tensors and not says_untied and numpy.array_equal(tensors[_HEAD], tensors[_TABLE]):
         del tensors[_HEAD]
     config = untied if _HEAD in tensors else tied
-    check_saved_with(config, metadata)
+    if files == [WEIGHTS]:
+        check_saved_with(config, metadata)
     return config, {name_from(key): array for key, array in tensors.items()}
 
 
-def _differ(first: str, other: str) -> ValueError:
-    return ValueError(f"{first} and {other} differ; T5 has one table for both stacks")
-
-
-def _read_all(directory: Path, files: list[str]) -> tuple[dict[str, numpy.ndarray], Mapping[str, str]]:
-    """Every tensor, and the metadata if there is only one file."""
-    tensors: dict[str, numpy.ndarray] = {}
-    metadata: Mapping[str, str] = {}
-    for file in files:
-        found, said = read_tensors(directory / file)
-        tensors.update(found)
-        metadata = said if files == [WEIGHTS] else {}
-    return tensors, metadata
+def _one_table(stored: dict[str, Any], equal: Callable[[Any, Any], bool]) -> dict[str, Any]:
+    """{key: shape or array}, where the input embedding is stored once, under its first name, and nothing is unused.
+    Raises ValueError if there is none, or several that are not equal."""
+    tables = [name for name in _INPUT_NAMES if name in stored]
+    if not tables:
+        raise ValueError(f"no input embedding; expected one of {', '.join(_INPUT_NAMES)}")
+    for name in tables[1:]:
+        if not equal(stored[name], stored[tables[0]]):
+            raise ValueError(f"{tables[0]} and {name} differ; T5 has one table for both stacks")
+    kept = {key: value for key, value in stored.items() if key not in (*tables, _UNUSED)}
+    return {**kept, _TABLE: stored[tables[0]]}
 
 
 def _files(directory: Path) -> list[str]:

@@ -1,17 +1,16 @@
 """The weights of a torch.nn.Transformer under our names, to compare the two models.
 
 torch has only the two stacks, each with a norm after it (final_norm=True), and no embeddings, positions or head. Its
-norm_first is our pre_norm; its src_key_padding_mask, True at padding, is the opposite of our attention_mask. In the
-table S is encoder or decoder, i is a layer, and * is weight or bias.
+norm_first is our pre_norm; its src_key_padding_mask, True at padding, is the opposite of our attention_mask.
 """
 from __future__ import annotations
 
-import re
 from typing import Any, Mapping
 
 from minipeft.backend import Array, to_host
+from minipeft.models.names import translated
 
-TABLE = {
+TABLE = {  # the letters are explained in `names.py`
     "S.layers.i.self_attn.in_proj_*": "S.i.attn.{q,k,v}.*",  # three blocks of d_model rows
     "S.layers.i.self_attn.out_proj.*": "S.i.attn.o.*",
     "decoder.layers.i.multihead_attn.in_proj_*": "decoder.i.cross.{q,k,v}.*",
@@ -24,7 +23,6 @@ TABLE = {
     "decoder.layers.i.norm3.*": "decoder.i.ff_norm.*",
     "S.norm.*": "S.norm.*",
 }
-_LETTERS = {"S": "(?P<S>encoder|decoder)", "i": r"(?P<i>\d+)", "*": "(?P<leaf>weight|bias)"}
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
@@ -34,19 +32,12 @@ def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
     of rows."""
     found: dict[str, Array] = {}
     for key, value in state.items():
-        name, array = _name(key), to_host(value)
+        name, array = translated(key, TABLE.items()), to_host(value)
+        if name is None:
+            raise ValueError(f"{key!r} is not a key of torch.nn.Transformer")
         parts = [name.replace("{q,k,v}", part) for part in "qkv"] if "{" in name else [name]
         if array.ndim == 0 or len(array) % len(parts):
             raise ValueError(f"{key} has shape {list(array.shape)}; expected {len(parts)} blocks of d_model rows")
         rows = len(array) // len(parts)
         found.update({part: array[n * rows:(n + 1) * rows] for n, part in enumerate(parts)})
     return found
-
-
-def _name(key: str) -> str:
-    for theirs, ours in TABLE.items():
-        match = re.fullmatch(re.sub(r"\bS\b|\bi\b|\*|\.", lambda m: _LETTERS.get(m[0], r"\."), theirs), key)
-        if match:
-            values = {"*": match["leaf"], **match.groupdict()}
-            return re.sub(r"\bS\b|\bi\b|\*", lambda m: values[m[0]], ours)
-    raise ValueError(f"{key!r} is not a key of torch.nn.Transformer")
