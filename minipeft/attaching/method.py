@@ -146,6 +146,9 @@ def register(cls: M) -> M:
         raise TypeError(f"{what} is no frozen dataclass; write @minipeft.register above @dataclass(frozen=True)")
     if "where" not in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
         raise TypeError(f"{what} has no field `where`; expected one, such as where: Where = r\"\\.(q|v)\\.weight$\"")
+    taken = [name for name in file_fields(cls) if name == "kind" or hasattr(Method, name)]
+    if taken:
+        raise TypeError(f"{what} has a field `{taken[0]}`, a name that the contract uses; expected another name")
     for name in ("arrays", "make"):
         if getattr(cls, name) is getattr(Method, name):
             raise TypeError(f"{what} does not define {name}(); see minipeft.Method")
