@@ -27,9 +27,6 @@ from minipeft.atomic import check_regular, write_atomic
 from minipeft.backend import Array, to_host
 from minipeft.checks import shown
 
-__all__ = ["DIGEST", "STORAGE", "read_dtypes", "read_json", "read_metadata", "read_shapes", "read_tensors",
-           "round_bf16", "widen_bf16", "write_atomic", "write_tensors"]
-
 DIGEST = "tensors_sha256"  # SHA-256 over [name, dtype, shape] as a line of JSON and the stored bytes, by sorted names
 LIMIT = 8 * 2 ** 20        # bytes of JSON, in a header or a file; parsed, they take 50 times as much memory
 _BF16 = "bfloat16"
@@ -55,7 +52,7 @@ def read_tensors(path: str | os.PathLike, dtype: str | None = None,
         found = {}
         for name in sorted(spans):
             begin, _, stored, shape = spans[name]
-            flat = _raw(file, start + begin, stored, math.prod(shape), path)
+            flat = _numbers(file, start + begin, stored, math.prod(shape), path)
             if digest is not None:
                 _add(digest, name, stored, shape, flat)
             found[name] = _widened(flat, stored, shape, dtype)
@@ -112,22 +109,9 @@ def _header(file: BinaryIO, path: Any) -> tuple[int, dict[str, tuple], dict[str,
     if n > min(size - 8, LIMIT):
         raise ValueError(f"{path}: the header claims {n} bytes, but {size - 8} follow (and at most {LIMIT} are read): "
                          f"truncated, or not a safetensors file")
-    try:
-        header = json.loads(file.read(n).decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the header is not valid JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path}: the header is a JSON {type(header).__name__}; expected an object")
+    header = json_object(f"{path}: the header", file.read(n))
     metadata = header.pop("__metadata__", {})
     return 8 + n, _checked(header, metadata, size - 8 - n, path), metadata
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object at any depth. Of two entries with one name, json would keep the last, another reader the first."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
-    return found
 
 
 def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dict[str, tuple]:
@@ -146,7 +130,7 @@ def _checked(header: dict[str, Any], metadata: Any, room: int, path: Any) -> dic
             raise ValueError(f"{path}: {shown(name)} has shape {shown(shape)} and offsets {shown(offsets)}; expected "
                              f"sizes >= 0 that an array can have")
         begin, end = offsets
-        wanted = math.prod(shape) * _itemsize(_DTYPES[dtype])
+        wanted = math.prod(shape) * _raw(_DTYPES[dtype]).itemsize
         if end - begin != wanted or end > room:
             raise ValueError(f"{path}: {shown(name)}, {dtype} {shown(shape)}, takes {wanted} bytes; its offsets "
                              f"{offsets} give {end - begin}, and the file holds {room} bytes of data")
@@ -165,15 +149,14 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2 ** 63 for v in value)
 
 
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype == _BF16 else numpy.dtype(dtype).itemsize
+def _raw(stored: str) -> numpy.dtype:
+    """The dtype of the numbers in the file: those of bfloat16 are read as uint16, of bool as uint8."""
+    return numpy.dtype({_BF16: "uint16", "bool": "uint8"}.get(stored, stored)).newbyteorder("<")
 
 
-def _raw(file: BinaryIO, at: int, stored: str, count: int, path: Any) -> numpy.ndarray:
-    """[count] numbers as stored in the file; bfloat16 as uint16, bool as uint8."""
-    raw = numpy.dtype("<u2" if stored == _BF16 else "u1" if stored == "bool" else numpy.dtype(stored).newbyteorder("<"))
+def _numbers(file: BinaryIO, at: int, stored: str, count: int, path: Any) -> numpy.ndarray:
     file.seek(at)
-    flat = numpy.fromfile(file, raw, count=count)
+    flat = numpy.fromfile(file, _raw(stored), count=count)
     if flat.size != count:
         raise ValueError(f"{path}: became shorter while it was read")
     return flat
@@ -287,10 +270,29 @@ def read_json(path: str | os.PathLike, limit: int = LIMIT) -> dict[str, Any]:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise ValueError(f"{path}: more than {limit} bytes; such a file is not read")
+    return json_object(str(path), raw)
+
+
+def json_object(what: str, text: bytes, finite: bool = False) -> dict[str, Any]:
+    """The JSON object in `text`, which an error calls `what`. finite: whether NaN and Infinity are refused, too. Raises
+    ValueError for anything else, and for an object, at any depth, in which a name appears twice: json would keep the
+    last of the two entries, another reader the first."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates,
+                           parse_constant=_no_number if finite else None)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}; expected an object")
+        raise ValueError(f"{what} holds a JSON {type(value).__name__}; expected an object")
     return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name appears twice")
+    return found
+
+
+def _no_number(literal: str) -> Any:
+    raise ValueError(f"{literal} is not a finite number")

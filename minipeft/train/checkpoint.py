@@ -21,7 +21,7 @@ import numpy
 
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
-from minipeft.files import read_metadata, read_tensors, write_tensors
+from minipeft.files import json_object, read_metadata, read_tensors, write_tensors
 from minipeft.nn.fingerprint import sha256
 
 _FORMAT, _FIRST = "minipeft-checkpoint-2", "minipeft-checkpoint-1"
@@ -73,31 +73,9 @@ def read(path: str | os.PathLike) -> Checkpoint:
         if group not in arrays:
             raise ValueError(f"{path}: {shown(key)} is not a tensor of a checkpoint")
         arrays[group][name] = array
-    return Checkpoint(str(path), arrays, *(_object(path, key, texts[key]) for key in ("state", "run")))
-
-
-def _object(path: Any, key: str, text: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises ValueError for a name that appears twice and a number that is not finite."""
-    try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: {key!r} in the checkpoint's metadata is not valid JSON: "
-                         f"{str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: {key!r} in the checkpoint's metadata is a JSON {type(value).__name__}; expected an "
-                         f"object")
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name appears twice")
-    return found
-
-
-def _no_number(literal: str) -> Any:
-    raise ValueError(f"{literal} is not a finite number")
+    state, run = (json_object(f"{path}: {key!r} in the checkpoint's metadata", texts[key].encode(), finite=True)
+                  for key in ("state", "run"))
+    return Checkpoint(str(path), arrays, state, run)
 
 
 def _digest(texts: Mapping[str, str]) -> str:
