@@ -45,7 +45,7 @@ MISTAKES = {
         lambda m, a: minipeft.attach(m, minipeft.LoRA(1, where=["q_proj", "v_proj"]), RNG(0), "h"), ValueError,
         r"where='q_proj' matches none of the \d+ matrix names; nearest: encoder.0.attn.q.weight"),
     "the class of a method": (lambda m, a: minipeft.attach(m, minipeft.LoRA, RNG(0)), TypeError,
-                              r"expected one such as LoRA\(rank=8\)"),
+                              r"expected an object of it, LoRA\(...\)"),
     "a part of a model": (lambda m, a: minipeft.attach(m.encoder, minipeft.LoRA(1), RNG(0)), TypeError,
                           "Stack is not a whole model; pass the model, and choose with `where`"),
     "an array for a truth value": (lambda m, a: bool(ops.add(1.0, numpy.ones(2))), TypeError, "compare its .data"),

@@ -178,6 +178,14 @@ def test_its_arrays_go_to_another_backend_with_the_model_and_it_computes_the_sam
     assert bits(attachment.arrays) == before
 
 
+@pytest.mark.parametrize("method", FOREIGN, ids=of)
+def test_the_laws_hold_for_it(method):
+    verdicts = minipeft.laws.check(method, case("pre-LN").model())
+    verdicts.raise_for_failures()
+    skipped = {verdict.law.split()[0] for verdict in verdicts.all if verdict.outcome == "does not apply"}
+    assert len(verdicts.all) == 11 and skipped == ({"3", "8", "14"} if of(method) == "ForeignPrefix" else set())
+
+
 # ---- arrays that several places share
 
 
