@@ -1,1 +1,1 @@
-"""Reverse-mode differentiation: `tensor.py` is the engine, `check.py` holds it against finite differences."""
+"""Reverse-mode differentiation: `tensor.py` is the engine, `check.py` compares it with finite differences."""

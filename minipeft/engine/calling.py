@@ -7,10 +7,10 @@ from minipeft.backend import Array
 
 
 def in_order(forward: Callable) -> Callable[[tuple, dict], tuple[tuple, dict]]:
-    """A function of (inputs, options), as an op is called, that gives both with every input in its place.
+    """A function (inputs, options) -> (inputs, options) that puts each named input of a call at its position.
 
-    Inputs of `forward` may be named in a call, and left out where `forward` has a default. One that is missing is left
-    to `forward`, whose TypeError names it."""
+    A call may name inputs of `forward`, and leave out those for which `forward` has a default. If one is missing, the
+    TypeError that `forward` then raises names it."""
     names = forward.__code__.co_varnames[:forward.__code__.co_argcount]
     defaults = dict(zip(names[::-1], (forward.__defaults__ or ())[::-1]))
 
@@ -25,7 +25,8 @@ def in_order(forward: Callable) -> Callable[[tuple, dict], tuple[tuple, dict]]:
 
 
 def mixed_libraries(name: str, arrays: Iterable[Array]) -> TypeError | None:
-    """The error that says which input of op `name` lives where, if the arrays belong to more than one library."""
+    """The error to raise in op `name` if its inputs `arrays` [...] belong to more than one library; else None. It says
+    which library holds each of them."""
     kinds = [type(array).__module__.split(".")[0] for array in arrays if hasattr(array, "dtype")]
     if len(set(kinds)) < 2:
         return None
@@ -34,9 +35,9 @@ def mixed_libraries(name: str, arrays: Iterable[Array]) -> TypeError | None:
 
 
 def once(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`function(g)`, remembered for the last g: work that several VJPs of one op share is done once.
+    """`function`, which remembers its result for the last g: work that several VJPs of one op share is done once.
 
-    The memory goes with the op's closures, when the backward pass has left the node."""
+    The result is freed with the op's closures, when the backward pass has left the node."""
     last: list[Any] = [None, None]
 
     def remembered(g: Array) -> Array:

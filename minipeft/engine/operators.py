@@ -1,4 +1,4 @@
-"""The names of a Tensor's operators, for readers and type checkers. They are ops, and `ops/operators.py` sets them."""
+"""The names of a Tensor's operators, for readers and type checkers. `ops/operators.py` sets them to ops."""
 from __future__ import annotations
 
 from typing import Any, Callable

@@ -1,4 +1,4 @@
-"""Values that are held fixed: constants for the gradient, and for a gradient check that moves the parameters."""
+"""Constants for the gradient, which a gradient check also holds fixed while it moves the parameters."""
 from __future__ import annotations
 
 import contextvars
@@ -11,7 +11,7 @@ stopped: contextvars.ContextVar["Stopped | None"] = contextvars.ContextVar("stop
 
 
 class Stopped:
-    """Values that `stop_gradient` passed in one run, replayed in the runs after it (see `check.py`)."""
+    """The values that passed `stop_gradient` in one run, for replay in later runs (`check.py`)."""
 
     def __init__(self) -> None:
         self.values: list[Array] = []
@@ -19,12 +19,12 @@ class Stopped:
 
 
 def stop_gradient(x: Any) -> Tensor:
-    """x as a constant. A gradient check holds it fixed while it moves the parameters."""
-    value, memory = array_of(x), stopped.get()
-    if memory is not None:
-        if memory.replay is None:
-            memory.values.append(value)
+    """x, of any shape, as a constant. A gradient check holds it fixed while it moves the parameters."""
+    value, run = array_of(x), stopped.get()
+    if run is not None:
+        if run.replay is None:
+            run.values.append(value)
         else:
-            value = memory.values[memory.replay]
-            memory.replay += 1
+            value = run.values[run.replay]
+            run.replay += 1
     return Tensor(value)

@@ -34,8 +34,8 @@ _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("obs
 
 
 class Node:
-    """How a tensor was made: the op's name and one (parent node, VJP) edge per watched input. `time` orders nodes by
-    creation. A node holds no array, so that nothing stays alive but the arrays that a VJP closes over."""
+    """How a tensor was made. op: the op's name. edges: one (parent node, VJP) for each watched input. shape, dtype: of
+    the tensor. `time` orders nodes by creation. A node holds no array: only those that its VJPs use stay alive."""
 
     __slots__ = ("op", "edges", "shape", "dtype", "time")
 
@@ -47,7 +47,7 @@ class Node:
 
 
 class Tensor(Operators):
-    """An array and how it was made (`node` is None when nothing watched leads to it). Immutable by convention.
+    """An array, `data`, and how it was made, `node` (None when nothing watched leads to it). Immutable by convention.
 
     + - * / @ ** [] .mT .sum .mean .reshape .transpose are ops, set by `ops/operators.py`."""
 
@@ -59,14 +59,17 @@ class Tensor(Operators):
 
     @property
     def shape(self) -> tuple:
+        """The shape of its array."""
         return self.data.shape
 
     @property
     def dtype(self) -> Any:
+        """The dtype of its array."""
         return self.data.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     def __len__(self) -> int:
@@ -91,9 +94,8 @@ class Tensor(Operators):
 
 
 class Leaf(Tensor):
-    """A tensor that may be watched. Its node exists only inside of a `value_and_grad` that selected it.
-
-    Models are made of `nn.weight.Parameter`, a Leaf with a place in a module."""
+    """A tensor that may be watched. data: its array. Models are made of `nn.weight.Parameter`, a Leaf with a place in a
+    module."""
 
     __slots__ = ("__weakref__",)  # an optimizer remembers parameters without keeping them alive
 
@@ -102,6 +104,7 @@ class Leaf(Tensor):
 
     @property
     def node(self) -> Node | None:  # type: ignore[override]
+        """Its node, which exists only inside of a `value_and_grad` that selected it."""
         watched = _watched.get()
         return watched.get(id(self)) if watched else None
 
@@ -110,7 +113,7 @@ class Leaf(Tensor):
 
 
 def array_of(x: Any) -> Array:
-    """The array of a Tensor; anything else as it is."""
+    """The array of a Tensor x, of any shape; anything else as it is."""
     return x.data if isinstance(x, Tensor) else x
 
 
@@ -120,7 +123,8 @@ def op(forward: Callable) -> Callable[..., Tensor]:
     Positional inputs are Tensors, arrays or None. `vjps` has one entry for each of them, in order: a function of g, or
     None where no gradient exists (integer ids, masks, absent inputs). A VJP returns an array of its input's shape, or
     of the shape that this input was broadcast to: the backward pass sums the broadcast axes out, so no VJP mentions
-    them. Neither `forward` nor a VJP writes into an array that it was given."""
+    them. Neither `forward` nor a VJP writes into an array that it was given. Where the inputs live in different array
+    libraries, the TypeError that `forward` raises says so."""
     positional = in_order(forward)
 
     @functools.wraps(forward)
@@ -211,13 +215,14 @@ def leaves_of(params: Mapping[str, Leaf]) -> Mapping[str, Leaf]:
 
 
 def backward(root: Node, g: Array) -> dict[Node, Array]:
-    """Gradients of <g, root> at the leaves that `root` depends on, {leaf node: array}. g has the shape of root. The
+    """Gradients of <g, root> at the leaves that `root` depends on, {leaf node: array}; g [...], of root's shape. The
     graph is emptied on the way.
 
-    Nodes are visited in reverse order of creation, from a heap and without recursion. The order in which a node's
-    terms arrive does not depend on what else is selected, so neither do its bits. The first term is taken as it is,
-    the second makes a new array, and later ones are added to that in place: an array that a VJP returned may be shared
-    with others and is never written into. Raises ValueError for a VJP that returns an array of another shape."""
+    Nodes are visited in reverse order of creation, from a heap and without recursion. The terms of a node's gradient
+    arrive in an order that does not depend on the rest of the selection, so its bits do not either. The first term is
+    taken as it is, the second makes a new array, and later ones are added to that in place: an array that a VJP
+    returned may be shared with others and is never written into. Raises ValueError for a VJP that returns an array of
+    another shape."""
     gradients: dict[Node, Array] = {root: g}
     ours: set[Node] = set()
     heap = [(-root.time, root)]
@@ -245,8 +250,8 @@ def backward(root: Node, g: Array) -> dict[Node, Array]:
 
 
 def sum_to(term: Array, shape: tuple) -> Array:
-    """`term` summed over the axes along which `shape` was broadcast: [.., n, m] -> shape. ValueError where the two do
-    not fit."""
+    """`term` summed over the axes along which `shape` was broadcast: [.., n, m] -> shape. Raises ValueError where the
+    two do not fit."""
     if getattr(term, "shape", None) == shape:
         return term
     term = xp.asarray(term)  # a product of 0-d arrays is a bare scalar in NumPy

@@ -1,4 +1,4 @@
-"""What models are made of: weights in slots, sites in the stream, layers, attention, blocks.
+"""The parts of models: weights in slots, sites in the stream, layers, attention, blocks.
 
-Nothing here knows of PEFT: a model offers places (slots and sites), and does not know what is plugged there.
+Nothing here knows of any method: a model offers places (slots and sites), and does not know what is plugged there.
 """

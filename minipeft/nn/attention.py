@@ -1,4 +1,4 @@
-"""Multi-head attention, its masks, and the keys and values that decoding keeps.
+"""Multi-head attention, its masks, and the cache of keys and values for decoding.
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V            Vaswani et al., 2017, arXiv:1706.03762, eq. (1)
     MultiHead = Concat(head_1, ..., head_h) W^O,   head_i = Attention(x W_i^Q, m W_i^K, m W_i^V)      sec. 3.2.2
@@ -22,7 +22,8 @@ from minipeft.engine.ops.drop import dropout_mask
 class KeyValues:
     """Keys and values of one attention, kept between decoding steps: [batch, capacity, heads * d], `length` in use.
 
-    A self-attention appends each new token's; a cross-attention stores those of the encoder's output once (`fixed`)."""
+    capacity: the largest length. A self-attention appends those of each new token. A cross-attention stores those of
+    the encoder's output once (`fixed`)."""
 
     def __init__(self, capacity: int, fixed: bool = False):
         self.capacity, self.fixed, self.length = capacity, fixed, 0
@@ -31,11 +32,12 @@ class KeyValues:
 
     @property
     def complete(self) -> bool:
-        """A fixed cache that has been filled: nothing is projected any more."""
+        """Whether it is fixed and filled, so that nothing needs to be projected."""
         return self.fixed and self.length > 0
 
     def extend(self, k: Tensor, v: Tensor) -> None:
-        """Write keys and values [batch, time, ...] after those in use."""
+        """Append the keys k and the values v [batch, time, heads * d] to those in use. Nothing is checked: the caller
+        has chosen a `capacity` that suffices, and keeps to one batch and width."""
         if self.k is None:
             batch = k.shape[0]
             self.k = xp.empty((batch, self.capacity, k.shape[2]), dtype=k.dtype)
@@ -45,17 +47,15 @@ class KeyValues:
         self.length = end
 
     def read(self) -> tuple[Array, Array]:
-        """The keys and values in use, [batch, length, ...] each."""
+        """The keys and values in use, [batch, length, heads * d] each."""
         return self.k[:, :self.length], self.v[:, :self.length]
 
 
 class Attention(Module):
-    """x [batch, query, d_model], source [batch, key, d_model] -> [batch, query, d_model].
+    """Multi-head attention with a keys and values site, and a sublayer site at its output.
 
-    scale multiplies the scores: d_k^-1/2 in the paper, 1 in T5 (whose initialization of q absorbs it). bias and mask
-    are added to the scores [batch, heads, query, key]: relative positions, and what `additive` makes of a mask. They
-    stay apart, because their sum would be as large as the scores; a keys_values site, which may change the number of keys,
-    sees the sum as one bias. p: dropout on the probabilities."""
+    q, k, v, o: the four projections. heads: how many. scale: a factor of the scores, d_k^-1/2 in the paper, 1 in T5
+    (whose initialization of q absorbs it). p: of the dropout on the probabilities."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
         self.q, self.k, self.v, self.o = q, k, v, o
@@ -65,6 +65,12 @@ class Attention(Module):
 
     def __call__(self, x: Any, source: Any, bias: Any = None, rng: Any = None,
                  cache: KeyValues | None = None, mask: Any = None) -> Tensor:
+        """x [batch, query, d_model], source [batch, key, d_model] -> [batch, query, d_model].
+
+        source gives the keys and values: x itself, or the encoder's output. cache: keeps them, or already has them all.
+        bias (relative positions) and mask (from `additive`) broadcast to the scores [batch, heads, query, key] and are
+        added to them. They stay apart, because their sum would be as large as the scores. Only a keys and values site,
+        which may change the number of keys, receives the sum as one bias."""
         q = self.q(x, rng)
         if cache is None:
             k, v = self.k(source, rng), self.v(source, rng)
@@ -83,15 +89,15 @@ class Attention(Module):
 
 
 def causal(queries: int, keys: int) -> Array:
-    """True where a query may look, [1, 1, query, key]: itself and what comes before, the last query at the last key."""
+    """True where a query may look, [1, 1, queries, keys]: at itself and before. The last query is at the last key."""
     return xp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
 
 
 def additive(mask: Array | None, dtype: Any) -> Array | None:
-    """0 where the boolean `mask` holds and -inf elsewhere, to be added to scores once.
+    """0 where the boolean `mask` [...] holds and -inf elsewhere, in `dtype`, to be added to scores once.
 
-    Minus infinity hides a key whatever its score is, and what is hidden by two of these is hidden. A query that may
-    look nowhere gives a uniform average and not NaN (`engine.ops.attention`)."""
+    Minus infinity hides a key whatever its score is, also when two masks hide it. A query that may look nowhere gives
+    a uniform average and not NaN (`engine.ops.attention`)."""
     if mask is None:
         return None
     return xp.where(mask, xp.zeros((), dtype), xp.full((), -math.inf, dtype))

@@ -4,7 +4,7 @@
     post-LN    norm(x + drop(F(x)))          Vaswani et al., 2017, sec. 3.1 and 5.4
 
 F is self-attention, then (in a decoder) attention to the encoder's output, then the feed-forward. A site of kind
-"sublayer" sees (x, what F read, drop(F)) before the residual is added.
+"sublayer" receives (x, the input of F, drop(F)) before the residual is added.
 """
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Norm = LayerNorm | RMSNorm
 
 
 class Block(Module):
-    """x [batch, time, d_model] -> the same. `cross` is None in an encoder.
+    """Self-attention attn, attention cross to the encoder's output (None in an encoder), and feed-forward ff.
 
-    bias, mask and encoded_mask are added to scores [batch, heads, query, key], as in `nn.attention`."""
+    attn_norm, cross_norm, ff_norm: the norm of each. pre_norm: pre-LN or post-LN. p: of the dropout on each output."""
 
     def __init__(self, attn: Attention, attn_norm: Norm, cross: Attention | None, cross_norm: Norm | None,
                  ff: FeedForward, ff_norm: Norm, pre_norm: bool, p: float):
@@ -36,6 +36,11 @@ class Block(Module):
 
     def __call__(self, x: Any, bias: Any, mask: Any = None, encoded: Any = None, encoded_mask: Any = None,
                  rng: Any = None, cache: tuple[KeyValues, KeyValues] | None = None) -> Tensor:
+        """x [batch, time, d_model] -> the same shape.
+
+        encoded [batch, source, d_model]: the encoder's output, in a decoder. bias, mask, encoded_mask: added to the
+        scores [batch, heads, query, key] of self-attention (bias, mask) and of cross-attention (encoded_mask). cache:
+        the keys and values of both attentions, in decoding."""
         kept, kept_encoded = cache if cache is not None else (None, None)
         x = self._residual(x, lambda n: self.attn(n, n, bias, rng, kept, mask), self.attn.out, self.attn_norm, rng)
         if self.cross is not None and self.cross_norm is not None:
@@ -51,10 +56,10 @@ class Block(Module):
 
 
 class Stack(Module):
-    """Positions, blocks, and an optional final norm.   embeddings [batch, time, d_model] -> the same.
+    """Positions, blocks, and an optional final norm.
 
-    With `encoded` (the encoder's output) the stack is a causal decoder. input: whether it has a site of that kind.
-    drop_last: dropout after the final norm, as T5 has it."""
+    position: one of the kinds of `nn.positions`. p: of the dropout on the embeddings. input: the input site, if it has
+    one. drop_last: whether dropout follows the final norm, as in T5."""
 
     def __init__(self, blocks: list[Block], norm: Norm | None, position: Sinusoidal | Learned | RelativeBuckets,
                  p: float, input: Site | None, drop_last: bool):
@@ -66,9 +71,11 @@ class Stack(Module):
 
     def __call__(self, x: Any, mask: Array | None = None, encoded: Any = None, encoded_mask: Array | None = None,
                  rng: Any = None, cache: list[tuple[KeyValues, KeyValues]] | None = None) -> tuple[Tensor, Any]:
-        """The hidden states, and the mask that goes with them (an input site may have made both longer).
+        """The hidden states [batch, time, d_model], and their mask. An input site may have made both longer.
 
-        x [batch, time, d_model]; masks [batch, time], True at tokens; with a cache, x continues what it holds."""
+        x: embeddings [batch, time, d_model]. mask [batch, time] is True at tokens. With `encoded`, the encoder's output
+        [batch, source, d_model], the stack is a causal decoder; encoded_mask [batch, source] is the encoder's. With a
+        `cache` of one pair per block, x continues the tokens in it."""
         if self.input is not None:
             x, mask = self.input(x, mask)
         start = cache[0][0].length if cache else 0
@@ -86,8 +93,8 @@ class Stack(Module):
 
 
 def _hidden(mask: Array | None, dtype: Any, decoding: tuple[int, int] | None = None) -> Any:
-    """What to add to all scores of a stack: -inf where a query may not look, because the mask [batch, key] hides the
-    key, or it comes later: decoding (queries, keys). None if nothing is hidden."""
+    """The mask to add to all scores of a stack: -inf where the mask [batch, key] hides the key, and in a decoder also
+    where the key comes later than the query (decoding: queries, keys). None if nothing is hidden."""
     seen = None if mask is None else mask[:, None, None, :]
     if decoding is None or decoding[0] == 1:  # a single query is the last one: no key comes later
         return additive(seen, dtype)

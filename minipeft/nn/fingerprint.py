@@ -1,5 +1,5 @@
-"""Which base is this? A hash over sorted names, shapes, and values widened to float64, so that a model loaded in
-float32 and in float64 from the same file, of at most float32, are the same base."""
+"""Which base is this? A hash over sorted names, shapes, and values widened to float64. So two models that are loaded
+from one file, in float32 and in float64, are the same base, if the file holds at most float32."""
 from __future__ import annotations
 
 from typing import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ _CHUNK = 1 << 20  # numbers hashed at a time, so that no second copy of the mode
 
 
 def fingerprint(arrays: Mapping[str, Array]) -> str:
-    """SHA-256, in hexadecimal, of {name: array}."""
+    """SHA-256, in hexadecimal, of arrays {name: array}."""
     return sha256(_bytes_of(arrays))
 
 

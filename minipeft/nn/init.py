@@ -20,7 +20,7 @@ Init: TypeAlias = "Callable[[tuple, Any, Rng], Array]"
 
 
 def compute_dtype(dtype: Any) -> str:
-    """The name of `dtype` if models compute in it: float32, float64. ValueError otherwise: half precision is for files
+    """The name of `dtype`, "float32" or "float64". Raises ValueError for any other: half precision is for files
     alone."""
     if dtype not in ("float32", "float64", numpy.float32, numpy.float64):
         raise ValueError(f"dtype is {dtype!r}; models compute in 'float32' or 'float64'")
@@ -42,27 +42,27 @@ def require_rng(rng: Any) -> None:
 
 
 def zeros(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
-    """All 0."""
+    """All 0, [*shape] in `dtype`; rng is not used."""
     return to_device(numpy.zeros(shape, dtype))
 
 
 def ones(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
-    """All 1."""
+    """All 1, [*shape] in `dtype`; rng is not used."""
     return to_device(numpy.ones(shape, dtype))
 
 
 def normal(std: float) -> Init:
-    """N(0, std^2)."""
+    """An init that draws from N(0, std^2)."""
     return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
         to_device((rng.standard_normal(shape) * std).astype(dtype))
 
 
 def uniform(bound: float) -> Init:
-    """U(-bound, bound)."""
+    """An init that draws from U(-bound, bound)."""
     return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
         to_device(rng.uniform(-bound, bound, shape).astype(dtype))
 
 
 def xavier(shape: tuple, dtype: Any, rng: Rng) -> Array:
-    """U(-b, b) with b = sqrt(6 / (d_in + d_out)), [d_out, d_in].   Glorot & Bengio, 2010, eq. (16)."""
+    """U(-b, b) with b = sqrt(6 / (d_in + d_out)); shape [d_out, d_in].   Glorot & Bengio, 2010, eq. (16)."""
     return uniform(math.sqrt(6 / (shape[0] + shape[1])))(shape, dtype, rng)

@@ -1,4 +1,4 @@
-"""What a model is given: ids and masks, checked on the host before they are moved to the backend in use."""
+"""The inputs of a model: ids and masks, checked on the host before they are moved to the backend in use."""
 from __future__ import annotations
 
 from typing import Any, Mapping
@@ -11,8 +11,9 @@ from minipeft.checks import shown
 
 
 def host_ids(ids: Any, name: str) -> numpy.ndarray:
-    """Ids as one array on the host. Raises ValueError for lists of different length, TypeError for a batch as a dict,
-    text, or nothing."""
+    """ids, of any shape, as one array on the host. name: of the argument, for errors.
+
+    Raises ValueError for lists of different length, TypeError for a dict (a whole batch), text, or None."""
     ids = array_of(ids)
     if isinstance(ids, Mapping):
         raise TypeError(f"{name} is a {type(ids).__name__} with {', '.join(map(str, list(ids)[:5]))}; expected ids "
@@ -28,6 +29,7 @@ def host_ids(ids: Any, name: str) -> numpy.ndarray:
 def check_ids(ids: Any, vocab: int, name: str) -> Array:
     """Token ids [batch, time] on the current backend, checked on the host: CuPy would wrap an id out of range.
 
+    vocab: the number of ids. name: of the argument, for errors.
     Raises ValueError for another number of axes, an empty batch, non-integers and ids outside 0 .. vocab - 1."""
     host = host_ids(ids, name)
     if host.ndim != 2 or host.size == 0:
@@ -43,6 +45,7 @@ def check_ids(ids: Any, vocab: int, name: str) -> Array:
 def check_mask(mask: Any, shape: tuple, name: str) -> Array | None:
     """A boolean mask [batch, time] on the current backend, True where there is a token; None stays None.
 
+    shape: of the ids that it masks. name: of the argument, for errors.
     Raises ValueError for another shape or values other than 0 and 1."""
     if mask is None:
         return None

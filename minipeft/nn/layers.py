@@ -1,4 +1,4 @@
-"""Linear, Embedding, LayerNorm, RMSNorm, FeedForward: slots, and the op that uses them."""
+"""Linear, Embedding, LayerNorm, RMSNorm, FeedForward: each holds slots, and calls the op that uses them."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -15,52 +15,61 @@ ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
 
 
 class Linear(Module):
-    """y = x W^T + b.   weight [d_out, d_in], bias [d_out] or absent; x [..., d_in] -> [..., d_out]."""
+    """y = x W^T + b.   weight [d_out, d_in], bias [d_out] or absent."""
 
     def __init__(self, weight: Array | Slot, bias: Array | None = None):
         self.weight = weight if isinstance(weight, Slot) else Slot("linear", weight)
         self.bias = None if bias is None else Slot("bias", bias)
 
     def __call__(self, x: Any, rng: Any = None) -> Tensor:
+        """x [batch, time, d_in] -> [batch, time, d_out]."""
         y = self.weight.project(x, rng)
         return y if self.bias is None else add(y, self.bias.vector())
 
 
 class Embedding(Module):
-    """Rows of a table.   weight [vocab, d]; ids [batch, time] -> [batch, time, d]."""
+    """Rows of a table.   weight [vocab, d_model]."""
 
     def __init__(self, weight: Array):
         self.weight = Slot("embedding", weight)
 
     def __call__(self, ids: Array) -> Tensor:
+        """ids [batch, time] -> [batch, time, d_model]."""
         return self.weight.rows(ids)
 
 
 class LayerNorm(Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis.   weight, bias [d_model].
+
+    Ba et al., 2016, arXiv:1607.06450; the variance is the biased one (1/n)."""
 
     def __init__(self, weight: Array, bias: Array, eps: float):
         self.weight, self.bias, self.eps = Slot("norm", weight), Slot("bias", bias), eps
 
     def __call__(self, x: Any) -> Tensor:
+        """x [batch, time, d_model] -> the same shape."""
         return layer_norm(x, self.weight.vector(), self.bias.vector(), eps=self.eps)
 
 
 class RMSNorm(Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis.   weight [d_model].
+
+    Zhang & Sennrich, 2019, arXiv:1910.07467, where there is no eps. It is T5's layer norm."""
 
     def __init__(self, weight: Array, eps: float):
         self.weight, self.eps = Slot("norm", weight), eps
 
     def __call__(self, x: Any) -> Tensor:
+        """x [batch, time, d_model] -> the same shape."""
         return rms_norm(x, self.weight.vector(), eps=self.eps)
 
 
 class FeedForward(Module):
-    """wo(drop(f(wi x))), or with a gate wo(drop(f(wi_0 x) * wi_1 x)).   [batch, time, d_model] -> the same.
+    """wo(drop(f(wi x))), or with a gate wo(drop(f(wi_0 x) * wi_1 x)).
 
-    Vaswani et al., 2017, arXiv:1706.03762, sec. 3.3; the gate: Shazeer, 2020, arXiv:2002.05202 (T5 v1.1). Dropout
-    after the activation is T5's and torch's; the paper has it only on the sublayer's output."""
+    wi, gate [d_ff, d_model] (wi_0 and wi_1), wo [d_model, d_ff]; activation: the name of f in ACTIVATIONS; p: of the
+    dropout. Vaswani et al., 2017, arXiv:1706.03762, sec. 3.3; the gate: Shazeer, 2020, arXiv:2002.05202 (T5 v1.1).
+    Dropout after the activation is T5's and torch's; the paper has it only on the sublayer's output."""
 
     def __init__(self, wi: Linear, wo: Linear, gate: Linear | None, activation: str, p: float):
         if gate is None:
@@ -72,7 +81,8 @@ class FeedForward(Module):
         self.gated, self.activation, self.p = gate is not None, ACTIVATIONS[activation], p
 
     def __call__(self, x: Any, rng: Any = None) -> Tensor:
-        h = self.activation((self.wi_0 if self.gated else self.wi)(x, rng))
+        """x [batch, time, d_model] -> the same shape."""
+        hidden = self.activation((self.wi_0 if self.gated else self.wi)(x, rng))              # [batch, time, d_ff]
         if self.gated:
-            h = mul(h, self.wi_1(x, rng))
-        return self.wo(dropout(h, self.p, rng), rng)
+            hidden = mul(hidden, self.wi_1(x, rng))
+        return self.wo(dropout(hidden, self.p, rng), rng)

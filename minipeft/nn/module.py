@@ -2,8 +2,8 @@
 
     model.encoder.blocks[0].attn.q.weight   ->   "encoder.0.attn.q.weight"      (a list adds its index alone)
 
-A place that is reached twice (a tied weight) is one object with one name, the first. Whatever is plugged adds names of
-its own, `place@attachment.leaf`, and renames nothing.
+A place that is reached twice (a tied weight) is one object with one name, the first. Attachments add names of their
+own, `place@attachment.leaf`, and rename nothing.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from minipeft.nn.weight import Fixed, Parameter
 
 
 class Module:
-    """A node of the tree."""
+    """A node of the tree of modules."""
 
     def named_places(self) -> Iterator[tuple[str, Place]]:
         """Every slot and site with its dotted name, in the order of the attributes, each object once."""
@@ -45,23 +45,23 @@ class Module:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """{name: Slot}."""
+        """{name: Slot}, in the order of the attributes."""
         return {name: place for name, place in self.named_places() if isinstance(place, Slot)}
 
     @property
     def sites(self) -> dict[str, Site]:
-        """{name: Site}."""
+        """{name: Site}, in the order of the attributes."""
         return {name: place for name, place in self.named_places() if isinstance(place, Site)}
 
     @property
     def base_parameters(self) -> dict[str, Parameter]:
-        """{name: Parameter} of the model itself, whatever is plugged."""
+        """{name: Parameter} of the model itself, without those of attachments."""
         return {name: p for name, p in self.base_arrays.items() if isinstance(p, Parameter)}
 
     @property
     def base_arrays(self) -> dict[str, Parameter | Fixed]:
-        """{name: array} of the model itself: its parameters, called like their slots, and the arrays of bases of other
-        kinds, "slot.leaf"."""
+        """{name: array} of the model itself. A parameter has the name of its slot; an array of a base of another kind
+        is called "slot.leaf"."""
         return {f"{name}.{leaf}" if leaf else name: p for name, slot in self.slots.items()
                 for leaf, p in slot.base.arrays.items()}
 
@@ -70,11 +70,11 @@ class Module:
         return {name: p.data for name, p in self.base_arrays.items()}
 
     def load_state(self, arrays: Mapping[str, Array]) -> None:
-        """Replaces every base array by its namesake, in the dtype that the model has.
+        """Replaces every base array by the one of its name among `arrays`, {name: array}, in the dtype of the model.
 
         Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, dtypes of another
         kind (integers where there are floating-point numbers), NaN and infinities, and while an attachment is merged:
-        the constant that it was merged into would keep the old base."""
+        the constant that it was merged into would keep the old base. Raises TypeError unless `arrays` is a mapping."""
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays is {type(arrays).__name__}; expected {{name: array}}, as state() gives it")
         params = self.base_arrays
@@ -102,7 +102,7 @@ class Module:
         return copy.deepcopy(self)
 
     def to(self, backend: Any) -> Self:
-        """Moves every array in place to `backend` ("numpy", "cupy" or a namespace): parameters, kept bases and all
+        """Moves every array in place to `backend` ("numpy", "cupy" or a namespace): the base, and the arrays of all
         attachments, plugged, merged or off. Run the model inside `with minipeft.use(backend)`. Returns the model."""
         target = resolve(backend)
         for _, place in self.named_places():
@@ -119,7 +119,7 @@ class Model(Module):
 
     @property
     def host(self) -> Host:
-        """What the places of this model share. Made when it is first asked for."""
+        """The object that the places of this model share. It is made when it is first asked for."""
         host = self._host
         if host is None:  # several threads may ask at once: setdefault takes the first, for all of them
             host = vars(self).setdefault("_host", Host(tuple(place for _, place in self.named_places())))
@@ -131,7 +131,7 @@ class Model(Module):
 
     @property
     def attachments(self) -> Mapping[str, Any]:
-        """{name: Attachment} of everything that is attached, plugged or not, in the order of attaching. Read-only."""
+        """{name: Attachment}: all of them, plugged or not, in the order of attaching. Read-only."""
         return types.MappingProxyType(self.host.now.attached)
 
     @property
@@ -141,7 +141,7 @@ class Model(Module):
 
 
 def whole(model: Any) -> Model:
-    """The model. TypeError for a part of one, or something else."""
+    """`model` itself. Raises TypeError for a part of a model and for anything else."""
     if not isinstance(model, Model):
         raise TypeError(f"{type(model).__name__} is not a whole model; pass the model, and choose with `where`")
     return model

@@ -1,7 +1,7 @@
 """Which part of a model a dotted name belongs to: its component, its layer, and its type.
 
     encoder.3.attn.q.bias      attention, layer 3 of the encoder, a bias
-    decoder.0.ff_norm.weight   norm, layer 0 of the decoder, a norm scale
+    decoder.0.ff_norm.weight   norm, layer 0 of the decoder, a norm weight
     embedding.weight           embedding, no layer, a matrix
 """
 from __future__ import annotations
@@ -18,17 +18,18 @@ _COMPONENT = ((r"norm\.", "norm"), (r"position\.", "position"), (r"\.(attn|cross
 
 
 def component(name: str) -> str:
-    """One of COMPONENTS. What stands nowhere else (the table, the encoder's input) belongs to "embedding"."""
+    """One of COMPONENTS, for the dotted `name` of a place. Places of no other component, such as the encoder's input,
+    belong to "embedding"."""
     return next((part for pattern, part in _COMPONENT if re.search(pattern, name)), "embedding")
 
 
 def parameter_type(slot: Slot) -> str:
-    """One of TYPES; the bias of a norm is a bias."""
+    """One of TYPES, for a slot. The bias of a norm is a bias."""
     return {"bias": "bias", "norm": "norm weight"}.get(slot.kind, "matrix")
 
 
 def layer(name: str) -> tuple[str, int] | None:
-    """("encoder" or "decoder", index of the block); None for what stands in no block."""
+    """("encoder" or "decoder", index of the block) of the place `name`; None for a place in no block."""
     found = re.match(r"(encoder|decoder)\.(\d+)\.", name)
     return (found[1], int(found[2])) if found else None
 
@@ -36,10 +37,11 @@ def layer(name: str) -> tuple[str, int] | None:
 def slots_having(slots: Mapping[str, Slot], components: Sequence[str] | None = None,
                  types: Sequence[str] | None = None, layers: Sequence[int] | None = None, first: int | None = None,
                  last: int | None = None) -> dict[str, Slot]:
-    """The slots of one of the components, one of the types, and one of the layers; None asks nothing.
+    """The slots that have one of the `components`, one of the `types`, and one of the layers; None sets no condition.
 
-    layers: indices of blocks in each stack, -1 the last; first and last: so many blocks at either end of each stack.
-    Raises ValueError for a component, type or layer that no slot has, and for what nothing meets together."""
+    slots: {name: Slot} of a model. layers: indices of blocks in each stack, -1 the last; first and last: so many blocks
+    at either end of each stack. Raises ValueError for a component, type or layer that no slot has, and for conditions
+    that no slot meets together."""
     chosen = dict(slots)
     for what, asked, part in (("component", components, component),
                               ("type", types, lambda name: parameter_type(slots[name]))):
@@ -62,14 +64,14 @@ def slots_having(slots: Mapping[str, Slot], components: Sequence[str] | None = N
 
 
 def _said(**conditions: Any) -> str:
-    """component 'norm', layers 0 or -1: the conditions that were asked for."""
+    """The given conditions, as an error says them: component 'norm', layers 0 or -1."""
     listed = {name: " or ".join(map(repr, asked)) or "none" if isinstance(asked, Sequence) else asked
               for name, asked in conditions.items() if asked is not None}
     return ", ".join(f"{name} {asked}" for name, asked in listed.items())
 
 
 def _all_there(what: str, asked: Sequence[str], there: Iterable[str]) -> None:
-    """Raises ValueError for what the model does not have, with what it has."""
+    """Raises ValueError for a name that the model lacks, with a list of those that it has."""
     there = list(there)
     for one in asked:
         if one not in there:

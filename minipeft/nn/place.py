@@ -1,6 +1,6 @@
 """A place is where something can be attached: a slot (for a weight) or a site (in the stream of hidden states).
 
-A place keeps what it was built with. What it computes is always a pure function of that and of the model's state
+A place never changes. Its result is a pure function of the base that it was built with and of the model's state
 (`state.py`). Nothing is ever added into the base or subtracted from it, so unplug, unmerge and swap restore every bit.
 """
 from __future__ import annotations
@@ -12,7 +12,7 @@ from minipeft.nn.state import Entry, Host
 
 
 class Place:
-    """`kind` says what may be attached here. `host` holds the state; all places of a model share one."""
+    """`kind` says which pieces may be attached here. `host` holds the state; all places of a model share one."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -20,7 +20,7 @@ class Place:
 
     @property
     def attached(self) -> dict[str, Any]:
-        """{name: piece} of everything that is attached here, plugged or not."""
+        """{name: piece}: all pieces that are attached here, plugged or not."""
         return {name: a.at[self] for name, a in self.host.now.attached.items() if self in a.at}
 
     @property
@@ -35,16 +35,16 @@ class Place:
 
     @property
     def used(self) -> bool:
-        """Whether any row of the forward under way sees something here."""
+        """Whether any row of the present forward sees an entry here."""
         return any(entries for entries, _ in view_of(self.host).groups(self))
 
     def pieces(self) -> Iterator[Any]:
-        """Everything here that may hold arrays, each once: the base, the attached pieces, merged constants."""
+        """All objects here that may hold arrays, each once: the base, the attached pieces, merged constants."""
         base = getattr(self, "base", None)
         yield from () if base is None else (base,)
         yield from self.attached.values()
         yield from (entry.merged for entry in self.merged)
 
     def compose(self, entries: tuple[Entry, ...]) -> Any:
-        """What this place makes of `entries`, bottom first: the pieces, in order. A slot makes one weight of them."""
+        """The pieces of `entries`, bottom first. A slot overrides this and makes one weight of them."""
         return tuple(entry.piece for entry in entries)

@@ -1,9 +1,9 @@
-"""Where a token stands: added to its embedding (sinusoidal, learned), or added to attention scores (T5's buckets).
+"""Positions of tokens, added to embeddings (sinusoidal, learned) or to attention scores (T5's buckets).
 
-Every kind answers two questions: `embed`, what is added to [batch, time, d_model] embeddings, and `bias`, what is added
-to [batch, heads, query, key] scores; the one that does not apply is None. Positions are integers on the host, [time],
-or [batch, time] where rows of a batch are padded on the left. `start` is the position of the first query, which is not
-0 when decoding goes on from a cache.
+Every kind has two methods. `embed` gives the term for embeddings [batch, time, d_model], `bias` the term for scores
+[batch, heads, query, key]. One of them gives None. Positions are integers on the host, [time], or [batch, time] where
+rows of a batch are padded on the left. `start` is the position of the first query. It is not 0 when decoding continues
+from a cache.
 
 A row's positions start at its first real token: padding on the left takes none, a hole in the mask keeps its place.
 """
@@ -22,8 +22,8 @@ from minipeft.engine.ops import toeplitz
 
 
 def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:
-    """start, start + 1, ... [time]; [batch, time] for a mask [batch, time] that hides columns on the left of some row:
-    each row counts from its first True, and everything to the left of that stands at 0, unseen."""
+    """start, start + 1, ... [time]; [batch, time] for a mask [batch, time] that hides columns on the left of some row.
+    Then each row counts from its first True, and the hidden columns before that have position 0."""
     columns = numpy.arange(start, start + time)
     if mask is None:
         return columns
@@ -32,13 +32,15 @@ def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:
 
 
 class Sinusoidal(Module):
-    """PE[p, 2i] = sin(p / 10000^(2i/d)),  PE[p, 2i+1] = cos(the same).   Vaswani et al., 2017, sec. 3.5."""
+    """PE[p, 2i] = sin(p / 10000^(2i/d)),  PE[p, 2i+1] = cos(the same), with d = d_model, in `dtype`.
+
+    Vaswani et al., 2017, arXiv:1706.03762, sec. 3.5."""
 
     def __init__(self, d_model: int, dtype: Any):
         self.d_model, self.dtype = d_model, numpy.dtype(dtype)
 
     def embed(self, positions: numpy.ndarray) -> Array:
-        """[..., time] -> [..., time, d_model]."""
+        """positions [..., time] -> [..., time, d_model]."""
         angle = positions[..., None] / 10000 ** (numpy.arange(0, self.d_model, 2) / self.d_model)
         table = numpy.empty((*positions.shape, self.d_model))
         table[..., 0::2] = numpy.sin(angle)
@@ -46,6 +48,7 @@ class Sinusoidal(Module):
         return to_device(table.astype(self.dtype))
 
     def bias(self, queries: int, keys: int, start: int) -> None:
+        """None, whatever queries, keys and start are: positions are in the embeddings."""
         return None
 
 
@@ -56,45 +59,50 @@ class Learned(Module):
         self.weight = Slot("position", weight)
 
     def embed(self, positions: numpy.ndarray) -> Tensor:
-        """[time] -> [time, d_model]; [batch, time, d_model] for [batch, time], or when rows see different entries.
+        """positions [time] -> [time, d_model], or [batch, time, d_model] when rows see different entries; positions
+        [batch, time] -> [batch, time, d_model].
 
         Raises ValueError for positions beyond the table."""
         last, length = int(positions.max()), self.weight.base.shape[0]
         if last >= length:
-            raise ValueError(f"the input, with what stands in front of it, reaches position {last}; "
+            raise ValueError(f"the input, with any prompt in front of it, reaches position {last}; "
                              f"the table of learned positions ends at {length - 1} (config.max_length)")
         ids = to_device(positions)
         return self.weight.table(ids) if positions.ndim == 1 else self.weight.rows(ids)
 
     def bias(self, queries: int, keys: int, start: int) -> None:
+        """None, whatever queries, keys and start are: positions are in the embeddings."""
         return None
 
 
 class RelativeBuckets(Module):
     """T5's relative position bias: a learned number per head and bucket of the distance key - query.
 
-    Raffel et al., 2020, arXiv:1910.10683, sec. 2.1.   weight [buckets, heads]; one table for a whole stack."""
+    Raffel et al., 2020, arXiv:1910.10683, sec. 2.1.   weight [buckets, heads]; one table for a whole stack.
+    max_distance, bidirectional: as in `bucket`."""
 
     def __init__(self, weight: Array, max_distance: int, bidirectional: bool):
         self.weight = Slot("position", weight)
         self.max_distance, self.bidirectional = max_distance, bidirectional
 
     def embed(self, positions: numpy.ndarray) -> None:
+        """None, for positions [time] as for [batch, time]: the scores carry them."""
         return None
 
     def bias(self, queries: int, keys: int, start: int) -> Tensor:
-        """[1, heads, query, key], or [batch, heads, query, key] when rows see different entries: a view of the
-        queries + keys - 1 numbers of a head that there are, one for each distance, because no more are different."""
+        """[1, heads, queries, keys], or [batch, heads, queries, keys] when rows see different entries; start: the
+        position of the first query. It is a view of queries + keys - 1 numbers per head, one for each distance."""
         distances = numpy.arange(keys - 1 - start, -queries - start, -1)                  # of the last key, ... first
         ids = bucket(distances, self.weight.base.shape[0], self.max_distance, self.bidirectional)
         return toeplitz(self.weight.table(to_device(ids)), queries=queries)
 
 
 def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirectional: bool) -> numpy.ndarray:
-    """The bucket of each distance = key - query: one per distance when near, logarithmically wide when far.
+    """The bucket of each distance = key - query, [...] -> [...]: one per distance when near, logarithmically wide when
+    far. Beyond max_distance there is one bucket.
 
-    bidirectional: half of the buckets for keys to the right, half for the others; causal: keys to the right count as
-    distance 0. Beyond max_distance there is one bucket."""
+    buckets: how many. bidirectional: half of them are for keys to the right, half for the others. Otherwise (causal)
+    keys to the right count as distance 0."""
     first = numpy.zeros_like(distance)
     if bidirectional:
         buckets //= 2

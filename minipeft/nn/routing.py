@@ -2,7 +2,7 @@
 
 A *view* is set for one forward and read by every place of the model. It holds the state of the model when the forward
 began and, if `adapter` was given, the names that each row sees instead of the plugged ones. A place computes once for
-each group of rows that see the same.
+each group of rows that see the same attachments there.
 """
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from minipeft.engine.ops import concat, embedding, index, reshape
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.state import Entry, Host, Names, State
 
-Groups = list[tuple[tuple[Entry, ...], Any]]  # what these rows see, bottom first; their numbers, or None for all
+Groups = list[tuple[tuple[Entry, ...], Any]]  # entries that rows see, bottom first; their numbers, or None: all
 
 
 class View:
-    """The state that one forward reads. rows: the names that each row sees; None: all see what is plugged."""
+    """The `state` of the model `host` that one forward reads. rows: the names that each row sees; None: the plugged."""
 
     def __init__(self, host: Host, state: State, rows: list[Names] | None = None):
         self.host, self.state, self.rows = host, state, rows
@@ -35,7 +35,8 @@ class View:
             when_differentiated(self.state, orders, functools.partial(host.recorder, host, self.state))
 
     def groups(self, place: Any) -> Groups:
-        """The rows of the batch by what they see at this place; one group for all rows has None for their numbers."""
+        """The rows of the batch, grouped by the entries that they see at this place. If all see the same, there is one
+        group, with None for their numbers."""
         if self.rows is None:
             return [(self.state.entries.get(place, ()), None)]
         if place not in self._groups:
@@ -52,19 +53,19 @@ _view: contextvars.ContextVar[View | None] = contextvars.ContextVar("view", defa
 
 
 def view_of(host: Host) -> View:
-    """The view of the forward that is under way on this model; outside of one, of what is plugged now."""
+    """The view of the present forward on the model `host`; outside of a forward, one of the plugged attachments."""
     view = _view.get()
     return view if view is not None and view.host is host else View(host, host.now)
 
 
 @contextlib.contextmanager
 def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
-    """Run a forward on the present state of a model, for a batch of that many rows. adapter: None leaves what is
-    plugged, a name (or a tuple of names) holds for all rows, a list has an entry for each row: a name, a tuple of
-    names, or None for the base alone.
+    """`with routed(host, adapter, batch):` runs a forward of that many rows on the present state of the model `host`.
 
-    Raises ValueError for a wrong length, an unknown name and attachments that cannot lie above each other, TypeError
-    for another kind of entry, before anything is computed."""
+    adapter: None leaves the plugged attachments. A name, or a tuple of names (bottom first), holds for all rows. A list
+    has an entry for each row: a name, a tuple of names, or None for the base alone. Before anything is computed, raises
+    ValueError for a wrong length, an unknown name, a name twice in a row's entry, and attachments that cannot lie above
+    each other; TypeError for another kind of entry."""
     state = host.now  # read once: another thread may replace it at any time
     token = _view.set(View(host, state, None if adapter is None else _per_row(adapter, batch, state.attached)))
     try:
@@ -91,9 +92,9 @@ def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[N
 
 
 def by_row(place: Any, run: Callable[..., Any], *streams: Any) -> Any:
-    """run(composed, *streams), where composed is what the place makes of its entries. Where rows see different
-    attachments here, it runs once per group of rows that see the same, on those rows of every stream [batch, ...], and
-    the rows are put back in order."""
+    """run(composed, *streams), where composed is `place.compose` of the entries that the rows see at `place`. streams:
+    arrays [batch, ...], or None. Where rows see different attachments, `run` is called for each group of rows that see
+    the same, with these rows of every stream, and the rows of the results are put back in order."""
     groups = view_of(place.host).groups(place)
     if len(groups) == 1:
         return run(place.compose(groups[0][0]), *streams)
@@ -104,8 +105,8 @@ def by_row(place: Any, run: Callable[..., Any], *streams: Any) -> Any:
 
 
 def per_row(place: Any, run: Callable[[Any], Tensor]) -> Tensor:
-    """run(composed) -> [...]. Where rows see different attachments here, the results are stacked for every row:
-    [batch, ...]."""
+    """run(composed) -> [...], composed as in `by_row`. Where rows see different attachments at `place`, each row gets
+    the result of its group: [batch, ...]."""
     groups = view_of(place.host).groups(place)
     if len(groups) == 1:
         return run(place.compose(groups[0][0]))

@@ -1,15 +1,17 @@
 """A site is a named place in the stream of hidden states: the identity until something is plugged there.
 
-    sublayer   (x, n, F) -> F'             x [batch, time, d_model] the residual stream, n what the sublayer read (its
-                                           norm, in pre-LN), F its output before the residual is added
-    input      (embeddings, mask) -> (embeddings', mask')      before positions are added and the first block
-    keys_values (k, v, bias) -> (k', v', bias')                 of one attention, after any cache
+    sublayer      (x, n, F) -> F'          x [batch, time, d_model] the residual stream, n the input of the sublayer
+                                           (in pre-LN norm(x)), F its output before the residual is added
+    input         (embeddings, mask) -> (embeddings', mask')      [batch, time, d_model] and [batch, time], before
+                                                                  positions are added
+    keys_values   (k, v, bias) -> (k', v', bias')                 [batch, key, heads * d] of one attention, after any
+                                                                  cache; bias broadcasts to its scores
 
-What is attached is a callable with that signature. Entries are applied in the order in which they were plugged, or in
-the order that a routing names them.
+A piece at a site is a callable with that signature. Pieces are applied in the order in which they were plugged, or in
+the order in which a routing names them.
 
-Where rows of one batch see prompts of different length, the shorter rows are padded on the left and masked there;
-padding on the left takes no position (`nn.positions`).
+Where rows of one batch see prompts of different length, the shorter rows are padded on the left and masked there.
+Padding on the left takes no position (`nn.positions`).
 """
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ KINDS = ("sublayer", "input", "keys_values")
 class Site(Place):
     """A place in the stream. Sites of kind "sublayer" and "input" also take mixed routings, row by row.
 
-    kind: "sublayer", "input" or "keys_values". width, dtype: of the numbers that pass here: d_model, or heads * d_k at
-    keys and values. Raises ValueError for another kind."""
+    kind: "sublayer", "input" or "keys_values". width: the last axis of the arrays that pass here, d_model or heads *
+    d_k. dtype: of these arrays. Raises ValueError for another kind."""
 
     def __init__(self, kind: str, width: int, dtype: Any):
         if kind not in KINDS:
@@ -39,16 +41,17 @@ class Site(Place):
         self.width, self.dtype = width, numpy.dtype(dtype)
 
     def __call__(self, *stream: Any) -> Any:
-        """F' at a sublayer; (embeddings', mask') at an input; (k', v', bias') at the keys and values, which refuses rows that see
-        different attachments."""
+        """stream -> F' at a sublayer, or the whole stream, changed, at the other kinds; shapes as in the table above.
+
+        Raises ValueError at a keys and values site where rows see different attachments."""
         if self.kind == "sublayer":
             return by_row(self, lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
         groups = view_of(self.host).groups(self)
         if len(groups) == 1:
             return self._apply(self.compose(groups[0][0]), *stream)
         if self.kind == "keys_values":
-            raise ValueError("rows of one batch see different attachments at a site of kind 'keys_values', where what is "
-                             "plugged may change the number of keys; run these rows apart")
+            raise ValueError("rows of one batch see different attachments at a site of kind 'keys_values', where an "
+                             "attachment may change the number of keys; run these rows apart")
         return self._padded(groups, *stream)
 
     def _apply(self, pieces: Sequence[Callable], *stream: Any) -> Any:
@@ -57,7 +60,7 @@ class Site(Place):
         return stream
 
     def _padded(self, groups: Groups, x: Any, mask: Any) -> tuple[Any, Any]:
-        """Each group of rows by itself, then all as long as the longest: zeros on the left, masked."""
+        """Each group of rows by itself, then all padded to the longest: zeros on the left, masked."""
         mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
         parts = [self._apply(self.compose(here), index(x, key=to_device(rows)), mask[to_device(rows)])
                  for here, rows in groups]

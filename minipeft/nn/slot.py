@@ -1,9 +1,9 @@
-"""A slot is a place for a weight. Its weight is a fold: the base, then each plugged entry over what lies below it.
+"""A slot is a place for a weight. Its weight is a fold: the base, then each plugged entry over the weight below it.
 
     base W0        entry a: W = f_a(W0)        entry b: W = f_b(f_a(W0))         fold() gives the topmost
 
-    project, rows, vector     of the topmost weight                              what a layer calls
-    merged entry              a constant, computed once from what lies below     the base array is kept beside it
+    project, rows, vector     of the topmost weight                              layers call these
+    merged entry              a constant, computed once from the weight below    the base array is kept beside it
 
 The base array is never written to, so unplugging and unmerging give back every bit of it.
 """
@@ -30,16 +30,16 @@ class Slot(Place):
 
     @property
     def shape(self) -> tuple:
-        """That of the base, [d_out, d_in] or [d]."""
+        """The shape of the base, [d_out, d_in] or [d]."""
         return tuple(self.base.shape)
 
     @property
     def dtype(self) -> Any:
-        """That in which the slot computes."""
+        """The dtype of the base, in which the slot computes."""
         return self.base.dtype
 
     def compose(self, entries: tuple[Entry, ...]) -> Weight:
-        """The base, then each of `entries` (bottom first) over what lies below it; a merged entry is its constant.
+        """The base, then each of `entries` (bottom first) over the weight below it; a merged entry is its constant.
         Raises ValueError where one cannot lie above another (see `Reparam.over`)."""
         weight = self.base
         for entry in entries:
@@ -47,7 +47,7 @@ class Slot(Place):
         return weight
 
     def fold(self, names: Names | None = None) -> Weight:
-        """The weight with everything that is plugged, or with just the attachments `names`, over the base."""
+        """The base under all plugged entries, or under those of the attachments `names` alone, in that order."""
         state = self.host.now
         entries = state.entries if names is None else state.laid((name, None) for name in names)
         return self.compose(entries.get(self, ()))
@@ -61,7 +61,8 @@ class Slot(Place):
         return by_row(self, lambda weight, ids: weight.rows(array_of(ids)), ids)
 
     def table(self, ids: Array) -> Tensor:
-        """W[ids] for ids [...] that all rows of the batch share: [..., d_in], or [batch, ..., d_in] when routed."""
+        """W[ids] for ids [...] that all rows of the batch share: [..., d_in], or [batch, ..., d_in] when rows see
+        different entries."""
         return per_row(self, lambda weight: weight.rows(ids))
 
     def vector(self) -> Tensor:

@@ -1,10 +1,10 @@
-"""What is attached to a model, as one immutable value. A move replaces it by a single assignment.
+"""The attachments of a model, as one immutable value. A move replaces it by a single assignment.
 
-    attached    {name: what was attached}                everything, whether it is plugged or not
+    attached    {name: attachment}                       all of them, plugged or not
     plugged     {name: None or its merged constants}     in order, bottom first
 
-So an interrupt in the middle of a move leaves the state from before it or the one after it, never half of each, and a
-forward that read the state when it began is not disturbed by a move that another thread makes. Moves themselves are
+So an interrupt in the middle of a move leaves the state from before the move or the one after it, never half of each.
+A forward reads the state once, when it begins, so a move in another thread does not disturb it. Moves themselves are
 not synchronized: make them from one thread at a time.
 """
 from __future__ import annotations
@@ -16,30 +16,31 @@ Names = tuple[str, ...]
 
 
 class Attached:
-    """Something that was attached: `at` is {place: piece}."""
+    """An attachment, as far as a state knows it: `at` is {place: piece}."""
 
     at: Mapping[Any, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """One thing that is plugged at a place: the attachment's name, its piece, and the constant that it was merged
-    into, or None."""
+    """One entry of the list at a place: the name of a plugged attachment, its piece there, and, if it is merged, the
+    constant weight `merged`."""
 
     name: str
     piece: Any
     merged: Any = None
 
     def is_like(self, other: "Entry") -> bool:
-        """Whether the other one is the same thing in the same state."""
+        """Whether the other one has the same name, the same piece and the same constant."""
         return self.name == other.name and self.piece is other.piece and self.merged is other.merged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """entries: what is plugged at each place, bottom first; it follows from `attached` and `plugged`.
+    """attached, plugged: as in the table above. entries: {place: its plugged entries}, bottom first, which follow from
+    these two.
 
-    Making a state raises ValueError where a place cannot compose what is plugged there."""
+    Making a state raises ValueError where a place cannot compose its entries."""
 
     attached: Mapping[str, Attached] = dataclasses.field(default_factory=dict)
     plugged: Mapping[str, Mapping[Any, Any] | None] = dataclasses.field(default_factory=dict)
@@ -51,7 +52,8 @@ class State:
             place.compose(entries)
 
     def laid(self, plugged: Iterable[tuple[str, Mapping | None]]) -> dict[Any, tuple[Entry, ...]]:
-        """{place: its entries} if these were plugged in this order: names, and None or merged constants."""
+        """{place: its entries}, if these attachments were plugged in this order. plugged: (name, None or the merged
+        constants)."""
         found: dict[Any, tuple[Entry, ...]] = {}
         for name, merged in plugged:
             for place, piece in self.attached[name].at.items():
@@ -60,16 +62,16 @@ class State:
         return found
 
     def replace(self, attached: Mapping | None = None, plugged: Mapping | None = None) -> "State":
-        """The state with another map in place of one, or of both."""
+        """The state with another map `attached`, another map `plugged`, or both. Raises ValueError as `State` does."""
         return State(self.attached if attached is None else attached, self.plugged if plugged is None else plugged)
 
 
 class Host:
-    """What the places of one model share: the state that is in force, in `now`.
+    """The object that all `places` of one model share. now: the present state.
 
     recorder: called with (host, state, orders, parameters) after `value_and_grad` has differentiated parameters of this
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
-    base that are expensive to find out again (`attaching.trained_on`)."""
+    base that are expensive to compute again (`attaching.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
         self.now, self.places, self.is_known = State(), places, False  # whether all places know it
@@ -77,6 +79,6 @@ class Host:
         self.remembered: Any = None
 
     def differentiated(self, parameters: frozenset) -> None:
-        """Says that these parameters are about to change while what is plugged now is in force."""
+        """Tells the recorder that these `parameters` are about to change, under the attachments plugged now."""
         if self.recorder is not None:
             self.recorder(self, self.now, frozenset([tuple(self.now.plugged)]), parameters)

@@ -20,9 +20,10 @@ from minipeft.engine.tensor import Leaf, Tensor
 
 
 class Weight(Protocol):
-    """What a slot holds and a layer uses. `rng` makes a product one of training (dropout), as everywhere.
+    """The interface of a weight: slots hold weights and layers use them. `dense`, `project`, `rows` and `vector` are in
+    the table above; with an `rng`, as everywhere, `project` is one of training (dropout). shape, dtype: of dense().
 
-    arrays: {leaf: its arrays}, through which saving, moving and counting go. drops: whether dropout acts somewhere in
+    arrays: {leaf: array}, by which a weight is saved, moved and counted. drops: whether dropout acts somewhere in
     `project`, in this weight or in one below it."""
 
     drops: bool
@@ -47,11 +48,11 @@ class Parameter(Leaf):
 
     @property
     def arrays(self) -> dict[str, "Parameter | Fixed"]:
-        """Itself, under the empty name: a base parameter is called like its place."""
+        """Itself, under the empty name: a base parameter has the name of its place."""
         return {"": self}
 
     def dense(self) -> Tensor:
-        """W."""
+        """W, of any shape: itself."""
         return self
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
@@ -68,8 +69,8 @@ class Parameter(Leaf):
 
 
 class Fixed(Tensor):
-    """An array that is saved and moved with its piece and never trained, such as the indices of a mask. It can stand
-    in an equation like any other tensor."""
+    """An array, `data`, that is saved and moved with its piece and never trained, such as the indices of a mask. It can
+    stand in an equation like any other tensor."""
 
     __slots__ = ()
 
@@ -78,9 +79,9 @@ class Fixed(Tensor):
 
 
 class Piece:
-    """What a method puts at one place. Its keyword arguments become its attributes; those that are a Parameter or Fixed
-    are its arrays. A piece for a slot is a `Reparam`. A piece for a site defines `__call__` as the site's kind has it
-    (`nn/site.py`)."""
+    """The part of a method at one place. The keyword arguments become attributes; those that are a Parameter or Fixed
+    are the arrays of the piece. A piece for a slot is a `Reparam`. A piece for a site defines `__call__` with the
+    signature of the site's kind (`nn/site.py`)."""
 
     def __init__(self, **attributes: Any):
         vars(self).update(attributes)
@@ -94,11 +95,11 @@ class Piece:
 
 class Reparam(Piece):
     """A weight built on the weight below it, `base`. Subclasses write `dense`. The rest goes through it, unless they
-    override `project` or `rows` with something faster (law 1, definition, holds them together).
+    override `project` or `rows` with something faster (law 1, definition, checks that these agree with `dense`).
 
-    `base` exists once a slot has put the piece over something; a constructor cannot use it. A dense weight has no input
-    to drop, so dropout below would be lost in it: a subclass that writes `dense` alone is refused above a weight with
-    dropout, and one that writes `project` hands `rng` on to `base.project` (law 14, dropout reaches every weight)."""
+    `base` exists once a slot has put the piece over a weight; a constructor cannot use it. A dense weight has no input
+    to drop: dropout below would be lost in it. So a subclass that writes `dense` alone is refused above a weight with
+    dropout. One that writes `project` hands `rng` on to `base.project` (law 14, dropout reaches every weight)."""
 
     base: Weight
 
@@ -109,16 +110,16 @@ class Reparam(Piece):
 
     @property
     def shape(self) -> tuple:
-        """That of the weight below: a method changes no shape."""
+        """The shape of the weight below: a method changes no shape."""
         return self.base.shape
 
     @property
     def dtype(self) -> Any:
-        """That of the weight below."""
+        """The dtype of the weight below."""
         return self.base.dtype
 
     def dense(self) -> Tensor:
-        """W, of the shape of `base`: the method's equation. Raises TypeError unless a subclass defines it."""
+        """W [d_out, d_in] or [d], as `base`: the method's equation. Raises TypeError unless a subclass defines it."""
         raise TypeError(f"{type(self).__name__} does not define dense()")
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
@@ -130,18 +131,18 @@ class Reparam(Piece):
         return embedding(self.dense(), ids)
 
     def vector(self) -> Tensor:
-        """W where it is [d]."""
+        """W [d], of a bias or a norm."""
         return self.dense()
 
     def merged(self) -> Weight:
-        """The weight that merging puts in place of this one and of everything below: by default the dense constant. A
-        method that merges into another kind of weight overrides it, and raises ValueError where the weight below cannot
-        take it."""
+        """The weight that merging puts in place of this one and of all below: by default the dense constant. A method
+        that merges into another kind of weight overrides it, and raises ValueError where the weight below does not
+        allow that."""
         return Parameter(self.dense().data)
 
     def over(self, base: Weight) -> Self:
-        """The same piece, its arrays shared, over another weight. Raises ValueError for one with dropout where this
-        class has no `project` of its own to hand `rng` on."""
+        """The same piece over the weight `base`, with the same arrays. Raises ValueError for a base with dropout where
+        this class has no `project` of its own to hand `rng` on."""
         if base.drops and type(self).project is Reparam.project:
             name = type(self).__name__
             raise ValueError(f"a weight below asks for dropout, and {name} defines dense() alone, where dropout is "

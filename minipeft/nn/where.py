@@ -1,9 +1,9 @@
-"""One grammar for "which": a regular expression searched in the dotted name, a callable on it, or a list of these.
+"""`where` chooses names: a regular expression searched in the dotted name, a callable on it, or a list of these.
 
     r"\\.(q|v)\\.weight$"      alone: a regular expression, wherever it is found in the name
     ["q", "v"]               in a list, a bare word means a whole segment of the dotted name, as in other libraries
 
-A name is chosen if any of the list chooses it. A pattern that matches nothing raises and lists the nearest names."""
+A name is chosen if any item of the list chooses it. A pattern that matches nothing raises, with the nearest names."""
 from __future__ import annotations
 
 import re
@@ -25,9 +25,9 @@ _ELSEWHERE = {
 
 
 def matching(names: Iterable[str], where: Where, what: str = "parameter") -> list[str]:
-    """The `names` that `where` chooses, in their own order.
+    """The `names` that `where` chooses, in their own order. what: the noun for these names in errors.
 
-    Raises ValueError for a pattern that is malformed or matches nothing, TypeError for something else."""
+    Raises ValueError for a pattern that is malformed or matches nothing, TypeError for another kind of `where`."""
     names = list(names)
     listed = isinstance(where, (list, tuple))
     patterns = list(where) if isinstance(where, (list, tuple)) else [where]
@@ -69,7 +69,7 @@ def _nothing(pattern: object, names: list[str], what: str) -> str:
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:
-    """Up to three names that hold the segments which the pattern's words come nearest to."""
+    """Up to three names with the segments that are most similar to the pattern's words."""
     import difflib  # here, for the one error that needs it
     words = [word for word in re.split(r"[^A-Za-z0-9_]+", pattern[:1000]) if word]
     segments = dict.fromkeys(segment for name in names for segment in re.split(r"[.@]", name))

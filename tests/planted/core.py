@@ -101,7 +101,7 @@ BUGS = [
         "attaching/test_load.py::test_an_adapter_for_another_base_is_refused_unless_forced"),
     # ---- dropout
     Bug("dropout is kept in evaluation", LORA, "dropout(x, self.p, rng)",
-        "dropout(x, self.p, rng or numpy.random.default_rng(0))",
+        'dropout(x, self.p, rng or __import__("numpy").random.default_rng(0))',
         "methods/test_lora.py::test_evaluation_knows_no_dropout"),
     Bug("dropout without 1 / (1 - p)", "engine/ops/drop.py", "to_device(kept.astype(dtype) / (1 - p))",
         "to_device(kept.astype(dtype))",
@@ -112,12 +112,12 @@ BUGS = [
     # ---- gradients
     Bug("the scale is missing in dA", FUSED_OPS, "lambda g: gb(g).T @ x.reshape(-1, d_in)",
         "lambda g: (g.reshape(-1, d_out) @ b).T @ x.reshape(-1, d_in)", PROJECT),
-    Bug("dB is the mean over the batch, not the sum", FUSED_OPS, "lambda g: g.reshape(-1, d_out).T @ h)",
-        "lambda g: g.reshape(-1, d_out).T @ h / x.shape[0])", PROJECT),
+    Bug("dB is the mean over the batch, not the sum", FUSED_OPS, "lambda g: g.reshape(-1, d_out).T @ narrow)",
+        "lambda g: g.reshape(-1, d_out).T @ narrow / x.shape[0])", PROJECT),
     Bug("no gradient reaches x through the adapter", FUSED_OPS, "lambda g: (gb(g) @ a).reshape(*lead, d_in)", "None",
         PROJECT),
-    Bug("A is not transposed where it is square", FUSED_OPS, "h = x.reshape(-1, d_in) @ a.T",
-        "h = x.reshape(-1, d_in) @ (a if a.shape[0] == a.shape[1] else a.T)", PROJECT),
+    Bug("A is not transposed where it is square", FUSED_OPS, "narrow = x.reshape(-1, d_in) @ a.T",
+        "narrow = x.reshape(-1, d_in) @ (a if a.shape[0] == a.shape[1] else a.T)", PROJECT),
     Bug("float32 becomes float64 in the adapter's gradient", FUSED_OPS, "s = scalar(scale, a)",
         'import numpy as n; s = n.float64(scale)', LAWS + "12_a_float32_training_step_computes_in_float32_alone"),
     Bug("broadcast axes are not summed out", ENGINE, "term = sum_to(vjp(g), parent.shape)", "term = vjp(g)", SUBSET),
@@ -284,7 +284,7 @@ BUGS = [
         "parts = [self._apply(self.compose(groups[0][0]), index(", ROW_ALONE),
     Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
         "            return greedy(self, ids, mask, max_new_tokens, use_cache)",
-        "            with routed(None, len(ids), self.attachments):\n"
+        "            with routed(self.host, None, len(ids)):\n"
         "                return greedy(self, ids, mask, max_new_tokens, use_cache)",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
     Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=0)", "[0]",

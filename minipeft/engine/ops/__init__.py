@@ -2,7 +2,7 @@
 
 `primitives.py`: one forward and one VJP per input. `definitions.py`: softmax, attention, ... as the papers write
 them, composed of primitives. `fused.py`: the same names as one node each, equal in value and gradient (law 9, fused =
-definition). Models call the fused ones, and this package exports them.
+definition). Models call the fused ops, and this package exports them.
 """
 from minipeft.engine.ops import operators as _operators  # noqa: F401  (gives Tensor its +, *, @, ...)
 from minipeft.engine.ops.drop import dropout  # noqa: F401
@@ -11,5 +11,5 @@ from minipeft.engine.ops.fused import (  # noqa: F401
     toeplitz)
 from minipeft.engine.ops.layout import key_first  # noqa: F401
 from minipeft.engine.ops.primitives import (  # noqa: F401
-    add, concat, div, erf, exp, index, log, matmul, matrix_transpose, mean, mul, neg, power, relu, reshape, scatter, sub,
-    sum, tanh, transpose, where)
+    add, concat, div, erf, exp, index, log, matmul, matrix_transpose, mean, mul, neg, power, relu, reshape, scatter,
+    sub, sum, tanh, transpose, where)

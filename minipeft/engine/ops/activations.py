@@ -1,4 +1,5 @@
-"""The activations that models call: one node each, equal to `definitions.py` in value and gradient (law 9)."""
+"""The activations that models call: one node each, equal to `definitions.py` in value and gradient (law 9,
+fused = definition)."""
 from __future__ import annotations
 
 import math
@@ -13,7 +14,7 @@ FAR = 64.0  # where the tanh of gelu_tanh has been 1 for long, in float64 too
 
 @op
 def gelu(x):
-    """x Phi(x);   dx = g (Phi(x) + x phi(x)), phi the normal density."""
+    """x Phi(x), elementwise;   dx = g (Phi(x) + x phi(x)), phi the normal density."""
     cdf = erf_of(x * math.sqrt(0.5))
     cdf += 1
     cdf *= 0.5
@@ -27,7 +28,7 @@ def gelu(x):
 
 @op
 def gelu_tanh(x):
-    """x (1 + t) / 2 with t = tanh(c (x + a x^3)), c = sqrt(2/pi), a = 0.044715.
+    """x (1 + t) / 2, elementwise, with t = tanh(c (x + a x^3)), c = sqrt(2/pi), a = 0.044715.
 
     dx = g ((1 + t) / 2 + x (1 - t^2) c (1 + 3 a x^2) / 2)."""
     c, a = math.sqrt(2 / math.pi), 0.044715
@@ -60,7 +61,7 @@ def gelu_tanh(x):
 
 @op
 def silu(x):
-    """x S(x), S(x) = 1 / (1 + e^-x);   dx = g S(x) (1 + x (1 - S(x)))."""
+    """x S(x), elementwise, with S(x) = 1 / (1 + e^-x);   dx = g S(x) (1 + x (1 - S(x)))."""
     s = xp.tanh(x * 0.5)
     s += 1
     s *= 0.5

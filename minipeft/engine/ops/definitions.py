@@ -1,11 +1,11 @@
 """The fused ops as the papers write them: the same names and arguments, composed of primitives.
 
-Read these first. `fused.py` is faster and equal (law 9, fused = definition: values and all gradients). Nothing here is
+Read these first. `fused.py` is faster and equal in value and all gradients (law 9, fused = definition). Nothing here is
 arranged for speed or memory. Only softmax is shifted, against overflow.
 
 So every intermediate result must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row in
-layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond these limits the definitions give 0, NaN or infinities,
-where the fused ops still give the right number if it fits (`overflow.py`).
+layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond these limits the definitions give 0, NaN or infinities.
+The fused ops still give the right number there, if it fits (`overflow.py`).
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def linear(x: Any, w: Any) -> Tensor:
 def low_rank_linear(y: Any, x: Any, a: Any, b: Any, *, scale: Any) -> Tensor:
     """y + s (x A^T) B^T.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank] -> [..., d_out].
 
-    Hu et al., 2021, arXiv:2106.09685, eq. (3), with s = alpha / r (sec. 4.1)."""
+    scale: s. Hu et al., 2021, arXiv:2106.09685, eq. (3), with s = alpha / r (sec. 4.1)."""
     return y + scale * (x @ matrix_transpose(a) @ matrix_transpose(b))
 
 
@@ -37,7 +37,7 @@ def embedding(table: Any, ids: Array) -> Tensor:
 
 
 def softmax(x: Any, *, axis: int = -1) -> Tensor:
-    """e^x / sum e^x along `axis`, after subtracting the largest x, which changes nothing but the range."""
+    """e^x / sum e^x along `axis`, x [...]. The largest x is subtracted first, which changes nothing but the range."""
     largest = stop_gradient(array_of(x).max(axis=axis, keepdims=True))
     e = exp(x - largest)
     return e / e.sum(axis=axis, keepdims=True)
@@ -62,9 +62,9 @@ def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: 
 
     q [batch, query, heads * d_k], k [batch, key, heads * d_k], v [batch, key, heads * d_v] -> [batch, query, heads *
     d_v]. bias and mask broadcast to [batch, heads, query, key]: relative positions, and a constant, 0 where a query may
-    look and -inf elsewhere. A query that may look nowhere averages all values, whatever its scores are. keep is a
-    dropout mask on the probabilities, of that shape, already divided by 1 - p. scale is d_k^-1/2 in the paper, 1 in
-    T5."""
+    look and -inf elsewhere. A query that may look nowhere averages all values, whatever its scores are. keep, of that
+    shape: a dropout mask on the probabilities, already divided by 1 - p. heads: how many. scale: d_k^-1/2 in the paper,
+    1 in T5."""
 
     def split(x: Any) -> Tensor:  # [batch, time, heads * d] -> [batch, heads, time, d]
         batch, time, width = array_of(x).shape
@@ -93,32 +93,33 @@ def layer_norm(x: Any, w: Any, b: Any, *, eps: float) -> Tensor:
 def rms_norm(x: Any, w: Any, *, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * w over the last axis.   Zhang & Sennrich, 2019, arXiv:1910.07467; T5's layer norm.
 
-    x [..., d], w broadcasts to x."""
+    x [..., d], w broadcasts to x ([d], or [batch, 1, d]). The paper has no eps."""
     return x * (mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5 * w
 
 
 def gelu(x: Any) -> Tensor:
-    """x Phi(x), Phi the normal distribution function, (1 + erf(x / sqrt 2)) / 2.   Hendrycks & Gimpel, 2016,
-    arXiv:1606.08415."""
+    """x Phi(x), elementwise, with the normal distribution function Phi(x) = (1 + erf(x / sqrt 2)) / 2.
+
+    Hendrycks & Gimpel, 2016, arXiv:1606.08415."""
     return x * ((erf(x * math.sqrt(0.5)) + 1) * 0.5)
 
 
 def gelu_tanh(x: Any) -> Tensor:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the approximation of the same paper (T5 calls it gelu_new)."""
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), elementwise: the same paper's approximation (gelu_new in T5)."""
     cubic = x + x * x * x * 0.044715
     return x * (tanh(cubic * math.sqrt(2 / math.pi)) + 1) * 0.5
 
 
 def silu(x: Any) -> Tensor:
-    """x / (1 + e^-x), also called swish; here as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
+    """x / (1 + e^-x), elementwise, also called swish; here as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
     return x * ((tanh(x * 0.5) + 1) * 0.5)
 
 
 def cross_entropy(logits: Any, labels: Array, *, smoothing: float = 0.0, ignore: int = -100) -> Tensor:
     """-sum_i t_i log softmax(logits)_i, the mean over the positions whose label is not `ignore`.
 
-    logits [..., vocab], integer labels [...]. The target t is 1 - e on the label plus e / vocab on every token, the
-    label included (Szegedy et al., 2015, arXiv:1512.00567, sec. 7; e = `smoothing`)."""
+    logits [..., vocab], integer labels [...] -> a number. The target t is 1 - e on the label plus e / vocab on every
+    token, the label included, with e = `smoothing` (Szegedy et al., 2015, arXiv:1512.00567, sec. 7)."""
     z = array_of(logits)
     shifted = logits - stop_gradient(z.max(axis=-1, keepdims=True))
     log_p = shifted - log(exp(shifted).sum(axis=-1, keepdims=True))

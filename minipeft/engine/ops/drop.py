@@ -2,8 +2,8 @@
 
     y = x * m / (1 - p),   m_i ~ Bernoulli(1 - p)        Srivastava et al., 2014, JMLR 15, sec. 4
 
-Departure from the paper, which multiplies by 1 - p when training is over: what is kept is divided by it in training
-("inverted" dropout), as in every library.
+Departure from the paper, which multiplies by 1 - p when training is over: here the numbers that are kept are divided by
+1 - p in training ("inverted" dropout), as in every library.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minipeft.engine.ops.primitives import mul
 
 
 def dropout(x: Any, p: float, rng: numpy.random.Generator | None) -> Any:
-    """x * m / (1 - p); x itself when `rng` is None or p is 0.
+    """x * m / (1 - p), x of any shape; x itself when `rng` is None or p is 0. p: the share that is dropped.
 
     The mask is drawn on the host, so that a CPU and a GPU run start from the same bits."""
     if rng is None or p == 0:
@@ -26,6 +26,6 @@ def dropout(x: Any, p: float, rng: numpy.random.Generator | None) -> Any:
 
 
 def dropout_mask(shape: tuple, p: float, rng: numpy.random.Generator, dtype: Any) -> Array:
-    """m / (1 - p) of `shape`: 0 with probability p, else 1 / (1 - p)."""
+    """m / (1 - p) [*shape] in `dtype`: 0 with probability p, else 1 / (1 - p)."""
     kept = rng.random(shape, dtype=numpy.float32) >= p
     return to_device(kept.astype(dtype) / (1 - p))

@@ -1,8 +1,8 @@
-"""The ops that models call: one node each, equal to `definitions.py` in value and gradient (law 9).
+"""The ops that models call: one node each, equal to `definitions.py` in value and gradient (law 9, fused = definition).
 
-Each docstring derives the gradient. Matrix products go through 2-D reshapes (a 3-D x @ W.T loops over the batch), sums
-are made in buffers that the op itself took, and what several VJPs need is computed once. What is fused depends on the
-model, never on what is attached to it, so that no bit moves when something is plugged elsewhere.
+Each docstring gives the gradient. Matrix products go through 2-D reshapes (a 3-D x @ W.T loops over the batch). Sums
+are made in buffers that the op itself allocated. Work that several VJPs share is done once. Which ops are fused depends
+on the model alone, so plugging something changes no bit at other places.
 """
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def linear(x, w):
 
 
 def _by_few_rows(x, w):
-    """x W^T as (W x^T)^T, a block of W at a time. A CPU's BLAS copies W into an order of its own before it multiplies,
-    which for a few rows of x is most of the work: turned round, the copying is faster, and faster again in blocks that
-    a cache holds. The result is C-contiguous, as always: later sums over a row go in the same order."""
+    """x W^T as (W x^T)^T, a block of W at a time. A CPU's BLAS copies W into a layout of its own before it multiplies.
+    For a few rows of x this copying is most of the work. It is faster with W on the left, and faster again in blocks
+    that fit into the cache. The result is C-contiguous as always, so later sums over a row keep their order."""
     out = xp.empty((len(w), len(x)), dtype=xp.result_type(x.dtype, w.dtype))
     for start in range(0, len(w), BLOCK):
         xp.matmul(w[start:start + BLOCK], x.T, out=out[start:start + BLOCK])
@@ -42,30 +42,30 @@ def _by_few_rows(x, w):
 
 @op
 def low_rank_linear(y, x, a, b, *, scale):
-    """y + s (x A^T) B^T, never forming B A.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank].
+    """y + s (x A^T) B^T, never forming B A.   y [..., d_out], x [..., d_in], a [rank, d_in], b [d_out, rank]; scale: s.
 
-    dy = g,   dx = s (g B) A,   dA = s (g B)^T x,   dB = s g^T (x A^T): s (g B) [n, rank] is shared by two of them."""
+    dy = g,   dx = s (g B) A,   dA = s (g B)^T x,   dB = s g^T (x A^T).   dx and dA share s (g B) [n, rank]."""
     d_out, d_in = b.shape[0], a.shape[1]
     lead = x.shape[:-1]
     s = scalar(scale, a)
-    h = x.reshape(-1, d_in) @ a.T                                         # [n, rank]
-    h *= s
-    out = h @ b.T
+    narrow = x.reshape(-1, d_in) @ a.T                                    # [n, rank]
+    narrow *= s
+    out = narrow @ b.T
     out += y.reshape(-1, d_out)
     gb = once(lambda g: (g.reshape(-1, d_out) @ b) * s)                   # [n, rank]
     return out.reshape(*lead, d_out), (
         lambda g: g,
         lambda g: (gb(g) @ a).reshape(*lead, d_in),
         lambda g: gb(g).T @ x.reshape(-1, d_in),
-        lambda g: g.reshape(-1, d_out).T @ h)
+        lambda g: g.reshape(-1, d_out).T @ narrow)
 
 
 @op
 def embedding(table, ids):
     """Rows of a table.   table [vocab, d], ids [...] on the same device -> [..., d];   dE[i] = sum of g where ids = i.
 
-    The ids are sorted and runs of one id are summed, in order: the bits do not depend on a device's atomics. Ids must
-    be in range: `nn.inputs.check_ids` sees to it, because CuPy would wrap them silently."""
+    The ids are sorted, and the rows of g for each id are added in order, so the bits do not depend on a GPU's atomic
+    additions. Ids must be in range: `nn.inputs.check_ids` checks them, because CuPy would wrap them silently."""
     shape = table.shape
 
     def vjp(g):
@@ -82,7 +82,7 @@ def embedding(table, ids):
 
 @op
 def softmax(x, *, axis=-1):
-    """p = e^x / sum e^x along `axis`;   dx = p (g - sum(g p))."""
+    """p = e^x / sum e^x along `axis`, x and p [...];   dx = p (g - sum(g p))."""
     with quiet(over="ignore"):  # e^-inf is 0
         p = x - x.max(axis=axis, keepdims=True)
     xp.exp(p, out=p)
@@ -92,9 +92,9 @@ def softmax(x, *, axis=-1):
 
 @op
 def toeplitz(values, *, queries):
-    """bias[h, q, k] = values[q - k + keys - 1, h], shapes as in `definitions.toeplitz`;   dvalues sums each diagonal.
+    """bias[h, q, k] = values[q - k + keys - 1, h], shapes as in `definitions.toeplitz`;   dvalues = sums of diagonals.
 
-    A view of the values: it takes no memory of its own, and queries lie next to each other in it."""
+    The result is a view of the values, without memory of its own; neighboring queries are neighbors in memory."""
     n, heads = values.shape[-2:]
     keys = n + 1 - queries
     laid = xp.ascontiguousarray(values.reshape(-1, n, heads).swapaxes(1, 2))       # [batch, heads, n]
@@ -113,14 +113,14 @@ def toeplitz(values, *, queries):
 
 @op
 def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
-    """concat_h softmax(scale Q_h K_h^T + bias_h + mask) V_h; shapes as in `definitions.attention`.
+    """concat_h softmax(scale Q_h K_h^T + bias_h + mask) V_h; arguments and shapes as in `definitions.attention`.
 
     With P the probabilities, R = P * keep, and O = R V per head:
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
         dbias = dS,   and dS = 0 where a query may look nowhere.
-    Scores lie in memory as [batch, key, heads, query], and a sum over keys is one of long rows: NumPy reduces over a
-    short last axis a few times as slowly. NumPy copies nothing for it: a head is a view of the projections, and a
-    product is written where the next one reads it."""
+    Scores lie in memory as [batch, key, heads, query], so that a sum over keys adds long rows: over a short last axis
+    NumPy is a few times slower. Nothing is copied for this layout: a head is a view of the projections, and a product
+    is written where the next one reads it."""
 
     def split(x):  # [batch, time, heads * d] -> [batch, heads, time, d]
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
@@ -135,7 +135,7 @@ def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
         xp.matmul(a, b, out=out.swapaxes(1, 2))
         return out
 
-    def by_key(x):  # what broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
+    def by_key(x):  # of any shape that broadcasts to [batch, heads, query, key] -> to [batch, key, heads, query]
         return x.reshape((1,) * (4 - x.ndim) + x.shape).transpose(0, 3, 1, 2)
 
     s = scalar(scale, q)
@@ -181,9 +181,9 @@ def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
 
 @op
 def layer_norm(x, w, b, *, eps):
-    """z w + b with z = (x - mean) / sqrt(variance + eps) over the last axis (biased variance).
+    """z w + b with z = (x - mean) / sqrt(variance + eps) over the last axis; shapes as in `definitions.layer_norm`.
 
-    dw = g z,   db = g,   and with h = g w:   dx = (h - mean(h) - z mean(h z)) / sqrt(variance + eps)."""
+    dw = g z,   db = g,   and with u = g w:   dx = (u - mean(u) - z mean(u z)) / sqrt(variance + eps)."""
     with quiet(over="ignore", invalid="ignore"):
         z = x - x.mean(axis=-1, keepdims=True)
         variance = mean_product(z, z)
@@ -195,19 +195,19 @@ def layer_norm(x, w, b, *, eps):
     out += b
 
     def dx(g):
-        h = g * w
-        h -= h.mean(axis=-1, keepdims=True) + z * mean_product(h, z)
-        h *= r
-        return h
+        u = g * w
+        u -= u.mean(axis=-1, keepdims=True) + z * mean_product(u, z)
+        u *= r
+        return u
 
     return out, (dx, lambda g: g * z, lambda g: g)
 
 
 @op
 def rms_norm(x, w, *, eps):
-    """z w with z = x / sqrt(mean(x^2) + eps) over the last axis.
+    """z w with z = x / sqrt(mean(x^2) + eps) over the last axis; shapes as in `definitions.rms_norm`.
 
-    dw = g z,   and with h = g w:   dx = (h - z mean(h z)) / sqrt(mean(x^2) + eps)."""
+    dw = g z,   and with u = g w:   dx = (u - z mean(u z)) / sqrt(mean(x^2) + eps)."""
     square = mean_product(x, x)
     r = 1 / xp.sqrt(square + eps)
     z = x * r
@@ -215,19 +215,20 @@ def rms_norm(x, w, *, eps):
         normalize_again(x, z, r, ~xp.isfinite(square[..., 0]), eps, centered=False)
 
     def dx(g):
-        h = g * w
-        h -= z * mean_product(h, z)
-        h *= r
-        return h
+        u = g * w
+        u -= z * mean_product(u, z)
+        u *= r
+        return u
 
     return z * w, (dx, lambda g: g * z)
 
 
 @op
 def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
-    """Mean over the counted positions of -sum_i t_i log softmax(logits)_i; target t as in `definitions.cross_entropy`.
+    """Mean over the counted positions of -sum_i t_i log softmax(logits)_i, all as in `definitions.cross_entropy`.
 
-    dlogits = g (p - t) / count at counted positions, 0 at ignored ones. Labels must be in range, as ids are."""
+    dlogits = g (p - t) / count at counted positions, 0 at ignored ones, with p = softmax(logits). Labels must be in
+    range, as ids must be."""
     shape, vocab = logits.shape, logits.shape[-1]
     gold = labels.reshape(-1)
     counted = gold != ignore

@@ -1,4 +1,4 @@
-"""How arrays lie in memory. It is no part of what they mean, and matters for speed alone."""
+"""How arrays lie in memory. This changes no number, and matters for speed alone."""
 from __future__ import annotations
 
 from minipeft.backend import xp
@@ -7,6 +7,6 @@ from minipeft.engine.tensor import op
 
 @op
 def key_first(bias):
-    """The same bias [batch, heads, query, key], lying in memory as `attention` keeps its scores;   dbias = g."""
+    """The same bias [batch, heads, query, key], laid out in memory as `attention` lays out its scores;   dbias = g."""
     laid = xp.ascontiguousarray(bias.transpose(0, 3, 1, 2))               # [batch, key, heads, query]
     return laid.transpose(0, 2, 3, 1), (lambda g: g,)

@@ -11,8 +11,9 @@ from minipeft.engine.tensor import Tensor
 
 
 def alike(number: Any, x: Tensor) -> Any:
-    """`number` (Python's, a Fraction, a NumPy scalar) as a float where x holds floating-point numbers, and as a Fraction
-    where x holds objects. Beside integers and booleans it stays, and so does everything that is not a real number."""
+    """`number` (Python's, a Fraction, a NumPy scalar) as a float where x [...] holds floating-point numbers, and as a
+    Fraction where x holds objects. Beside integers and booleans it stays as it is. Anything that is not a real number
+    always does."""
     if not isinstance(number, Real) or x.dtype.kind not in "fO":
         return number
     if x.dtype.kind == "f":

@@ -4,7 +4,7 @@
     softmax(q K^T + bias)  =  softmax(2^n (y Z^T + 2^-n bias))                 y = 2^-i q,   Z = 2^-j K,   n = i + j
 
 A power of two rounds nothing. The ops of `fused.py` compute as always, and come here only where their result is not
-finite: a row that did not overflow keeps its bits. NaN and infinities that were there before stay NaN.
+finite: a row that did not overflow keeps its bits. Inputs that are NaN or infinite are not repaired.
 """
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import numpy
 
 from minipeft.backend import Array, xp
 
-# What is computed again anyway need not warn. CuPy has no such warnings, and no errstate.
+# A result that is computed again need not warn first. CuPy has no such warnings, and no errstate.
 quiet = numpy.errstate
 
 
 def exponent(x: Array, axis: Any) -> Array:
-    """n with |x| <= 2^n along `axis`, which stays as 1; of no use where x is not finite."""
+    """n with |x| <= 2^n along `axis`, which stays as 1: [.., d] -> [.., 1]. Of no use where x is not finite."""
     return xp.frexp(abs(x).max(axis=axis, keepdims=True))[1]
 
 
 def mean_product(a: Array, b: Array) -> Array:
-    """mean(a b) over the last axis, which stays as 1: one pass, no array of products, and added up in order, not in
-    pairs as `mean` does."""
+    """mean(a b) over the last axis: a, b [..., d] -> [..., 1]. It takes one pass and makes no array of products. The
+    terms are added in order, not in pairs as `mean` adds them."""
     return xp.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
 
 
 def normalize_again(x: Array, z: Array, r: Array, lost: Array, eps: float, centered: bool) -> None:
-    """Writes the rows `lost` [...] of z = (x - mean) r and of r = 1 / sqrt(variance + eps), [..., 1]; without
-    `centered`, mean is 0."""
+    """Writes the rows `lost` [...] of z = (x - mean) r [..., d] and of r = 1 / sqrt(variance + eps) [..., 1]. Without
+    `centered`, mean is 0 (RMSNorm)."""
     with quiet(all="ignore"):
         y = x[lost]
         n = exponent(y, -1)
@@ -50,8 +50,9 @@ def score_again(p: Array, top: Array, q: Array, k: Array, biases: Sequence[Array
                 product: Callable[[Array, Array], Array]) -> Array:
     """Writes the scores p [batch, key, heads, query] of the queries whose largest score `top` is not finite, and top.
 
-    q and k [batch, heads, time, d]; biases laid out as p. Returns where a query may look nowhere, [batch, 1, heads,
-    query]: it averages all values, and no gradient goes through its scores."""
+    q and k [batch, heads, time, d]; biases laid out as p; product(a, b) gives a b for each head, laid out as p. Returns
+    the queries that may look nowhere, booleans [batch, 1, heads, query]: such a query averages all values, and no
+    gradient goes through its scores."""
     with quiet(all="ignore"):
         blind = xp.zeros(top.shape, dtype=bool)
         for bias in biases:

@@ -18,82 +18,84 @@ from minipeft.engine.ops.erf import erf_of
 
 @op
 def add(a, b):
-    """a + b, broadcast;   da = g,   db = g."""
+    """a + b, elementwise, broadcast;   da = g,   db = g."""
     return a + b, (lambda g: g, lambda g: g)
 
 
 @op
 def sub(a, b):
-    """a - b, broadcast;   da = g,   db = -g."""
+    """a - b, elementwise, broadcast;   da = g,   db = -g."""
     return a - b, (lambda g: g, lambda g: -g)
 
 
 @op
 def mul(a, b):
-    """a * b, broadcast;   da = g b,   db = g a."""
+    """a * b, elementwise, broadcast;   da = g b,   db = g a."""
     return a * b, (lambda g: g * b, lambda g: g * a)
 
 
 @op
 def div(a, b):
-    """a / b, broadcast;   da = g / b,   db = -g a / b^2."""
+    """a / b, elementwise, broadcast;   da = g / b,   db = -g a / b^2."""
     return a / b, (lambda g: g / b, lambda g: -g * a / (b * b))
 
 
 @op
 def neg(a):
-    """-a;   da = -g."""
+    """-a, elementwise;   da = -g."""
     return -a, (lambda g: -g,)
 
 
 @op
 def power(a, *, exponent):
-    """a^n for a constant n;   da = g n a^(n-1), and 0 where n is 0, also at a = 0."""
+    """a^n, elementwise, for a constant n = exponent;   da = g n a^(n-1), and 0 where n is 0, also at a = 0."""
     return a ** exponent, (lambda g: g * exponent * a ** (exponent - 1) if exponent else g * 0,)
 
 
 @op
 def exp(a):
-    """e^a;   da = g e^a."""
+    """e^a, elementwise;   da = g e^a."""
     out = xp.exp(a)
     return out, (lambda g: g * out,)
 
 
 @op
 def log(a):
-    """ln a;   da = g / a."""
+    """ln a, elementwise;   da = g / a."""
     return xp.log(a), (lambda g: g / a,)
 
 
 @op
 def tanh(a):
-    """tanh a;   da = g (1 - tanh^2 a)."""
+    """tanh a, elementwise;   da = g (1 - tanh^2 a)."""
     out = xp.tanh(a)
     return out, (lambda g: g * (1 - out * out),)
 
 
 @op
 def erf(a):
-    """2/sqrt(pi) * integral of exp(-t^2) from 0 to a;   da = g 2/sqrt(pi) exp(-a^2)."""
+    """2/sqrt(pi) * integral of exp(-t^2) from 0 to a, elementwise;   da = g 2/sqrt(pi) exp(-a^2)."""
     return erf_of(a), (lambda g: g * (2 / math.sqrt(math.pi)) * xp.exp(-a * a),)
 
 
 @op
 def relu(a):
-    """max(a, 0);   da = g [a > 0]."""
+    """max(a, 0), elementwise;   da = g where a > 0, else 0."""
     positive = a > 0
     return xp.maximum(a, scalar(Fraction(0), a)), (lambda g: g * positive,)
 
 
 @op
 def where(condition, a, b):
-    """a where the boolean array `condition` holds, else b;   da = g there, db = g elsewhere."""
+    """a where the boolean array `condition` holds, else b, elementwise;   da = g where it holds, db = g where not."""
     return xp.where(condition, a, b), (None, lambda g: g * condition, lambda g: g * ~condition)
 
 
 @op
 def matmul(a, b):
-    """[..., m, k] @ [..., k, n] -> [..., m, n];   da = g b^T,   db = a^T g.   ValueError for fewer than two axes."""
+    """[..., m, k] @ [..., k, n] -> [..., m, n];   da = g b^T,   db = a^T g.
+
+    Raises ValueError for fewer than two axes."""
     if a.ndim < 2 or b.ndim < 2:
         raise ValueError(f"matmul: shapes {list(a.shape)} and {list(b.shape)}; expected two axes or more (reshape)")
     return a @ b, (lambda g: g @ b.swapaxes(-1, -2), lambda g: a.swapaxes(-1, -2) @ g)
@@ -107,28 +109,29 @@ def matrix_transpose(a):
 
 @op
 def transpose(a, *, axes):
-    """Axes in the order `axes`;   da = g in the inverse order."""
+    """a [...] of any shape, its axes in the order `axes`;   da = g in the inverse order."""
     inverse = tuple(sorted(range(len(axes)), key=lambda i: axes[i] % len(axes)))
     return a.transpose(axes), (lambda g: g.transpose(inverse),)
 
 
 @op
 def reshape(a, *, shape):
-    """The same numbers in another shape;   da = g in the old one."""
+    """The numbers of a [...] in another `shape`;   da = g in the old one."""
     old = a.shape
     return a.reshape(shape), (lambda g: g.reshape(old),)
 
 
 @op
 def sum(a, *, axis=None, keepdims=False):
-    """Sum over `axis` (all when None);   da = g spread over the summed axes."""
+    """Sum of a [...] over `axis` (None: all), kept as 1 if `keepdims`;   da = g spread over the summed axes."""
     old = a.shape
     kept = _kept_shape(old, axis)
     return a.sum(axis=axis, keepdims=keepdims), (lambda g: xp.broadcast_to(xp.asarray(g).reshape(kept), old),)
 
 
 def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """sum / count, the count in the array's own kind: Fractions stay exact (of two ints, / would make a float)."""
+    """Mean of a [...] over axis, keepdims as in `sum`. It is sum / count, with the count in the array's own kind: so
+    Fractions stay exact (of two ints, / would make a float)."""
     old = array_of(a).shape
     count = math.prod(n for n, kept in zip(old, _kept_shape(old, axis)) if kept == 1)
     total = sum(a, axis=axis, keepdims=keepdims)
@@ -163,7 +166,7 @@ def index(a, *, key):
 
 @op
 def scatter(a, indices, *, shape):
-    """Zeros of `shape` but for a [n] at flat `indices` [n], distinct and in range;   da = g there."""
+    """Zeros of `shape`, except a [n] at the flat `indices` [n], distinct and in range;   da = g at these."""
     out = xp.zeros(shape, dtype=a.dtype)
     out.reshape(-1)[indices] = a
     return out, (lambda g: g.reshape(-1)[indices], None)
@@ -171,7 +174,7 @@ def scatter(a, indices, *, shape):
 
 @op
 def concat(*parts, axis=0):
-    """Joined along `axis`;   each part's gradient is its slice of g."""
+    """parts [.., n_i, ..] joined along `axis` -> [.., sum n_i, ..];   each part's gradient is its slice of g."""
     ends = numpy.cumsum([part.shape[axis] for part in parts])
     axis = axis % parts[0].ndim
 
