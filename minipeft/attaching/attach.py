@@ -1,12 +1,12 @@
 """`attach`: put a method on the places that it chooses in a model, and plug it.
 
     method.places(model)                    which places
-    method.arrays(name, place, model)       which arrays each of them gets; drawn here, trained by nobody yet
+    method.arrays(name, place, model)       which arrays each of them gets; `attach` draws their initial values
     method.make(name, place, arrays)        the piece that is made of them
     host.now = State(...)                   all pieces attached and plugged, by one assignment
 
-The model's own weights are not touched, and its layers do not know that something is there: a slot reads the state at
-every forward.
+The model's own weights are not touched, and its layers do not know of the attachment: a slot reads the state at every
+forward.
 """
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str 
 
     rng: draws the initial arrays. name: of the attachment, by default the method's in lower case. Raises ValueError,
     before any random number is drawn, for a taken or malformed name, a pattern that matches nothing, sizes out of range
-    and a method that breaks its contract (see `Method`); TypeError for something that is no registered method, no whole
-    model or no generator."""
+    and a method that breaks its contract (see `Method`); TypeError for a method that is not registered, a model that is
+    not whole and an rng that is no generator."""
     name = type(checked(method)).__name__.lower() if name is None else name
     check_name(model, name)
     require_rng(rng)
@@ -42,7 +42,7 @@ def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str 
 
 
 def put(model: Model, attachments: list[Attachment]) -> None:
-    """Attach and plug these, in order, by one assignment; their names have passed `check_name`.
+    """Attach and plug these `attachments`, in order, by one assignment; `check_name` has accepted their names.
 
     Raises ValueError where one cannot lie above another that is plugged."""
     host, new = model.host, {a.name: a for a in attachments}
@@ -51,7 +51,7 @@ def put(model: Model, attachments: list[Attachment]) -> None:
 
 
 def check_name(model: Model, name: str) -> None:
-    """Raises ValueError unless `name` is well-formed and free on the model, TypeError for a part of a model."""
+    """Raises ValueError unless `name` is well-formed and not taken on the model, TypeError for a part of a model."""
     attachments = whole(model).attachments
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"name is {shown(name)}; expected letters, digits, '_' and '-'")

@@ -3,11 +3,11 @@
     off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
     off <--unplug-- plugged <--unmerge-- merged            save: from any
 
-In PEFT's words: plug and unplug are enable and disable, remove is delete, merged is merged.
+In PEFT's words: plug and unplug are enable and disable, remove is delete, and merge is merge.
 
 At every place the plugged entries form an ordered list, and the place computes a fold of it. A merged entry is a
-constant, computed from what lies below. So merge needs everything below to be merged, and unplug and unmerge need
-nothing merged above. Nothing is ever subtracted.
+constant, computed from the weight below it. So merge needs all entries below to be merged, and unplug and unmerge need
+no merged entry above. Nothing is ever subtracted.
 
 A move makes the next `State` of the model and puts it in place by one assignment. Every illegal move raises before
 that. An interrupt leaves the state from before the move or the one after it. A forward in another thread goes on with
@@ -33,10 +33,10 @@ from minipeft.nn.weight import Fixed, Parameter, Weight
 
 
 class Attachment(Attached):
-    """A method, attached to a model: made by `attach` and `load`.
+    """A method, attached to a model under a name. `attach` and `load` make it.
 
-    arrays: {"place.leaf": array}, every array of the pieces once. trained_on: the weights that its tensors were last
-    trained on, None if they never were."""
+    places: {name: place}. pieces: {name: piece}. arrays: {"place.leaf": array}, every array of the pieces once.
+    trained_on: the weights that its tensors were last trained on, None if they never were."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
                  arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
@@ -54,12 +54,12 @@ class Attachment(Attached):
 
     @property
     def places(self) -> dict[str, Place]:
-        """{name: place}; none after `remove`."""
+        """{name: place}; empty after `remove`."""
         return {} if self.state == "removed" else self._places
 
     @property
     def arrays(self) -> dict[str, Parameter | Fixed]:
-        """{"place@name.leaf": array} of its own, in any state: parameters, and fixed arrays such as indices."""
+        """{"place@name.leaf": array}: its own parameters and fixed arrays (such as indices); empty after `remove`."""
         return {} if self.state == "removed" else {
             f"@{self.name}.".join(key.rsplit(".", 1)): p for key, p in self._arrays.items()}
 
@@ -70,29 +70,29 @@ class Attachment(Attached):
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """{"place.leaf": array}: all arrays of its own, under names that do not depend on its own name."""
+        """{"place.leaf": array}: the data of all its arrays, under names that do not depend on its own name."""
         return {} if self.state == "removed" else self._tensors()
 
     def plug(self) -> None:
-        """Switch it on (enable it) at every place. It goes back to where it lay before it was unplugged, below the
-        attachments that lay above it then and are still plugged; otherwise on top.
+        """Switch it on (enable it) at every place. It returns to its old position, below the attachments that lay above
+        it when it was unplugged and are still plugged. If there are none, it lies on top.
 
         Raises ValueError unless it is off, and where it cannot lie above the plugged ones (see `Reparam`)."""
         self._become(inserted(self._required("plug", "off"), self.name, None, self._above))
 
     def unplug(self) -> None:
-        """Switch it off (disable it): take it out of the lists. The model is again what it was, bit for bit.
+        """Switch it off (disable it): take it out of the lists. The model then gives its old outputs, bit for bit.
 
-        Raises ValueError unless it is plugged, and while something is merged on top of it."""
+        Raises ValueError unless it is plugged, and while another attachment is merged on top of it."""
         self._become(self._taken_out("unplug", self._required("unplug", "plugged")))
 
     @contextlib.contextmanager
     def off(self) -> Iterator["Attachment"]:
-        """`with attachment.off():` switches it off for the block, and puts it back where it lay, in its old state. One
+        """`with attachment.off():` switches it off for the block, and puts it back to its old position and state. One
         that was off before stays off; one that is removed or plugged inside the block stays so.
 
-        Raises ValueError after `remove`, and while something is merged on top of it; at the end, where it was merged
-        into weights that changed inside the block."""
+        Raises ValueError after `remove`, and while another attachment is merged on top of it; at the end, where it was
+        merged into weights that changed inside the block."""
         before = self._required("switch off", "off", "plugged", "merged")
         if self.name not in before.plugged:
             yield self
@@ -110,7 +110,7 @@ class Attachment(Attached):
     def merge(self) -> None:
         """Replace this entry by a constant weight (`Reparam.merged`), at every slot. The base array is kept beside it.
 
-        Raises ValueError unless it is plugged, where something below is not merged, and where the method acts on hidden
+        Raises ValueError unless it is plugged, where an entry below is not merged, and where the method acts on hidden
         states and not on weights."""
         now = self._required("merge", "plugged")
         constants: dict[Place, Weight] = {}
@@ -123,17 +123,17 @@ class Attachment(Attached):
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
 
     def unmerge(self) -> None:
-        """Drop the constant; the base array was never touched, so every bit is back.
+        """Drop the constant. The base array was never touched, so every bit comes back.
 
-        Raises ValueError unless it is merged, and while something is merged on top of it."""
+        Raises ValueError unless it is merged, and while another attachment is merged on top of it."""
         now = self._required("unmerge", "merged")
         nothing_merged_above("unmerge", self.name, self._places, now)
         self._become(now.replace(plugged={**now.plugged, self.name: None}))
 
     def remove(self) -> None:
-        """Take the attachment off the model for good; its name is free again.
+        """Take the attachment off the model for good. Its name can be used again.
 
-        Raises ValueError while it is merged, or while something is merged on top of it."""
+        Raises ValueError while it is merged, while another attachment is merged on top of it, and after `remove`."""
         now = self._required("remove", "off", "plugged")
         if self.name in now.plugged:
             nothing_merged_above("remove", self.name, self._places, now)
@@ -141,12 +141,12 @@ class Attachment(Attached):
         self._become(State(without(now.attached, self.name), without(now.plugged, self.name)))
 
     def save(self, file: str | os.PathLike) -> None:
-        """Write its own tensors to one safetensors file, with the method, the resolved names, and a fingerprint of the
-        weights that the tensors were trained on: an adapter is valid only on these. One that was never trained names
-        the base alone.
+        """Write its tensors to the safetensors file `file`, with the method, the names of the places, and a fingerprint
+        of the weights that the tensors were trained on: an adapter is valid only on these. An attachment that was never
+        trained names the base alone.
 
-        Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder;
-        the file that was there then stays."""
+        Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder. An
+        older file of this name then stays as it was."""
         self._required("save", "off", "plugged", "merged")
         for name, array in self._tensors().items():
             if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
@@ -156,7 +156,7 @@ class Attachment(Attached):
 
     @property
     def layer(self) -> Layer:
-        """Its name and content, as the file of another attachment names it."""
+        """Its name and content, as another attachment's file records them."""
         tensors = self._tensors()
         now = marks(tensors)
         if now is None or self._known is None or self._known[0] != now:
@@ -164,7 +164,7 @@ class Attachment(Attached):
         return Layer(self.name, self._known[1])
 
     def misfit(self, metadata: Mapping[str, str]) -> str | None:
-        """Why the tensors of an adapter file with this metadata are none of this attachment; None if they may be."""
+        """Why an adapter file with this `metadata` cannot hold tensors of this attachment; None if it can."""
         if json.loads(metadata.get("method", "null")) != json.loads(adapter_file.method_text(self.method)):
             return f"its method is {shown(metadata.get('method'))}; expected {adapter_file.method_text(self.method)}"
         return None if metadata.get("base") == content_of_base(self.model) else "it was trained on another base model"
@@ -194,14 +194,14 @@ class Attachment(Attached):
         return self.model.host.now
 
     def _taken_out(self, move: str, now: State) -> State:
-        """The state without it. Which ones lay above it is remembered."""
+        """The state without it. Remembers which attachments lay above it."""
         nothing_merged_above(move, self.name, self._places, now)
         order = list(now.plugged)
         self._above = frozenset(order[order.index(self.name) + 1:])
         return now.replace(plugged=without(now.plugged, self.name))
 
     def _put_back(self, before: State, off: State) -> None:
-        """Back to where it was before it was switched off, if it is off still."""
+        """Back to its position before it was switched off, if it is still off."""
         now = self.model.host.now
         if now is off:
             self._become(before)

@@ -11,14 +11,14 @@ from minipeft.checks import is_integer, is_number, python, shown
 
 
 def file_fields(kind: Any) -> list[str]:
-    """The names of the fields of a method, or of its class, that an adapter file holds: all but `where`, and those
-    whose `setting` says otherwise."""
+    """The names of the fields that an adapter file holds, of a method or of its class `kind`: all except `where` and
+    those with `setting(..., in_file=False)`."""
     return [f.name for f in dataclasses.fields(kind) if f.name != "where" and f.metadata.get("in_file", True)]
 
 
 def plain(method: Any) -> None:
-    """Turn the fields of a frozen dataclass into values that a file can hold: NumPy scalars into Python's; lists,
-    ranges and arrays into tuples, also inside one another. Fields that no file holds stay as they are."""
+    """Turn the fields of a frozen dataclass into values that a file can hold, also inside one another: NumPy scalars
+    into Python's; lists, ranges and arrays into tuples. Fields that no file holds stay as they are."""
     for name in file_fields(method):
         object.__setattr__(method, name, _plain(getattr(method, name)))
 
@@ -31,7 +31,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_settings(method: Any) -> None:
-    """Raises ValueError for a field whose `setting` does not hold."""
+    """Raises ValueError for a field whose value fails the check of its `setting`."""
     for field in dataclasses.fields(method):
         if "holds" in field.metadata:
             expect(method, field.name, _holds(field.metadata["holds"], getattr(method, field.name)),
@@ -46,7 +46,7 @@ def _holds(check: Callable[[Any], Any], value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a file gives it back as it is, after `plain`."""
+    """Whether a file gives `value`, after `plain`, back as it is."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, str) or type(value) in (int, float) and is_number(value)
@@ -58,26 +58,26 @@ def described(method: Any) -> dict[str, Any]:
 
 
 def expect(method: Any, name: str, holds: Any, expected: str) -> None:
-    """Raises ValueError unless `holds`."""
+    """Raises ValueError, for the field `name` of a method, unless `holds`. expected: the end of the message."""
     if not holds:
         raise ValueError(f"{type(method).__name__}: {name} is {shown(getattr(method, name))}; expected {expected}")
 
 
 def one_of(value: Any, names: Iterable[str]) -> bool:
-    """Whether it is a string among `names`; anything else may not be hashable."""
+    """Whether `value` is a string among `names`. A value of another type may not be hashable."""
     return isinstance(value, str) and value in set(names)
 
 
 def finite_in(scale: Any, dtype: Any) -> bool:
-    """Whether a factor stays finite in the dtype of the weights that it meets."""
+    """Whether the factor `scale` is finite in `dtype`, that of the weights which it multiplies."""
     return dtype.kind != "f" or abs(scale) <= float(xp.finfo(dtype).max)
 
 
 def number(value: Any) -> bool:
-    """A finite int or float, no bool."""
+    """Whether `value` is a finite int or float, no bool."""
     return is_number(value)
 
 
 def integer(value: Any, least: int = 1) -> bool:
-    """An int of at least `least`, no bool."""
+    """Whether `value` is an int of at least `least`, no bool."""
     return is_integer(value, least)

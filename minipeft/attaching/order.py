@@ -1,4 +1,4 @@
-"""What lies below and above an attachment, in one state of the model. These are questions; the moves are in
+"""The entries below and above an attachment, in one state of the model. Nothing moves here; the moves are in
 `attachment.py`."""
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from minipeft.nn.state import Entry, State
 
 
 def around(state: State, place: Place, name: str) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """The entries below and above attachment `name` at a place."""
+    """The entries below and above attachment `name` at a place, in a state that has it plugged there."""
     entries = state.entries[place]
     at = [entry.name for entry in entries].index(name)
     return entries[:at], entries[at + 1:]
 
 
 def lie_alike(place: Place, name: str, one: State, other: State) -> bool:
-    """Whether the same entries lie below attachment `name` at a place in both states."""
+    """Whether the same entries lie below attachment `name` at a place in two states, one and other."""
     below, now = around(one, place, name)[0], around(other, place, name)[0]
     return len(below) == len(now) and all(a.is_like(b) for a, b in zip(below, now))
 
 
 def nothing_merged_above(move: str, name: str, places: Mapping[str, Place], state: State) -> None:
-    """Raises ValueError if something was merged on top of attachment `name`; `move` is told as refused."""
+    """Raises ValueError if another attachment is merged on top of attachment `name` at one of its places in this state.
+    The error says that `move` is refused."""
     for where, place in places.items():
         for entry in around(state, place, name)[1]:
             if entry.merged is not None:
@@ -31,7 +32,8 @@ def nothing_merged_above(move: str, name: str, places: Mapping[str, Place], stat
 
 
 def below_merged(name: str, where: str, place: Any, state: State) -> Any:
-    """The weight that a merge of attachment `name` starts from. ValueError where something below is not merged."""
+    """The weight below attachment `name` at a place called `where`, from which its merge starts. Raises ValueError if
+    an entry below is not merged in this state."""
     below, _ = around(state, place, name)
     loose = [entry.name for entry in below if entry.merged is None]
     if loose:
@@ -40,7 +42,8 @@ def below_merged(name: str, where: str, place: Any, state: State) -> Any:
 
 
 def inserted(state: State, name: str, merged: Mapping[Place, Any] | None, above: frozenset[str]) -> State:
-    """The state with attachment `name` below the lowest of those in `above`, or else on top."""
+    """The state with attachment `name` plugged below the lowest of those in `above`, or else on top. merged: None, or
+    its constants {place: weight}."""
     order = list(state.plugged)
     at = next((i for i, other in enumerate(order) if other in above), len(order))
     return state.replace(plugged={**{n: state.plugged[n] for n in order[:at]}, name: merged,
@@ -48,5 +51,5 @@ def inserted(state: State, name: str, merged: Mapping[Place, Any] | None, above:
 
 
 def without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """`mapping` but for one name."""
+    """A copy of `mapping` without one name."""
     return {key: value for key, value in mapping.items() if key != name}

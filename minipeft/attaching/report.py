@@ -1,8 +1,8 @@
 """How many numbers are trained, by which method, in which part of the model.
 
-    trainable / all / percent                  in the words of the FLAN-T5 lab
-    by component: attention, feed-forward, embedding, norm, position, head; biases but those of norms on their own
-    bytes: the weights, and what AdamW adds (a gradient and two moments for each trained number)
+    trainable / all / percent     parameters of the model
+    by component                  attention, feed-forward, embedding, norm, position, head, bias (other than a norm's)
+    bytes                         of the weights, and of training with AdamW: a gradient and two moments per number
 """
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _EXAMPLE_RANK = 8
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Counts of numbers, not of bytes, unless the name says so. `print` it for the table.
+    """Counts of numbers. `print` it for the table.
 
-    components: of the base; methods: {attachment: {component: what it trains there}}, or {"selected": ...}.
-    ranks: of the LoRAs that are plugged, for the example at the end."""
+    trainable, all: the parameters that are trained, and all parameters. components: {component: count} of the base.
+    methods: {attachment: {component: how many it trains there}}, or {"selected": ...}. weight_bytes, training_bytes: of
+    all arrays, and of gradients and moments. projection: (d_out, d_in, rows per head) of a query projection, None
+    without one. ranks: of the plugged LoRAs, for the example at the end."""
 
     trainable: int
     all: int
@@ -31,11 +33,12 @@ class Report:
     methods: dict[str, dict[str, int]]
     weight_bytes: int
     training_bytes: int
-    projection: tuple[int, int, int] | None  # d_out, d_in, and rows per head of a query projection
+    projection: tuple[int, int, int] | None
     ranks: tuple[int, ...] = (_EXAMPLE_RANK,)
 
     @property
     def percent(self) -> float:
+        """100 trainable / all."""
         return 100 * self.trainable / self.all if self.all else 0.0
 
     def __str__(self) -> str:
@@ -66,8 +69,8 @@ def _example(rank: int, what: str, d_out: int, d_in: int) -> str:
 
 def report(model: Model, params: Any = None) -> Report:
     """Counts for training `params`: {name: Parameter} as `select` gives it, or an Attachment. None means the parameters
-    of all plugged attachments, or, if nothing is plugged or merged, the whole model (full fine-tuning). What is merged
-    cannot be trained and counts as memory alone, and so do attachments that are off, and the indices of masks.
+    of all plugged attachments, or, if nothing is plugged or merged, the whole model (full fine-tuning). Merged
+    constants, attachments that are off and the indices of masks are not trained; they count in `weight_bytes` alone.
 
     Raises ValueError for a parameter that is not the model's, TypeError for a part of a model and for params of another
     kind."""
@@ -83,7 +86,7 @@ def report(model: Model, params: Any = None) -> Report:
         groups = {"selected": trained}
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
     held = {id(p): p for a in attachments.values() for p in a.arrays.values()}
-    memory = [*{**everything, **held}.values(), *constants]
+    arrays = [*{**everything, **held}.values(), *constants]
     ranks = dict.fromkeys(attachments[name].method.rank for name in plugged
                           if hasattr(attachments[name].method, "rank"))
     return Report(
@@ -91,7 +94,7 @@ def report(model: Model, params: Any = None) -> Report:
         all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
         methods={name: {part: n for part, n in _counts(found.items(), places).items() if n}
                  for name, found in groups.items()},
-        weight_bytes=sum(p.data.nbytes for p in memory),
+        weight_bytes=sum(p.data.nbytes for p in arrays),
         training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model),
         ranks=tuple(ranks) or (_EXAMPLE_RANK,))
 
@@ -119,7 +122,7 @@ def _counts(params: Iterable[tuple[str, Parameter]], places: Mapping[str, Place]
 
 
 def component(name: str, place: Place) -> str:
-    """Which of COMPONENTS a place counts for. Biases of linear layers are "bias"; a norm's bias belongs to the norm."""
+    """Which of COMPONENTS the place called `name` counts for. A linear layer's bias is "bias", a norm's is "norm"."""
     found = parts.component(name)
     return "bias" if place.kind == "bias" and found != "norm" else found
 

@@ -1,4 +1,4 @@
-"""Which parameters? A predicate on dotted names, asked of the model; there is no flag on a tensor.
+"""`select` chooses parameters by their dotted names; a tensor carries no flag.
 
     select(model, r"\\.bias$")                  {"encoder.0.attn.q.bias": Parameter, ...}
     value_and_grad(step, select(model, ".*"))  full fine-tuning
@@ -14,8 +14,8 @@ def select(model: Model, where: Where) -> dict[str, Parameter]:
     """{name: Parameter} among base parameters and those of plugged attachments (`place@name.leaf`), in model order.
 
     where: a regular expression searched in the name, a callable on the name, or a list of these.
-    Raises ValueError for a pattern that matches nothing, and for a weight that is merged or an attachment that is:
-    what they were merged into is a constant."""
+    Raises ValueError for a pattern that matches nothing, and for a merged attachment and the weights that it is merged
+    into, which are constants now; TypeError for a part of a model."""
     params: dict[str, Parameter] = dict(model.base_parameters)
     frozen = {name: slot.merged[-1].name for name, slot in model.slots.items() if slot.merged}
     for attachment in whole(model).attachments.values():
