@@ -1,50 +1,84 @@
 """The pages' promises: their code runs, their commands exist, their tables are what the programs printed."""
+import ast
 import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy
 import pytest
 
 import minipeft
+from tests.planted.bug import Bug
+from tests.test_planted_bugs import BUGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in (
     "README.md", "examples/README.md", "examples/benchmark/README.md", "examples/conformance/README.md",
-    "minipeft/conformance/README.md")}
-README, EXAMPLES, BENCHMARK, PLUG_INS, KIT = PAGES.values()
+    "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "CONTRIBUTING.md", "CHANGELOG.md",
+    "SECURITY.md")}
+README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, CONTRIBUTING, CHANGES, _ = PAGES.values()
 
 
-def test_the_sample_runs_and_has_fifteen_lines(tmp_path):
-    code = re.search(r"<!-- sample -->\n```python\n(.*?)```", README, re.DOTALL).group(1)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "percentage of trainable model parameters" in done.stdout and (tmp_path / "reverse.safetensors").is_file()
+def block(page: str, marker: str) -> str:
+    """The code or text of the block under <!-- marker -->, without the indentation of a list."""
+    found = re.search(rf"<!-- {re.escape(marker)} -->\n *```\w+\n(.*?)^ *```$", page, re.DOTALL | re.MULTILINE)
+    assert found, marker
+    return textwrap.dedent(found[1])
 
 
-def test_the_lines_about_one_base_and_many_tasks_run(tmp_path, monkeypatch, capsys):
-    code = re.search(r"## One base, many tasks\n\n```python\n(.*?)```", README, re.DOTALL).group(1)
-    monkeypatch.chdir(tmp_path)
-    rng = numpy.random.default_rng(0)
-    model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), rng)
-    lora = minipeft.attach(model, minipeft.LoRA(rank=2), rng, "british")
-    lora.save("british.safetensors")
-    lora.remove()
-    ids = rng.integers(2, 32, (3, 4))
-    exec(code, {"minipeft": minipeft, "model": model, "rng": rng, "ids": ids, "decoder_ids": ids,
-                "batch": {"input_ids": ids, "labels": ids}})
-    assert "low_rank_linear" in capsys.readouterr().out and list(model.attachments) == ["british", "prompt"]
+# ---- the README
 
 
-def test_the_reading_path_is_eight_files_and_1200_lines_ending_in_lora():
-    path = re.findall(r"^\| `(minipeft/[\w/]+\.py)` \|", README, re.MULTILINE)
-    assert len(path) == 8 and path[-1] == "minipeft/methods/lora.py"
-    assert sum(len((ROOT / file).read_text("utf-8").splitlines()) for file in path) <= 1200
+def test_the_readme_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+def without_docstrings(tree: ast.AST) -> str:
+    """A dump of the tree, in which comments and docstrings do not count."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def test_the_class_that_is_shown_is_that_of_the_page_of_lora():
+    source = ast.parse((ROOT / "minipeft/methods/lora.py").read_text("utf-8"))
+    low_rank = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "LowRank")
+    shown = ast.parse(block(README, "LowRank")).body
+    assert [without_docstrings(node) for node in shown] == [without_docstrings(low_rank)]
+
+
+def test_the_lines_of_the_first_program_that_are_shown_are_its_own_in_order():
+    program = (ROOT / "examples/first_look.py").read_text("utf-8").splitlines()
+    rest = iter(program)
+    assert all(line in rest for line in block(README, "from first_look.py").splitlines())
+
+
+def test_the_reading_path_is_at_most_ten_files_and_1300_lines_beginning_with_lora():
+    path = re.findall(r"^\| \[(minipeft/[\w/]+\.py)\]\(\1\) \|", README, re.MULTILINE)
+    assert path[0] == "minipeft/methods/lora.py" and 8 <= len(path) <= 10
+    assert sum(len((ROOT / file).read_text("utf-8").splitlines()) for file in path) <= 1300
+
+
+def test_the_gradient_of_lora_is_where_the_page_says():
+    fused = (ROOT / "minipeft/engine/ops/fused.py").read_text("utf-8")
+    shown = re.search(r"`low_rank_linear` of\n\[minipeft/engine/ops/fused.py\].*?: (.*?) and\n?(.*?) are", README,
+                      re.DOTALL)
+    formulas = f"{shown[1]}, {shown[2]}".replace("\n", " ").split(", ")
+    assert len(formulas) == 3 and all(formula.strip() in " ".join(fused.split()) for formula in formulas)
+
+
+def test_there_are_as_many_planted_bugs_as_the_page_says():
+    said = int(re.search(r"of (\d+) planted bugs", README)[1])
+    assert said <= len(BUGS) < said + 50
+
+
+# ---- code on the pages
 
 
 def test_the_plug_in_that_is_shown_gets_the_report_that_is_shown_and_conforms_once_it_is_mended(tmp_path):
@@ -68,24 +102,101 @@ def test_the_plug_in_of_the_page_on_real_implementations_conforms(tmp_path):
     assert done.returncode == 0 and "Conforms to lora_linear" in done.stdout, done.stdout + done.stderr
 
 
-def test_every_block_of_python_on_a_page_is_one_that_a_test_runs():
-    """The tests above find each by the marker or the heading before it."""
-    found = {name: page.count("```python") for name, page in PAGES.items()}
-    tested = re.findall(r"(?:<!-- [\w -]+ -->|## One base, many tasks\n)\n```python", README)
-    assert found.pop("README.md") == len(tested)
-    assert list(found.values()) == [0, 0, 1, 1]
+def test_the_programs_beside_those_of_peft_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    tiny = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), rng)
+    tiny.save_pretrained("t5-folder")
+    pairs = [(rng.integers(2, 32, 5).tolist(), rng.integers(2, 32, 4).tolist()) for _ in range(9)]
+    names = {"pairs": pairs, "ids": rng.integers(2, 32, (3, 5))}
+    for marker in ("worked example", "loop by hand", "together"):
+        exec(block(DICTIONARY, marker), names)
+    assert "percentage of trainable model parameters" in capsys.readouterr().out
+    assert list(names["fresh"].attachments) == ["lora", "norms"]
+    assert numpy.array_equal(names["before"], tiny.generate(names["ids"]))
+    merged = minipeft.T5.from_pretrained("merged")
+    assert numpy.array_equal(merged.generate(names["ids"]), names["after"])
+
+
+METHODS = sorted({call.replace("\\|", "|") for page in (README, DICTIONARY) for call in re.findall(
+    r"`((?:LoRA|Bottleneck|Selective|PromptTuning)\([^`]*\))`", page) if "..." not in call})
+
+
+@pytest.mark.parametrize("call", METHODS)
+def test_a_method_on_a_page_can_be_made(call):
+    eval(call, {**vars(minipeft), "ids": (3, 5)})
+
+
+@pytest.mark.parametrize("where", sorted(set(re.findall(r'`?where=((?:r"[^"`]+")|\[[^\]`.]+\])', DICTIONARY))))
+def test_a_pattern_on_the_dictionary_finds_weights(where):
+    model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), numpy.random.default_rng(0))
+    method = eval(f"LoRA(rank=1, where={where})".replace("\\|", "|"), vars(minipeft))
+    assert method.places(model)
+
+
+def test_the_laws_of_a_method_are_printed_and_all_hold(capsys):
+    exec(block(CONTRIBUTING, "laws of a method"), {})
+    assert "all laws hold" in capsys.readouterr().out
+
+
+def test_the_planted_bug_that_is_shown_is_one():
+    shown = eval(block(CONTRIBUTING, "a planted bug").partition("\n\n")[2], {"Bug": Bug})
+    assert shown in BUGS and f'-k "{shown.what}"' in CONTRIBUTING
+
+
+def test_the_program_that_tries_a_release_runs_in_another_folder(tmp_path):
+    program = re.search(r'echo "(.*?)" >', block(CONTRIBUTING, "release"), re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(minipeft.__version__) and "all laws hold" in done.stdout
+
+
+TESTED = {"README.md": ["LowRank", "from first_look.py"], "examples/conformance/README.md": [None],
+          "minipeft/conformance/README.md": ["plug-in"],
+          "docs/coming_from_peft.md": ["worked example", "loop by hand", "together"],
+          "CONTRIBUTING.md": ["laws of a method", "a planted bug"]}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_of_python_on_a_page_is_one_that_a_test_runs(name):
+    """The tests above find each by its marker. (Blocks of `py` are programs of other libraries.)"""
+    found = re.findall(r"(?:<!-- ([^\n]+) -->\n)? *```python\n", PAGES[name])
+    assert [marker or None for marker in found] == TESTED.get(name, [])
+
+
+# ---- commands
 
 
 def commands() -> dict[str, list[str]]:
-    """{a command on a page: its words}: the lines of sh blocks, and what stands between single backticks."""
+    """{a command on a page: its words}: the lines of sh blocks, and what stands between single backticks. A release is
+    not made here."""
     found = {}
     for page in PAGES.values():
+        page = re.sub(r"<!-- release -->.*?```sh.*?```", "", page, flags=re.DOTALL)
         lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
         lines += re.findall(r"(?<!`)`((?:python|pip install -e|pytest) [^`]+)`(?!`)", page)
         for line in lines:
             for command in line.split("  #")[0].split(" && "):
-                found[command] = shlex.split(command)
+                if command.strip():
+                    found[command.strip()] = shlex.split(command)
     return found
+
+
+def is_known_to_pytest(words: list[str]) -> bool:
+    """Whether these are options that the pages use, with values, and paths that exist; `-k` must choose something."""
+    at, text = 0, ""
+    while at < len(words):
+        if words[at] in ("-n", "-m"):
+            assert words[at:at + 2] in (["-n", "0"], ["-m", "quick"])
+            at += 1
+        elif words[at] == "-k":
+            assert words[at + 1] in text
+            at += 1
+        else:
+            path = ROOT / words[at]
+            text = "" if path.is_dir() else path.read_text("utf-8") + "".join(bug.what for bug in BUGS)
+        at += 1
+    return True
 
 
 @pytest.mark.parametrize("command", commands())
@@ -95,8 +206,11 @@ def test_every_command_on_a_page_exists_with_its_options(command):
     if words[0] == "pip":
         extras = re.findall(r"^(\w+) =$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
         assert words[:3] == ["pip", "install", "-e"] and words[3] in [f".[{extra}]" for extra in extras]
+        assert set(words[4:]) <= {"flake8", "mypy"}
     elif words[0] == "pytest":
-        assert words in (["pytest"], ["pytest", "-m", "quick"])
+        assert is_known_to_pytest(words[1:])
+    elif words[0] in ("git", "cd", "flake8", "mypy"):
+        assert words[1:] in (["clone", "URL-OF-THIS-REPOSITORY", "minipeft"], ["minipeft"], [])
     else:
         assert words[0] == "python"
         arguments = [word.strip("[]") for word in words[1:] if word not in ("[NAME", "...]")]
@@ -111,6 +225,9 @@ def test_every_command_on_a_page_exists_with_its_options(command):
 def test_both_commands_stand_on_a_line_of_their_own_and_name_an_extra_that_exists(extra):
     assert re.search(rf"^pip install -e '\.\[{extra}\]' && ", README, re.MULTILINE)
     assert re.search(rf"^{extra} =$", (ROOT / "setup.cfg").read_text("utf-8"), re.MULTILINE)
+
+
+# ---- results
 
 
 def recorded(name: str) -> dict:
@@ -184,7 +301,46 @@ def test_the_past_tense_table_is_that_of_its_recorded_run(monkeypatch):
     assert tables.as_markdown([past_tense.Row(**row) for row in run["rows"]], past_tense.LEARNED) in EXAMPLES
 
 
+# ---- words, changes, pictures and links
+
+
+def test_the_glossary_has_every_law_by_the_name_that_the_library_gives_it():
+    rows = re.findall(r"^\| (\d+) ([^|]+) \|", GLOSSARY, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 15))
+    names = [f"{number} {name}" for number, name in rows]
+    of_methods = [law for law in minipeft.laws.LAWS if any(name.startswith(law) for name in names)]
+    assert len(of_methods) == len(minipeft.laws.LAWS) == 14 - 3  # 9, 10 and 11 concern ops, LoRA and backends
+
+
+def test_the_changes_name_the_version_and_every_old_name():
+    deprecated = importlib.import_module("minipeft.deprecated")
+    assert re.search(r"^## ([\d.]+)", CHANGES, re.MULTILINE)[1] == minipeft.__version__
+    settings = (ROOT / "setup.cfg").read_text("utf-8")
+    assert re.search(r"^version = (.+)$", settings, re.MULTILINE)[1] == minipeft.__version__
+    for old in [*(name for names in deprecated._NAMES.values() for name in names), *deprecated._VALUES]:
+        assert old in CHANGES, old
+
+
+def test_the_pictures_can_be_drawn_and_the_committed_one_shows_the_imports_as_they_are(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "docs/pictures.py"), "--out", str(tmp_path)], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in (ROOT / "docs").glob("*.svg")} == {"imports.svg", "lora.svg", "slot.svg"}
+    said = [re.search(r"<dc:description>(.*?)</dc:description>", (folder / "imports.svg").read_text("utf-8"))[1]
+            for folder in (tmp_path, ROOT / "docs")]
+    assert said[0] == said[1], "run python docs/pictures.py, and look at docs/imports.svg"
+
+
+def anchors(page: str) -> set[str]:
+    """What the headings of a page are called in links."""
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.+)$", page, re.MULTILINE)}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_what_a_page_links_to_exists(name):
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[name]):
-        assert ((ROOT / name).parent / target).exists(), target
+    for target, _, anchor in re.findall(r"\]\((?!http)([^)#]*)(#?)([^)]*)\)", PAGES[name]):
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text("utf-8")), f"{target}#{anchor}"
