@@ -51,7 +51,8 @@ def _try(plan: Plan, name: str, place: Place) -> None:
 
 
 def _called(what: str, function: Callable, *inputs: Any) -> Any:
-    """function(*inputs), which runs the author's code: an error says where."""
+    """function(*inputs), which runs code of the method. Its errors become a TypeError or ValueError that begins with
+    `what`."""
     try:
         return function(*inputs)
     except ValueError as error:
@@ -149,7 +150,7 @@ def _parts(expected: str, result: Any) -> tuple:
 
 
 def _length(x: Any) -> int:
-    """That of axis 1; 0 where there is none, which then is no expected shape."""
+    """The length of axis 1; 0 for anything without one, whose shape is then refused."""
     return (*getattr(x, "shape", ()), 0, 0)[1]
 
 
