@@ -9,14 +9,15 @@ from minipeft.engine.tensor import Leaf
 from minipeft.checks import integer, number, python, shown
 from minipeft.train.lock import lock_file
 from minipeft.train.optim import AdamW
-from minipeft.train.schedule import MAKERS, Schedule, constant, ends_after
+from minipeft.train.schedule import MAKERS, Schedule, ends_after
 
 File = str | os.PathLike | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Settings:
-    """The checked arguments of `fit`, as Python numbers. best, log, checkpoint: paths or None."""
+    """The arguments of `fit`, checked, as Python numbers. best, log, checkpoint: paths or None. Raises ValueError or
+    TypeError naming an argument that is wrong."""
 
     steps: int
     schedule: Schedule
@@ -32,43 +33,36 @@ class Settings:
     checkpoint: File
     checkpoint_every: int
 
-
-def settings(*, steps: Any, schedule: Any, clip: Any, accumulate: Any, seed: Any, dropout: Any, evaluate: Any,
-             eval_every: Any, patience: Any, best: Any, log: Any, checkpoint: Any, checkpoint_every: Any) -> Settings:
-    """The Settings for these arguments of `fit`. Raises ValueError or TypeError naming an argument that is wrong."""
-    steps, accumulate = integer("steps", steps, 1), integer("accumulate", accumulate, 1)
-    seed, checkpoint_every = integer("seed", seed), integer("checkpoint_every", checkpoint_every, 1)
-    if evaluate is not None and not callable(evaluate):
-        raise TypeError(f"evaluate is {shown(evaluate)}; expected a function without arguments that returns a score, "
-                        f"higher is better")
-    for what, value, why in (("eval_every", eval_every, "there is nothing to evaluate"),
-                             ("patience", patience, "there is no score to wait for"),
-                             ("best", best, "without scores there is no best one")):
-        if value is not None and evaluate is None:
-            raise ValueError(f"{what} is {shown(value)}, but {why}: pass evaluate=")
-    if patience is not None and eval_every is None:
-        raise ValueError(f"patience is {shown(patience)}, but eval_every is None, so the only evaluation comes after "
-                         f"the last step: pass eval_every=")
-    if clip is not None:
-        expected = "a finite number > 0, or None"
-        if number("clip", clip, expected=expected) <= 0:
-            raise ValueError(f"clip is {shown(clip)}; expected {expected}")
-        clip = number("clip", clip)
-    if type(python(dropout)) is not bool:
-        raise TypeError(f"dropout is {shown(dropout)}; expected True or False (the model's config sets the rate)")
-    files = {"log": log, "checkpoint": checkpoint, "best": best}
-    for what, path in files.items():
-        _check_file(what, path)
-    _check_different({what: path for what, path in files.items() if path is not None})
-    return Settings(steps, _schedule(schedule, steps), clip, accumulate, seed, bool(dropout), evaluate,
-                    None if eval_every is None else integer("eval_every", eval_every, 1),
-                    None if patience is None else integer("patience", patience, 1), best, log, checkpoint,
-                    checkpoint_every)
+    def __post_init__(self) -> None:
+        for what, least in {"steps": 1, "accumulate": 1, "seed": 0, "checkpoint_every": 1}.items():
+            setattr(self, what, integer(what, getattr(self, what), least))
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise TypeError(f"evaluate is {shown(self.evaluate)}; expected a function without arguments that returns a "
+                            f"score, higher is better")
+        for what, why in {"eval_every": "there is nothing to evaluate", "patience": "there is no score to wait for",
+                          "best": "without scores there is no best one"}.items():
+            if getattr(self, what) is not None and self.evaluate is None:
+                raise ValueError(f"{what} is {shown(getattr(self, what))}, but {why}: pass evaluate=")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError(f"patience is {shown(self.patience)}, but eval_every is None, so the only evaluation "
+                             f"comes after the last step: pass eval_every=")
+        for what in ("eval_every", "patience"):
+            if getattr(self, what) is not None:
+                setattr(self, what, integer(what, getattr(self, what), 1))
+        if self.clip is not None:
+            expected = "a finite number > 0, or None"
+            clip, self.clip = self.clip, number("clip", self.clip, expected=expected)
+            if self.clip <= 0:
+                raise ValueError(f"clip is {shown(clip)}; expected {expected}")
+        if type(python(self.dropout)) is not bool:
+            raise TypeError(f"dropout is {shown(self.dropout)}; expected True or False (the model's config sets the "
+                            f"rate)")
+        self.dropout = bool(self.dropout)
+        _check_files({"log": self.log, "checkpoint": self.checkpoint, "best": self.best})
+        _check_schedule(self.schedule, self.steps)
 
 
-def _schedule(schedule: Any, steps: int) -> Schedule:
-    if schedule is None:
-        return constant()
+def _check_schedule(schedule: Any, steps: int) -> None:
     if schedule in MAKERS:
         name = schedule.__name__
         call = {"constant": "constant()", "inverse_sqrt": "inverse_sqrt(d_model)"}.get(name, f"{name}(steps)")
@@ -79,12 +73,23 @@ def _schedule(schedule: Any, steps: int) -> Schedule:
     if ends_after(schedule) < steps:
         raise ValueError(f"schedule is {shown(schedule)}, which ends before the {steps} steps of this run: its factor "
                          f"would stay at the last value; make it for {steps} steps")
-    return schedule
+
+
+def _check_files(paths: Mapping[str, Any]) -> None:
+    files = {what: path for what, path in paths.items() if path is not None}
+    for what, path in files.items():
+        _check_file(what, path)
+    for one, a in files.items():
+        for other, b in files.items():
+            if one != other and (os.path.realpath(a) == os.path.realpath(b)
+                                 or os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)):
+                raise ValueError(f"{one} and {other} are both {shown(os.fsdecode(a))}; expected different files")
+            if os.path.realpath(a) == os.path.realpath(lock_file(b)):
+                raise ValueError(f"{one} is {shown(os.fsdecode(a))}, which is the lock file of {other}; expected "
+                                 f"another name")
 
 
 def _check_file(what: str, path: Any) -> None:
-    if path is None:
-        return
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"{what} is {shown(path)}; expected the path of a file")
     text = os.fsdecode(path)
@@ -100,17 +105,6 @@ def _check_file(what: str, path: Any) -> None:
     if not os.path.isdir(os.path.dirname(os.path.realpath(text))):
         hint = "'~' is not expanded: pass Path(...).expanduser()" if text.startswith("~") else "create it first"
         raise ValueError(f"{what} is {shown(text)}, in a folder that does not exist: {hint}")
-
-
-def _check_different(files: Mapping[str, Any]) -> None:
-    for one, a in files.items():
-        for other, b in files.items():
-            if one != other and (os.path.realpath(a) == os.path.realpath(b)
-                                 or os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)):
-                raise ValueError(f"{one} and {other} are both {shown(os.fsdecode(a))}; expected different files")
-            if os.path.realpath(a) == os.path.realpath(lock_file(b)):
-                raise ValueError(f"{one} is {shown(os.fsdecode(a))}, which is the lock file of {other}; expected "
-                                 f"another name")
 
 
 def check_objects(model: Any, batches: Any, optimizer: Any) -> None:

@@ -37,7 +37,7 @@ class Locks:
     """The locks of several files, taken all together or not at all. A path may be None."""
 
     def __init__(self, *paths: str | os.PathLike | None):
-        self._locks = [Lock(path) for path in paths]
+        self._locks = [Lock(path) for path in paths if path is not None]
 
     def acquire(self) -> None:
         """Take all locks. Raises RuntimeError naming the file and the process that holds it, if another run does."""
@@ -55,16 +55,16 @@ class Locks:
 
 
 class Lock:
-    """The lock of one file. path None: of no file; nothing is locked."""
+    """The lock of the file `path`."""
 
-    def __init__(self, path: str | os.PathLike | None):
-        self._path, self._of = None if path is None else lock_file(path), path
+    def __init__(self, path: str | os.PathLike):
+        self._path, self._of = lock_file(path), path
         self._file: IO[bytes] | None = None
 
     def acquire(self) -> None:
         """Take the lock. Raises RuntimeError naming the process that holds it, if another run does."""
         try:
-            while self._path is not None and fcntl is not None and not self._acquired(self._path):
+            while fcntl is not None and not self._acquired():
                 pass  # its holder removed the file after we opened it and before we locked it
         except BaseException:
             self.release()
@@ -72,16 +72,16 @@ class Lock:
 
     def release(self) -> None:
         """End the lock, and remove the file if it is ours. May be called again."""
-        if self._file is not None and not self._file.closed and self._path is not None:
+        if self._file is not None and not self._file.closed:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if another process holds it
                 if _same(self._file, self._path):
                     os.unlink(self._path)
             self._file.close()
 
-    def _acquired(self, path: Path) -> bool:
+    def _acquired(self) -> bool:
         try:
-            self._file = open(path, "r+b", buffering=0, opener=_create)
+            self._file = open(self._path, "r+b", buffering=0, opener=_create)
         except OSError:
             return True  # no file can be made here, so writing a checkpoint will fail, too, and say why
         try:
@@ -90,10 +90,10 @@ class Lock:
             raise RuntimeError(f"{self._of} is in use by another run ({self._holder()}): wait until it ends, or pass "
                                f"another file") from None
         except OSError:  # a file system without locks
-            os.unlink(path)
+            os.unlink(self._path)
             self._file.close()
             return True
-        if not _same(self._file, path):
+        if not _same(self._file, self._path):
             self._file.close()
             return False
         self._file.truncate(0)

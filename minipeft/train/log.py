@@ -21,7 +21,7 @@ def line(**fields: Any) -> bytes:
 
 
 class Log:
-    """An open log; a context manager. path None: nothing is written. Opening does not change an existing file."""
+    """An open log. path None: nothing is written. Opening does not change an existing file."""
 
     def __init__(self, path: str | os.PathLike | None, keep: int = 0):
         """keep: the length of the log in bytes, as a checkpoint says. Raises ValueError if the file is shorter or
@@ -64,12 +64,6 @@ class Log:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
 
 def _ends_a_line(path: str | os.PathLike, at: int) -> bool:

@@ -30,9 +30,9 @@ from minipeft.train.lock import Locks
 from minipeft.train.log import Log, line
 from minipeft.train.norm import global_norm
 from minipeft.train.optim import AdamW
-from minipeft.train.progress import Progress
+from minipeft.train.progress import progress_bar
 from minipeft.train.resume import Identity, resumed
-from minipeft.train.schedule import Schedule
+from minipeft.train.schedule import Schedule, constant
 from minipeft.train.state import History, Record, State
 
 
@@ -74,10 +74,10 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     anything changes, raises ValueError or TypeError for wrong arguments, a checkpoint that is damaged or of another
     run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if another run holds one of the
     files."""
-    settings = arguments.settings(
-        steps=steps, schedule=schedule, clip=clip, accumulate=accumulate, seed=seed, dropout=dropout, evaluate=evaluate,
-        eval_every=eval_every, patience=patience, best=best, log=log, checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every)
+    settings = arguments.Settings(
+        steps=steps, schedule=constant() if schedule is None else schedule, clip=clip, accumulate=accumulate, seed=seed,
+        dropout=dropout, evaluate=evaluate, eval_every=eval_every, patience=patience, best=best, log=log,
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every)
     optimizer = AdamW() if optimizer is None else optimizer
     arguments.check_objects(model, batches, optimizer)
     params = arguments.parameters(model, params)
@@ -87,7 +87,7 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     try:
         try:
             lock.acquire()
-            return run.made(resume, Progress(settings.steps, 0, label, progress))
+            return run.made(resume, label, progress)
         finally:
             run.lines.close()
             lock.release()
@@ -108,44 +108,41 @@ class _Run:
         self.on_disk: Record | None = None  # what the checkpoint holds, as far as this call knows
         self.begun, self.ended = 0.0, False  # when it would have begun without pauses; whether evaluate() ended it
 
-    def made(self, resume: bool, progress: Progress) -> History:
+    def made(self, resume: bool, label: str, progress: bool) -> History:
         """The whole run, from the checkpoint to the history."""
-        s, state = self.settings, self.state
+        s, state, saved = self.settings, self.state, None
         found = s.checkpoint is not None and os.path.exists(s.checkpoint)
         if s.checkpoint is not None:
             self.identity = Identity(self.model, state, s)
-        saved = resumed(self.identity, self.model, state, s) if found and resume else None
+            if found and resume:
+                saved = resumed(s.checkpoint, self.identity, self.model, state, s)
         self.lines = Log(s.log, saved.log if saved else 0)
         if saved is not None:
             state.restore(saved)
-            self.on_disk = state.record
-        elif not found:
-            self.on_disk = state.record  # nothing has been done yet that is worth a checkpoint
+        if saved is not None or not found:
+            self.on_disk = state.record  # also without a file: nothing has been done yet that is worth one
         try:
             if self.on_disk is None:
                 self._save()  # so that a run killed early does not leave the checkpoint that it replaces
             self.begun = time.perf_counter() - state.seconds
             self.lines.begin()
-            progress.done = state.record.step
-            with progress as bar:
-                self._train(bar)
+            with progress_bar(s.steps, state.record.step, label, progress) as show:
+                self._train(show)
             return state.history()
         except BaseException as error:
             self._stopped(error)
             raise
 
-    def _train(self, bar: Progress) -> None:
-        state, s = self.state, self.settings
-        if state.record.due and s.evaluate is not None:
-            self._evaluate(s.evaluate)  # the one that was due when the run was stopped
+    def _train(self, show: Callable[[int, str], None]) -> None:
+        state = self.state
+        self._evaluate()  # if one was due when the run was stopped
         while not self._over():
             self._micro_batch()
             self.lines.write(*_tail(state.record))
-            if state.record.due and s.evaluate is not None:
-                self._evaluate(s.evaluate)
-            bar.update(state.record.step, _figures(*state.latest()))
+            self._evaluate()
+            show(state.record.step, state.figures())
             state.seconds = time.perf_counter() - self.begun
-            if state.record.micro % s.checkpoint_every == 0:
+            if state.record.micro % self.settings.checkpoint_every == 0:
                 self._save()
         if state.record is not self.on_disk:
             self._save()
@@ -212,11 +209,13 @@ class _Run:
             raise ValueError(f"lr is {shown(lr)}; expected a finite number >= 0: schedule({step}) is {shown(factor)}")
         return float(lr)
 
-    def _evaluate(self, evaluate: Callable[[], Any]) -> None:
-        """Make the evaluation that is due, and record it together with its line of the log."""
+    def _evaluate(self) -> None:
+        """If an evaluation is due, make it, and record it together with its line of the log."""
         state, s, record = self.state, self.settings, self.state.record
+        if not record.due or s.evaluate is None:
+            return
         try:
-            returned = evaluate()
+            returned = s.evaluate()
         except StopIteration:
             self.ended = True
             return
@@ -293,7 +292,3 @@ def _finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise FloatingPointError(f"{what} is {value}, in step {step}: lower the learning rate, or look for NaN in the "
                                  f"weights. Parameters, moments and checkpoint are as they were before this step")
-
-
-def _figures(loss: float | None, score: float | None) -> str:
-    return ", ".join(f"{what} {value:.4f}" for what, value in (("loss", loss), ("score", score)) if value is not None)

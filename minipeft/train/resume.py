@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, Mapping
+from typing import Any
 
 from minipeft.checks import shown
 from minipeft.nn.fingerprint import fingerprint
@@ -39,13 +39,12 @@ class Identity:
         return {**self.fixed, _RATES: self.rates(step), "start": self.start}
 
 
-def resumed(identity: Identity | None, model: Any, state: State, settings: Settings) -> Saved | None:
-    """The checked state of the checkpoint `settings.checkpoint`. `identity` takes over the start of its run.
+def resumed(checkpoint: str | os.PathLike, identity: Identity, model: Any, state: State, settings: Settings) -> Saved:
+    """The checked state of the file `checkpoint`. `identity` takes over the start of its run.
 
     Raises ValueError, naming the file and saying what to do, for a checkpoint that is damaged, of another run or start,
     or past the last step of this run, and if the file with the weights of its best score is missing."""
-    assert identity is not None
-    found = checkpoints.read(settings.checkpoint)  # type: ignore[arg-type]
+    found = checkpoints.read(checkpoint)
     path = found.path
     said = {key: value for key, value in found.run.items() if key not in ("start", _RATES)}
     differs = difference(said, identity.fixed)
@@ -66,7 +65,12 @@ def resumed(identity: Identity | None, model: Any, state: State, settings: Setti
             f"its {saved.step} steps were made at other rates than {shown(settings.schedule)} gives. A run whose "
             f"schedule ends cannot be lengthened: finish it with the schedule that it began with, and start a second "
             f"run on the result with a checkpoint of its own; or start afresh with resume=False")
-    _check_parameters(saved, start, identity, state)
+    here = identity.start["parameters"]  # bit for bit those of the run's start or of the checkpoint
+    if here not in (start["parameters"], fingerprint(saved.arrays["param"])):
+        raise ValueError(
+            f"{path} belongs to another run, of another start: the parameters here are neither those that its run "
+            f"began with nor those that it holds (another seed or base, or trained since): {_OTHER}, or restore the "
+            f"parameters")
     best = settings.best
     if best is not None and saved.best is not None and not os.path.isfile(best):
         raise ValueError(f"best is {shown(str(best))}, which is missing: {path} has its best score from step "
@@ -78,13 +82,3 @@ def resumed(identity: Identity | None, model: Any, state: State, settings: Setti
         if tell is not None:
             tell(frozenset(state.params.values()))
     return saved
-
-
-def _check_parameters(saved: Saved, start: Mapping[str, Any], identity: Identity, state: State) -> None:
-    """Raises ValueError unless the parameters are, bit for bit, those of the run's start or of the checkpoint."""
-    here = identity.start["parameters"]
-    if here not in (start["parameters"], fingerprint(saved.arrays["param"])):
-        raise ValueError(
-            f"{saved.path} belongs to another run, of another start: the parameters here are neither those that its "
-            f"run began with nor those that it holds (another seed or base, or trained since): {_OTHER}, "
-            f"or restore the parameters")

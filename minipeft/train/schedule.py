@@ -4,10 +4,9 @@ A schedule that ends has `.steps`, the number of steps that it was made for. `fi
 """
 from __future__ import annotations
 
-import abc
 import dataclasses
 import math
-from typing import Any, Callable, ClassVar
+from typing import Any, Callable
 
 from minipeft.checks import is_number, python, shown
 
@@ -15,12 +14,13 @@ Schedule = Callable[[int], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decay(abc.ABC):
-    """Up from 0 to 1 over `warmup` steps, then down by `_fall` to 0 one step after the last of `steps`."""
+class _Decay:
+    """Up from 0 to 1 over `warmup` steps, then down by the factor `fall` to 0 one step after the last of `steps`."""
 
+    name: str
+    fall: Callable[[int, int, int], float]  # of step, steps and warmup
     steps: int
-    warmup: int = 0
-    name: ClassVar[str]
+    warmup: int
 
     def __post_init__(self) -> None:
         for field in ("steps", "warmup"):
@@ -31,29 +31,18 @@ class _Decay(abc.ABC):
 
     def __call__(self, step: int) -> float:
         rise = min(1.0, step / self.warmup) if self.warmup else 1.0
-        return self._fall(rise, step)
-
-    @abc.abstractmethod
-    def _fall(self, rise: float, step: int) -> float:
-        """The factor at `step`, given the factor `rise` of the warmup."""
+        return rise * self.fall(step, self.steps, self.warmup)
 
     def __repr__(self) -> str:
         return f"{self.name}(steps={self.steps}, warmup={self.warmup})"
 
 
-class _Linear(_Decay):
-    name = "linear_decay"
-
-    def _fall(self, rise: float, step: int) -> float:
-        return rise * max(0.0, min(1.0, (self.steps - step + 1) / (self.steps - self.warmup)))
+def _line(step: int, steps: int, warmup: int) -> float:
+    return max(0.0, min(1.0, (steps - step + 1) / (steps - warmup)))
 
 
-class _Cosine(_Decay):
-    name = "cosine_decay"
-
-    def _fall(self, rise: float, step: int) -> float:
-        part = max(0.0, min(1.0, (step - 1 - self.warmup) / (self.steps - self.warmup)))
-        return rise * (1 + math.cos(math.pi * part)) / 2
+def _half_wave(step: int, steps: int, warmup: int) -> float:
+    return (1 + math.cos(math.pi * max(0.0, min(1.0, (step - 1 - warmup) / (steps - warmup))))) / 2
 
 
 def constant() -> Schedule:
@@ -66,7 +55,7 @@ def linear_decay(steps: int, warmup: int = 0) -> Schedule:
     in a straight line to 0 one step after the last of `steps`.
 
     Devlin et al., 2019, arXiv:1810.04805, appendix A.2. Raises ValueError unless 0 <= warmup < steps."""
-    return _Linear(steps, warmup)
+    return _Decay("linear_decay", _line, steps, warmup)
 
 
 def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
@@ -75,7 +64,7 @@ def cosine_decay(steps: int, warmup: int = 0) -> Schedule:
 
     Loshchilov & Hutter, 2017, arXiv:1608.03983, eq. (5), without restarts. Raises ValueError unless
     0 <= warmup < steps."""
-    return _Cosine(steps, warmup)
+    return _Decay("cosine_decay", _half_wave, steps, warmup)
 
 
 def inverse_sqrt(d_model: int, warmup: int = 4000) -> Schedule:

@@ -78,13 +78,15 @@ class State:
     def history(self) -> History:
         """The history of the run up to its record."""
         record = self.record
-        return History(record.step, self._losses[:record.losses], self._scores[:record.scores], record.best,
+        return History(record.step, self._losses[:record.losses], self.scores(), record.best,
                        self.seconds)
 
-    def latest(self) -> tuple[float | None, float | None]:
-        """The last loss of this call, and the last score."""
-        return (self._losses[self.record.losses - 1] if self.record.losses else None,
-                self._scores[self.record.scores - 1][1] if self.record.scores else None)
+    def figures(self) -> str:
+        """The last loss of this call and the last score, for the progress bar."""
+        r = self.record
+        latest = {"loss": self._losses[r.losses - 1] if r.losses else None,
+                  "score": self._scores[r.scores - 1][1] if r.scores else None}
+        return ", ".join(f"{what} {value:.4f}" for what, value in latest.items() if value is not None)
 
     def commit(self, after: Record, step: Callable[[], None] | None = None, loss: float | None = None,
                score: float | None = None) -> None:

@@ -60,8 +60,7 @@ BUGS = [
     Bug("an exception loses the history", LOOP, "            error.history = state", "            state",
         RESUMES + "a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost"),
     Bug("an evaluation that failed is not made again", LOOP,
-        "        if state.record.due and s.evaluate is not None:\n            self._evaluate(s.evaluate)  # the one",
-        "        if False:\n            self._evaluate(s.evaluate)  # the one",
+        "        self._evaluate()  # if one was due", "        # if one was due",
         RESUMES + "a_failing_evaluation_is_made_again_when_the_run_goes_on_and_nothing_is_lost"),
     Bug("StopIteration from evaluate is an error", LOOP, "        except StopIteration:\n",
         "        except GeneratorExit:\n", RESUMES + "stop_iteration_from_evaluate_ends_the_run_cleanly"),
@@ -111,7 +110,7 @@ BUGS = [
     # ---- one run at a time
     Bug("two runs on one checkpoint", LOOP, "            lock.acquire()\n", "",
         "train/test_lock.py::test_a_second_run_is_refused_with_the_process_and_host_of_the_first"),
-    Bug("a lock whose file was removed is believed", LOCK, "        if not _same(self._file, path):\n",
+    Bug("a lock whose file was removed is believed", LOCK, "        if not _same(self._file, self._path):\n",
         "        if False:\n",
         "train/test_lock.py::test_a_lock_whose_file_was_removed_between_opening_and_locking_it_is_taken_again"),
     Bug("the lock file stays", LOCK, "                    os.unlink(self._path)\n", "                    pass\n",
