@@ -28,6 +28,7 @@ from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.init import normal, ones, uniform, zeros
 from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam
+from minipeft.nn.where import Where
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
@@ -40,8 +41,8 @@ __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck",
            "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter",
            "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
            "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
-           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "xray",
-           "zeros"]
+           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where",
+           "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:
