@@ -67,15 +67,13 @@ def test_the_reading_path_is_at_most_ten_files_and_1300_lines_beginning_with_lor
 
 def test_the_gradient_of_lora_is_where_the_page_says():
     fused = (ROOT / "minipeft/engine/ops/fused.py").read_text("utf-8")
-    shown = re.search(r"`low_rank_linear` of\n\[minipeft/engine/ops/fused.py\].*?: (.*?) and\n?(.*?) are", README,
-                      re.DOTALL)
-    formulas = f"{shown[1]}, {shown[2]}".replace("\n", " ").split(", ")
-    assert len(formulas) == 3 and all(formula.strip() in " ".join(fused.split()) for formula in formulas)
+    assert "In `low_rank_linear` of\n[minipeft/engine/ops/fused.py](minipeft/engine/ops/fused.py)" in README
+    for formula in ("dA = s (g B)^T x", "dB = s g^T (x A^T)", "dx = s (g B) A"):
+        assert formula in README and formula in fused
 
 
-def test_there_are_as_many_planted_bugs_as_the_page_says():
-    said = int(re.search(r"of (\d+) planted bugs", README)[1])
-    assert said <= len(BUGS) < said + 50
+def test_there_are_at_least_as_many_planted_bugs_as_the_page_says():
+    assert int(re.search(r"of (\d+) planted bugs", README)[1]) <= len(BUGS)
 
 
 # ---- code on the pages
@@ -313,11 +311,11 @@ def test_the_glossary_has_every_law_by_the_name_that_the_library_gives_it():
 
 
 def test_the_changes_name_the_version_and_every_old_name():
-    deprecated = importlib.import_module("minipeft.deprecated")
     assert re.search(r"^## ([\d.]+)", CHANGES, re.MULTILINE)[1] == minipeft.__version__
     settings = (ROOT / "setup.cfg").read_text("utf-8")
     assert re.search(r"^version = (.+)$", settings, re.MULTILINE)[1] == minipeft.__version__
-    for old in [*(name for names in deprecated._NAMES.values() for name in names), *deprecated._VALUES]:
+    for old in ("start=", '"norm scale"', "minipeft.autograd", "minipeft.ops", "minipeft.peft", "swap", "pullback",
+                "Constant", "nn.weight.Slot", "memory"):
         assert old in CHANGES, old
 
 
