@@ -17,30 +17,34 @@ import warnings
 from typing import Any
 
 _ATTACHING = ("attach", "attachment", "trained_on", "adapter_file", "load", "fields", "report", "select")
-_NAMES = {  # {module: {old name: (module, name)}}
-    "minipeft.engine.ops": {"swap": ("minipeft.engine.ops", "matrix_transpose")},
-    "minipeft.engine.ops.primitives": {"swap": ("minipeft.engine.ops.primitives", "matrix_transpose")},
-    "minipeft.engine.tensor": {"pullback": ("minipeft.engine.tensor", "backward"),
-                               "once": ("minipeft.engine.calling", "once")},
-    "minipeft.nn.weight": {"Constant": ("minipeft.nn.weight", "Fixed"), "Slot": ("minipeft.nn.slot", "Slot")}}
+_NAMES = {
+    "minipeft.engine.ops.swap": "minipeft.engine.ops.matrix_transpose",
+    "minipeft.engine.ops.primitives.swap": "minipeft.engine.ops.primitives.matrix_transpose",
+    "minipeft.engine.tensor.pullback": "minipeft.engine.tensor.backward",
+    "minipeft.engine.tensor.once": "minipeft.engine.calling.once",
+    "minipeft.nn.weight.Constant": "minipeft.nn.weight.Fixed",
+    "minipeft.nn.weight.Slot": "minipeft.nn.slot.Slot"}
 _VALUES = {"norm scale": "norm weight"}
 
 
-def _warn(old: str, new: str, level: int = 3) -> None:
-    warnings.warn(f"{old} is called {new} since minipeft 0.2; the old name goes in 0.3", DeprecationWarning,
-                  stacklevel=level + 1)
+def _warn(old: str, new: str) -> None:
+    """Warn at the line that used the old name: the nearest one outside of this file and of the import system."""
+    frame: Any = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith((__name__, "importlib")):
+        frame = frame.f_back
+    warnings.warn_explicit(f"{old} is called {new} since minipeft 0.2; the old name goes in 0.3", DeprecationWarning,
+                           frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__"),
+                           frame.f_globals.setdefault("__warningregistry__", {}))
 
 
 def _new_module(old: str) -> str | None:
     """Where a module of 0.1 is now."""
-    parts = old.split(".")
-    if parts[:2] == ["minipeft", "autograd"]:
-        return ".".join(["minipeft", "engine", *parts[2:]])
-    if parts[:2] == ["minipeft", "ops"]:
-        return ".".join(["minipeft", "engine", "ops", *parts[2:]])
-    if parts[:2] == ["minipeft", "peft"]:
-        return ".".join(["minipeft", "attaching" if parts[2:3] and parts[2] in _ATTACHING else "methods", *parts[2:]])
-    return None
+    if not old.startswith("minipeft."):
+        return None
+    package, _, inside = old.removeprefix("minipeft.").partition(".")
+    peft = "attaching" if inside.partition(".")[0] in _ATTACHING else "methods"
+    new = {"autograd": "engine", "ops": "engine.ops", "peft": peft}.get(package)
+    return None if new is None else f"minipeft.{new}.{inside}".rstrip(".")
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -51,7 +55,7 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: Any) -> types.ModuleType:
         new = _new_module(spec.name) or ""
-        _warn(spec.name, new, level=6)
+        _warn(spec.name, new)
         found = importlib.import_module(new)
         module = types.ModuleType(spec.name)
         vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
@@ -61,11 +65,13 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing is left to do."""
 
 
-def _renamed(module: types.ModuleType, names: dict[str, tuple[str, str]], name: str) -> Any:
-    if name not in names:
-        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-    _warn(f"{module.__name__}.{name}", ".".join(names[name]))
-    return getattr(importlib.import_module(names[name][0]), names[name][1])
+def _renamed(module: str, name: str) -> Any:
+    old = f"{module}.{name}"
+    if old not in _NAMES:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    _warn(old, _NAMES[old])
+    home, _, new = _NAMES[old].rpartition(".")
+    return getattr(importlib.import_module(home), new)
 
 
 def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str]) -> None:
@@ -76,7 +82,7 @@ def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str
         if isinstance(value, (list, tuple)):
             return type(value)(new_value(v) for v in value)
         if isinstance(value, str) and value in values:
-            _warn(repr(value), repr(values[value]), level=5)
+            _warn(repr(value), repr(values[value]))
             return values[value]
         return value
 
@@ -104,9 +110,8 @@ def install(lora: type, prompt: type, selective: type) -> None:
     """Makes the old names work. Called once, when minipeft is imported."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())
-    for name, names in _NAMES.items():
-        module = importlib.import_module(name)
-        setattr(module, "__getattr__", functools.partial(_renamed, module, names))
+    for module in {old.rpartition(".")[0] for old in _NAMES}:
+        setattr(importlib.import_module(module), "__getattr__", functools.partial(_renamed, module))
     for kind in (lora, prompt):
         _accept_old_fields(kind, {"start": "init"}, {})
     _accept_old_fields(selective, {}, _VALUES)
