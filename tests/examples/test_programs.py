@@ -135,7 +135,7 @@ def test_edit_distance_and_error_rate_are_those_worked_out_by_hand(example):
 @pytest.mark.parametrize("file, steps, pairs, missed", [
     ("accents.json", 300, 1000, []), ("accents_8000.json", 1200, 8000, ["LoRA r=8"])])
 def test_the_recorded_runs_of_the_accents_example_bear_out_its_claims(tmp_path, file, steps, pairs, missed):
-    """But for the bar that the README says is missed: of that one claim, and of no other, the program says FAILS."""
+    """But for the bar that the long run misses: of that one claim, and of no other, the program says FAILS."""
     recorded = json.loads((EXAMPLES / "recorded" / file).read_text("utf-8"))
     assert (recorded["steps"], recorded["pairs"], recorded["words"]) == (steps, pairs, 2000)
     assert {row["seed"] for row in recorded["rows"]} == {None, 0, 1, 2}
