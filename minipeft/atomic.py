@@ -19,7 +19,7 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system
+except ImportError:  # not a POSIX system: no locks, here and in `train.lock`
     fcntl = None  # type: ignore[assignment]
 
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",

@@ -14,26 +14,21 @@ from typing import Any, Iterator, Mapping
 from minipeft.atomic import missing_folder
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
-from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
 from minipeft.nn.slot import Slot
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SAVED_WITH = "config_sha256"  # in the metadata of the weights
-_LIMIT = 2 ** 20  # bytes of a config.json
+LIMIT = 2 ** 20  # bytes of a config.json
 
 
 def existing_folder(path: str | os.PathLike) -> Path:
-    """The folder as a Path. Raises FileNotFoundError, saying what is expected, if it holds no config.json."""
+    """The folder `path` as a Path. Raises FileNotFoundError, saying what is expected, if it holds no config.json."""
     directory = Path(path)
     if not (directory / CONFIG).exists():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
     return directory
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """The contents of config.json. Raises ValueError for anything but a JSON object of at most 1 MiB."""
-    return read_json(directory / CONFIG, _LIMIT)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy
 
 from minipeft.checks import shown
 from minipeft.files import read_json, read_metadata, read_shapes, read_tensors
-from minipeft.models.folder import CONFIG, WEIGHTS, check_saved_with, read_config
+from minipeft.models.folder import CONFIG, LIMIT, WEIGHTS, check_saved_with
 from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
 
 _INDEX = "model.safetensors.index.json"
@@ -31,7 +31,7 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
     config_from: config.json's values -> config; name_from: key -> our name. Weights are tied if no head is stored, or
     one that equals the table. But if the config says tie_word_embeddings = false, they are not tied, and a missing head
     is an error. Raises the exceptions of `T5.from_pretrained`."""
-    values = read_config(directory)
+    values = read_json(directory / CONFIG, LIMIT)
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
     del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
     files = _files(directory)

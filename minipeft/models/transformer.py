@@ -37,10 +37,10 @@ from typing import Any, Self
 
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
-from minipeft.files import read_metadata, read_shapes, read_tensors
+from minipeft.files import read_json, read_metadata, read_shapes, read_tensors
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
-from minipeft.models.folder import (CONFIG, WEIGHTS, check_saved_with, existing_folder, exported, naming, read_config,
+from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
@@ -147,7 +147,7 @@ class Transformer(EncoderDecoder):
         and weights that were saved with another configuration; FileNotFoundError for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
-            values = read_config(path)
+            values = read_json(path / CONFIG, LIMIT)
             if values.pop("model_type", None) != "minipeft-transformer":
                 raise ValueError(f"{path / CONFIG}: model_type is not 'minipeft-transformer'; for T5 use "
                                  f"T5.from_pretrained")

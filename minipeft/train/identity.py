@@ -26,9 +26,10 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
     attachments = getattr(model, "attachments", None) or {}
     order = getattr(model, "plugged", None)
     plugged = [attachments[name] for name in (attachments if order is None else order)]
+    config: Any = getattr(model, "config", None)
     arrays = {**model.state(), **{name: p.data for a in plugged for name, p in a.arrays.items()}}
     return json.loads(json.dumps({
-        "config": _resolved(getattr(model, "config", None)),
+        "config": config.resolved() if hasattr(config, "resolved") else _plain_fields(config),
         "attachments": [{"name": a.name, "kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}
                         for a in plugged if a.state != "off"],
         "frozen weights": fingerprint({name: array for name, array in arrays.items() if name not in params}),
@@ -43,11 +44,6 @@ def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> 
     moments = {name: optimizer.moments(name, p) for name, p in params.items()}
     return {"parameters": fingerprint({name: p.data for name, p in params.items()}), "batches": dict(batches.state()),
             "steps": {name: held.t for name, held in moments.items() if held is not None}}
-
-
-def _resolved(config: Any) -> dict[str, Any]:
-    """The fields of a configuration, with one name for each meaning: gated-gelu becomes gated-gelu_new."""
-    return config.resolved() if hasattr(config, "resolved") else _plain_fields(config)
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:

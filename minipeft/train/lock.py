@@ -13,13 +13,9 @@ import socket
 from pathlib import Path
 from typing import IO
 
+from minipeft.atomic import fcntl
 from minipeft.checks import shown
 from minipeft.nn.fingerprint import sha256
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 255  # bytes of a file's name
 
