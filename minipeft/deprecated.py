@@ -59,10 +59,17 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         found = importlib.import_module(new)
         module = types.ModuleType(spec.name)
         vars(module).update({name: value for name, value in vars(found).items() if not name.startswith("__")})
+        setattr(module, "__getattr__", functools.partial(_of_moved, found))  # for names that changed, too
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Nothing is left to do."""
+
+
+def _of_moved(found: types.ModuleType, name: str) -> Any:
+    if name.startswith("__"):  # the import system asks for __path__, which would lead it to the new files
+        raise AttributeError(name)
+    return getattr(found, name)
 
 
 def _renamed(module: str, name: str) -> Any:

@@ -73,3 +73,13 @@ def test_the_new_names_warn_of_nothing():
 
 def weight_has_slot():
     return Slot.__module__ == "minipeft.nn.slot"
+
+
+def test_old_names_are_found_in_old_modules():
+    code = ("import warnings; warnings.simplefilter('ignore')\n"
+            "from minipeft.ops import swap\nfrom minipeft.ops.primitives import swap as again\n"
+            "from minipeft.autograd.tensor import pullback\nimport minipeft\n"
+            "from minipeft.engine.tensor import backward\n"
+            "print(swap.__name__, again is swap, pullback is backward, minipeft.ops.linear.__name__)")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "matrix_transpose True True linear\n"

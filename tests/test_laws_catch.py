@@ -137,8 +137,8 @@ def test_gradients_that_never_come_break_law_5():
 
 def test_the_report_names_the_law_the_model_and_what_was_found():
     report = laws.check(Lawless("WrongProduct"), model_of("post-LN", "float64", 0))
-    assert not report.ok and "project(x) at encoder.0.attn.q.weight is not that of dense()" in str(report)
-    assert "1 definition                BROKEN on 1" in str(report) and str(report).endswith("some laws are broken")
+    assert not report.ok and "project(x) at encoder.0.attn.q.weight differs from that of dense()" in str(report)
+    assert f"{'1 definition':<36}BROKEN on 1" in str(report) and str(report).endswith("some laws are broken")
 
 
 @pytest.mark.parametrize("name", ["kind", "kinds", "places", "transparent"])

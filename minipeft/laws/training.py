@@ -23,9 +23,9 @@ from minipeft.train.optim import AdamW
 
 @law("5 masking")
 def masking(method: Method, model: Model, seed: int) -> None:
-    """Training the attachment costs and moves the attachment alone: its gradients are bit-equal to those of a run that
-    trains everything, each is evaluated once per use and no other at all, every trained array gets one, and after steps
-    with momentum and decay every other array has its old bits."""
+    """Training the attachment computes its gradients alone and changes its arrays alone. The gradients are bit-equal to
+    those of a run that trains everything. Each is evaluated once per use, and no other at all. Every trained array gets
+    one. After steps with momentum and decay every other array has its old bits."""
     bench = Bench.of(method, model, seed)
     copy, own, everything = bench.model, bench.attachment.parameters, select(bench.model, ".")
 
@@ -91,14 +91,14 @@ def accumulation(method: Method, model: Model, seed: int) -> None:
     holds(close(numpy.array(history.losses[0]), numpy.array(loss), bench.u),
           f"accumulated, the loss is {history.losses[0]}; expected {loss}")
     off = close_gradients(found, grads, bench.u)
-    holds(off is None, f"accumulated, the gradient of {off} is another one")
+    holds(off is None, f"accumulated, the gradient of {off} is not that of one batch")
 
 
-@law("14 dropout")
+@law("14 dropout reaches every weight")
 def dropout_reaches_every_weight(method: Method, model: Model, seed: int) -> None:
     """A LoRA that drops half of its input still does so when the method lies above or below it on the same weight: two
-    passes of training differ, and without a generator nothing is dropped. A method that cannot hand dropout on is
-    refused above it."""
+    passes of training differ, and their mean is the pass without dropout. A method that cannot hand dropout on is
+    refused above the LoRA. Raises DoesNotApply for a method that acts on no linear weight."""
     copy, rng = model.clone(), numpy.random.default_rng([seed, 7])
     place = next((name for name, place in attach(copy, method, rng, "a").places.items() if isinstance(place, Slot)
                   and place.kind == "linear" and min(place.shape) > 1), None)
