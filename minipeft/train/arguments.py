@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any, Callable, Mapping
 
-from minipeft.engine.tensor import Leaf
+from minipeft.engine.tensor import Leaf, leaves_of
 from minipeft.checks import integer, number, python, shown
 from minipeft.train.lock import lock_file
 from minipeft.train.optim import AdamW
@@ -16,8 +16,8 @@ File = str | os.PathLike | None
 
 @dataclasses.dataclass
 class Settings:
-    """The arguments of `fit`, checked, as Python numbers. best, log, checkpoint: paths or None. Raises ValueError or
-    TypeError naming an argument that is wrong."""
+    """The arguments of a run, as in `fit`, checked, as Python numbers. best, log, checkpoint: paths or None. Raises
+    ValueError or TypeError naming an argument that is wrong."""
 
     steps: int
     schedule: Schedule
@@ -126,8 +126,8 @@ def check_objects(model: Any, batches: Any, optimizer: Any) -> None:
 def parameters(model: Any, params: Any) -> dict[str, Leaf]:
     """The parameters to train, {name: Parameter}. params: such a mapping, or an attachment of `model`.
 
-    Raises TypeError for anything else; ValueError if there are none, if an array is read-only, and if training them
-    would change nothing, because their attachment is off, merged, removed or of another model."""
+    Raises TypeError for anything else; ValueError if there are none, if one has two names, if an array is read-only,
+    and if training them would change nothing, because their attachment is off, merged, removed or of another model."""
     named = isinstance(params, Mapping)
     if not named and (isinstance(params, type) or not isinstance(getattr(params, "state", None), str)
                       or not hasattr(params, "parameters")):
@@ -137,11 +137,7 @@ def parameters(model: Any, params: Any) -> dict[str, Leaf]:
     if not named:
         _check_attachment(model, params)
         params = params.parameters
-    if not params:
-        raise ValueError("nothing is selected: params is empty")
-    for name, p in params.items():
-        if not isinstance(p, Leaf):
-            raise TypeError(f"params[{shown(name)}] is {type(p).__name__}; expected a Parameter (see minipeft.select)")
+    for name, p in leaves_of(params).items():
         if not isinstance(name, str):
             raise TypeError(f"params has the key {shown(name)}; expected names, as minipeft.select returns them")
         if not getattr(getattr(p.data, "flags", None), "writeable", True):

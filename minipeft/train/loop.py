@@ -116,7 +116,7 @@ class _Run:
             self.identity = Identity(self.model, state, s)
             if found and resume:
                 saved = resumed(s.checkpoint, self.identity, self.model, state, s)
-        self.lines = Log(s.log, saved.log if saved else 0)
+        self.lines = Log(s.log, saved.state["log"] if saved else 0)
         if saved is not None:
             state.restore(saved)
         if saved is not None or not found:

@@ -8,10 +8,10 @@ from typing import Any
 
 from minipeft.checks import shown
 from minipeft.nn.fingerprint import fingerprint
-from minipeft.train import checkpoint as checkpoints
 from minipeft.train.arguments import Settings
+from minipeft.train.checkpoint import Checkpoint, read
 from minipeft.train.identity import describe, difference, start_of
-from minipeft.train.saved import Saved, checked
+from minipeft.train.saved import checked
 from minipeft.train.state import State
 
 _RATES = "schedule, summed over the steps made"
@@ -39,13 +39,12 @@ class Identity:
         return {**self.fixed, _RATES: self.rates(step), "start": self.start}
 
 
-def resumed(checkpoint: str | os.PathLike, identity: Identity, model: Any, state: State, settings: Settings) -> Saved:
-    """The checked state of the file `checkpoint`. `identity` takes over the start of its run.
+def resumed(path: str | os.PathLike, identity: Identity, model: Any, state: State, settings: Settings) -> Checkpoint:
+    """The checkpoint in the file `path`, checked for this run. `identity` takes over the start that it holds.
 
     Raises ValueError, naming the file and saying what to do, for a checkpoint that is damaged, of another run or start,
     or past the last step of this run, and if the file with the weights of its best score is missing."""
-    found = checkpoints.read(checkpoint)
-    path = found.path
+    found = read(path)
     said = {key: value for key, value in found.run.items() if key not in ("start", _RATES)}
     differs = difference(said, identity.fixed)
     if differs is not None:
@@ -56,13 +55,14 @@ def resumed(checkpoint: str | os.PathLike, identity: Identity, model: Any, state
     start = found.run["start"]
     saved = checked(found, start, state.params, state.optimizer, state.batches, state.rng, settings.accumulate,
                     settings.log is not None)
-    if saved.step > settings.steps:
-        raise ValueError(f"{path} is at step {saved.step}, past the {settings.steps} steps asked for")
-    rates = identity.rates(saved.step)
+    step, scored = saved.state["step"], saved.state["best"]
+    if step > settings.steps:
+        raise ValueError(f"{path} is at step {step}, past the {settings.steps} steps asked for")
+    rates = identity.rates(step)
     if found.run[_RATES] != rates:
         raise ValueError(
             f"{path} belongs to another run: {_RATES} is {shown(found.run[_RATES])} there and {shown(rates)} here, so "
-            f"its {saved.step} steps were made at other rates than {shown(settings.schedule)} gives. A run whose "
+            f"its {step} steps were made at other rates than {shown(settings.schedule)} gives. A run whose "
             f"schedule ends cannot be lengthened: finish it with the schedule that it began with, and start a second "
             f"run on the result with a checkpoint of its own; or start afresh with resume=False")
     here = identity.start["parameters"]  # bit for bit those of the run's start or of the checkpoint
@@ -72,12 +72,12 @@ def resumed(checkpoint: str | os.PathLike, identity: Identity, model: Any, state
             f"began with nor those that it holds (another seed or base, or trained since): {_OTHER}, or restore the "
             f"parameters")
     best = settings.best
-    if best is not None and saved.best is not None and not os.path.isfile(best):
+    if best is not None and scored is not None and not os.path.isfile(best):
         raise ValueError(f"best is {shown(str(best))}, which is missing: {path} has its best score from step "
-                         f"{saved.best[0]}, and that file held the weights of that step; put it back, or start afresh "
+                         f"{scored[0]}, and that file held the weights of that step; put it back, or start afresh "
                          f"with resume=False")
     identity.start = start
-    if saved.micro:  # they were trained on the attachments that are plugged below them now
+    if saved.state["micro"]:  # they were trained on the attachments that are plugged below them now
         tell = getattr(getattr(model, "host", None), "differentiated", None)
         if tell is not None:
             tell(frozenset(state.params.values()))

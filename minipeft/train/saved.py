@@ -29,29 +29,9 @@ _MOST = 2 ** 53  # no count gets this far
 _KEYS = ("step", "micro", "tokens", "loss_sum", "scores", "best", "due", "seconds", "batches", "rng", "steps", "log")
 
 
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """A checkpoint's state, checked: the table above. arrays: {group: {name: array}} on the host; cursor: `batches`."""
-
-    path: str
-    arrays: Mapping[str, Mapping[str, numpy.ndarray]]
-    step: int
-    micro: int
-    tokens: int
-    loss_sum: float
-    scores: list[tuple[int, float]]
-    best: tuple[int, float] | None
-    due: bool
-    seconds: float
-    cursor: Mapping[str, int]
-    rng: Mapping[str, Any] | None
-    steps: Mapping[str, int]
-    log: int
-
-
 def checked(found: Checkpoint, start: Mapping[str, Any], params: Mapping[str, Leaf], optimizer: AdamW, batches: Batches,
-            rng: numpy.random.Generator | None, accumulate: int = 1, logged: bool = True) -> Saved:
-    """The state of the checkpoint `found`, checked against the parameters and settings of this run.
+            rng: numpy.random.Generator | None, accumulate: int = 1, logged: bool = True) -> Checkpoint:
+    """The checkpoint `found`, checked against the parameters and settings of this run; its scores are tuples.
 
     start: where the run began (`identity.start_of`). rng: dropout's generator, whose own state does not matter.
     accumulate: micro-batches per step. logged: whether the run keeps a log. Raises ValueError naming the file and the
@@ -99,8 +79,7 @@ def checked(found: Checkpoint, start: Mapping[str, Any], params: Mapping[str, Le
     expect("steps", _steps(state["steps"], start["steps"], step, params, optimizer),
            f"the count of every parameter, {shown(step)} more than at the run's start")
     _check_arrays(found, set(state["steps"]), tokens > 0, params)
-    return Saved(found.path, found.arrays, step, micro, tokens, float(state["loss_sum"]), scores, best, state["due"],
-                 float(state["seconds"]), state["batches"], state["rng"], state["steps"], state["log"])
+    return dataclasses.replace(found, state={**state, "scores": scores, "best": best})
 
 
 def _count(value: Any, least: int = 0) -> bool:

@@ -13,9 +13,9 @@ import numpy
 
 from minipeft.engine.tensor import Leaf
 from minipeft.backend import Array, to_device
+from minipeft.train.checkpoint import Checkpoint
 from minipeft.train.data import Batches
 from minipeft.train.optim import AdamW
-from minipeft.train.saved import Saved
 from minipeft.train.update import to_its_end
 
 
@@ -127,19 +127,21 @@ class State:
                 "best": r.best, "due": r.due, "seconds": self.seconds, "batches": dict(r.cursor), "rng": r.rng,
                 "log": r.log, "steps": {name: held.t for name, held in found.items() if held is not None}}
 
-    def restore(self, saved: Saved) -> None:
-        """Restore a checked checkpoint, in place and completely, whatever interrupts it."""
+    def restore(self, saved: Checkpoint) -> None:
+        """Restore the checked checkpoint `saved`, in place and completely, whatever interrupts it."""
         moved = {group: {name: to_device(array) for name, array in members.items()}
                  for group, members in saved.arrays.items()}
-        moments = {name: (moved["m"][name], moved["v"][name], t) for name, t in saved.steps.items()}
-        record = Record(saved.step, saved.micro, saved.tokens, saved.loss_sum, moved["partial"], saved.cursor,
-                        saved.rng, 0, len(saved.scores), saved.best, saved.due, saved.log)
+        there = saved.state
+        moments = {name: (moved["m"][name], moved["v"][name], t) for name, t in there["steps"].items()}
+        record = Record(there["step"], there["micro"], there["tokens"], float(there["loss_sum"]), moved["partial"],
+                        there["batches"], there["rng"], 0, len(there["scores"]), there["best"], there["due"],
+                        there["log"])
 
         def put() -> None:
             for name, p in self.params.items():
                 p.data[...] = moved["param"][name]
             self.optimizer.restore(self.params, moments)
-            self._losses, self._scores, self.seconds = [], list(saved.scores), saved.seconds
+            self._losses, self._scores, self.seconds = [], list(there["scores"]), float(there["seconds"])
             self.record = record
             self.settle()
 

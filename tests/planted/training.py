@@ -78,8 +78,8 @@ BUGS = [
         "            best = (record.step, score)\n        if s.best is not None:\n"
         "            best_file.keep(s.best, self.model, state.params)\n",
         RESUMES + "the_best_file_holds_the_weights_of_the_best_step_and_restore_puts_them_back"),
-    Bug("a resumed run forgets its best score", STATE, "0, len(saved.scores), saved.best, saved.due",
-        "0, len(saved.scores), None, saved.due", RESUMES + "a_resumed_run_keeps_the_best_of_all_its_calls"),
+    Bug("a resumed run forgets its best score", STATE, 'len(there["scores"]), there["best"], there["due"]',
+        'len(there["scores"]), None, there["due"]', RESUMES + "a_resumed_run_keeps_the_best_of_all_its_calls"),
     Bug("a missing best file is not missed", RESUME, "not os.path.isfile(best)", "False",
         RESUMES + "a_best_file_that_is_missing_when_a_run_goes_on_is_an_error_that_says_so"),
     Bug("NaN is restored", BEST, "        if not numpy.isfinite(array).all():\n", "        if False:\n",
