@@ -1,1 +1,1 @@
-"""Attaching: the contract of a method, the moves of an attachment, and its file."""
+"""The contract of a method, the moves of an attachment, its file, and the selection and report of parameters."""

@@ -1,14 +1,14 @@
-"""One attachment in one safetensors file: a few MB that turn a base model into another one.
+"""One attachment in one safetensors file.
 
     tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
     metadata    format, version ("2"); name; method (JSON: its class and fields, without `where`); places (JSON list of
-                the resolved names); base, below, together (what the tensors were trained on, `trained_on.py`: a
-                fingerprint, and JSON lists of {name, content}); signature (SHA-256 of these texts)
+                the resolved names); base, below, together (the weights that the tensors were trained on, as in
+                `trained_on.py`: a fingerprint, and JSON lists of {name, content}); signature (SHA-256 of these texts)
 
-The file itself holds a SHA-256 of its tensors (`files.py`), so that a flipped bit is seen wherever it is.
+The file also holds a SHA-256 of its tensors (`files.py`), so a flipped bit is found wherever it is.
 
-Version 1 is still read. It has no signature; `base` is a fingerprint of the tensors alone; `below` says what had been
-plugged before it when it was saved, {name: fingerprint of tensors}, whatever it was trained on.
+Version 1 is still read. It has no signature. Its `base` is a fingerprint of the tensors alone. Its `below` names the
+attachments that were plugged below when it was saved, {name: fingerprint of tensors}, whatever it was trained on.
 """
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ _VALUES_RENAMED = {"norm scale": "norm weight"}   # and values
 
 @dataclasses.dataclass(frozen=True)
 class AdapterFile:
-    """What such a file says, its types checked; whether it fits a model is for `load` to find out. altered: whether the
-    texts are not the ones that were signed. below_in_v1: what a file of version 1 says instead of `trained_on`, of
-    which then only `base` counts."""
+    """The content of an adapter file. The types are checked; whether it fits a model is checked by `load`.
+
+    path: of the file. name: of the attachment. kind, fields: the method's class and fields. places: their names.
+    trained_on: base, below and together. tensors: {"place.leaf": array}. version: of the format. altered: whether the
+    texts differ from those that were signed. below_in_v1: the `below` of a file of version 1; of `trained_on` only
+    `base` then counts."""
 
     path: str
     name: str
@@ -52,7 +55,9 @@ class AdapterFile:
 
 def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
           trained_on: TrainedOn) -> None:
-    """Write atomically; `where` is replaced by the names that it chose, a mask by the indices among the tensors."""
+    """Write an attachment atomically to `path`: its name, its method, the names of its places, its tensors
+    {"place.leaf": array}, and the record trained_on. `where` is replaced by the names that it chose, a mask by the
+    indices among the tensors. Raises as `files.write_tensors` does."""
     texts = {"name": name, "method": method_text(method), "places": json.dumps(places),
              "base": trained_on.base or "",
              **{key: json.dumps([dataclasses.asdict(layer) for layer in getattr(trained_on, key)])
@@ -61,7 +66,8 @@ def write(path: str | os.PathLike, name: str, method: Any, places: list[str], te
 
 
 def read(path: str | os.PathLike) -> AdapterFile:
-    """Raises ValueError that names the file for one whose metadata is incomplete, altered or of other types."""
+    """The content of the file at `path`. Raises a ValueError that names the file for metadata that are incomplete or of
+    other types, and as `files.read_tensors` does for a damaged file."""
     metadata = read_metadata(path)
     version = metadata.get("version")
     if metadata.get("format") != _FORMAT or version not in ("1", _VERSION):
@@ -109,7 +115,7 @@ def signature(texts: Mapping[str, str]) -> str:
 
 
 def method_text(method: Any) -> str:
-    """The method's kind and fields as a file says them: JSON."""
+    """The method's kind and fields as a file holds them: JSON."""
     return json.dumps(described(method))
 
 

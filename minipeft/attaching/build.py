@@ -22,7 +22,8 @@ Arrays = dict[str, Parameter | Fixed]  # {"place.leaf": array}, those of a whole
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a method asks for on a model. places: {name: place}. declared: {name: {leaf: Declared}}."""
+    """The places and arrays that a method asks for on a model. places: {name: place}. declared: {name: {leaf:
+    Declared}}."""
 
     method: Method
     places: Mapping[str, Place]
@@ -39,7 +40,7 @@ class Plan:
         return {name: self.piece(name, own) for name in self.places}, own
 
     def piece(self, name: str, own: Arrays) -> Any:
-        """The piece of one place, made of its arrays among `own`."""
+        """The piece of the place called `name`, made of its arrays among `own`."""
         arrays = {leaf: own[d.key(name, leaf)] for leaf, d in self.declared[name].items()}
         return self.method.make(name, self.places[name], arrays)
 
@@ -47,8 +48,9 @@ class Plan:
 def wanted(model: Any, method: Method) -> Plan:
     """The places that the method chooses and the arrays that it declares there.
 
-    Raises what the method raises for places that do not fit, and ValueError for a place that is not the model's, for
-    declarations that are none, and for a shared array that two places declare differently."""
+    Raises as the method does for places that do not fit; ValueError for a place that is not the model's, for malformed
+    declarations, and for a shared array that two places declare differently; TypeError where the method returns no
+    mapping."""
     what, known = type(method).__name__, dict(model.named_places())
     places = _named(f"{what}.places()", "places {name: place}", method.places(model))
     if not places:
@@ -101,8 +103,8 @@ def _check(where: str, leaf: Any, declared: Any) -> None:
 
 
 def drawn(plan: Plan, rng: numpy.random.Generator) -> Callable[[str, Declared, Any], Array]:
-    """A `fill` that calls each array's init. Raises ValueError for one that gives another shape or dtype. If one
-    raises, `rng` is again as it was before the first."""
+    """A `fill` for the arrays of `plan` that calls the init of each. Raises ValueError for an init that gives another
+    shape or dtype. If one raises, `rng` is again as it was before the first."""
     before = rng.bit_generator.state
 
     def fill(key: str, declared: Declared, dtype: Any) -> Array:

@@ -36,19 +36,19 @@ def load(model: Model, path: list[Path] | tuple[Path, ...], force: bool = False,
 
 
 def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
-    """The attachment that `path` holds, on `model`, plugged. name: by default the one that it was saved under.
+    """The attachment in the adapter file `path`, attached to `model` and plugged. name: by default that in the file.
 
-    A list of paths gives a list of attachments, which are plugged together, each above what it was trained on, or none
-    of them; `name` is then a list as well. Adapters that were trained in the same steps have to be loaded like this.
+    A list of paths gives a list of attachments. They are plugged together, each above those that it was trained on, or
+    none of them is; `name` is then a list as well. Adapters that were trained in the same steps have to be loaded so.
 
-    An adapter is valid only on the weights that it was trained on. So what its file says of them must be here: the same
-    base, tensors and configuration; below it, plugged, attachments with the same content, whatever they are called; and
-    what it was trained together with. force=True skips these checks and no other one.
+    An adapter is valid only on the weights that it was trained on. So the model must have these: the same base, in
+    tensors and configuration; below it, plugged, attachments with the same content, whatever their names are; and the
+    attachments that were trained together with it. force=True skips these checks and no other one.
 
-    Raises ValueError that names the file, leaving the model as it was, for these; for a damaged file, places that the
-    model lacks, fields that are missing or unknown, tensors that are missing, extra, of another shape or dtype or not
-    finite, and a taken name. Sizes and shapes are compared with the file's before anything of that size is made. A file
-    of version 1 is read as it was meant then, with a warning."""
+    Raises a ValueError that names the file, and leaves the model as it was: where these checks fail; for a damaged
+    file; for places that the model lacks; for fields that are missing or unknown; for tensors that are missing, extra,
+    of another shape or dtype or not finite; and for a name that is taken. Shapes are compared with the file's before
+    any array of that size is made. A file of version 1 is read in the sense of version 1, with a warning."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]
     names = [name] * len(paths) if name is None or not several else list(name)
@@ -65,14 +65,15 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
     put(model, [attachment for _, attachment in ordered])
     for file, attachment in read:
         if file.version == "1":
-            warnings.warn(f"{file.path} is an adapter file of version 1, which says what was plugged when it was "
-                          f"saved, not what it was trained on; save it again for version 2", stacklevel=2)
+            warnings.warn(f"{file.path} is an adapter file of version 1, which names the attachments that were plugged "
+                          f"when it was saved, not those that it was trained on; save it again for version 2",
+                          stacklevel=2)
     attachments = [attachment for _, attachment in read]
     return attachments if several else attachments[0]
 
 
 def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[AdapterFile, Attachment]:
-    """What a file holds, made for this model and not attached yet."""
+    """The attachment of a file, made for this model and not attached yet."""
     name = file.name if name is None else name
     try:
         check_name(model, name)
@@ -97,7 +98,7 @@ def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[Adap
 
 
 def _same_shapes(file: AdapterFile, plan: Plan) -> None:
-    """Raises ValueError unless the file holds the arrays that the method declares, in their shapes, and no other."""
+    """Raises ValueError unless the file holds exactly the arrays that the method declares, in their shapes."""
     shapes = {key: declared.shape for key, (declared, _) in plan.arrays().items()}
     if set(shapes) != set(file.tensors):
         odd = sorted(set(shapes) ^ set(file.tensors))
@@ -159,14 +160,15 @@ def _same_base(model: Model, file: AdapterFile) -> None:
 
 
 def _as_version_1_meant(model: Model, file: AdapterFile) -> TrainedOn:
-    """What was plugged when a file of version 1 was saved, in the words of version 2, as far as it is here."""
+    """The attachments that were plugged below when a file of version 1 was saved, as a record of version 2, as far as
+    they are on this model."""
     here = [model.attachments[n] for n in file.below_in_v1 if n in model.attachments]
     return TrainedOn(content_of_base(model), tuple(a.layer for a in here))
 
 
 def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],
               force: bool) -> list[tuple[AdapterFile, Attachment]]:
-    """The files in an order in which each lies above what it was trained on. ValueError where there is none."""
+    """The files in an order in which each lies above those that it was trained on. ValueError where there is none."""
     if force:
         return read
     plugged = [model.attachments[name] for name in model.plugged]
@@ -193,7 +195,7 @@ def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],
 
 
 def _lacks(file: AdapterFile, below: list[str], model: Model) -> str | None:
-    """Why it cannot lie above attachments of these contents, bottom first; None if it can."""
+    """Why a file cannot lie above attachments of the contents `below`, bottom first; None if it can."""
     if file.version == "1":
         for name, saved in file.below_in_v1.items():
             other = model.attachments.get(name)

@@ -1,4 +1,4 @@
-"""The contract of a method: what an author writes, and everything that the library does in return."""
+"""The contract of a method: an author writes a class, and the library does all the rest."""
 from __future__ import annotations
 
 import dataclasses
@@ -15,7 +15,7 @@ from minipeft.nn.where import Where, matching
 
 M = TypeVar("M", bound="type[Method]")
 _HINT = " (lists and arrays become tuples in Method.__post_init__: a __post_init__ of your own calls it by super())"
-METHODS: dict[str, type["Method"]] = {}  # those that `register` has seen, by name: what `load` can make of a file
+METHODS: dict[str, type["Method"]] = {}  # by name, those that `register` has seen and `load` can make
 _NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight",
           "position": "position table", "sublayer": "sublayer site", "input": "input site",
           "keys_values": "keys and values site"}
@@ -42,12 +42,13 @@ class Declared:
 
 
 def trained(shape: tuple[int, ...], init: Init = zeros, shared: str | None = None) -> Declared:
-    """A trained array, in the dtype of its place. shape, init, shared: as `Declared` has them."""
+    """A trained array, in the dtype of its place. shape, init, shared: as in `Declared`."""
     return Declared(_tuple(shape), init, Parameter, shared)
 
 
 def fixed(shape: tuple[int, ...], init: Init, shared: str | None = None, dtype: Any = None) -> Declared:
-    """An array that is saved with the attachment and never trained, such as random projections or indices."""
+    """An array that is saved with the attachment and never trained, such as random projections or indices. shape, init,
+    shared, dtype: as in `Declared`."""
     return Declared(_tuple(shape), init, Fixed, shared, dtype)
 
 
@@ -56,14 +57,15 @@ def _tuple(shape: Any) -> Any:
 
 
 def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True) -> Any:
-    """A field of a method, with its check: ValueError unless `holds(value)`; `expected` completes the message. With
-    in_file=False the field is in no file, and does not count when methods are compared."""
+    """A field of a method with the value `default` and a check: the method raises ValueError unless `holds(value)`, and
+    `expected` completes the message. With in_file=False, no file holds the field, and it does not count when methods
+    are compared."""
     return dataclasses.field(default=default, compare=in_file,
                              metadata={"holds": holds, "expected": expected, "in_file": in_file})
 
 
 class Method:
-    """A method of parameter-efficient fine-tuning: its hyper-parameters, and what it puts where.
+    """A method of parameter-efficient fine-tuning: its hyper-parameters, its places, its arrays, and its pieces.
 
         @minipeft.register                                 so that `load` knows the method
         @dataclass(frozen=True)
@@ -80,17 +82,17 @@ class Method:
             def dense(self):                               the paper's equation
                 return self.base.dense() * self.l
 
-    Fields. A frozen dataclass; one field is `where`. The other fields hold what JSON holds: numbers, strings, booleans,
-    None, and lists of these, which become tuples. `setting` gives a field its check. Fields are checked in
+    Fields. A frozen dataclass; one field is `where`. The other fields hold numbers, strings, booleans, None, and lists
+    of these, which become tuples, so that JSON can hold them. `setting` gives a field its check. Fields are checked in
     `__post_init__`; a class with one of its own calls `super().__post_init__()` first.
 
     kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias" and "norm"
-    [d], "position". Sites: "sublayer", "input", "keys_values". transparent: whether attaching leaves every output as it
-    was (law 2, transparency).
+    [d], "position", a table. Sites: "sublayer", "input", "keys_values". transparent: whether attaching leaves all
+    outputs as they were (law 2, transparency).
 
     arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
-    ValueError for a place that does not fit. A slot says its `shape` and `dtype`, a site its `width` and `dtype`. An
-    init that reads the weight reads `slot.fold().dense()`, the weight with everything that lies below.
+    ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. An init
+    that needs the weight reads `slot.fold().dense()`, the weight with all that is plugged.
 
     make(name, place, arrays) gives the piece: at a slot a `Reparam`, at a site a `Piece` that defines `__call__`. Every
     array must be one of its attributes, and it may hold no other Parameter. Pieces are pickled and copied, so they hold
@@ -115,21 +117,22 @@ class Method:
         return {name: found[name] for name in matching(found, self.where, noun)}
 
     def arrays(self, name: str, place: Any, model: Any) -> dict[str, Declared]:
-        """The arrays of one place, {leaf: Declared}. ValueError for a place that does not fit."""
+        """The arrays of the place called `name`, {leaf: Declared}. Raises ValueError for a place that does not fit."""
         raise NotImplementedError
 
     def make(self, name: str, place: Any, arrays: Mapping[str, Any]) -> Piece:
-        """The piece of one place, made of its arrays {leaf: Parameter or Fixed}."""
+        """The piece of the place called `name`, made of its arrays {leaf: Parameter or Fixed}."""
         raise NotImplementedError
 
     def fields(self) -> dict[str, Any]:
-        """{field: value} as a file holds them: all but `where`, which a file replaces by the names that it chose."""
+        """{field: value} for a file: all except `where`, which a file replaces by the names that it chose, and those
+        with `setting(..., in_file=False)`."""
         return {name: getattr(self, name) for name in file_fields(type(self))}
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
-        """The method that a file describes. tensors: the file's arrays, for a method that is described by some of them.
-        Raises ValueError for fields out of range."""
+        """The method in a file with these fields. where: a pattern for the file's places. tensors: the arrays in the
+        file, for a method that is described by some of them. Raises ValueError for fields out of range."""
         return cls(**fields, where=where)  # type: ignore[call-arg]
 
 

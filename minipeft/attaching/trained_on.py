@@ -1,4 +1,4 @@
-"""What the tensors of an attachment were trained on, told by content and not by name.
+"""The weights that the tensors of an attachment were trained on, identified by content and not by name.
 
     base        the model's own tensors and configuration
     below       the attachments that were plugged below it, bottom first, anywhere in the model
@@ -6,11 +6,11 @@
 
 The record is made whenever the attachment's parameters are differentiated for an update (the engine's
 `when_differentiated`), so a loop written by hand counts like `fit`. An attachment below that is not trained itself is
-recorded with its content at that moment. One that is trained in the same step goes on changing. Its content is written
-down ("settled") when it next changes in another step, when it is removed, or when the record is saved.
+recorded with its content at that moment. One that is trained in the same step is still changing. Its content is
+recorded ("settled") when it next changes in another step, when it is removed, or when the record is saved.
 
 The content of the base takes a pass over all weights, so it is computed once and remembered. It is computed again after
-the base was trained or replaced. Arrays that are written by hand are noticed by a sample of their numbers.
+the base was trained or replaced. A sample of the numbers is compared to notice arrays that were overwritten by hand.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from minipeft.attaching.fields import described
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """An attachment as others name it: what it was called, which helps people alone, and its content."""
+    """An attachment in the record of another one. name: for people alone. content: a fingerprint."""
 
     name: str
     content: str
@@ -39,16 +39,16 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedOn:
-    """base: a fingerprint; None for one that was trained in the same steps. below, together: layers, or attachments
-    whose content is not settled yet."""
+    """The record. base: a fingerprint; None for a base that was trained in the same steps. below, together: layers, or
+    attachments whose content is not settled yet."""
 
     base: str | None
     below: tuple[Any, ...] = ()
     together: tuple[Any, ...] = ()
 
     def settled(self, model: Model | None = None, changing: frozenset | None = None) -> "TrainedOn":
-        """With the content that the attachments in `changing` (all of them, without it) have now, and, with a model,
-        that of its base."""
+        """The record with the present content of the attachments in `changing` (by default all of them), and, if a
+        model is given, of its base."""
         def layer(other: Any) -> Any:
             return other if isinstance(other, Layer) or changing is not None and other not in changing else other.layer
 
@@ -57,7 +57,7 @@ class TrainedOn:
 
 
 def content(method: Any, tensors: Mapping[str, Array]) -> str:
-    """A fingerprint of an attachment: its method's name and fields, and its tensors."""
+    """A fingerprint of an attachment: of its method's name and fields, and of its tensors {"place.leaf": array}."""
     said = json.dumps(described(method), sort_keys=True)
     return sha256([said.encode(), fingerprint(tensors).encode()])
 
@@ -77,22 +77,23 @@ def content_of_base(model: Model) -> str:
 
 
 def _sample(array: Array) -> tuple:
-    """The identity of an array and a few dozen of its numbers, evenly spread: they change when it is replaced or
-    written over, and are read in no time."""
+    """The identity of an array and a few dozen of its numbers, evenly spread. They are read in no time, and change when
+    the array is replaced or, almost surely, when it is overwritten."""
     if type(array) is not numpy.ndarray or array.dtype.hasobject:
         return (id(array),)
     return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()
 
 
 def marks(tensors: Mapping[str, Array]) -> list[int] | None:
-    """A checksum of each array, to see cheaply whether any number changed; None for arrays of objects."""
+    """A checksum of each array of `tensors`, {name: array}, by which a change of any number is seen cheaply; None for
+    arrays of objects."""
     host = [numpy.ascontiguousarray(to_host(array)) for array in tensors.values()]
     return None if any(array.dtype.hasobject for array in host) else [zlib.crc32(array.data) for array in host]
 
 
 def settle(state: State, changing: frozenset, model: Model | None = None) -> None:
-    """Before attachments (and, with a model, its base) change in a step of their own: whatever was trained together
-    with them is told their present content."""
+    """Called before the attachments `changing` of this state (and, with a model, its base) change in a step of their
+    own: the records of attachments that were trained together with them receive their present content."""
     for attachment in state.attached.values():
         record = attachment.trained_on  # type: ignore[attr-defined]
         if attachment not in changing and record is not None:
@@ -100,8 +101,9 @@ def settle(state: State, changing: frozenset, model: Model | None = None) -> Non
 
 
 def record(host: Host, state: State, orders: frozenset[Names], parameters: frozenset) -> None:
-    """The `recorder` of a model with attachments: notes for each attachment that was differentiated what it was trained
-    on. orders: what the rows of the batch saw, each bottom first."""
+    """The `recorder` of a model `host` with attachments: makes the record of each attachment that has some of the
+    `parameters`, which were differentiated in this state. orders: the attachments that the rows of the batch saw, each
+    bottom first."""
     attached: dict[str, Any] = dict(state.attached)
     trained = {name: a for name, a in attached.items() if not a.own.isdisjoint(parameters)}
     others = parameters.difference(*(a.own for a in trained.values()))

@@ -42,7 +42,7 @@ class Buffers:
         return number
 
     def died(self, number: int | None) -> None:
-        """Note the end of a buffer that was never seen. None: nothing."""
+        """Note the end of the buffer with this number; None: of no buffer."""
         if number is not None:
             self._events.append((number, -self.bytes[number], self.at))
 
@@ -75,7 +75,7 @@ class Buffers:
 
 
 def owners(thing: Any) -> Iterator[Array]:
-    """The arrays that own the memory of all arrays that `thing` leads to, each once."""
+    """The arrays, of any shape, that own the memory of all arrays inside of `thing`, each once."""
     seen: set[int] = set()
     todo = [thing]
     while todo:

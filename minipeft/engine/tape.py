@@ -20,9 +20,9 @@ dw: the VJP of input w is kept.   -dw-: it is not, because no selected parameter
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One op. shape: of its output. vjps: (input, whether its VJP was kept) for every input that has one. kept_bytes:
-    the bytes that it is the first to keep. backward_flops: of the kept VJPs. trains: the names of the selected
-    parameters among its inputs."""
+    """One op, called `op`. shape: of its output. vjps: (input, whether its VJP was kept) for every input that has one.
+    kept_bytes: the bytes that it is the first to keep. forward_flops, backward_flops: of the op, and of its kept VJPs.
+    trains: the names of the selected parameters among its inputs."""
 
     op: str
     shape: tuple[int, ...]
@@ -51,8 +51,8 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class XRay:
-    """The cost of one step. trained: how many numbers are trained; peak_bytes: the most bytes alive at once; peak_at:
-    the pass and the op in which that was."""
+    """The cost of one step. entries: its ops. loss: its value. trained: how many numbers are trained. peak_bytes: the
+    most bytes alive at once. peak_at: the pass and the op in which that was."""
 
     entries: tuple[Entry, ...]
     loss: float
@@ -98,7 +98,7 @@ class XRay:
 
 
 def compare(xrays: Mapping[str, XRay]) -> str:
-    """A table of the totals of several steps, a row for each: {"full": x1, "LoRA": x2}."""
+    """A table of the totals of several steps, a row for each; xrays: {"full": x1, "LoRA": x2}."""
     head = ("", "trained", "kept", "peak", "forward", "backward", "VJPs kept")
     rows = [(name, f"{x.trained:,}", size(x.kept_bytes), size(x.peak_bytes), count(x.forward_flops),
              count(x.backward_flops), f"{sum(len(e.kept) for e in x.entries)} of {sum(len(e.vjps) for e in x.entries)}")
@@ -107,7 +107,7 @@ def compare(xrays: Mapping[str, XRay]) -> str:
 
 
 def struck_out(vjps: Iterable[tuple[str, bool]]) -> str:
-    """The VJPs by the name of their input; those that were not kept are struck out: dx -dw-."""
+    """The `vjps` of an entry by the names of their inputs; those that were not kept are struck out: dx -dw-."""
     return " ".join(f"d{name}" if kept else f"-d{name}-" for name, kept in vjps)
 
 

@@ -20,7 +20,7 @@ import contextvars
 import functools
 import heapq
 import itertools
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from minipeft.backend import Array, to_host, xp
 from minipeft.engine.afterwards import listening

@@ -1,4 +1,4 @@
-"""`check`: run every law on a method, and say which hold."""
+"""`check`: run every law on a method, and report which hold."""
 from __future__ import annotations
 
 import dataclasses
@@ -16,7 +16,8 @@ HOLDS, BROKEN, NOT = "holds", "BROKEN", "does not apply"
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of one law on one model. outcome: "holds", "BROKEN" or "does not apply"; found: why, or what."""
+    """The result of one law on one model. law, model: their names. outcome: "holds", "BROKEN" or "does not apply".
+    found: the fault, or why the law does not apply."""
 
     law: str
     model: str
@@ -26,7 +27,8 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """The outcome of `check`; print it for the table. skipped: {model: why the method does not fit it}."""
+    """The result of `check`; print it for the table. all: one verdict for each law and model. skipped: {model: why the
+    method does not fit it}."""
 
     method: Method
     all: tuple[Verdict, ...]
@@ -34,7 +36,7 @@ class Verdicts:
 
     @property
     def ok(self) -> bool:
-        """Whether laws were tried, and none is broken."""
+        """Whether at least one law was tried, and none is broken."""
         return bool(self.all) and all(v.outcome != BROKEN for v in self.all)
 
     def raise_for_failures(self) -> None:
@@ -48,22 +50,21 @@ class Verdicts:
             found = [v for v in self.all if v.law == law]
             counts = ", ".join(f"{outcome} on {n}" for outcome in (HOLDS, BROKEN, NOT)
                                if (n := sum(v.outcome == outcome for v in found)))
-            lines.append(f"  {law:<28}{counts}")
-            lines += [f"  {'':<28}{v.model}: {v.found}" for v in found if v.outcome == BROKEN]
-            lines += [f"  {'':<28}({why})" for why in dict.fromkeys(v.found for v in found if v.outcome == NOT)]
+            lines.append(f"  {law:<36}{counts}")
+            lines += [f"  {'':<36}{v.model}: {v.found}" for v in found if v.outcome == BROKEN]
+            lines += [f"  {'':<36}({why})" for why in dict.fromkeys(v.found for v in found if v.outcome == NOT)]
         lines += [f"  not tried on {model}: {why}" for model, why in self.skipped.items()]
         return "\n".join([*lines, "", "all laws hold" if self.ok else "some laws are broken" if self.all
                           else "the method fits no model: nothing was tried"])
 
 
 def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts:
-    """Run every law on `method`. model: the model to run them on, by default four tiny ones (two T5, two Transformers,
-    in float64 and float32). It is not changed, but for the time of the run; a law works on clones. seed: of everything
-    that is drawn.
+    """Run every law on `method`. model: the model to run them on, by default four tiny ones (two T5, two Transformers),
+    each in float64 and float32. It is not changed; a law works on clones. seed: of all random numbers.
 
-    The laws 9 (fused = definition) and 11 (backends agree) concern ops and backends and no method, and law 10 (rank)
-    concerns LoRA; they are tests of the library. Raises TypeError and ValueError for a method that breaks its contract,
-    TypeError for a part of a model."""
+    Three laws are not run here, but in the tests of the library. Laws 9, fused = definition, and 11, backends agree,
+    concern ops and backends and no method. Law 10, rank, concerns LoRA. Raises TypeError and ValueError for a method
+    that breaks its contract, TypeError for a part of a model."""
     checked(method)
     models = {f"{family}, {dtype}": model_of(family, dtype, seed) for family in FAMILIES for dtype in
               ("float64", "float32")} if model is None else {type(model).__name__: whole(model)}
@@ -75,7 +76,8 @@ def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        verdicts += [_verdict(law, name, method, found, seed) for law in sorted(LAWS, key=lambda law: int(law.split()[0]))]
+        verdicts += [_verdict(law, name, method, found, seed)
+                     for law in sorted(LAWS, key=lambda law: int(law.split()[0]))]
     return Verdicts(method, tuple(verdicts), skipped)
 
 

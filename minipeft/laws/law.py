@@ -1,6 +1,6 @@
-"""What a law is: a function of (method, model, seed) that returns if the law holds, and raises if it does not.
+"""A law is a function of (method, model, seed) that returns if the law holds, and raises if it does not.
 
-The model is left as it was: a law works on clones. Random numbers come from the seed alone.
+A law works on clones and leaves the model as it was. All its random numbers come from the seed.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAWS: dict[str, Law] = {}  # by number and name: "3 merge"
 
 
 class Broken(AssertionError):
-    """A law does not hold; the message says what was found."""
+    """A law does not hold; the message gives the fault."""
 
 
 class DoesNotApply(Exception):
@@ -29,7 +29,7 @@ class DoesNotApply(Exception):
 
 
 def law(name: str) -> Callable[[Law], Law]:
-    """Decorator: the function is the law of that number and name."""
+    """Decorator: the function is the law with this number and name, such as "3 merge"."""
     def named(function: Law) -> Law:
         LAWS[name] = function
         return function
@@ -37,23 +37,24 @@ def law(name: str) -> Callable[[Law], Law]:
 
 
 def holds(condition: Any, found: str) -> None:
-    """Raises Broken, with what was found, unless the condition is true."""
+    """Raises Broken with the message `found`, unless the condition is true."""
     if not condition:
         raise Broken(found)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A clone of a model with the method attached as it might be after training, and a batch for it."""
+    """A clone of a model, an attachment on it as it might be after training, and a batch for it. u: the unit roundoff
+    of the model's dtype."""
 
     model: Any
     attachment: Attachment
     batch: dict[str, numpy.ndarray]
-    u: float  # the unit roundoff of the model's dtype
+    u: float
 
     @classmethod
     def of(cls, method: Method, model: Model, seed: int, rows: int = 4) -> "Bench":
-        """Attached as "a", with every trained number moved."""
+        """A bench with the method attached as "a", every trained number moved, and a batch of so many rows."""
         copy = model.clone()
         attachment = attach_moved(copy, method, seed, "a")
         dtype = next(iter(copy.base_parameters.values())).dtype
@@ -61,7 +62,8 @@ class Bench:
                    float(numpy.finfo(dtype).eps) / 2)
 
     def partner(self, seed: int, name: str = "b", **fields: Any) -> Attachment:
-        """A LoRA beside it, on q and v, moved likewise."""
+        """A LoRA on the same model, attached under `name` and moved likewise. fields: of the LoRA, by default rank 2
+        and alpha 3."""
         return attach_moved(self.model, LoRA(**{"rank": 2, "alpha": 3, **fields}), seed + 1, name)
 
     @property
@@ -71,6 +73,6 @@ class Bench:
 
 
 def attach_moved(model: Model, method: Method, seed: int, name: str) -> Attachment:
-    """Attach the method, and move every trained number by N(0, 0.04)."""
+    """Attach the method under `name`, and move every trained number by N(0, 0.04)."""
     return moved(attach(model, method, numpy.random.default_rng([seed, 2]), name),
                  numpy.random.default_rng([seed, 3]))

@@ -1,7 +1,8 @@
 """Tiny models and batches for the laws. Sizes are pairwise distinct where the architecture allows it, so that no two
 axes can be exchanged unnoticed.
 
-T5's q is rectangular [15, 12]; the Transformer's is square [12, 12], where a transposed merge would go unnoticed.
+T5's q is rectangular [15, 12], the Transformer's is square [12, 12]: only at a square one would a transposed merge have
+the right shape.
 """
 from __future__ import annotations
 
@@ -18,25 +19,25 @@ VOCAB, D_MODEL, HEADS, D_KV, BATCH, SOURCE, TARGET = 13, 12, 3, 5, 4, 6, 7
 
 
 def t5_v10(rng: Any, dtype: str) -> T5:
-    """ReLU, one table for the encoder's input, the decoder's input and the head, scaled logits."""
+    """A T5 v1.0: ReLU, one table for the encoder's input, the decoder's input and the head, scaled logits."""
     return T5(T5Config(VOCAB, D_MODEL, D_KV, HEADS, 17, 1, 2, 8, 20), rng, dtype)
 
 
 def t5_v11(rng: Any, dtype: str) -> T5:
-    """Gated gelu, a head of its own."""
+    """A T5 v1.1: gated gelu, a head of its own."""
     config = T5Config(VOCAB, D_MODEL, D_KV, HEADS, 17, 2, 1, 8, 20, feed_forward_proj="gated-gelu",
                       tie_word_embeddings=False, scale_decoder_outputs=False)
     return T5(config, rng, dtype)
 
 
 def post_norm(rng: Any, dtype: str) -> Transformer:
-    """The paper's: post-LN, ReLU, sinusoids, one table, label smoothing."""
+    """The Transformer of the paper: post-LN, ReLU, sinusoids, one table, label smoothing."""
     config = TransformerConfig(VOCAB, D_MODEL, HEADS, 17, 2, 1, label_smoothing=0.1)
     return Transformer(config, rng, dtype)
 
 
 def pre_norm(rng: Any, dtype: str) -> Transformer:
-    """Pre-LN, final norms, gelu, learned positions, a head of its own."""
+    """A pre-LN Transformer: final norms, gelu, learned positions, a head of its own."""
     config = TransformerConfig(VOCAB, D_MODEL, HEADS, 17, 1, 2, activation="gelu", pre_norm=True, final_norm=True,
                                positions="learned", max_length=12, tie_embeddings=False)
     return Transformer(config, rng, dtype)
@@ -46,8 +47,8 @@ FAMILIES: dict[str, Callable] = {"t5 v1.0": t5_v10, "t5 v1.1": t5_v11, "post-LN"
 
 
 def model_of(family: str, dtype: str, seed: int) -> Any:
-    """A model of one of FAMILIES. No array of it is all zeros or all ones, so that no bias and no norm weight can be
-    forgotten."""
+    """A model of a `family` of FAMILIES. None of its arrays is all zeros or all ones, so that a forgotten bias or norm
+    weight is noticed."""
     rng = numpy.random.default_rng([seed, 1])
     model = FAMILIES[family](rng, dtype)
     for p in model.base_parameters.values():
@@ -57,8 +58,8 @@ def model_of(family: str, dtype: str, seed: int) -> Any:
 
 
 def batch_for(vocab: int, seed: int, rows: int = BATCH) -> dict[str, numpy.ndarray]:
-    """The arguments of `model.loss` for a vocabulary of that size: ids without pad [rows, source], a mask with a hole
-    on either side, labels [rows, target] with -100 among them."""
+    """The arguments of `model.loss` for a vocabulary of the size `vocab`: ids without pad [rows, source], a mask with 0
+    at the right of the first row and at the left of the last, labels [rows, target] with -100 among them."""
     rng = numpy.random.default_rng([seed, 0])
     mask, labels = numpy.ones((rows, SOURCE), int), rng.integers(1, vocab, (rows, TARGET))
     mask[0, -2:], mask[-1, 0] = 0, 0
@@ -67,13 +68,13 @@ def batch_for(vocab: int, seed: int, rows: int = BATCH) -> dict[str, numpy.ndarr
 
 
 def logits(model: Any, batch: dict, **options: Any) -> numpy.ndarray:
-    """The logits of `model.loss` on this batch, [rows, target, vocab]."""
+    """The logits of `model.loss` on this batch, [rows, target, vocab]. options: of the model's call (adapter, rng)."""
     shifted = model.shift_right(batch["labels"])
     return model(batch["input_ids"], shifted, batch["attention_mask"], **options).data
 
 
 def outputs(model: Any, batch: dict) -> list[Any]:
-    """Everything that a model computes: logits, loss, the encoder's output, generated ids."""
+    """All outputs of a model for a batch: logits, loss, the encoder's output, generated ids."""
     return [logits(model, batch), model.loss(**batch).data, model.encode(batch["input_ids"]).data,
             model.generate(batch["input_ids"], max_new_tokens=3)]
 
@@ -84,13 +85,13 @@ def bits(arrays: Any) -> Any:
 
 
 def same_values(a: Any, b: Any) -> bool:
-    """Equal in dtype, shape and every bit, but for the sign of a zero. NaN equals nothing."""
+    """Whether a and b are equal in dtype, shape and every bit, except the sign of a zero. NaN equals nothing."""
     return a.dtype == b.dtype and numpy.array_equal(a, b)
 
 
 def moved(attachment: Any, rng: numpy.random.Generator, std: float = 0.2) -> Any:
-    """The attachment as it might be after training: every trained number moved by N(0, std^2), so that no factor is 0
-    any more."""
+    """The attachment as it might be after training: every trained number moved by N(0, std^2), so that no factor is
+    still 0."""
     for p in attachment.parameters.values():
         p.data = p.data + to_device((std * rng.standard_normal(p.shape)).astype(p.dtype))
     return attachment

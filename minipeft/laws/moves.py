@@ -1,4 +1,4 @@
-"""Laws of what is attached: 4 undo, 6 names, 7 files, 8 swap and mixed batches."""
+"""Laws of attachments: 4 undo, 6 names, 7 files, 8 swap and mixed batches."""
 from __future__ import annotations
 
 import os
@@ -23,8 +23,8 @@ MOVES = ("plug", "unplug", "merge", "unmerge")
 
 @law("4 undo")
 def undo(method: Method, model: Model, seed: int) -> None:
-    """After any sequence of moves, of this attachment and of a LoRA beside it, the base has every bit that it had, and
-    the same arrangement gives the same logits, bit for bit. A move that is refused moves nothing."""
+    """After any sequence of moves, of this attachment and of a LoRA on the same model, the base has its old bits, and
+    the same arrangement gives the same logits, bit for bit. A refused move changes nothing."""
     bench = Bench.of(method, model, seed)
     copy, rng = bench.model, numpy.random.default_rng([seed, 5])
     attachments = [bench.attachment, bench.partner(seed)]
@@ -36,7 +36,7 @@ def undo(method: Method, model: Model, seed: int) -> None:
         try:
             getattr(attachment, move)()
         except ValueError:
-            holds(copy.host.now is now, f"{move} of {attachment.name!r} is refused, and moves something")
+            holds(copy.host.now is now, f"{move} of {attachment.name!r} is refused, and changes something")
         holds(bits(copy.base_parameters) == base, f"after {move} of {attachment.name!r} the base has other bits")
         state = tuple((name, copy.attachments[name].state) for name in copy.plugged)
         found = logits(copy, bench.batch).tobytes()
@@ -61,8 +61,8 @@ def names(method: Method, model: Model, seed: int) -> None:
 
 @law("7 files")
 def files(method: Method, model: Model, seed: int) -> None:
-    """A file gives back what was saved: fields, arrays and logits, bit for bit, in a model of the same base; a copy and
-    a pickle of the model do, too. Another base is refused."""
+    """Saved and loaded on a model of the same base, the fields, arrays and logits are the same, bit for bit. A copy and
+    a pickle of the model give the same logits. A file for another base is refused."""
     bench = Bench.of(method, model, seed)
     copy, attachment = bench.model, bench.attachment
     wanted, own = logits(copy, bench.batch).tobytes(), bits(attachment.tensors)
@@ -76,7 +76,7 @@ def files(method: Method, model: Model, seed: int) -> None:
         holds(bits(loaded.tensors) == own, "a file gives back other arrays")
         holds(loaded.method.fields() == method.fields(), f"a file gives back other fields: {loaded.method}")
         holds(list(loaded.places) == list(attachment.places), "a file gives back other places")
-        holds(logits(fresh, bench.batch).tobytes() == wanted, "what was loaded gives other logits")
+        holds(logits(fresh, bench.batch).tobytes() == wanted, "the loaded attachment gives other logits")
         other = model.clone()
         first = next(iter(other.base_parameters.values()))
         first.data = first.data * 2
@@ -90,8 +90,9 @@ def files(method: Method, model: Model, seed: int) -> None:
 
 @law("8 swap and mixed batches")
 def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
-    """Plugging this, a LoRA, and this again gives the first bits again. Each row of a batch whose rows see different
-    attachments is that row alone: logits, loss and gradients. At keys and values such a batch is refused."""
+    """Plugging this attachment, a LoRA in its place, and this one again gives the first bits again. In a batch whose
+    rows see different attachments, each row gives the logits, loss and gradients of that row alone. Raises DoesNotApply
+    for the second part at keys and values, where such a batch is refused."""
     bench = Bench.of(method, model, seed)
     copy, batch = bench.model, bench.batch
     bench.attachment.unplug()
@@ -130,7 +131,7 @@ def _rows_alone(bench: Bench, routing: list) -> None:
     for i, entry in enumerate(routing):
         row = {key: value[i:i + 1] for key, value in batch.items()}
         holds(close(mixed[i:i + 1], logits(copy, row, adapter=[entry]), bench.u),
-              f"row {i} of a mixed batch, which sees {entry!r}, is not that row alone")
+              f"row {i} of a mixed batch, which sees {entry!r}, differs from that row alone")
         n = int((row["labels"] != -100).sum())
         row_loss, row_grads = value_and_grad(lambda: copy.loss(**row, adapter=[entry]), params, "zeros")
         tokens, total = tokens + n, total + n * row_loss

@@ -1,4 +1,4 @@
-"""Laws of what is computed: 1 definition, 2 transparency, 3 merge, 12 dtype kept."""
+"""Laws of values: 1 definition, 2 transparency, 3 merge, 12 dtype kept."""
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -24,8 +24,8 @@ from minipeft.train.optim import AdamW
 
 @law("1 definition")
 def definition(method: Method, model: Model, seed: int) -> None:
-    """project(x) = x dense^T and rows(ids) = dense[ids], in value and gradient; and in float64 the gradients of every
-    trained array are those of finite differences."""
+    """project(x) = x dense^T and rows(ids) = dense[ids], in value and gradient. In float64 the gradients of all trained
+    arrays are those of finite differences."""
     bench = Bench.of(method, model, seed)
     rng = numpy.random.default_rng([seed, 4])
     for name, slot in bench.attachment.places.items():
@@ -52,9 +52,9 @@ def _agrees(name: str, slot: Slot, own: dict[str, Parameter], rng: numpy.random.
     for what, one, other, width, inputs in ways:
         g = rng.standard_normal((2, 5, width)).astype(slot.dtype)
         (y, grads), (wanted, wanted_grads) = (_evaluated(run, {**inputs, **own}, g) for run in (one, other))
-        holds(close(y, wanted, u), f"{what} at {name} is not that of dense(): {_gap(y, wanted)}")
+        holds(close(y, wanted, u), f"{what} at {name} differs from that of dense(): {_gap(y, wanted)}")
         off = close_gradients(grads, wanted_grads, u)
-        holds(off is None, f"the gradient of {off} through {what} at {name} is not that through dense()")
+        holds(off is None, f"the gradient of {off} through {what} at {name} differs from that through dense()")
 
 
 def _evaluated(run: Callable[[], Tensor], params: dict[str, Parameter], g: numpy.ndarray) -> tuple[Any, dict]:
@@ -97,8 +97,8 @@ def transparency(method: Method, model: Model, seed: int) -> None:
 
 @law("3 merge")
 def merge(method: Method, model: Model, seed: int) -> None:
-    """Merged, the model computes what it did unmerged, alone and below another, by the ops of the base alone. A method
-    that acts on hidden states refuses, and nothing changes."""
+    """Merged, alone and below another attachment, the model gives the logits that it gave unmerged, and runs the ops of
+    the base alone. A method that acts on hidden states refuses, and nothing changes; then raises DoesNotApply."""
     bench = Bench.of(method, model, seed)
     copy, batch, attachment = bench.model, bench.batch, bench.attachment
     before = logits(copy, batch)
@@ -119,7 +119,7 @@ def merge(method: Method, model: Model, seed: int) -> None:
     upper = bench.partner(seed, where=list(attachment.places)[:1] if _takes_lora(attachment) else r"\.(q|v)\.weight$")
     before = logits(copy, batch)
     upper.merge()
-    holds(close(logits(copy, batch), before, bench.u), "merged below a merged LoRA, the logits are others")
+    holds(close(logits(copy, batch), before, bench.u), "merged below a merged LoRA, the model gives other logits")
     upper.unmerge()
     attachment.unmerge()
     upper.unplug()
@@ -128,7 +128,7 @@ def merge(method: Method, model: Model, seed: int) -> None:
 
 
 def _takes_lora(attachment: Any) -> bool:
-    """Whether a LoRA of rank 2 can lie above it, at its first place."""
+    """Whether a LoRA of rank 2 can lie above the attachment, at its first place."""
     place = next(iter(attachment.places.values()))
     return place.kind in ("linear", "embedding") and min(place.shape) >= 2
 

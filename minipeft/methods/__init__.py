@@ -1,1 +1,1 @@
-"""Parameter-efficient fine-tuning: methods (one file each), and what attaches, selects, saves and counts them."""
+"""Methods of parameter-efficient fine-tuning, one page each; `minipeft.attaching` attaches, saves and counts them."""

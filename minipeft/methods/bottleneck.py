@@ -11,17 +11,19 @@ x is the residual stream, F the sublayer's output, and n the sublayer's input. T
     parallel    x + F + s adapter(x)        beside feed-forward, s = 4 (He et al., 2021, arXiv:2110.04366);
                                             adapter(n) with input="norm", their reading on pre-LN
 
-before the norm in a post-LN block. A frozen block computes features that most tasks share, and a small layer after it
-can correct them for one task. The skip lets it start as the identity.
+before the norm in a post-LN block.
+
+A frozen block computes features that most tasks share, and a small layer after it can correct them for one task. The
+skip lets it start as the identity.
 
     adapter = attach(model, Bottleneck("pfeiffer", reduction=16), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
     adapter.save("task.safetensors")
 
-On T5-small, houlsby with m = 32: 798,720 parameters of 60,506,624.
+On T5-small, houlsby with m = 32: 799,488 parameters of 60,506,624.
 
-It acts on hidden states through a nonlinearity, so no weight can absorb it. An adapter is not merged: at inference it
-costs 4 m d operations per token.
+It acts on hidden states through a nonlinearity, so no weight can absorb it. An adapter cannot be merged: at inference
+it costs 4 m d operations per token.
 """
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ from minipeft.nn.where import Where
 
 
 class Adapter(Piece):
-    """(x, n, F) -> F + s adapter(h), all [batch, time, d]; h by placement."""
+    """F + s adapter(h), with h = reads(x, n, F) by placement.   D [m, d], b_D [m], U [d, m], b_U [d]."""
 
     D: Parameter
     b_D: Parameter
@@ -53,31 +55,32 @@ class Adapter(Piece):
     scale: Fraction
 
     def __call__(self, x: Any, n: Any, F: Any) -> Tensor:
+        """x, n, F [batch, time, d] -> F' [batch, time, d]."""
         narrow = self.f(linear(self.reads(x, n, F), self.D) + self.b_D)           # [batch, time, m]
         return F + (linear(narrow, self.U) + self.b_U) * self.scale
 
 
 def of_sublayer(x: Any, n: Any, F: Any) -> Any:
-    """F, the sublayer's output."""
+    """h = F, the sublayer's output, of x, n, F [batch, time, d]."""
     return F
 
 
 def of_residual(x: Any, n: Any, F: Any) -> Tensor:
-    """x + F."""
+    """h = x + F, of x, n, F [batch, time, d]."""
     return x + F
 
 
 def of_stream(x: Any, n: Any, F: Any) -> Any:
-    """x, the residual stream."""
+    """h = x, the residual stream, of x, n, F [batch, time, d]."""
     return x
 
 
 def of_norm(x: Any, n: Any, F: Any) -> Any:
-    """n, the sublayer's input."""
+    """h = n, the sublayer's input, of x, n, F [batch, time, d]."""
     return n
 
 
-# name: (after which sublayers, what the adapter reads, s)
+# name: (after which sublayers, h, s)
 PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
     "houlsby": (("attn", "ff"), of_sublayer, 1), "pfeiffer": (("ff",), of_residual, 1),
     "parallel": (("ff",), of_stream, 4)}
@@ -86,10 +89,10 @@ PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
 @register
 @dataclasses.dataclass(frozen=True)
 class Bottleneck(Method):
-    """placement: one of PLACEMENTS. The width m is `size`, or d / reduction. activation: f, one of ACTIVATIONS. scale:
-    s, by default that of the placement. input: what a parallel adapter reads, "stream" (x) or "norm" (n). cross: also
-    after cross-attention (Houlsby's model has none). stacks: encoder, decoder, or both. where: the sites, instead of
-    those that placement, cross and stacks choose (the adapter's input and s stay).
+    """placement: one of PLACEMENTS. The width m is `size`, or d / reduction, rounded down. activation: f, one of
+    ACTIVATIONS. scale: s, by default that of the placement. input: h of a parallel adapter, "stream" (x) or "norm" (n).
+    cross: also after cross-attention (Houlsby's model has none). stacks: encoder, decoder, or both. where: the sites,
+    instead of those that placement, cross and stacks choose (h and s stay those of the placement).
 
     U and b_U start at 0, so attaching changes nothing; D is U(-1/sqrt(d), 1/sqrt(d)), b_D 0. Departures: Houlsby et al.
     start near the identity (a truncated Gaussian) and also train the norms of the block (attach
@@ -142,9 +145,9 @@ class Bottleneck(Method):
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method bottleneck_adapter)
 #
 # * The skip is counted twice: F + adapter(F) is added to a stream that holds F already.
-# * pfeiffer and houlsby are exchanged: one reads x + F, the other F.
-# * The scale 4 of the parallel adapter is left out, or is given to all.
+# * pfeiffer and houlsby are exchanged: pfeiffer reads x + F, houlsby reads F.
+# * The scale 4 of the parallel adapter is left out, or applied to all placements.
 # * On encoder-decoder models, AdapterHub's houlsby has no adapter after cross-attention unless it is asked for.
 #
-# Next: `nn/site.py`, for the places in the stream; `nn/blocks.py`, for the block that calls them;
-# `methods/prompt.py`, for a method at the input.
+# Next: `nn/site.py`, on the places in the stream; `nn/blocks.py`, on the block that calls them; `methods/prompt.py`, on
+# a method at the input.

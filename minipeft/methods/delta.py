@@ -1,12 +1,12 @@
-"""Differences that are added to a frozen weight: of the whole, of some rows, of single elements.
+"""Differences that are added to a frozen weight: to the whole, to some rows, to single elements.
 
     W = W0 + d                  Delta         d of the shape of W0
-    W = W0 + P_rows^T d         RowDelta      d [n, d_in], at the rows whose ids are given
+    W = W0 + P_rows^T d         RowDelta      d [n, d_in], at n given rows; P_rows [n, d_out] chooses these rows
     W = W0 + scatter(d, i)      MaskedDelta   d [n], at the flat indices i [n]
 
-All start at 0. W is formed anew at each use: a sum of the size of W beside the product, kept for dx. Lookups of a Delta
-and a RowDelta add up only the rows that they look up. Where a weight below asks for dropout, both terms are multiplied
-apart, so that the dropout acts on the lower one as it would alone.
+All start at 0. Every product forms W again, a sum of the size of W, and keeps it for dx. Lookups of a Delta and a
+RowDelta add only the rows that they look up. Where a weight below has dropout, x is multiplied with both terms
+separately, so that the dropout acts on the lower term alone.
 """
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from minipeft.nn.weight import Fixed, Parameter, Reparam
 
 
 class Added(Reparam):
-    """W0 + `change()`, a tensor of the shape of W0."""
+    """W0 + `change()`."""
 
     def change(self) -> Any:
-        """The difference. Raises TypeError unless a subclass defines it."""
+        """The difference, of the shape of W0. Raises TypeError unless a subclass defines it."""
         raise TypeError(f"{type(self).__name__} does not define change()")
 
     def dense(self) -> Tensor:
@@ -50,7 +50,7 @@ class Delta(Added):
 
 
 class RowDelta(Added):
-    """W0 with d added at the rows `ids`, ascending.   d [n, d_in]."""
+    """W0 [vocab, d_in], its shape, with d [n, d_in] added at the n rows `ids`, ascending."""
 
     d: Parameter
 
@@ -62,21 +62,21 @@ class RowDelta(Added):
         self._row[list(ids)] = numpy.arange(len(ids))
 
     def change(self) -> Tensor:
-        """d, scattered to its rows."""
+        """d at its rows, 0 elsewhere: [vocab, d_in]."""
         return scatter(self.d.reshape(-1), to_device(self._flat), shape=self.shape)
 
     def rows(self, ids: Array) -> Tensor:
-        """W0[ids] + [d; 0][row of ids in d]."""
+        """W0[ids] + [d; 0][rows of ids in d], where ids [...] that are not trained take the row of zeros."""
         padded = concat(self.d, xp.zeros((1, self.shape[1]), dtype=self.dtype), axis=0)
         return self.base.rows(ids) + embedding(padded, to_device(self._row[to_host(ids)]))
 
 
 class MaskedDelta(Added):
-    """W0 + scatter(d, i).   d [n], indices [n], ascending, which are stored with d (four bytes each, up to 2^31)."""
+    """W0 + scatter(d, i).   d [n]; i are the `indices` [n], ascending, stored with d (four bytes each below 2^31)."""
 
     d: Parameter
     indices: Fixed
 
     def change(self) -> Tensor:
-        """d, scattered to its indices."""
+        """d at its indices, 0 elsewhere: [d_out, d_in] or [d]."""
         return scatter(self.d, self.indices, shape=self.shape)

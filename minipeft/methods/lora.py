@@ -5,7 +5,7 @@
     x [.., d_in] --+-- W0 [d_out, d_in], frozen -------------+-- y [.., d_out]         B starts at 0, so that
                    +-- A [r, d_in] -- B [d_out, r] -- * s ---+                         attaching changes nothing
 
-The update that a task needs has a low rank, so a narrow product can hold it. r (d_in + d_out) numbers are trained
+The update that a task needs often has a low rank, so a narrow product can hold it. r (d_in + d_out) numbers are trained
 instead of d_in d_out, and merged into W they cost nothing at inference.
 
     adapter = attach(model, LoRA(rank=8, alpha=16), numpy.random.default_rng(0))
@@ -65,7 +65,7 @@ def gaussian(d_in: int) -> Init:
 
 
 def kaiming(d_in: int) -> Init:
-    """U(-1/sqrt(d_in), 1/sqrt(d_in)): that of the authors' code and of PEFT, for linear layers."""
+    """U(-1/sqrt(d_in), 1/sqrt(d_in)), as in the authors' code and in PEFT, for linear layers."""
     return uniform(d_in ** -0.5)
 
 
@@ -77,7 +77,7 @@ INITS = {"gaussian": gaussian, "uniform": kaiming}
 class LoRA(Method):
     """rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear weights
     and embedding tables), by default q and v of every attention, the paper's choice in most experiments (sec. 5.1).
-    init: how A is drawn, "gaussian" or "uniform"; B starts at 0.
+    init: the distribution of A, "gaussian" or "uniform"; B starts at 0.
 
     Departure: an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code it is N(0, 1).
     Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
@@ -114,5 +114,5 @@ class LoRA(Method):
 # * Biases or the frozen weight are trained too (huggingface/peft #2759, #3580). Here `adapter.parameters` has A and B.
 # * Dropout on the base path. It belongs on the adapter's copy of x.
 #
-# Next: `nn/weight.py`, for what a weight is; `attaching/attach.py`, for how this one gets into a model;
-# `engine/ops/fused.py`, for the gradients of `low_rank_linear`.
+# Next: `nn/weight.py`, on weights; `attaching/attach.py`, on attaching a method to a model; `engine/ops/fused.py`, on
+# the gradients of `low_rank_linear`.

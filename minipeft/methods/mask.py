@@ -1,4 +1,4 @@
-"""Element masks: which elements of a weight, as flat indices; and scores that say which elements matter.
+"""Element masks: chosen elements of a weight, as flat indices, and scores by which they are chosen.
 
     F = mean_i (d loss_i / d W)^2          the diagonal of the empirical Fisher information (labels from the data)
 
@@ -18,11 +18,12 @@ Step = Callable[[], Tensor]
 
 
 def fisher(step: Step | Sequence[Step], params: Mapping[str, Leaf]) -> dict[str, Array]:
-    """{name: squared gradients}, the mean over one or more steps, functions that return the loss of one example each.
+    """{name: squared gradients} of params {name: Parameter}, the mean over one or more steps. Each step is a function
+    that returns the loss of one example.
 
-    The paper squares the gradient of each example; a step that returns the loss of a batch gives the square of its
-    mean gradient instead, which is cheaper and another quantity. What a loss does not depend on scores 0. Otherwise
-    raises as `value_and_grad` does, and ValueError for no steps."""
+    The paper squares the gradient of each example. A step that returns the loss of a batch gives the square of its mean
+    gradient instead, which is cheaper but another quantity. A parameter that no loss depends on scores 0. Raises
+    ValueError for no steps, and otherwise as `value_and_grad` does."""
     steps = [step] if callable(step) else list(step)
     if not steps:
         raise ValueError("fisher: no steps; expected a function that returns a loss, or a list of them")
@@ -34,15 +35,16 @@ def fisher(step: Step | Sequence[Step], params: Mapping[str, Leaf]) -> dict[str,
 
 
 def magnitude(params: Mapping[str, Leaf]) -> dict[str, Array]:
-    """{name: |W|}."""
+    """{name: |W|} of params {name: Parameter}."""
     return {name: abs(p.data) for name, p in params.items()}
 
 
 def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
-    """{name: boolean array}: the share n largest, rounded up, of all n scores together, of equal ones the first.
+    """{name: boolean array} for `Selective(mask=...)`: True at the largest of all n scores together. Their number is
+    share * n, rounded up. Of equal scores the first are taken.
 
-    Names of which nothing is chosen are left out. For `Selective(mask=...)`. Raises ValueError for a share outside
-    (0, 1], for no scores, and for scores that are not finite."""
+    Names without any True are left out. Raises ValueError for a share outside (0, 1], for no scores, and for scores
+    that are not finite."""
     if not 0 < share <= 1:
         raise ValueError(f"top: share is {share!r}; expected a number in (0, 1]")
     if not scores:
@@ -61,16 +63,17 @@ def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
 
 
 def check_rows(name: str, shape: tuple, rows: Sequence[int]) -> list[int]:
-    """The rows of a matrix of `shape`, ascending. ValueError for one that it lacks."""
+    """`rows`, ascending. Raises ValueError for one that the matrix called `name`, of `shape`, lacks."""
     if max(rows) >= shape[0]:
         raise ValueError(f"rows holds {max(rows)}; {name} {list(shape)} has rows 0 to {shape[0] - 1}")
     return sorted(rows)
 
 
 def indices_of_mask(name: str, shape: tuple, mask: Any) -> numpy.ndarray:
-    """The flat indices that a boolean array of `shape`, or an array of distinct flat indices, means; ascending.
+    """The flat indices [n], ascending, of `mask`: a boolean array of the weight's `shape`, or distinct flat indices.
 
-    Raises ValueError for another shape or dtype, repeated indices, indices out of range, and for no element at all."""
+    Raises ValueError, with the weight's `name`, for another shape or dtype, repeated indices, indices out of range, and
+    for no element at all."""
     array, size = to_host(mask), math.prod(shape)
     kind = "int32" if size < 2 ** 31 else "int64"
     if array.dtype == bool and array.shape == shape:

@@ -1,8 +1,8 @@
-"""What a soft prompt is near to: the vocabulary's closest tokens to each of its vectors.
+"""The tokens of the vocabulary that are nearest to each vector of a soft prompt.
 
     cosine(p, e) = p . e / (|p| |e|),   L2(p, e) = |p - e|,   e over the rows of E as the encoder reads them
 
-Lester et al., 2021, arXiv:2104.08691, sec. 7, look whether the neighbors of a vector form a tight cluster, and whether
+Lester et al., 2021, arXiv:2104.08691, sec. 7, ask whether the neighbors of a vector form a tight cluster, and whether
 those of random vectors do not. Here tightness is a number: the mean cosine over the pairs of the k neighbors.
 """
 from __future__ import annotations
@@ -22,10 +22,11 @@ from minipeft.methods.prompt import PromptTuning
 
 @dataclasses.dataclass(frozen=True)
 class Neighbors:
-    """Of p vectors, on the host, the nearest first. cosine_ids, l2_ids: token ids [p, k]; cosine, l2: how near [p, k];
-    nearest_distance: L2 to the nearest token [p], 0 for a vector that is a row of the table; tightness [p], of the
-    neighbors by cosine (NaN for one neighbor, which has no pair); random_tightness [p], that of Gaussian vectors of the
-    same lengths."""
+    """The k neighbors of p vectors, on the host, the nearest first.
+
+    cosine_ids, l2_ids [p, k]: token ids. cosine, l2 [p, k]: how near these are. nearest_distance [p]: L2 to the nearest
+    token, 0 for a vector that is a row of the table. tightness [p]: of the neighbors by cosine (NaN for k = 1, where
+    there is no pair). random_tightness [p]: the same for Gaussian vectors of the same lengths."""
 
     cosine_ids: numpy.ndarray
     cosine: numpy.ndarray
@@ -37,10 +38,10 @@ class Neighbors:
 
 
 def nearest_tokens(attachment: Any, k: int, rng: numpy.random.Generator | None = None) -> Neighbors:
-    """The k nearest tokens of every vector of a PromptTuning attachment. rng: draws the random vectors that tightness
-    is held against; by default the generator of seed 0.
+    """The k nearest tokens of every vector of a PromptTuning attachment. rng: draws the random vectors with which
+    tightness is compared; by default the generator of seed 0.
 
-    Raises TypeError for another method or something else, ValueError for k out of range."""
+    Raises TypeError for anything but a PromptTuning that is attached, ValueError for k out of range."""
     check_rng(rng)
     rng = numpy.random.default_rng(0) if rng is None else rng
     if not isinstance(getattr(attachment, "method", None), PromptTuning) or not attachment.places:

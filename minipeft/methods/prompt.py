@@ -16,12 +16,12 @@ them freely.
 On T5-small, p = 20: 10,240 parameters of 60,506,624.
 
 The prompt takes positions: a token at position i moves to p + i (T5's relative distances between tokens stay). It
-lengthens every input by p, in training and at inference, and it is not a weight: there is nothing to merge. It is
-exactly a table of p virtual tokens: with E extended by P and their p ids in front of x, the base computes the same.
+lengthens every input by p, in training and at inference. It is no weight, so it cannot be merged. It is exactly a table
+of p virtual tokens: with the rows of P added to E, and their p ids in front of the input, the base computes the same.
 
 The paper does not say where the prompt stands in a row that is padded on the left. As in PEFT it is left of the
 padding, so its distance to the text grows with the padding, and the output changes. With next_to_text it stands between
-padding and text, and a T5 model gives what it gives without padding.
+padding and text, and a T5 model gives the same output as without padding.
 """
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ from minipeft.nn.where import Where
 
 
 class Prompt(Piece):
-    """(embeddings [batch, time, d], mask [batch, time] or None) -> [batch, p + time, d], and the mask that fits."""
+    """P [p, d] in front of the embeddings; next_to_text as in `PromptTuning`."""
 
     P: Parameter
     next_to_text: bool
 
     def __call__(self, x: Any, mask: Array | None) -> tuple[Tensor, Array | None]:
+        """x [batch, time, d], mask [batch, time] or None -> [batch, p + time, d], [batch, p + time] or None."""
         ids = xp.tile(xp.arange(self.P.shape[0]), (x.shape[0], 1))                       # [batch, p] virtual tokens
         prompted = concat(embedding(self.P, ids), x, axis=1)
         if mask is None:
@@ -70,13 +71,13 @@ INITS = ("vocabulary", "random", "tokens")
 class PromptTuning(Method):
     """length: p. init (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels. tokens: ids, or
-    tuples of ids, of which the mean is taken (a label of several tokens). If they are fewer than p, the others are
-    drawn from the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer
-    knows. next_to_text: where a row is padded on the left, behind the padding instead of in front of it. where: the
+    tuples of ids, whose mean is taken (a label of several tokens). If they are fewer than p, the others are drawn from
+    the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
+    next_to_text: in a row that is padded on the left, between padding and text instead of in front of both. where: the
     input sites, by default the encoder's.
 
-    Raises ValueError for fields out of range, and on a model for ids that it lacks and for a prompt that learned
-    positions leave no room for."""
+    Raises ValueError for fields out of range, and on a model for ids that it lacks and for a prompt that is too long
+    for its learned positions."""
 
     kinds = ("input",)
     transparent = False
@@ -135,7 +136,7 @@ def _word(token: Any) -> bool:
 
 
 def _behind(padding: Array, p: int, n: int) -> Array:
-    """[batch, n]: what stands in each column, of n of which the first p are the prompt: padding, prompt, text."""
+    """[batch, n]: the columns in the order padding, prompt, text. Of the n given columns the first p are the prompt."""
     column = xp.arange(n)[None, :]
     return xp.where(column < padding, column + p, xp.where(column < padding + p, column - padding, column))
 
@@ -148,9 +149,9 @@ def _reordered(x: Tensor, order: Array) -> Tensor:
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method soft_prompt)
 #
-# * Padding without a mask: the output depends on what a row is padded with (huggingface/peft #54).
+# * Padding without a mask: the output depends on the padding (huggingface/peft #54).
 # * On the left of the padding, the distance from prompt to text grows (huggingface/peft #1093). See next_to_text.
 # * Switched off, the prompt is still there, in generation for instance (huggingface/peft #683 and #1501).
 # * The parameter has 2 p rows on an encoder-decoder, of which p never reach the output (huggingface/peft #386).
 #
-# Next: `nn/site.py`, for the input site; `methods/neighbors.py`, for the tokens nearest to a trained prompt.
+# Next: `nn/site.py`, on the input site; `methods/neighbors.py`, on the tokens nearest to a trained prompt.

@@ -4,9 +4,9 @@
 
     x [.., d_in] -- W0 + d [d_out, d_in] -- y [.., d_out]        W0 frozen and kept, d trained
 
-Most tasks need few of a model's weights changed, so a well-chosen subset does. The choice is by component, layer, type
-(biases alone: BitFit, Ben Zaken et al., 2021, arXiv:2106.10199), name, rows of an embedding table, or by a mask such as
-the elements of largest Fisher information (mask.py).
+Many tasks need few of a model's weights changed, so a well-chosen subset is enough. The choice is by component, layer,
+type (biases alone: BitFit, Ben Zaken et al., 2021, arXiv:2106.10199), name, rows of an embedding table, or by a mask
+such as the elements of largest Fisher information (mask.py).
 
     adapter = attach(model, Selective(component="norm"), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
@@ -14,10 +14,10 @@ the elements of largest Fisher information (mask.py).
 
 On T5-small, component="norm": 16,384 parameters of 60,506,624.
 
-W0 is never written to, so one base serves many tasks, and weight decay pulls d to 0, that is W to W0. Training d is
-training W directly, up to rounding (direct tuning is `fit(model, select(model, where), ...)`). The moments and the file
-are of the size of d, but for the indices of a mask, which the file holds too. With a mask, dW is still computed whole
-before its n elements are taken.
+W0 is never written to, so one base serves many tasks, and weight decay pulls d to 0, that is W to W0. Apart from that,
+training d is training W directly (`fit(model, select(model, where), ...)`), up to rounding. The moments and the file
+are of the size of d; with a mask, the file also holds its indices. With a mask, dW is still computed as a whole before
+its n elements are taken.
 """
 from __future__ import annotations
 
@@ -56,12 +56,13 @@ def _blocks() -> Any:
 class Selective(Method):
     """component: one or more of "attention", "feed-forward", "embedding", "norm", "position", "head". layers: indices
     of blocks in each stack, -1 the last. first, last: so many blocks at either end of each stack. type: one or more of
-    "bias", "norm weight", "matrix". where: a pattern on the names of slots. rows: ids, whose rows of the embedding
+    "bias", "norm weight", "matrix". where: a pattern on the names of slots. rows: ids; only these rows of the embedding
     tables are trained. mask: {slot name: boolean array of its shape, or distinct flat indices into it}; it does not
     count when methods are compared.
 
-    A slot is trained if all given conditions choose it; with none given, all are. Raises ValueError for fields out of
-    range or empty and, on a model, for conditions that choose nothing and for rows or masks that do not fit."""
+    A slot is trained if all given conditions choose it. Without conditions, all slots are trained. Raises ValueError
+    for fields out of range or empty and, on a model, for conditions that choose nothing and for rows or masks that do
+    not fit."""
 
     component: str | tuple[str, ...] | None = _some_of(COMPONENTS)
     layers: tuple[int, ...] | None = setting(None, lambda v: _all((v,) if type(v) is int else v,
@@ -78,14 +79,15 @@ class Selective(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("component", "type", "layers"):  # one alone means a tuple of one
+        for name in ("component", "type", "layers"):  # a single value means a tuple of one
             if isinstance(chosen := getattr(self, name), (str, int)):
                 object.__setattr__(self, name, (chosen,))
         expect(self, "mask", self.mask is None or self.rows is None, "{slot name: array}, and no rows beside it")
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
-        """A mask is not among the fields of a file, but among its tensors, as indices."""
+        """The method in a file: fields, where and tensors as in `Method.from_file`. A mask is not among the fields, but
+        among the tensors, as indices. Raises ValueError for indices that do not ascend."""
         masks = {key.removesuffix(".indices"): array for key, array in tensors.items() if key.endswith(".indices")}
         for name, indices in masks.items():
             if indices.ndim == 1 and indices.dtype.kind == "i" and (numpy.diff(indices) < 0).any():
@@ -93,7 +95,7 @@ class Selective(Method):
         return cls(**fields, where=where, mask=masks or None)
 
     def places(self, model: Any) -> dict[str, Place]:
-        """The slots that all conditions choose."""
+        """The slots that all conditions choose. Raises ValueError for conditions that choose nothing on this model."""
         chosen = slots_having(model.slots, self.component, self.type, self.layers, self.first, self.last)
         if self.rows is not None:
             chosen = {name: slot for name, slot in chosen.items() if slot.kind == "embedding"}
@@ -128,5 +130,5 @@ class Selective(Method):
 # * Switched off and on again, everything is trainable (huggingface/peft #3447).
 # * Rows of a table are trained at one use of it, and the tied head keeps the old ones.
 #
-# Next: `methods/delta.py`, for the three differences; `methods/mask.py`, for scores that say which elements matter;
-# `nn/parts.py`, for the parts of a model.
+# Next: `methods/delta.py`, on the three differences; `methods/mask.py`, on scores that choose elements; `nn/parts.py`,
+# on the parts of a model.

@@ -407,7 +407,7 @@ def test_files_use_the_names_of_the_field(tmp_path):
 @pytest.mark.parametrize("name", ["lora", "bottleneck", "norms", "mask", "prompt"])
 def test_a_file_of_version_1_gives_what_it_gave_and_says_that_it_is_one(tmp_path, name):
     golden, model = numpy.load(f"{V1}/golden.npz"), CASE.model()
-    with pytest.warns(UserWarning, match="is an adapter file of version 1, which says what was plugged when it was sa"):
+    with pytest.warns(UserWarning, match="is an adapter file of version 1, which names the attachments that were plug"):
         attachment = minipeft.load(model, f"{V1}/{name}.safetensors")
     found = logits(model, CASE.batch())
     assert abs(found - golden[name]).max() <= 2 ** -20 * abs(golden[name]).max()

@@ -311,7 +311,7 @@ def test_a_prompt_that_goes_beyond_learned_positions_is_refused_with_where_they_
     assert logits(model, batch).shape == (4, 7, VOCAB)
     model.attachments["fits"].unplug()
     prompted(model, length - 5, "long")
-    message = (rf"the input, with what stands in front of it, reaches position {length}; the table of learned "
+    message = (rf"the input, with any prompt in front of it, reaches position {length}; the table of learned "
                rf"positions ends at {length - 1} \(config.max_length\)")
     with pytest.raises(ValueError, match=message):
         logits(model, batch)

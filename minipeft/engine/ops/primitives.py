@@ -147,7 +147,7 @@ def _kept_shape(shape: tuple, axis: Any) -> tuple:
 
 @op
 def index(a, *, key):
-    """a[key] for integers and slices, or for one array of distinct indices >= 0;   da = g at key, 0 elsewhere.
+    """a[key] of an a [...], for integers and slices, or one array of distinct indices >= 0;   da = g at key, else 0.
 
     Raises ValueError for repeated indices, whose gradients would be lost: `embedding` looks rows up."""
     old = a.shape
