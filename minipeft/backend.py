@@ -101,14 +101,15 @@ def use(backend: Any) -> Iterator[Any]:
 
 
 def to_host(array: Array) -> Any:
-    """`array` as a NumPy array. A device array is copied, a NumPy array is not."""
+    """`array`, of any shape, as a NumPy array. A device array is copied, a NumPy array is not."""
     if isinstance(array, (numpy.ndarray, numpy.generic)):
         return numpy.asarray(array)
     return array.get() if hasattr(array, "get") else numpy.asarray(array)
 
 
 def to_device(array: Array, where: Any = None) -> Array:
-    """`array` as an array of the namespace `where`, by default the one in use. Arrays already there are not copied."""
+    """`array`, of any shape, as an array of the namespace `where`, by default the one in use. An array that is already
+    there is not copied."""
     target = namespace() if where is None else resolve(where)
     if isinstance(array, target.ndarray):
         return array

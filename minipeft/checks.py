@@ -23,7 +23,7 @@ def shown(value: Any) -> str:
 
 
 def python(value: Any) -> Any:
-    """A NumPy scalar, or an array without axes, as Python's number; anything else as it is."""
+    """`value`, a NumPy scalar or an array without axes, as Python's number; anything else as it is."""
     return value.item() if isinstance(value, numpy.generic) or isinstance(value, numpy.ndarray) and not value.ndim \
         else value
 

@@ -114,7 +114,8 @@ def _old_field(method: Any, old: str, new: str) -> Any:
 
 
 def install(lora: type, prompt: type, selective: type) -> None:
-    """Makes the old names work. Called once, when minipeft is imported."""
+    """Makes the old names work; lora, prompt and selective are the methods with old fields. Called once, when minipeft
+    is imported."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())
     for module in {old.rpartition(".")[0] for old in _NAMES}:

@@ -63,7 +63,7 @@ def read_tensors(path: str | os.PathLike, dtype: str | None = None,
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The string map of a safetensors file. Its header is checked; its tensors are not read."""
+    """The string map of a safetensors file. Its header is checked, its tensors not read. Raises OSError, ValueError."""
     with _opened(path) as file:
         metadata = _header(file, path)[2]
     metadata.pop(DIGEST, None)
@@ -71,13 +71,13 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 
 def read_dtypes(path: str | os.PathLike) -> dict[str, str]:
-    """{name: stored dtype, such as "bfloat16"} of a safetensors file. Its header is checked, its tensors not read."""
+    """{name: stored dtype, such as "bfloat16"} of a safetensors file; read and checked as in `read_metadata`."""
     with _opened(path) as file:
         return {name: stored for name, (_, _, stored, _) in _header(file, path)[1].items()}
 
 
 def read_shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a safetensors file. Its header is checked; its tensors are not read."""
+    """{name: shape} of a safetensors file; read and checked as in `read_metadata`."""
     with _opened(path) as file:
         return {name: shape for name, (_, _, _, shape) in _header(file, path)[1].items()}
 
@@ -188,12 +188,12 @@ def _add(digest: Any, name: str, stored: str, shape: tuple, array: numpy.ndarray
 
 
 def widen_bf16(bits: numpy.ndarray) -> numpy.ndarray:
-    """bfloat16, given as uint16, to float32. A bfloat16 is the upper half of a float32, so this is exact."""
+    """bfloat16, given as uint16 bits [...], to float32. A bfloat16 is the upper half of a float32: this is exact."""
     return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
 
 
 def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
-    """float32 or float64 to bfloat16 as uint16, one rounding to nearest even; numbers that are too large become
+    """x [...], float32 or float64, to bfloat16 as uint16: one rounding to nearest even. Too large numbers become
     infinity. float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was inexact), so
     that the second rounding cannot see a false tie."""
     with numpy.errstate(over="ignore", invalid="ignore"):

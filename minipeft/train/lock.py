@@ -30,7 +30,7 @@ def lock_file(path: str | os.PathLike) -> Path:
 
 
 class Locks:
-    """The locks of several files, taken all together or not at all. A path may be None."""
+    """The locks of the files at `paths`, taken all together or not at all. A path may be None."""
 
     def __init__(self, *paths: str | os.PathLike | None):
         self._locks = [Lock(path) for path in paths if path is not None]

@@ -14,7 +14,7 @@ from minipeft.backend import Array, to_host, xp
 
 
 def global_norm(grads: Mapping[str, Array]) -> float:
-    """The length of all gradients, {name: array of any shape}, as one vector; not finite if one of them is not."""
+    """The length of all gradients grads, {name: array}, as one vector; not finite if one of them is not."""
     arrays = [xp.asarray(g) for g in grads.values()]
     with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = xp.stack([xp.asarray((g * g).sum()) for g in arrays])  # one copy to the host, not one each

@@ -28,8 +28,8 @@ from minipeft.train.update import Piece, Rates, Update, piece, to_its_end
 
 @dataclasses.dataclass
 class Moments:
-    """The moments of one parameter after t steps, arrays of its shape. name, when: the name under which it was stepped
-    last, and the optimizer's number of that step."""
+    """The moments m and v of one parameter after t steps, arrays of its shape. name, when: the name under which it was
+    stepped last, and the optimizer's number of that step."""
 
     m: Array
     v: Array
@@ -39,8 +39,9 @@ class Moments:
 
 
 class AdamW:
-    """AdamW, by the equations at the top of this file. lr: the learning rate; betas: (b1, b2); weight_decay acts on the
-    parameters whose names `decay` selects (as in `select`; all by default). Raises ValueError for numbers out of range.
+    """AdamW, by the equations at the top of this file. lr: the learning rate; betas: (b1, b2); eps: as there.
+    weight_decay acts on the parameters whose names `decay` selects (as in `select`; all by default). Raises ValueError
+    for numbers out of range.
 
     m, v, steps: {name: first moments}, {name: second moments} and {name: t} of the parameters stepped so far, under the
     names that they had then; of two with one name, the one that was stepped last. The mappings are made anew at each

@@ -48,8 +48,9 @@ class Piece(NamedTuple):
 
 
 def piece(p: Array, m: Array, v: Array, g: Array, rates: Rates) -> Piece:
-    """The Piece of these arrays. On NumPy a large array is updated in blocks: of the flat array if all four arrays are
-    contiguous, otherwise of rows. Elsewhere it is one block."""
+    """The Piece of a parameter p, its moments m and v, and its gradient g, all of the same shape. On NumPy a large
+    array is updated in blocks: of the flat array if all four arrays are contiguous, otherwise of rows. Elsewhere it is
+    one block."""
     work = g.dtype if g.dtype.kind == "f" else (g * 0.5).dtype
     if type(p) is not numpy.ndarray or p.size <= BLOCK:
         return Piece(p, m, v, g, rates, 0, work)
