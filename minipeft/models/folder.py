@@ -43,7 +43,7 @@ def naming(directory: Path) -> Iterator[None]:
 
 
 def check_saved_with(config: Config, metadata: Mapping[str, str], *others: Config) -> None:
-    """Raises ValueError if the weights were saved with none of these configurations, as their metadata says."""
+    """Raises ValueError if the weights were saved neither with `config` nor with one of `others`, by their metadata."""
     said = metadata.get(SAVED_WITH)
     if said is not None and said not in [c.digest() for c in (config, *others)]:
         raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "

@@ -52,6 +52,12 @@ from minipeft.engine.ops import mul
 class T5Config(Config):
     """The fields of a Hugging Face T5 config.json that T5 uses; the defaults are those of v1.0 small.
 
+    Sizes: vocab_size; d_model; num_heads heads of d_kv numbers; d_ff; num_layers and num_decoder_layers blocks;
+    relative_attention_num_buckets and relative_attention_max_distance (see `RelativeBuckets`). dropout_rate: p.
+    layer_norm_epsilon: of RMSNorm. initializer_factor: a factor of all initial weights. feed_forward_proj: the
+    activation, such as "relu" or "gated-gelu". tie_word_embeddings: whether the head is the embedding's table.
+    pad_token_id, eos_token_id, decoder_start_token_id: the special ids.
+
     scale_decoder_outputs: whether the head's input is multiplied by d_model^-1/2; None means the value of
     tie_word_embeddings, as in all of transformers 4. It never depends on whether a head is stored (see `from_hf`).
     Raises ValueError naming a field that is wrong."""
@@ -104,7 +110,8 @@ class T5Config(Config):
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration in a Hugging Face config.json, old or new; fields that T5 does not use are ignored.
+        """The configuration in the `values` of a Hugging Face config.json, old or new; fields that T5 does not use are
+        ignored.
 
         Up to transformers 4, tie_word_embeddings also decides the scale. From 5 on, scale_decoder_outputs does, and
         tie_word_embeddings may be true although a head is stored. Raises ValueError for another model_type or a wrong
@@ -139,7 +146,7 @@ class T5(EncoderDecoder):
                            else init.normal(f)((config.vocab_size, d), dtype, rng))
 
     def logits(self, hidden: Tensor, rng: Any = None) -> Tensor:
-        """head(h / sqrt(d_model)) if scale_decoder_outputs, else head(h), as in transformers.
+        """head(hidden / sqrt(d_model)) if scale_decoder_outputs, else head(hidden), as in transformers.
 
         hidden [batch, target, d_model] -> [batch, target, vocab]. rng: dropout is on if given."""
         if self.config.scale_decoder_outputs:
@@ -211,7 +218,7 @@ class T5(EncoderDecoder):
 
     @staticmethod
     def from_hf_name(name: str) -> str:
-        """The inverse of `to_hf_name`. Raises ValueError for an unknown key."""
+        """The inverse of `to_hf_name`: our name for theirs. Raises ValueError for an unknown name."""
         found = translated(name, ((theirs, ours) for ours, theirs in _NAMES))
         if found is None:
             raise ValueError(f"{shown(name)} is not a key of a T5 state dict")

@@ -26,7 +26,7 @@ TABLE = {  # the letters are explained in `names.py`
 
 
 def from_torch(state: Mapping[str, Any]) -> dict[str, Array]:
-    """{key of torch.nn.Transformer: array or CPU tensor} -> {our name: array on the host}; also for its gradients.
+    """state {key of torch.nn.Transformer: array or CPU tensor} -> {our name: array on the host}; also for gradients.
 
     Raises ValueError for a key that such a model does not have, and for a packed projection that is not three blocks
     of rows."""

@@ -54,9 +54,14 @@ from minipeft.engine.ops import mul
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Config):
-    """Sizes and variants. The defaults are the paper's base model (Table 3), without its label smoothing of 0.1; the
-    vocabulary has none. positions: "sinusoidal" or "learned"; max_length: rows of a learned table of positions. Raises
-    ValueError naming a field that is wrong."""
+    """Sizes and variants. The defaults are the paper's base model (Table 3), without its label smoothing of 0.1;
+    vocab_size has no default.
+
+    Sizes: vocab_size; d_model; num_heads heads; d_ff; num_layers and num_decoder_layers blocks. dropout_rate,
+    label_smoothing: of training. activation: of the feed-forward. pre_norm: pre-LN instead of post-LN. final_norm: one
+    more norm at the end of each stack. positions: "sinusoidal" or "learned"; max_length: rows of a learned table.
+    tie_embeddings: one table for both inputs and the head. layer_norm_eps: of LayerNorm. pad_token_id, eos_token_id,
+    decoder_start_token_id: the special ids. Raises ValueError naming a field that is wrong."""
 
     vocab_size: int
     d_model: int = 512
@@ -107,8 +112,8 @@ class Transformer(EncoderDecoder):
 
     @classmethod
     def base(cls, rng: init.Rng = None, vocab_size: int = 37000) -> Self:
-        """The paper's base model: 6 + 6 layers, d_model 512, d_ff 2048, 8 heads; 63 M parameters with 37,000 tokens
-        (the paper rounds to 65 M). Without rng its weights are 0, which is enough to count and to load."""
+        """The paper's base model: 6 + 6 layers, d_model 512, d_ff 2048, 8 heads; 63 M parameters with a vocab_size of
+        37,000 (the paper rounds to 65 M). Without rng its weights are 0, which is enough to count and to load."""
         return cls(TransformerConfig(vocab_size, label_smoothing=0.1), rng)
 
     def embed(self, ids: Array) -> Tensor:
