@@ -12,8 +12,8 @@ from typing import Any
 import numpy
 
 from minipeft.engine.tensor import Tensor
-from minipeft.backend import Array, namespace, to_device
-from minipeft.models.decode import greedy
+from minipeft.backend import Array, namespace, to_device, to_host
+from minipeft.checks import integer
 from minipeft.nn.attention import KeyValues
 from minipeft.nn.blocks import Stack
 from minipeft.nn.init import check_rng
@@ -49,15 +49,15 @@ class EncoderDecoder(Model):
                  decoder_attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
         """Logits [batch, target, vocab].
 
-        input_ids [batch, source], decoder_input_ids [batch, target]: integers. The masks have these shapes, 1 at tokens
-        and 0 at padding; None means that every position is a token. adapter: None uses the plugged attachments; a name,
-        or a tuple of names, uses these attachments alone on all rows (an empty tuple: the base alone); a list has an
-        entry for each row: a name, a tuple of names, or None for the base alone. rng: dropout is on if given.
-        Before anything is computed, raises ValueError for ids out of range, wrong shapes and unknown adapters, and
-        TypeError for arguments of another type and for a model on another backend than the one in use."""
-        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
-        targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_input_ids",
-                                             "decoder_attention_mask")
+        input_ids [batch, source], decoder_input_ids [batch, target]: integers. attention_mask, decoder_attention_mask:
+        of these shapes, 1 at tokens and 0 at padding; None means that every position is a token. adapter: None uses the
+        plugged attachments; a name, or a tuple of names, uses these attachments alone on all rows (an empty tuple: the
+        base alone); a list has an entry for each row: a name, a tuple of names, or None for the base alone. rng:
+        dropout is on if given. Before anything is computed, raises ValueError for ids out of range, wrong shapes and
+        unknown adapters, and TypeError for arguments of another type and for a model on another backend than the one in
+        use."""
+        ids, mask = self._checked(input_ids, attention_mask)
+        targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_")
         if len(ids) != len(targets):
             raise ValueError(f"input_ids has {len(ids)} rows and decoder_input_ids {len(targets)}")
         check_rng(rng)
@@ -69,7 +69,7 @@ class EncoderDecoder(Model):
     def encode(self, input_ids: Any, attention_mask: Any = None, adapter: Any = None, rng: Any = None) -> Tensor:
         """The encoder's output [batch, source, d_model]; arguments and exceptions as in a call. Soft prompts make it
         longer: their positions come first, and a row with a shorter prompt than others is padded on the left."""
-        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        ids, mask = self._checked(input_ids, attention_mask)
         check_rng(rng)
         with routed(self.host, adapter, len(ids)):
             return self.encoder(self.embed(ids), mask, rng=rng)[0]
@@ -101,27 +101,43 @@ class EncoderDecoder(Model):
 
         input_ids [batch, source]. It stops after `max_new_tokens`, or when every row has produced eos; finished rows
         are filled with pad. Without a mask, pad tokens of input_ids are taken as padding, unless pad is also eos, as in
-        transformers. (A call and `loss` do not infer a mask.) use_cache: keep the keys and values of earlier tokens;
-        the ids are the same without. Raises ValueError unless max_new_tokens is an integer >= 0, and as a call does."""
+        transformers. (A call and `loss` do not infer a mask.) use_cache: each step runs the decoder on the newest token
+        alone, because the keys and values of earlier tokens are kept, and those of the encoder's output are projected
+        once; without it, on the whole prefix. The ids are the same, and the logits agree up to rounding. adapter: as in
+        a call. Raises ValueError unless max_new_tokens is an integer >= 0, and otherwise as a call does: ValueError,
+        TypeError."""
         input_ids = host_ids(input_ids, "input_ids")
         pads = input_ids == self.config.pad_token_id
         if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():
             attention_mask = ~pads
-        ids, mask = self._checked(input_ids, attention_mask, "input_ids", "attention_mask")
+        ids, mask = self._checked(input_ids, attention_mask)
+        max_new_tokens = integer("max_new_tokens", max_new_tokens)
+        out = numpy.full((len(ids), 1 + max_new_tokens), self.config.pad_token_id, dtype=numpy.int64)
+        out[:, 0] = self.config.decoder_start_token_id
+        running = numpy.ones(len(ids), dtype=bool)
         with routed(self.host, adapter, len(ids)):
-            return greedy(self, ids, mask, max_new_tokens, use_cache)
+            encoded, mask = self.encoder(self.embed(ids), mask)
+            cache = self.new_cache(max_new_tokens, encoded.shape[1]) if use_cache and max_new_tokens else None
+            for t in range(1, 1 + max_new_tokens):
+                prefix = to_device(out[:, t - 1:t] if cache else out[:, :t])
+                hidden, _ = self.decoder(self.embed(prefix), None, encoded, mask, cache=cache)
+                chosen = to_host(self.logits(hidden[:, -1:]).data.argmax(axis=-1))[:, 0]
+                out[:, t] = numpy.where(running, chosen, self.config.pad_token_id)
+                running &= chosen != self.config.eos_token_id
+                if not running.any():
+                    return out[:, :1 + t]
+        return out
 
     def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:
         """Empty keys and values of every decoder block, for up to `capacity` tokens and an encoder's output of `source`
         positions."""
         return [(KeyValues(capacity), KeyValues(source, fixed=True)) for _ in self.decoder.blocks]
 
-    def _checked(self, ids: Any, mask: Any, name: str, mask_name: str) -> tuple[Array, Array | None]:
-        table = self.embedding.weight.base
-        data = getattr(table, "data", None)
+    def _checked(self, ids: Any, mask: Any, whose: str = "") -> tuple[Array, Array | None]:
+        data = getattr(self.embedding.weight.base, "data", None)
         if data is not None and not isinstance(data, namespace().ndarray):
             raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
                             f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend) moves them, and "
                             f"`with minipeft.use(backend)` puts a backend in use")
-        ids = check_ids(ids, self.config.vocab_size, name)
-        return ids, check_mask(mask, ids.shape, mask_name)
+        ids = check_ids(ids, self.config.vocab_size, f"{whose}input_ids")
+        return ids, check_mask(mask, ids.shape, f"{whose}attention_mask")

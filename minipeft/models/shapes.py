@@ -19,12 +19,8 @@ def t5_shapes(config: Any) -> Shapes:
     attention = {"q.weight": (inner, d), "k.weight": (inner, d), "v.weight": (inner, d), "o.weight": (d, inner)}
     wide = ("wi_0", "wi_1") if c.gated else ("wi",)
     ff = {**{f"{name}.weight": (c.d_ff, d) for name in wide}, "wo.weight": (d, c.d_ff)}
-    found: Shapes = {"embedding.weight": (c.vocab_size, d)}
-    for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
-        found |= _stack(stack, layers, attention, ff, {"weight": (d,)})
-        found[f"{stack}.position.weight"] = (c.relative_attention_num_buckets, c.num_heads)
-        found[f"{stack}.norm.weight"] = (d,)
-    return found if c.tie_word_embeddings else {**found, "head.weight": (c.vocab_size, d)}
+    once = {"position.weight": (c.relative_attention_num_buckets, c.num_heads), "norm.weight": (d,)}
+    return _shapes(c, attention, ff, {"weight": (d,)}, once, c.tie_word_embeddings)
 
 
 def transformer_shapes(config: Any) -> Shapes:
@@ -33,22 +29,22 @@ def transformer_shapes(config: Any) -> Shapes:
     attention = {f"{name}.{leaf}": shape for name in "qkvo" for leaf, shape in (("weight", (d, d)), ("bias", (d,)))}
     ff = {"wi.weight": (c.d_ff, d), "wi.bias": (c.d_ff,), "wo.weight": (d, c.d_ff), "wo.bias": (d,)}
     norm = {"weight": (d,), "bias": (d,)}
-    found: Shapes = {"embedding.weight": (c.vocab_size, d)}
-    for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
-        found |= _stack(stack, layers, attention, ff, norm)
-        if c.positions == "learned":
-            found[f"{stack}.position.weight"] = (c.max_length, d)
-        if c.final_norm:
-            found.update({f"{stack}.norm.{leaf}": shape for leaf, shape in norm.items()})
-    return found if c.tie_embeddings else {**found, "head.weight": (c.vocab_size, d)}
+    once: Shapes = {"position.weight": (c.max_length, d)} if c.positions == "learned" else {}
+    if c.final_norm:
+        once.update({f"norm.{leaf}": shape for leaf, shape in norm.items()})
+    return _shapes(c, attention, ff, norm, once, c.tie_embeddings)
 
 
-def _stack(stack: str, layers: int, attention: Mapping, ff: Mapping, norm: Mapping) -> Shapes:
-    parts = [("attn", attention), ("attn_norm", norm), ("ff", ff), ("ff_norm", norm)]
-    if stack == "decoder":
-        parts += [("cross", attention), ("cross_norm", norm)]
-    return {f"{stack}.{i}.{part}.{leaf}": shape
-            for i in range(layers) for part, leaves in parts for leaf, shape in leaves.items()}
+def _shapes(c: Any, attention: Mapping, ff: Mapping, norm: Mapping, once: Mapping, tied: bool) -> Shapes:
+    """The shapes of a model. attention, ff, norm: those of a part of a block; once: those that each stack has once."""
+    encoder = {"attn": attention, "attn_norm": norm, "ff": ff, "ff_norm": norm}
+    decoder = {**encoder, "cross": attention, "cross_norm": norm}
+    found: Shapes = {"embedding.weight": (c.vocab_size, c.d_model)}
+    for stack, layers, parts in (("encoder", c.num_layers, encoder), ("decoder", c.num_decoder_layers, decoder)):
+        found |= {f"{stack}.{i}.{part}.{leaf}": shape
+                  for i in range(layers) for part, leaves in parts.items() for leaf, shape in leaves.items()}
+        found |= {f"{stack}.{leaf}": shape for leaf, shape in once.items()}
+    return found if tied else {**found, "head.weight": (c.vocab_size, c.d_model)}
 
 
 def check_layers(config: Any, tensors: int) -> None:
@@ -59,7 +55,8 @@ def check_layers(config: Any, tensors: int) -> None:
 
 
 def check_shapes(found: Mapping[str, tuple], wanted: Shapes) -> None:
-    """Raises ValueError, naming them, for missing tensors, unexpected tensors and shapes that differ."""
+    """Compares shapes that were found with those that are wanted, {name: shape}. Raises ValueError, naming them, for
+    missing tensors, unexpected tensors and shapes that differ."""
     missing, extra = [n for n in wanted if n not in found], [n for n in found if n not in wanted]
     if missing or extra:
         raise ValueError("; ".join(f"{len(names)} {what}: {listed(names)}"

@@ -283,9 +283,10 @@ BUGS = [
     Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(self.compose(here), index(",
         "parts = [self._apply(self.compose(groups[0][0]), index(", ROW_ALONE),
     Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
-        "            return greedy(self, ids, mask, max_new_tokens, use_cache)",
-        "            with routed(self.host, None, len(ids)):\n"
-        "                return greedy(self, ids, mask, max_new_tokens, use_cache)",
+        "        with routed(self.host, adapter, len(ids)):\n"
+        "            encoded, mask = self.encoder(self.embed(ids), mask)\n            cache",
+        "        with routed(self.host, None, len(ids)):\n"
+        "            encoded, mask = self.encoder(self.embed(ids), mask)\n            cache",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
     Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=0)", "[0]",
         "methods/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
