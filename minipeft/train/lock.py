@@ -29,27 +29,6 @@ def lock_file(path: str | os.PathLike) -> Path:
     return target.parent / name
 
 
-class Locks:
-    """The locks of the files at `paths`, taken all together or not at all. A path may be None."""
-
-    def __init__(self, *paths: str | os.PathLike | None):
-        self._locks = [Lock(path) for path in paths if path is not None]
-
-    def acquire(self) -> None:
-        """Take all locks. Raises RuntimeError naming the file and the process that holds it, if another run does."""
-        try:
-            for lock in self._locks:
-                lock.acquire()
-        except BaseException:
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Release all locks. May be called again."""
-        for lock in self._locks:
-            lock.release()
-
-
 class Lock:
     """The lock of the file `path`."""
 

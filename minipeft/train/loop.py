@@ -6,9 +6,6 @@ Accumulation weights micro-batches by their label tokens. With n_i label tokens 
 
 is the gradient of the mean over all tokens, as of one big batch. (Averaging the L_i instead is a common error.) A
 micro-batch without label tokens, n_i = 0, contributes nothing.
-
-Wherever an exception is raised, the micro-batch is completed or undone; then the run is saved, and the exception
-propagates. So a run that was stopped in any way and resumed has the bits of a run that was never stopped.
 """
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from minipeft.backend import Array, to_host, xp
 from minipeft.checks import is_number, python, shown
 from minipeft.train import arguments, best as best_file, checkpoint as checkpoints
 from minipeft.train.data import Batches, label_tokens
-from minipeft.train.lock import Locks
+from minipeft.train.lock import Lock
 from minipeft.train.log import Log, line
 from minipeft.train.norm import global_norm
 from minipeft.train.optim import AdamW
@@ -83,17 +80,14 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     params = arguments.parameters(model, params)
     optimizer.decayed(params)  # raises for a pattern that matches nothing
     state = State(params, optimizer, batches, numpy.random.default_rng(settings.seed) if settings.dropout else None)
-    run, lock = _Run(model, state, settings), Locks(settings.checkpoint, settings.log, settings.best)
+    run = _Run(model, state, settings)
     try:
         try:
-            lock.acquire()
             return run.made(resume, label, progress)
         finally:
-            run.lines.close()
-            lock.release()
+            run.close()
     except BaseException as error:
-        run.lines.close()  # again, because an interrupt may have come just before
-        lock.release()
+        run.close()  # again, because an interrupt may have come just before
         if run.begun:
             error.history = state.history()  # type: ignore[attr-defined]
         raise
@@ -104,6 +98,7 @@ class _Run:
 
     def __init__(self, model: Any, state: State, settings: arguments.Settings):
         self.model, self.state, self.settings, self.lines = model, state, settings, Log(None)
+        self.locks = [Lock(path) for path in (settings.checkpoint, settings.log, settings.best) if path is not None]
         self.identity: Identity | None = None
         self.on_disk: Record | None = None  # what the checkpoint holds, as far as this call knows
         self.begun, self.ended = 0.0, False  # when it would have begun without pauses; whether evaluate() ended it
@@ -111,6 +106,8 @@ class _Run:
     def made(self, resume: bool, label: str, progress: bool) -> History:
         """The whole run, from the checkpoint to the history."""
         s, state, saved = self.settings, self.state, None
+        for lock in self.locks:
+            lock.acquire()
         found = s.checkpoint is not None and os.path.exists(s.checkpoint)
         if s.checkpoint is not None:
             self.identity = Identity(self.model, state, s)
@@ -132,6 +129,12 @@ class _Run:
         except BaseException as error:
             self._stopped(error)
             raise
+
+    def close(self) -> None:
+        """Close the log, and release the locks. May be called again."""
+        self.lines.close()
+        for lock in self.locks:
+            lock.release()
 
     def _train(self, show: Callable[[int, str], None]) -> None:
         state = self.state
@@ -165,12 +168,12 @@ class _Run:
         if tokens:
             loss, grads = contextvars.copy_context().run(  # a copy, so that an interrupt leaves no variable set in ours
                 value_and_grad, lambda: self.model.loss(**batch, rng=state.rng), state.params)
-            _finite(f"the loss of the batch at {dict(record.cursor)}", loss, record.step + 1)
+            what, step = f"the batch at {dict(record.cursor)}", record.step + 1
+            _finite(f"the loss of {what}", loss, step)
             partial, loss_sum = grads, loss  # if it is alone in its step, its weight would cancel
             if s.accumulate > 1:
                 partial, loss_sum = _weighted(grads, tokens, record.partial), record.loss_sum + loss * tokens
-                _finite(f"the gradient's norm for the batch at {dict(record.cursor)}", global_norm(partial),
-                        record.step + 1)
+                _finite(f"the gradient's norm for {what}", global_norm(partial), step)
             after = dataclasses.replace(after, partial=partial, loss_sum=loss_sum)
         after = dataclasses.replace(after, cursor=dict(state.batches.state()), rng=state.drawn())
         if after.micro % s.accumulate == 0:

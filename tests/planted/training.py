@@ -108,7 +108,7 @@ BUGS = [
         "    return isinstance(value, int) and least <= value < _MOST\n", CHECKS),
     Bug("a log is cut in the middle of a line", LOG, "if keep and not _ends_a_line(path, keep):", "if False:", CHECKS),
     # ---- one run at a time
-    Bug("two runs on one checkpoint", LOOP, "            lock.acquire()\n", "",
+    Bug("two runs on one checkpoint", LOOP, "            lock.acquire()\n", "            pass\n",
         "train/test_lock.py::test_a_second_run_is_refused_with_the_process_and_host_of_the_first"),
     Bug("a lock whose file was removed is believed", LOCK, "        if not _same(self._file, self._path):\n",
         "        if False:\n",
