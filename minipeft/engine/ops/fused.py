@@ -15,7 +15,7 @@ from minipeft.engine.ops.activations import gelu, gelu_tanh, silu  # noqa: F401 
 from minipeft.engine.ops.overflow import mean_product, normalize_again, quiet, score_again
 
 
-FEW_ROWS, LARGE = 32, 2 ** 16  # rows of x below which, and numbers of w from which on, BLAS does better turned round
+FEW_ROWS, LARGE = 32, 2 ** 16  # for fewer rows of x and at least so many numbers of w, `_by_few_rows` is faster
 BLOCK = 2048                   # rows of w at a time
 
 
@@ -94,7 +94,7 @@ def softmax(x, *, axis=-1):
 def toeplitz(values, *, queries):
     """bias[h, q, k] = values[q - k + keys - 1, h], shapes as in `definitions.toeplitz`;   dvalues = sums of diagonals.
 
-    The result is a view of the values, without memory of its own; neighboring queries are neighbors in memory."""
+    The result is a view of one number per distance and head; neighboring queries are neighbors in memory."""
     n, heads = values.shape[-2:]
     keys = n + 1 - queries
     laid = xp.ascontiguousarray(values.reshape(-1, n, heads).swapaxes(1, 2))       # [batch, heads, n]
