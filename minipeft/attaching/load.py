@@ -126,7 +126,7 @@ def _method(model: Model, file: AdapterFile) -> Any:
         raise ValueError(f"{file.kind}: the field {shown(unknown[0])} is unknown; expected "
                          f"{', '.join(sorted(expected))}")
     if file.altered:
-        raise ValueError("its metadata is not what was written: the signature does not match")
+        raise ValueError("its metadata was changed after it was written: the signature does not match")
     known = {name for name, _ in model.named_places()}
     unknown = [place for place in file.places if place not in known]
     if unknown:
