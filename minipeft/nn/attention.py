@@ -36,13 +36,15 @@ class KeyValues:
         return self.fixed and self.length > 0
 
     def extend(self, k: Tensor, v: Tensor) -> None:
-        """Append the keys k and the values v [batch, time, heads * d] to those in use. Nothing is checked: the caller
-        has chosen a `capacity` that suffices, and keeps to one batch and width."""
+        """Append the keys k and the values v [batch, time, heads * d] to those in use. Raises ValueError where they
+        exceed the capacity."""
+        end = self.length + k.shape[1]
+        if end > self.capacity:
+            raise ValueError(f"{end} keys and values; expected at most the capacity of the cache, {self.capacity}")
         if self.k is None:
             batch = k.shape[0]
             self.k = xp.empty((batch, self.capacity, k.shape[2]), dtype=k.dtype)
             self.v = xp.empty((batch, self.capacity, v.shape[2]), dtype=v.dtype)
-        end = self.length + k.shape[1]
         self.k[:, self.length:end], self.v[:, self.length:end] = array_of(k), array_of(v)
         self.length = end
 
