@@ -64,8 +64,7 @@ def resolve(backend: Any) -> Any:
     return cupy
 
 
-_current: contextvars.ContextVar[Any] = contextvars.ContextVar(
-    "minipeft_backend", default=None)
+_current: contextvars.ContextVar[Any] = contextvars.ContextVar("minipeft_backend", default=None)
 
 
 def namespace() -> Any:

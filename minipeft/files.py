@@ -36,13 +36,11 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, 
 STORAGE = ("float64", "float32", "float16", _BF16)
 
 
-def read_tensors(path: str | os.PathLike, dtype: str | None = None,
-                 signed: bool = False) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
-    """({name: array}, metadata) of a safetensors file. float16 and bfloat16 become float32.
+def read_tensors(path: str | os.PathLike, *, signed: bool = False) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
+    """({name: array}, metadata) of the safetensors file `path`. float16 and bfloat16 become float32.
 
-    dtype: the dtype that floating-point tensors are converted to ("float32" or "float64"); None leaves the others as
-    stored. signed: whether the file must hold a digest, as files written here do by default. Raises ValueError, naming
-    the file and the fault, if it is not a regular file, not in this format, or its tensors do not match its digest."""
+    signed: whether the file must hold a digest, as files written here do by default. Raises ValueError, naming the file
+    and the fault, if it is not a regular file, not in this format, or its tensors do not match its digest."""
     with _opened(path) as file:
         start, spans, metadata = _header(file, path)
         said = metadata.pop(DIGEST, None)
@@ -55,7 +53,7 @@ def read_tensors(path: str | os.PathLike, dtype: str | None = None,
             flat = _numbers(file, start + begin, stored, math.prod(shape), path)
             if digest is not None:
                 _add(digest, name, stored, shape, flat)
-            found[name] = _widened(flat, stored, shape, dtype)
+            found[name] = _widened(flat, stored).reshape(shape)
         if digest is not None and digest.hexdigest() != said:
             raise ValueError(f"{path}: damaged: its tensors are not those that were written (their SHA-256 is "
                              f"{digest.hexdigest()}, the file says {shown(said)})")
@@ -162,18 +160,12 @@ def _numbers(file: BinaryIO, at: int, stored: str, count: int, path: Any) -> num
     return flat
 
 
-def _widened(flat: numpy.ndarray, stored: str, shape: tuple, dtype: str | None) -> numpy.ndarray:
+def _widened(flat: numpy.ndarray, stored: str) -> numpy.ndarray:
     if stored == _BF16:
-        flat = widen_bf16(flat)
-    elif stored == "float16":
-        flat = flat.astype(numpy.float32)
-    elif stored == "bool":
-        flat = flat != 0
-    array = flat.reshape(shape).astype(flat.dtype.newbyteorder("="), copy=False)
-    if not dtype or not numpy.issubdtype(array.dtype, numpy.floating):
-        return array
-    with numpy.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
-        return array.astype(dtype, copy=False)
+        return widen_bf16(flat)
+    if stored == "bool":
+        return flat != 0
+    return flat.astype(numpy.float32 if stored == "float16" else stored, copy=False)
 
 
 def _sha256() -> Any:

@@ -117,12 +117,11 @@ def test_views_and_big_endian_arrays_are_stored_by_value(tmp_path):
             assert found[name].flags.writeable and found[name].dtype.isnative
 
 
-def test_float64_is_asked_for_and_integers_stay_as_they_are(tmp_path):
-    write_tensors(tmp_path / "a", {"h": np.ones(2, np.float16), "f": np.ones(2, np.float32), "i": np.ones(2, np.int8),
-                                   "b": np.ones(2, bool)})
-    for asked in ("float32", "float64"):
-        found, _ = read_tensors(tmp_path / "a", asked)
-        assert {n: a.dtype.name for n, a in found.items()} == {"h": asked, "f": asked, "i": "int8", "b": "bool"}
+def test_half_precision_is_widened_and_everything_else_stays_as_it_is(tmp_path):
+    write_tensors(tmp_path / "a", {"h": np.ones(2, np.float16), "f": np.ones(2, np.float32), "d": np.ones(2),
+                                   "i": np.ones(2, np.int8), "b": np.ones(2, bool)})
+    assert {name: array.dtype.name for name, array in read_tensors(tmp_path / "a")[0].items()} == {
+        "h": "float32", "f": "float32", "d": "float64", "i": "int8", "b": "bool"}
 
 
 # ------------------------------------------------------------------------------------------- half precision, both ways
@@ -178,7 +177,7 @@ def test_numbers_are_rounded_once_to_nearest_even(tmp_path_factory, seed, storag
     expected = np.array([nearest(float(v), *FORMATS[storage]) for v in x])
     fits = np.isinf(expected) == np.isinf(x)
     write_tensors(path, {"x": x[fits]}, dtype=storage)
-    found = read_tensors(path, "float64")[0]["x"]
+    found = read_tensors(path)[0]["x"]
     np.testing.assert_array_equal(found, expected[fits])
     assert np.array_equal(np.signbit(found), np.signbit(expected[fits]))
     for value in x[~fits]:
@@ -198,7 +197,7 @@ def test_numbers_are_rounded_once_to_nearest_even(tmp_path_factory, seed, storag
 ])
 def test_a_number_that_two_roundings_would_get_wrong_is_right(tmp_path, storage, x, expected):
     write_tensors(tmp_path / "a", {"x": np.array(x)}, dtype=storage)
-    found = float(read_tensors(tmp_path / "a", "float64")[0]["x"])
+    found = float(read_tensors(tmp_path / "a")[0]["x"])
     assert found == expected and math.copysign(1, found) == math.copysign(1, expected)
 
 
@@ -209,7 +208,7 @@ def test_infinity_and_nan_pass_through_every_storage(tmp_path, storage, source):
                   "float64": np.uint64(0x7FF0000000000001)}[source]
     x = np.concatenate([np.array([INF, -INF, NAN, -NAN, 0.0, -0.0], source), np.array([signalling]).view(source)])
     write_tensors(tmp_path / "a", {"x": x}, dtype=storage)
-    found = read_tensors(tmp_path / "a", "float64")[0]["x"]
+    found = read_tensors(tmp_path / "a")[0]["x"]
     assert np.array_equal(found, [INF, -INF, NAN, NAN, 0.0, -0.0, NAN], equal_nan=True)
     assert np.signbit(found[[0, 1, 4, 5]]).tolist() == [False, True, False, True]
 

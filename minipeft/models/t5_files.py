@@ -13,7 +13,7 @@ from typing import Any, Callable
 import numpy
 
 from minipeft.checks import shown
-from minipeft.files import read_json, read_metadata, read_shapes, read_tensors
+from minipeft.files import read_json, read_shapes, read_tensors
 from minipeft.models.folder import CONFIG, LIMIT, WEIGHTS, check_saved_with
 from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
 
@@ -43,8 +43,6 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
     tied, untied = (dataclasses.replace(config, tie_word_embeddings=tie) for tie in (True, False))
     check_shapes({name_from(key): shape for key, shape in shapes.items()},
                  t5_shapes(untied if _HEAD in shapes else tied))
-    if files == [WEIGHTS]:
-        check_saved_with(tied, read_metadata(directory / WEIGHTS), untied)
     tensors: dict[str, numpy.ndarray] = {}
     for file in files:
         found, metadata = read_tensors(directory / file)

@@ -37,7 +37,7 @@ from typing import Any, Self
 
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
-from minipeft.files import read_json, read_metadata, read_shapes, read_tensors
+from minipeft.files import read_json, read_shapes, read_tensors
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
@@ -159,9 +159,8 @@ class Transformer(EncoderDecoder):
             config, shapes = TransformerConfig.from_dict(values), read_shapes(path / WEIGHTS)
             check_layers(config, len(shapes))
             check_shapes(shapes, transformer_shapes(config))
-            check_saved_with(config, read_metadata(path / WEIGHTS))
             arrays, metadata = read_tensors(path / WEIGHTS)
-            check_saved_with(config, metadata)  # of what was read, should the file have been replaced
+            check_saved_with(config, metadata)
             model = cls(config, None, dtype)
             model.load_state(arrays)
         return model

@@ -49,7 +49,8 @@ def case(request):
     config = json.loads((folder / "adapter_config.json").read_text())["config"]
     model = T5.from_pretrained(FIXTURES / str(g["base"]), "float64")
     attachment = attach(model, method_of(config), np.random.default_rng(0), "a")
-    theirs = {our_name(key): array for key, array in read_tensors(folder / "adapter.safetensors", "float64")[0].items()}
+    theirs = {our_name(key): array.astype("float64")
+              for key, array in read_tensors(folder / "adapter.safetensors")[0].items()}
     assert set(theirs) == set(attachment.parameters), "their adapters and ours stand at the same places"
     for name, array in theirs.items():
         assert attachment.parameters[name].shape == array.shape, name

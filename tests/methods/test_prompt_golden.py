@@ -31,7 +31,7 @@ def case(request):
     length = config["num_virtual_tokens"]
     assert length == g["num_virtual_tokens"]
     attachment = attach(model, PromptTuning(length), np.random.default_rng(0), "prompt")
-    rows = read_tensors(folder / "adapter_model.safetensors", "float64")[0]["prompt_embeddings"]
+    rows = read_tensors(folder / "adapter_model.safetensors")[0]["prompt_embeddings"].astype("float64")
     (p,) = attachment.parameters.values()
     assert p.shape == rows[:length].shape
     p.data = rows[:length].copy()

@@ -130,11 +130,11 @@ def adapted() -> tuple:
     method = LoRA(values["r"], values["lora_alpha"], where=rf"\.({'|'.join(values['target_modules'])})\.weight$")
     attachment = attach(model, method, np.random.default_rng(0))
     names = {}
-    for key, array in read_tensors(LORA / "adapter_model.safetensors", "float64")[0].items():
+    for key, array in read_tensors(LORA / "adapter_model.safetensors")[0].items():
         module, leaf, _ = key.removeprefix("base_model.model.").rsplit(".", 2)
         names[key] = f"{T5.from_hf_name(module + '.weight')}@lora.{leaf.removeprefix('lora_')}"
         assert attachment.parameters[names[key]].shape == array.shape
-        attachment.parameters[names[key]].data = array
+        attachment.parameters[names[key]].data = array.astype("float64")
     assert set(names.values()) == set(attachment.parameters), "every one of our arrays is filled from the file"
     return model, attachment, g, names
 
