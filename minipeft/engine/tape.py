@@ -42,12 +42,6 @@ class Entry:
         """The inputs whose VJPs were not kept."""
         return tuple(name for name, kept in self.vjps if not kept)
 
-    @property
-    def row(self) -> tuple[str, ...]:
-        """The cells of its row in the table."""
-        return (self.op, str(list(self.shape)), size(self.kept_bytes), count(self.forward_flops),
-                count(self.backward_flops), struck_out(self.vjps))
-
 
 @dataclasses.dataclass(frozen=True)
 class XRay:
@@ -147,7 +141,7 @@ def folded(rows: Sequence) -> list[tuple[int, Sequence]]:
 
 def _tape(entries: Sequence[Entry]) -> list[str]:
     rows: list[tuple[str, ...]] = [_COLUMNS]
-    for times, block in folded([e.row for e in entries]):
+    for times, block in folded([_row(e.op, str(list(e.shape)), [e], struck_out(e.vjps)) for e in entries]):
         indent = "  " if times > 1 else ""
         rows += [(f"{times} times:", *[""] * 5)] * (times > 1) + [(indent + op, *rest) for op, *rest in block]
     return _aligned(rows, left=(0, 1, 5))
@@ -158,15 +152,17 @@ def _grouped(entries: Sequence[Entry]) -> list[str]:
     for e in entries:
         groups.setdefault((e.op, struck_out(e.vjps)), []).append(e)
     order = sorted(groups.items(), key=lambda item: -sum(e.kept_bytes for e in item[1]))
-    shown, rest = order[:_GROUPS], [e for _, group in order[_GROUPS:] for e in group]
-    rows = [_sums(op, group, vjps) for (op, vjps), group in shown]
-    return _aligned([("op", "times", *_COLUMNS[2:]), *rows, *([_sums("others", rest, "")] if rest else [])],
-                    left=(0, 5))
+    rows = [_row(op, str(len(group)), group, vjps) for (op, vjps), group in order[:_GROUPS]]
+    rest = [e for _, group in order[_GROUPS:] for e in group]
+    if rest:
+        rows.append(_row("others", str(len(rest)), rest, ""))
+    return _aligned([("op", "times", *_COLUMNS[2:]), *rows], left=(0, 5))
 
 
-def _sums(op: str, group: Sequence[Entry], vjps: str) -> tuple[str, ...]:
-    return (op, str(len(group)), size(sum(e.kept_bytes for e in group)), count(sum(e.forward_flops for e in group)),
-            count(sum(e.backward_flops for e in group)), vjps)
+def _row(op: str, what: str, entries: Sequence[Entry], vjps: str) -> tuple[str, ...]:
+    """The cells of a row, with the sums over some entries."""
+    return (op, what, size(sum(e.kept_bytes for e in entries)), count(sum(e.forward_flops for e in entries)),
+            count(sum(e.backward_flops for e in entries)), vjps)
 
 
 def _largest(entries: Sequence[Entry]) -> list[str]:
@@ -175,8 +171,8 @@ def _largest(entries: Sequence[Entry]) -> list[str]:
     for e in entries:
         alike.setdefault((e.op, e.shape, e.kept_bytes, e.vjps), []).append(e)
     largest = sorted((group for group in alike.values() if group[0].kept_bytes), key=lambda g: -g[0].kept_bytes)
-    rows = [(*g[0].row[:2], f"{len(g)} x", *g[0].row[2:3], struck_out(g[0].vjps), *(g[0].trains[:1] or ("",)))
-            for g in largest[:_KEEPERS]]
+    rows = [(e.op, str(list(e.shape)), f"{1 + len(others)} x", size(e.kept_bytes), struck_out(e.vjps),
+             *(e.trains[:1] or ("",))) for e, *others in largest[:_KEEPERS]]
     return _aligned(rows, left=(0, 1, 4, 5))
 
 
