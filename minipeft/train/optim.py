@@ -19,7 +19,7 @@ from typing import Any, Iterable, Mapping
 
 import numpy
 
-from minipeft.engine.tensor import Leaf
+from minipeft.engine.tensor import Leaf, leaves_of
 from minipeft.backend import Array, resolve, to_device, xp
 from minipeft.checks import is_number, number, python, shown
 from minipeft.nn.where import Where, matching
@@ -91,8 +91,8 @@ class AdamW:
 
         The step is made whole or not at all: if an interrupt (KeyboardInterrupt) arrives in the middle, the step is
         finished before that propagates. Before anything changes, raises ValueError unless params, grads and existing
-        moments have the same names and shapes, and for an lr or scale out of range, one parameter under two names or a
-        read-only array; TypeError for arrays without floating-point numbers or on another backend."""
+        moments have the same names and shapes, and for an lr or scale out of range, no parameters, one parameter under
+        two names or a read-only array; TypeError for arrays without floating-point numbers or on another backend."""
         to_its_end(self._prepared(params, grads, lr, scale).run)
 
     def moments(self, name: str, p: Leaf) -> Moments | None:
@@ -153,10 +153,8 @@ class AdamW:
         if set(params) != set(grads):
             odd = sorted(set(params) ^ set(grads))
             raise ValueError(f"params and grads differ in {len(odd)} names; first: {odd[0]!r}")
-        arrays, seen = {}, dict[int, str]()
-        for name, p in params.items():
-            if seen.setdefault(id(p), name) != name:
-                raise ValueError(f"{seen[id(p)]!r} and {name!r} are the same parameter")
+        arrays = {}
+        for name, p in leaves_of(params).items():
             g = numpy.asarray(grads[name]) if isinstance(grads[name], (numpy.generic, float, int)) else grads[name]
             if g.shape != p.shape:
                 raise ValueError(f"the gradient of {name} has shape {list(g.shape)}; expected {list(p.shape)}")

@@ -54,8 +54,8 @@ def piece(p: Array, m: Array, v: Array, g: Array, rates: Rates) -> Piece:
     work = g.dtype if g.dtype.kind == "f" else (g * 0.5).dtype
     if type(p) is not numpy.ndarray or p.size <= BLOCK:
         return Piece(p, m, v, g, rates, 0, work)
-    if p.flags.c_contiguous and m.flags.c_contiguous and v.flags.c_contiguous and g.flags.c_contiguous:
-        return Piece(p.reshape(-1), m.reshape(-1), v.reshape(-1), g.reshape(-1), rates, BLOCK, work)
+    if all(array.flags.c_contiguous for array in (p, m, v, g)):
+        p, m, v, g = (array.reshape(-1) for array in (p, m, v, g))
     return Piece(p, m, v, g, rates, max(1, BLOCK * len(p) // p.size), work)
 
 
