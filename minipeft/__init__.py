@@ -47,8 +47,8 @@ __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck",
 
 def __getattr__(name: str) -> Any:
     # An import of minipeft loads neither the laws nor the conformance kit; whoever asks for them gets them.
-    if name == "laws":
-        return importlib.import_module("minipeft.laws")
+    if name in ("laws", "conformance", "autograd", "peft"):  # the last two are names of 0.1
+        return importlib.import_module(f"minipeft.{name}")
     if name == "trace":
         return importlib.import_module("minipeft.conformance.trace").trace
     raise AttributeError(f"module 'minipeft' has no attribute {name!r}")

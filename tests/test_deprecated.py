@@ -83,3 +83,10 @@ def test_old_names_are_found_in_old_modules():
             "print(swap.__name__, again is swap, pullback is backward, minipeft.ops.linear.__name__)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "matrix_transpose True True linear\n"
+
+
+def test_old_packages_are_attributes_as_they_were():
+    code = ("import warnings; warnings.simplefilter('ignore')\nimport minipeft\n"
+            "print(minipeft.peft.lora.LoRA is minipeft.LoRA, minipeft.autograd.tensor.Tensor is minipeft.Tensor)")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True True\n"

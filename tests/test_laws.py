@@ -279,7 +279,7 @@ def test_every_law_of_the_package_holds_for_every_method(law, method, kind, dtyp
 def test_the_check_of_a_method_runs_every_law_and_prints_a_table():
     report = laws.check(minipeft.LoRA(2, 3))
     assert report.ok and len(report.all) == 8 * len(laws.LAWS) and not report.skipped
-    assert f"{'3 merge':<36}holds on 8" in str(report) and str(report).endswith("all laws hold")
+    assert f"{'3 merge':<36}holds on 8 models" in str(report) and str(report).endswith("all laws hold")
     report.raise_for_failures()
 
 

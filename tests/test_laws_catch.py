@@ -4,12 +4,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy
 import pytest
 
 import minipeft
 from minipeft import laws
 from minipeft.engine.ops import linear
+from minipeft.engine.tensor import op
 from minipeft.laws.models import model_of
 
 
@@ -53,9 +53,15 @@ class CountsItsCalls(Scaled):
         return super().project(x, rng) * (1 + 1e-6 * CountsItsCalls.calls)
 
 
+@op
+def widened(x):
+    """x, with a gradient in float64."""
+    return x * 1, (lambda g: g.astype("float64"),)
+
+
 class Widens(Scaled):
     def project(self, x, rng=None):
-        return minipeft.ops.mul(super().project(x, rng), numpy.ones((), "float64"))
+        return widened(super().project(x, rng))
 
 
 class LosesDropout(Scaled):
@@ -138,7 +144,7 @@ def test_gradients_that_never_come_break_law_5():
 def test_the_report_names_the_law_the_model_and_what_was_found():
     report = laws.check(Lawless("WrongProduct"), model_of("post-LN", "float64", 0))
     assert not report.ok and "project(x) at encoder.0.attn.q.weight differs from that of dense()" in str(report)
-    assert f"{'1 definition':<36}BROKEN on 1" in str(report) and str(report).endswith("some laws are broken")
+    assert f"{'1 definition':<36}BROKEN on 1 model" in str(report) and str(report).endswith("some laws are broken")
 
 
 @pytest.mark.parametrize("name", ["kind", "kinds", "places", "transparent"])
@@ -147,3 +153,14 @@ def test_a_field_with_a_name_of_the_contract_is_refused(name):
     fields = dataclasses.make_dataclass("Clash", [(name, str, "x"), ("where", str, "q")], bases=(Lawless,), frozen=True)
     with pytest.raises(TypeError, match=f"Clash has a field `{name}`, a name that the contract uses"):
         minipeft.register(fields)
+
+
+def test_what_is_wrong_on_several_models_is_said_once():
+    report = str(laws.check(Lawless("WrongMerge")))
+    assert report.count("merged logits are not the unmerged ones") <= 8 and "4 undo" in report
+    assert str(laws.check(Lawless("Unpicklable"))).count("Can't pickle") == 1
+
+
+class Unpicklable(Scaled):
+    def __init__(self, **arrays):
+        super().__init__(**arrays, f=lambda x: x)

@@ -108,12 +108,15 @@ def drawn(plan: Plan, rng: numpy.random.Generator) -> Callable[[str, Declared, A
     before = rng.bit_generator.state
 
     def fill(key: str, declared: Declared, dtype: Any) -> Array:
+        what = f"{type(plan.method).__name__}: the init of {key}"
         try:
-            array = declared.init(declared.shape, dtype, rng)
+            try:
+                array = declared.init(declared.shape, dtype, rng)
+            except TypeError as error:
+                raise TypeError(f"{what}, a function of (shape, dtype, rng), fails: {error}") from error
             if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:
                 found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
-                raise ValueError(f"{type(plan.method).__name__}: the init of {key} gives {found}; expected {dtype} "
-                                 f"{list(declared.shape)}")
+                raise ValueError(f"{what} gives {found}; expected {dtype} {list(declared.shape)}")
         except BaseException:
             rng.bit_generator.state = before
             raise

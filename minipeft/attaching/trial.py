@@ -64,6 +64,9 @@ def _called(what: str, function: Callable, *inputs: Any) -> Any:
 
 
 def _check_kind(where: str, place: Place, piece: Any) -> None:
+    if isinstance(piece, type):
+        raise TypeError(f"{where}: make() gives the class {piece.__name__}; expected an object of it, "
+                        f"{piece.__name__}(**arrays)")
     if isinstance(place, Slot) and not isinstance(piece, Reparam):
         raise TypeError(f"{where}: make() gives {type(piece).__name__}; a slot takes a Reparam (write a class below "
                         f"minipeft.Reparam that defines dense())")
@@ -77,8 +80,10 @@ def _check_arrays(where: str, piece: Any, own: dict[str, Any]) -> None:
     held = {id(a) for a in piece.arrays.values()}
     for key, array in own.items():
         if id(array) not in held:
-            raise ValueError(f"{where}: arrays() declares {key.rpartition('.')[2]!r}, which is no attribute of the "
-                             f"{type(piece).__name__} that make() gives")
+            leaf, kind = key.rpartition(".")[2], type(piece).__name__
+            raise ValueError(f"{where}: arrays() declares {leaf!r}, which is no attribute of the {kind} that make() "
+                             f"gives; expected {kind}({leaf}=arrays[{leaf!r}], ...) (one in a list or a dict does not "
+                             f"count)")
     for attribute, array in piece.arrays.items():
         if getattr(piece, attribute, None) is not array:
             raise ValueError(f"{where}: the array {attribute!r} is hidden by {type(piece).__name__}.{attribute}; "
@@ -119,7 +124,7 @@ def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
         yield "dense()", dense, place.shape, dtype
         if len(place.shape) == 2:
             d_out, d_in = place.shape
-            yield "project(x)", weight.project(Tensor(_zeros(ROWS, d_in, dtype=dtype))), (ROWS, d_out), dtype
+            yield "project(x)", weight.project(Tensor(_zeros(ROWS, d_in, dtype=dtype)), None), (ROWS, d_out), dtype
             yield "rows(ids)", weight.rows(xp.zeros((1, ROWS), dtype=int)), (1, ROWS, d_in), dtype
         else:
             yield "vector()", weight.vector(), place.shape, dtype

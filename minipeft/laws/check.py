@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from typing import Any
 
 from minipeft.attaching.build import wanted
 from minipeft.attaching.method import Method, checked
+from minipeft.attaching.trial import tried
 from minipeft.laws.law import LAWS, Broken, DoesNotApply
 from minipeft.laws.models import FAMILIES, model_of
 from minipeft.nn.module import Model, whole
@@ -48,10 +48,12 @@ class Verdicts:
         lines = [f"{type(self.method).__name__} and the laws of minipeft", ""]
         for law in dict.fromkeys(v.law for v in self.all):
             found = [v for v in self.all if v.law == law]
-            counts = ", ".join(f"{outcome} on {n}" for outcome in (HOLDS, BROKEN, NOT)
+            counts = ", ".join(f"{outcome} on {n} model{'s' if n > 1 else ''}" for outcome in (HOLDS, BROKEN, NOT)
                                if (n := sum(v.outcome == outcome for v in found)))
             lines.append(f"  {law:<36}{counts}")
-            lines += [f"  {'':<36}{v.model}: {v.found}" for v in found if v.outcome == BROKEN]
+            for fault in dict.fromkeys(v.found for v in found if v.outcome == BROKEN):
+                first, *more = (v.model for v in found if v.found == fault)
+                lines.append(f"  {'':<36}{first}{f' and {len(more)} more' if more else ''}: {fault}")
             lines += [f"  {'':<36}({why})" for why in dict.fromkeys(v.found for v in found if v.outcome == NOT)]
         lines += [f"  not tried on {model}: {why}" for model, why in self.skipped.items()]
         return "\n".join([*lines, "", "all laws hold" if self.ok else "some laws are broken" if self.all
@@ -72,10 +74,11 @@ def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts
     skipped: dict[str, str] = {}
     for name, found in models.items():
         try:
-            wanted(found, method)
+            plan = wanted(found, method)
         except ValueError as error:
             skipped[name] = str(error)
             continue
+        tried(plan)
         verdicts += [_verdict(law, name, method, found, seed)
                      for law in sorted(LAWS, key=lambda law: int(law.split()[0]))]
     return Verdicts(method, tuple(verdicts), skipped)
@@ -89,6 +92,5 @@ def _verdict(law: str, name: str, method: Method, model: Any, seed: int) -> Verd
     except Broken as found:
         return Verdict(law, name, BROKEN, str(found))
     except Exception as error:  # a method of somebody else may fail in any way, and the other laws still count
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return Verdict(law, name, BROKEN, f"{type(error).__name__}: {error} (in {where.name}, line {where.lineno})")
+        return Verdict(law, name, BROKEN, f"{type(error).__name__}: {error}")
     return Verdict(law, name, HOLDS)

@@ -484,7 +484,9 @@ def test_a_declared_array_that_the_piece_lacks_or_hides_is_refused(methods):
 def test_a_piece_of_the_wrong_kind_is_refused_with_the_right_one(methods):
     site = {"kinds": ("sublayer",), "where": r"^encoder.0.ff.out$",
             "arrays": lambda self, name, site, model: {"l": minipeft.trained((site.width,))}}
-    for made in (Prefix(), None, Rescaled, numpy.ones(3)):
+    refused(odd(make=lambda self, name, slot, arrays: Rescaled), TypeError,
+            rf"Odd at {PLACE}: make.. gives the class Rescaled; expected an object of it, Rescaled\(\*\*arrays\)")
+    for made in (Prefix(), None, numpy.ones(3)):
         refused(odd(make=lambda self, name, slot, arrays, made=made: made), TypeError,
                 rf"Odd at {PLACE}: make.. gives \w+; a slot takes a Reparam \(write a class below minipeft.Reparam")
     for made in (Rescaled(), None, lambda x, n, F: F, minipeft.Piece()):
@@ -584,3 +586,13 @@ def test_a_file_whose_method_fails_by_now_is_refused_with_the_place(tmp_path, me
     with pytest.raises(ValueError, match=f"file: does not fit this model: Odd at {PLACE}: its Wrong: AttributeError"):
         minipeft.load(fresh, tmp_path / "file")
     assert not fresh.attachments
+
+
+def test_an_init_that_takes_other_arguments_is_named(methods):
+    refused(odd(arrays=lambda self, name, slot, model: {"l": minipeft.trained((slot.shape[0], 1), lambda shape: 1)}),
+            TypeError, rf"Odd: the init of {PLACE}.l, a function of \(shape, dtype, rng\), fails")
+
+
+def test_a_product_that_takes_no_generator_is_refused(methods):
+    kind = type("Deaf", (Rescaled,), {"project": lambda self, x: self.base.project(x) * self.l.reshape(-1)})
+    refused(odd(make=lambda self, name, slot, arrays: kind(**arrays)), TypeError, "positional argument")
