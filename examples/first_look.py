@@ -1,11 +1,12 @@
 """A first look: teach a pretrained model six words in about a second, then unplug what it learned.
 
-The base model says English words in American: to "american: water" it answers "wˈɔɾəɹ". A LoRA learns to answer the
-same prompt in British, from six words. Plugged in, it makes the model say these six words in British. Unplugged, the
-model computes its first logits again, bit for bit, because training never changed its own weights.
+The base model pronounces English words with an American accent: to "american: water" it answers "wˈɔɾəɹ". From six
+words, a LoRA learns to answer the same prompt with a British accent. Plugged in, it makes the model pronounce these
+six words as the British do. Unplugged, the model computes its first logits again, bit for bit, because training never
+changed its own weights.
 
-Six words do not teach an accent. The last line says so: it counts the unseen words that are answered in British. To
-see an accent learned from a thousand words, and methods compared, run accents.py.
+Six words do not teach an accent. The last line counts the unseen words whose answer is right in British. To see an
+accent learned from a thousand words, and methods compared, run accents.py.
 
     python examples/first_look.py          a few seconds; training takes about one of them
 """
@@ -47,4 +48,4 @@ _, unplugged_logits = look("unplugged")
 
 assert numpy.array_equal(unplugged_logits, base_logits), "unplugging must give the base's logits back, bit for bit"
 print("\nUnplugged, every logit is the base's, bit for bit. The LoRA was taught these six words and nothing else:")
-print(f"of {len(unseen)} unseen words, {before:.1f} % are right in British without it and {after:.1f} % with it.")
+print(f"of {len(unseen)} unseen words, right in British: {before:.1f} % without it, {after:.1f} % with it.")

@@ -1,7 +1,7 @@
 """The suite runs in parallel, with one BLAS thread in each process, and on the same examples every time.
 
     pytest                          everything, one process per core
-    pytest -m quick                 in under a minute: each test of the library once, on fewer examples
+    pytest -m quick                 in about a minute: each test of the library once, on fewer examples
     pytest -n 0 tests/nn            without parallel processes
 
 Hypothesis runs the laws on the same examples every time: a red test is red for everybody.

@@ -28,10 +28,10 @@ from minipeft.nn.state import State
 def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str | None = None) -> Attachment:
     """Attach `method` to the places of `model` that it chooses, and plug it.
 
-    rng: draws the initial arrays. name: of the attachment, by default the method's in lower case. Raises ValueError,
-    before any random number is drawn, for a taken or malformed name, a pattern that matches nothing, sizes out of range
-    and a method that breaks its contract (see `Method`); TypeError for a method that is not registered, a model that is
-    not whole and an rng that is no generator."""
+    rng: draws the initial arrays. name: of the attachment, by default the method's in lower case. Raises ValueError for
+    a taken or malformed name, a pattern that matches nothing and sizes out of range; TypeError for a method that is not
+    registered, a part of a model and an rng that is not a generator; TypeError or ValueError for a method that breaks
+    its contract (see `Method`). Nothing is drawn before these checks. An init that fails leaves rng as it was."""
     name = type(checked(method)).__name__.lower() if name is None else name
     check_name(model, name)
     require_rng(rng)

@@ -3,15 +3,15 @@
     off  --plug-->  plugged  --merge-->  merged            remove: from off or plugged
     off <--unplug-- plugged <--unmerge-- merged            save: from any
 
-In PEFT's words: plug and unplug are enable and disable, remove is delete, and merge is merge.
+In PEFT's words, plug and unplug are enable and disable, and remove is delete.
 
 At every place the plugged entries form an ordered list, and the place computes a fold of it. A merged entry is a
 constant, computed from the weight below it. So merge needs all entries below to be merged, and unplug and unmerge need
 no merged entry above. Nothing is ever subtracted.
 
 A move makes the next `State` of the model and puts it in place by one assignment. Every illegal move raises before
-that. An interrupt leaves the state from before the move or the one after it. A forward in another thread goes on with
-the state that it began with. Move one model from one thread at a time.
+that. After an interrupt the model has the state from before the move or the one after it, never half of one. A forward
+in another thread goes on with the state that it began with. Move one model from one thread at a time.
 """
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from minipeft.nn.weight import Fixed, Parameter, Weight
 class Attachment(Attached):
     """A method, attached to a model under a name. `attach` and `load` make it.
 
-    places: {name: place}. pieces: {name: piece}. arrays: {"place.leaf": array}, every array of the pieces once.
-    trained_on: the weights that its tensors were last trained on, None if they never were."""
+    Its constructor takes places {name: place}, pieces {name: piece}, arrays {"place.leaf": array}, every array of the
+    pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were)."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
                  arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
@@ -91,8 +91,8 @@ class Attachment(Attached):
         """`with attachment.off():` switches it off for the block, and puts it back to its old position and state. One
         that was off before stays off; one that is removed or plugged inside the block stays so.
 
-        Raises ValueError after `remove`, and while another attachment is merged on top of it; at the end, where it was
-        merged into weights that changed inside the block."""
+        Raises ValueError after `remove`, and while another attachment is merged on top of it; when the block ends, if
+        it was merged into weights that have since changed."""
         before = self._required("switch off", "off", "plugged", "merged")
         if self.name not in before.plugged:
             yield self
@@ -123,7 +123,7 @@ class Attachment(Attached):
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
 
     def unmerge(self) -> None:
-        """Drop the constant. The base array was never touched, so every bit comes back.
+        """Drop the constant. Merging left the base array as it was, so every bit comes back.
 
         Raises ValueError unless it is merged, and while another attachment is merged on top of it."""
         now = self._required("unmerge", "merged")

@@ -58,8 +58,8 @@ def _tuple(shape: Any) -> Any:
 
 def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True) -> Any:
     """A field of a method with the value `default` and a check: the method raises ValueError unless `holds(value)`, and
-    `expected` completes the message. With in_file=False, no file holds the field, and it does not count when methods
-    are compared."""
+    `expected` completes the message. With in_file=False, no file holds the field, and it is ignored when methods are
+    compared."""
     return dataclasses.field(default=default, compare=in_file,
                              metadata={"holds": holds, "expected": expected, "in_file": in_file})
 
@@ -67,19 +67,23 @@ def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: b
 class Method:
     """A method of parameter-efficient fine-tuning: its hyper-parameters, its places, its arrays, and its pieces.
 
-        @minipeft.register                                 so that `load` knows the method
-        @dataclass(frozen=True)
-        class IA3(minipeft.Method):                        Liu et al., 2022, arXiv:2205.05638
-            where: Where = [r"\\.(k|v)\\.weight$"]
+        from dataclasses import dataclass
+        import minipeft
+        from minipeft import Where, ones, trained
 
-            def arrays(self, name, slot, model):           which arrays a place gets, and how they start
+        @minipeft.register                                 # so that `load` knows the method
+        @dataclass(frozen=True)
+        class IA3(minipeft.Method):                        # Liu et al., 2022, arXiv:2205.05638
+            where: Where = r"\\.(k|v)\\.weight$"
+
+            def arrays(self, name, slot, model):           # which arrays a place gets, and how they start
                 return {"l": trained((slot.shape[0], 1), ones)}
 
-            def make(self, name, slot, arrays):            the piece that is made of them
+            def make(self, name, slot, arrays):            # the piece that is made of them
                 return Rescaled(**arrays)
 
         class Rescaled(minipeft.Reparam):
-            def dense(self):                               the paper's equation
+            def dense(self):                               # the paper's equation; self.base is the weight below
                 return self.base.dense() * self.l
 
     Fields. A frozen dataclass; one field is `where`. The other fields hold numbers, strings, booleans, None, and lists
@@ -87,20 +91,21 @@ class Method:
     `__post_init__`; a class with one of its own calls `super().__post_init__()` first.
 
     kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias" and "norm"
-    [d], "position", a table. Sites: "sublayer", "input", "keys_values". transparent: whether attaching leaves all
-    outputs as they were (law 2, transparency).
+    [d], "position" [positions, d]. Sites: "sublayer", "input", "keys_values". transparent: whether attaching leaves
+    all outputs as they were (law 2, transparency).
 
     arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
-    ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. An init
-    that needs the weight reads `slot.fold().dense()`, the weight with all that is plugged.
+    ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. Inits:
+    `zeros` (the default of `trained`), `ones`, `normal(std)` and `uniform(bound)` of minipeft, or your own. One that
+    needs the weight reads `slot.fold().dense()`: the weight as it is now, with everything that is plugged.
 
     make(name, place, arrays) gives the piece: at a slot a `Reparam`, at a site a `Piece` that defines `__call__`. Every
     array must be one of its attributes, and it may hold no other Parameter. Pieces are pickled and copied, so they hold
     no lambdas. A piece for a slot has no `base` yet when it is made.
 
-    The library does the rest: `attach` checks all of this before the model is touched, draws the arrays, names them
-    "place@name.leaf" (a shared one "shared@name.leaf") and plugs the pieces; `save` and `load` need nothing more;
-    `minipeft.laws.check(method)` says whether the method keeps the laws of the library."""
+    The library does the rest. `attach` checks the declarations and the pieces before it touches the model, draws the
+    arrays, names them "place@name.leaf" (a shared one "shared@name.leaf") and plugs the pieces. `save` and `load` need
+    nothing more. `minipeft.laws.check(method)` checks the rest, such as pickling, and the laws of the library."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear", "embedding")
     transparent: ClassVar[bool] = True
@@ -139,14 +144,14 @@ class Method:
 def register(cls: M) -> M:
     """Class decorator: `attach` accepts the method from now on, and `load` makes it from files that name its class.
 
-    Raises TypeError for a class that is no frozen dataclass below `Method` with a field `where`, or that does not
-    define `arrays` and `make`; ValueError for a name that another class has."""
+    Raises TypeError for a class that is not a subclass of `Method`, a frozen dataclass with a field `where`, or that
+    does not define `arrays` and `make`; ValueError for a name that another class has."""
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise TypeError(f"{shown(cls)} is no method; expected a class below minipeft.Method")
+        raise TypeError(f"{shown(cls)} is not a method; expected a subclass of minipeft.Method")
     what = cls.__name__
     parameters = vars(cls).get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
-        raise TypeError(f"{what} is no frozen dataclass; write @minipeft.register above @dataclass(frozen=True)")
+        raise TypeError(f"{what} is not a frozen dataclass; write @minipeft.register above @dataclass(frozen=True)")
     if "where" not in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
         raise TypeError(f"{what} has no field `where`; expected one, such as where: Where = r\"\\.(q|v)\\.weight$\"")
     taken = [name for name in file_fields(cls) if name == "kind" or hasattr(Method, name)]
@@ -169,7 +174,7 @@ def checked(method: Any) -> Method:
     ValueError for fields that a file would not give back."""
     if not isinstance(method, Method):
         hint = f"an object of it, {method.__name__}(...)" if isinstance(method, type) and issubclass(method, Method) \
-            else "one such as LoRA(rank=8); a method of your own is a class below minipeft.Method"
+            else "one such as LoRA(rank=8); a method of your own is a subclass of minipeft.Method"
         raise TypeError(f"method is {shown(method)}; expected {hint}")
     what = type(method).__name__
     if METHODS.get(what) is not type(method):

@@ -35,7 +35,7 @@ _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("obs
 
 class Node:
     """How a tensor was made. op: the op's name. edges: one (parent node, VJP) for each watched input. shape, dtype: of
-    the tensor. `time` orders nodes by creation. A node holds no array: only those that its VJPs use stay alive."""
+    the tensor. `time` orders nodes by creation. A node holds no array itself; its VJPs keep those they need."""
 
     __slots__ = ("op", "edges", "shape", "dtype", "time")
 
@@ -49,7 +49,7 @@ class Node:
 class Tensor(Operators):
     """An array, `data`, and how it was made, `node` (None when nothing watched leads to it). Immutable by convention.
 
-    + - * / @ ** [] .mT .sum .mean .reshape .transpose are ops, set by `ops/operators.py`."""
+    `+ - * / @ ** []` and `.mT`, `.sum`, `.mean`, `.reshape`, `.transpose` are ops, set by `ops/operators.py`."""
 
     __slots__ = ("data", "node")
 
@@ -157,9 +157,9 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
     ("zeros"). training: whether the gradients are for an update. Adapters then record the weights that they are
     trained on.
 
-    Raises ValueError for an empty selection, one parameter under two names, a loss that is not one number, and
-    unused parameters; TypeError for values that are not Parameters and for a loss that is no Tensor; RuntimeError when
-    nested (first order only)."""
+    Raises ValueError for an empty selection, a parameter under two names, a loss that is not one number, unused
+    parameters and another `unused`; TypeError for values that are not Parameters and a loss that is not a Tensor;
+    RuntimeError when nested (first order only), and for a loss that uses a tensor recorded by an earlier call."""
     if unused not in ("raise", "zeros"):
         raise ValueError(f"unused is {unused!r}; expected 'raise' or 'zeros'")
     if _watched.get() is not None:

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: two small layers with a skip, inside a frozen block.
+"""Bottleneck adapters: two small trained layers inside a frozen block.
 
     adapter(h) = U f(D h + b_D) + b_U                   Houlsby et al., 2019, arXiv:1902.00751, sec. 2.1
 
@@ -9,12 +9,12 @@ x is the residual stream, F the sublayer's output, and n the sublayer's input. T
     houlsby     x + F + s adapter(F)        after attention and after feed-forward, s = 1 (the same paper, fig. 2)
     pfeiffer    x + F + s adapter(x + F)    after feed-forward, s = 1 (Pfeiffer et al., 2020, arXiv:2005.00247)
     parallel    x + F + s adapter(x)        beside feed-forward, s = 4 (He et al., 2021, arXiv:2110.04366);
-                                            adapter(n) with input="norm", their reading on pre-LN
+                                            adapter(n) with input="norm", as they apply it to pre-LN
 
-before the norm in a post-LN block.
+In a post-LN block this sum is taken before the norm.
 
 A frozen block computes features that most tasks share, and a small layer after it can correct them for one task. The
-skip lets it start as the identity.
+sum x + F is the skip: with U = 0 the block starts unchanged.
 
     adapter = attach(model, Bottleneck("pfeiffer", reduction=16), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))

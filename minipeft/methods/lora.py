@@ -15,7 +15,7 @@ instead of d_in d_out, and merged into W they cost nothing at inference.
 On T5-small, q and v of all 18 attentions: 294,912 parameters of 60,506,624.
 
 With g the gradient at y: dA = s (g B)^T x and dB = s g^T (x A^T). The dense gradient g^T x, of the size of W, is never
-formed. x is still kept, because dA needs it, and dx = g W is still computed for the layers below.
+formed. x is still kept, for dA. dx = g W, of which s (g B) A is LoRA's part, is still computed for the layers below.
 """
 from __future__ import annotations
 

@@ -16,8 +16,9 @@ them freely.
 On T5-small, p = 20: 10,240 parameters of 60,506,624.
 
 The prompt takes positions: a token at position i moves to p + i (T5's relative distances between tokens stay). It
-lengthens every input by p, in training and at inference. It is no weight, so it cannot be merged. It is exactly a table
-of p virtual tokens: with the rows of P added to E, and their p ids in front of the input, the base computes the same.
+lengthens every input by p, in training and at inference. It is not a weight, so it cannot be merged. It acts exactly
+like p virtual tokens, which the vocabulary lacks: append the rows of P to E, put their p ids in front of the input, and
+the base computes the same.
 
 The paper does not say where the prompt stands in a row that is padded on the left. As in PEFT it is left of the
 padding, so its distance to the text grows with the padding, and the output changes. With next_to_text it stands between
@@ -73,7 +74,7 @@ class PromptTuning(Method):
     the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels. tokens: ids, or
     tuples of ids, whose mean is taken (a label of several tokens). If they are fewer than p, the others are drawn from
     the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
-    next_to_text: in a row that is padded on the left, between padding and text instead of in front of both. where: the
+    next_to_text: in rows padded on the left, put the prompt between padding and text, not in front of both. where: the
     input sites, by default the encoder's.
 
     Raises ValueError for fields out of range, and on a model for ids that it lacks and for a prompt that is too long

@@ -14,10 +14,10 @@ such as the elements of largest Fisher information (mask.py).
 
 On T5-small, component="norm": 16,384 parameters of 60,506,624.
 
-W0 is never written to, so one base serves many tasks, and weight decay pulls d to 0, that is W to W0. Apart from that,
-training d is training W directly (`fit(model, select(model, where), ...)`), up to rounding. The moments and the file
-are of the size of d; with a mask, the file also holds its indices. With a mask, dW is still computed as a whole before
-its n elements are taken.
+Neither training d nor a move writes to W0, so one base serves many tasks. Weight decay pulls d to 0, that is W to W0.
+Apart from that, training d is training W directly (`fit(model, select(model, where), ...)`), up to rounding. The
+optimizer's moments and the file have the size of d. With a mask, the file also holds indices, and dW is still computed
+as a whole before its n elements are taken.
 """
 from __future__ import annotations
 
@@ -55,14 +55,13 @@ def _blocks() -> Any:
 @dataclasses.dataclass(frozen=True)
 class Selective(Method):
     """component: one or more of "attention", "feed-forward", "embedding", "norm", "position", "head". layers: indices
-    of blocks in each stack, -1 the last. first, last: so many blocks at either end of each stack. type: one or more of
+    of blocks in each stack, -1 the last. first, last: the first or last n blocks of each stack. type: one or more of
     "bias", "norm weight", "matrix". where: a pattern on the names of slots. rows: ids; only these rows of the embedding
-    tables are trained. mask: {slot name: boolean array of its shape, or distinct flat indices into it}; it does not
-    count when methods are compared.
+    tables are trained. mask: {slot name: boolean array of its shape, or distinct flat indices into it}; ignored when
+    methods are compared.
 
-    A slot is trained if all given conditions choose it. Without conditions, all slots are trained. Raises ValueError
-    for fields out of range or empty and, on a model, for conditions that choose nothing and for rows or masks that do
-    not fit."""
+    A slot is trained if it meets every condition given; without conditions, all slots are. Raises ValueError for fields
+    out of range or empty and, on a model, for conditions that choose nothing and for rows or masks that do not fit."""
 
     component: str | tuple[str, ...] | None = _some_of(COMPONENTS)
     layers: tuple[int, ...] | None = setting(None, lambda v: _all((v,) if type(v) is int else v,

@@ -5,7 +5,7 @@
     project, rows, vector     of the topmost weight                              layers call these
     merged entry              a constant, computed once from the weight below    the base array is kept beside it
 
-The base array is never written to, so unplugging and unmerging give back every bit of it.
+No move writes to the base array, so unplugging and unmerging give back every bit of it.
 """
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from minipeft.nn.weight import Parameter, Weight
 
 
 class Slot(Place):
-    """A place for a weight. kind: "linear" or "embedding" [d_out, d_in], "bias" or "norm" [d], "position", a table.
-    base: the array, or a Weight that stands for it."""
+    """A place for a weight. kind: "linear" or "embedding" [d_out, d_in], "bias" or "norm" [d], or "position",
+    a table [positions, d]. base: the array, or a Weight that stands for it."""
 
     def __init__(self, kind: str, base: Any):
         super().__init__(kind)

@@ -21,7 +21,7 @@ from minipeft.engine.tensor import Leaf, Tensor
 
 class Weight(Protocol):
     """The interface of a weight: slots hold weights and layers use them. `dense`, `project`, `rows` and `vector` are in
-    the table above; with an `rng`, as everywhere, `project` is one of training (dropout). shape, dtype: of dense().
+    the table above. Called with an `rng`, `project` computes for training, with dropout. shape, dtype: of dense().
 
     arrays: {leaf: array}, by which a weight is saved, moved and counted. drops: whether dropout acts somewhere in
     `project`, in this weight or in one below it."""

@@ -1,7 +1,9 @@
 """The contract of a method, on four methods from outside of the package: what they get for it, and what is refused."""
 import dataclasses
+import inspect
 import pickle
 import re
+import textwrap
 from dataclasses import dataclass
 
 import numpy
@@ -52,6 +54,18 @@ def methods():
 
 
 # ---- what a method from outside gets
+
+
+def test_the_method_in_the_docstring_of_the_contract_runs_as_it_is_written(methods):
+    doc, names = inspect.getdoc(minipeft.Method), {"__name__": __name__}
+    exec(textwrap.dedent(re.search(r"^    from dataclasses.*?(?=^[A-Z])", doc, re.DOTALL | re.MULTILINE)[0]), names)
+    model = case().model()
+    before = logits(model, case().batch())
+    attachment = minipeft.attach(model, names["IA3"](), RNG(1))
+    assert logits(model, case().batch()).tobytes() == before.tobytes()
+    fit(model, attachment)
+    assert {name.rpartition(".")[2] for name in attachment.parameters} == {"l"}
+    assert abs(logits(model, case().batch()) - before).max() > 1e-4
 
 
 @pytest.mark.parametrize("method", FOREIGN, ids=of)
@@ -258,12 +272,12 @@ def test_register_refuses_a_class_that_could_not_be_attached_saved_or_loaded(met
         return cls if frozen is None else dataclass(frozen=frozen)(cls)
 
     for cls, message in [
-            (object, "<class 'object'> is no method; expected a class below minipeft.Method"),
-            (ForeignIA3(), r"ForeignIA3\(.*\) is no method; expected a class below minipeft.Method"),
-            (made(None, **body, **where), r"Odd is no frozen dataclass; write @minipeft.register above "
+            (object, "<class 'object'> is not a method; expected a subclass of minipeft.Method"),
+            (ForeignIA3(), r"ForeignIA3\(.*\) is not a method; expected a subclass of minipeft.Method"),
+            (made(None, **body, **where), r"Odd is not a frozen dataclass; write @minipeft.register above "
                                           r"@dataclass\(frozen=True\)"),
-            (made(False, **body, **where), "Odd is no frozen dataclass"),
-            (type("Odd", (ForeignIA3,), {}), "Odd is no frozen dataclass"),
+            (made(False, **body, **where), "Odd is not a frozen dataclass"),
+            (type("Odd", (ForeignIA3,), {}), "Odd is not a frozen dataclass"),
             (made(**body), r'Odd has no field `where`; expected one, such as where: Where = r"'),
             (made(**{**body, "arrays": minipeft.Method.arrays}, **where), r"Odd does not define arrays\(\)"),
             (made(**{**body, "make": minipeft.Method.make}, **where), r"Odd does not define make\(\)")]:
@@ -329,7 +343,7 @@ def test_something_else_than_a_registered_method_is_refused():
                                        "@minipeft.register above its class")
     refused(ForeignIA3, TypeError, r"method is <class .*ForeignIA3'>; expected an object of it, ForeignIA3\(...\)")
     refused(Plain(), TypeError, r"method is .*Plain\(where='q'\); expected one such as LoRA\(rank=8\); a method of "
-                                r"your own is a class below minipeft.Method")
+                                r"your own is a subclass of minipeft.Method")
     for wrong in (None, "LoRA", Plain, Rescaled):
         refused(wrong, TypeError, "method is .*; expected one such as LoRA")
 
