@@ -206,7 +206,7 @@ def slot(out: Path) -> None:
         ("entry b", "another method", TRAINED, "$f_b(f_a(W_0))$")])
     line(axes, (50.5, 2), (50.5, 43), color=PALE, width=1)
     column(axes, 69, "the same slot, with a merged", [
-        ("base", "kept, never written to", FROZEN, "$W_0$"),
+        ("base", "kept as it was", FROZEN, "$W_0$"),
         ("entry a, merged", "a constant, computed once", MERGED, "$C = f_a(W_0)$"),
         ("entry b", "another method", TRAINED, "$f_b(C)$")])
     save(figure, out / "slot.svg", "A slot holds a base and plugged entries; its weight is the fold f_b(f_a(W0)). "
