@@ -2,8 +2,8 @@
 
     positions of a row start at its first real token; padding on the left takes none, a hole in the mask keeps its place
 
-Padded keys have a probability of exactly 0, so that what may differ is the order of sums: the bound is that of a whole
-model (`minipeft.laws.bounds`). The one exception is stated: a prompt that stands in front of the padding, as PEFT's does.
+Padded keys have a probability of exactly 0, so only the order of sums may differ: the bound is that of a whole model
+(`minipeft.laws.bounds`). The one exception is stated: a prompt in front of the padding, as PEFT has it.
 """
 from __future__ import annotations
 

@@ -48,17 +48,18 @@ TYPES = {"ndarray", "generic", "dtype", "integer", "floating", "float32", "float
          "random.Generator", "random.default_rng"}
 HOST_WORK = {
     "engine/check.py": ({"isfinite"}, "the gradients that are compared are on the host"),
-    "engine/ops/fused.py": ({"argsort", "diff", "flatnonzero"}, "token ids are sorted on the host, where they were checked"),
+    "engine/ops/fused.py": ({"argsort", "diff", "flatnonzero"},
+                            "token ids are sorted on the host, where they were checked"),
     "engine/ops/overflow.py": ({"errstate"}, "NumPy's warning of an overflow that is mended in the next line"),
     "engine/ops/primitives.py": ({"cumsum", "unique"}, "sizes of the parts of a concatenation; whether indices repeat"),
     "methods/delta.py": ({"arange", "array", "full"}, "which rows are trained is known on the host, once"),
     "attaching/load.py": ({"errstate", "isfinite"}, "the numbers of a file are checked before they move"),
     "methods/mask.py": ({"argsort", "concatenate", "cumsum", "flatnonzero", "isfinite", "unique", "zeros"},
-                     "indices are made and checked on the host, once"),
+                        "indices are made and checked on the host, once"),
     "attaching/trained_on.py": ({"ascontiguousarray"}, "checksums are of bytes on the host"),
     "methods/selective.py": ({"diff"}, "the indices of a file are checked on the host"),
     "methods/neighbors.py": ({"argsort", "full", "linalg", "linalg.norm", "nan", "take_along_axis", "where"},
-                          "a report about a few vectors, in float64"),
+                             "a report about a few vectors, in float64"),
 }
 
 
@@ -141,7 +142,8 @@ def test_the_order_of_layers_is_itself_without_a_circle():
     ("engine.ops.fused", "from minipeft.nn import weight"), ("engine.tensor", "from minipeft.engine.ops import add"),
     ("train.loop", "from minipeft.models.t5 import T5"), ("methods.lora", "from minipeft.quant.nf4 import NF4"),
     ("backend", "from minipeft.files import read_tensors"), ("methods.lora", "import minipeft"),
-    ("methods.lora", "def late():\n    from minipeft.train.loop import fit"), ("nn.site", "from minipeft import methods"),
+    ("methods.lora", "def late():\n    from minipeft.train.loop import fit"),
+    ("nn.site", "from minipeft import methods"),
     ("attaching.load", "from minipeft.methods import lora")])
 def test_an_import_against_the_order_is_seen(module, line):
     assert against_the_order({module: set(imports(line, module, sources()))})
@@ -155,7 +157,8 @@ def test_a_circle_is_seen():
 
 def test_the_public_names_are_names_and_nothing_else():
     tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
-    assert all(isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)) for node in tree.body)
+    kinds = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)
+    assert all(isinstance(node, kinds) for node in tree.body)
     assert sorted(minipeft.__all__, key=str.lower) == minipeft.__all__
     assert all(hasattr(minipeft, name) for name in minipeft.__all__)
 

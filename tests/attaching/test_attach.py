@@ -7,7 +7,6 @@ import pytest
 
 import minipeft
 from minipeft.engine import ops
-from minipeft.nn.weight import Parameter
 from tests.models_under_test import FAMILIES, Case, bits, logits
 
 CASE = Case(("t5 v1.0", "q and v"), 2, 3, "float64", 0)

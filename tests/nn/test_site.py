@@ -57,11 +57,13 @@ def test_a_sublayer_piece_sees_the_residual_what_was_read_and_the_output_so_far(
 
 
 def test_input_and_keys_values_pieces_replace_the_whole_stream():
-    longer = plugged(Site("input", 2, "float64"), prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
+    longer = plugged(Site("input", 2, "float64"),
+                     prompt=lambda e, mask: (numpy.concatenate([e[:, :1], e], axis=1), None))
     e, mask, _ = stream()
     out, new_mask = longer(e, mask)
     assert out.shape == (3, 3, 4) and new_mask is None
-    twice = plugged(Site("keys_values", 2, "float64"), a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
+    twice = plugged(Site("keys_values", 2, "float64"),
+                    a=lambda k, v, b: (k + 1, v, b), c=lambda k, v, b: (k * 2, v - 1, "bias"))
     k, v, b = stream()
     found = twice(k, v, b)
     assert numpy.array_equal(found[0], (k + 1) * 2) and numpy.array_equal(found[1], v - 1) and found[2] == "bias"
@@ -168,7 +170,8 @@ def test_an_input_site_can_lengthen_the_source_and_its_mask_goes_to_both_stacks(
         return ops.concat(rows, e, axis=1), numpy.concatenate([numpy.ones((batch, 2), bool), mask], axis=1)
 
     plugged(model.encoder.input, prompt=piece)
-    plugged(model.decoder.blocks[0].cross.keys_values, probe=lambda k, v, b: seen.append((k.shape, b.shape)) or (k, v, b))
+    plugged(model.decoder.blocks[0].cross.keys_values,
+            probe=lambda k, v, b: seen.append((k.shape, b.shape)) or (k, v, b))
     ids = numpy.array([[3, 4, 5], [6, 0, 0]])
     assert model.encode(ids, ids != 0).shape == (2, 5, 12)
     labels = numpy.array([[1, 2], [3, -100]])
