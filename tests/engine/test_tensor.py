@@ -34,7 +34,8 @@ def vector(*numbers: float) -> Leaf:
 
 _BINARY: list[Callable] = [ops.add, ops.sub, ops.mul, lambda a, b: ops.concat(a, b)[:len(a)], ops.matmul]
 _UNARY: list[Callable] = [ops.tanh, ops.neg, ops.matrix_transpose, lambda a: a[::-1],
-                          lambda a: a.reshape(9).reshape(3, 3), lambda a: ops.mean(a, axis=0, keepdims=True) + a, lambda a: a * a[0]]
+                          lambda a: a.reshape(9).reshape(3, 3),
+                          lambda a: ops.mean(a, axis=0, keepdims=True) + a, lambda a: a * a[0]]
 
 
 @st.composite
