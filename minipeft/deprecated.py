@@ -22,6 +22,8 @@ _NAMES = {
     "minipeft.engine.ops.primitives.swap": "minipeft.engine.ops.primitives.matrix_transpose",
     "minipeft.engine.tensor.pullback": "minipeft.engine.tensor.backward",
     "minipeft.engine.tensor.once": "minipeft.engine.calling.once",
+    "minipeft.engine.ops.fused.key_first": "minipeft.engine.ops.layout.key_first",
+    "minipeft.engine.tensor.when_differentiated": "minipeft.engine.afterwards.when_differentiated",
     "minipeft.nn.weight.Constant": "minipeft.nn.weight.Fixed",
     "minipeft.nn.weight.Slot": "minipeft.nn.slot.Slot"}
 _VALUES = {"norm scale": "norm weight"}
@@ -30,11 +32,15 @@ _VALUES = {"norm scale": "norm weight"}
 def _warn(old: str, new: str) -> None:
     """Warn at the line that used the old name: the nearest one outside of this file and of the import system."""
     frame: Any = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith((__name__, "importlib")):
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     warnings.warn_explicit(f"{old} is called {new} since minipeft 0.2; the old name goes in 0.3", DeprecationWarning,
                            frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__"),
                            frame.f_globals.setdefault("__warningregistry__", {}))
+
+
+def _is_ours(module: str) -> bool:
+    return module == "minipeft" or module.startswith((__name__, "importlib"))
 
 
 def _new_module(old: str) -> str | None:
@@ -96,6 +102,8 @@ def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str
     @functools.wraps(init)
     def accepting(self: Any, *args: Any, **named: Any) -> None:
         for old, new in fields.items():
+            if old in named and new in named:
+                raise TypeError(f"{kind.__name__} got {old} and {new}, which are one field; expected {new} alone")
             if old in named:
                 _warn(f"the field {old} of {kind.__name__}", new)
                 named[new] = named.pop(old)
@@ -115,7 +123,7 @@ def _old_field(method: Any, old: str, new: str) -> Any:
 
 def install(lora: type, prompt: type, selective: type) -> None:
     """Makes the old names work; lora, prompt and selective are the methods with old fields. Called once, when minipeft
-    is imported."""
+    is imported. Their constructors raise TypeError for a field under both of its names."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())
     for module in {old.rpartition(".")[0] for old in _NAMES}:

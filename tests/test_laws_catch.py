@@ -147,7 +147,7 @@ def test_the_report_names_the_law_the_model_and_what_was_found():
     assert f"{'1 definition':<36}BROKEN on 1 model" in str(report) and str(report).endswith("some laws are broken")
 
 
-@pytest.mark.parametrize("name", ["kind", "kinds", "places", "transparent"])
+@pytest.mark.parametrize("name", ["kind", "fields", "places", "transparent"])
 def test_a_field_with_a_name_of_the_contract_is_refused(name):
     """`kind` would replace the name of the method in its file."""
     fields = dataclasses.make_dataclass("Clash", [(name, str, "x"), ("where", str, "q")], bases=(Lawless,), frozen=True)

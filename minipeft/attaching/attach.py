@@ -31,13 +31,19 @@ def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str 
     rng: draws the initial arrays. name: of the attachment, by default the method's in lower case. Raises ValueError for
     a taken or malformed name, a pattern that matches nothing and sizes out of range; TypeError for a method that is not
     registered, a part of a model and an rng that is not a generator; TypeError or ValueError for a method that breaks
-    its contract (see `Method`). Nothing is drawn before these checks. An init that fails leaves rng as it was."""
+    its contract (see `Method`). Whatever raises leaves the model and rng as they were."""
     name = type(checked(method)).__name__.lower() if name is None else name
     check_name(model, name)
     require_rng(rng)
-    plan = tried(wanted(model, method))
-    attachment = Attachment(model, name, method, plan.places, *plan.built(drawn(plan, rng)))
-    put(model, [attachment])
+    plan, before = tried(wanted(model, method)), rng.bit_generator.state
+    try:
+        pieces, arrays = plan.built(drawn(plan, rng))
+        tried(plan, pieces, arrays)
+        attachment = Attachment(model, name, method, plan.places, pieces, arrays)
+        put(model, [attachment])
+    except BaseException:
+        rng.bit_generator.state = before
+        raise
     return attachment
 
 

@@ -119,7 +119,8 @@ class Attachment(Attached):
                 raise ValueError(f"{self.name!r} cannot be merged: at {where} it acts on hidden states, which no "
                                  f"weight of the model can absorb")
             below = below_merged(self.name, where, place, now)
-            constants[place] = self.at[place].over(below).merged()
+            constants[place] = _fitting(f"{type(self.method).__name__} at {where}: merged()", place,
+                                        self.at[place].over(below).merged())
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
 
     def unmerge(self) -> None:
@@ -212,3 +213,12 @@ class Attachment(Attached):
                 raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "
                                  f"plug it and merge it again")
             self._become(back)
+
+
+def _fitting(what: str, slot: Slot, merged: Any) -> Weight:
+    """`merged`, if it can stand in the slot: a Weight of its shape and dtype. ValueError otherwise."""
+    if not all(hasattr(merged, name) for name in ("arrays", "project", "rows", "drops")):
+        raise ValueError(f"{what} gives {type(merged).__name__}; expected a weight, such as minipeft.Parameter(array)")
+    if tuple(merged.shape) != slot.shape or merged.dtype != slot.dtype:
+        raise ValueError(f"{what} gives {merged.dtype} {list(merged.shape)}; expected {slot.dtype} {list(slot.shape)}")
+    return merged

@@ -12,11 +12,13 @@ from typing import Any, Callable, Mapping
 import numpy
 
 from minipeft.attaching.method import Declared, Method
-from minipeft.backend import Array
+from minipeft.backend import Array, xp
 from minipeft.checks import is_integer, shown
+from minipeft.nn.init import zeros
 from minipeft.nn.place import Place
 from minipeft.nn.weight import Fixed, Parameter
 
+_DTYPES = ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
 Arrays = dict[str, Parameter | Fixed]  # {"place.leaf": array}, those of a whole attachment or of one place
 
 
@@ -40,9 +42,14 @@ class Plan:
         return {name: self.piece(name, own) for name in self.places}, own
 
     def piece(self, name: str, own: Arrays) -> Any:
-        """The piece of the place called `name`, made of its arrays among `own`."""
+        """The piece of the place called `name`, made of its arrays among `own`. Raises TypeError or ValueError where the
+        method's make() fails."""
         arrays = {leaf: own[d.key(name, leaf)] for leaf, d in self.declared[name].items()}
-        return self.method.make(name, self.places[name], arrays)
+        what = f"{type(self.method).__name__} at {name}: make()"
+        try:
+            return called(what, self.method.make, name, self.places[name], arrays)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
 
 
 def wanted(model: Any, method: Method) -> Plan:
@@ -52,14 +59,17 @@ def wanted(model: Any, method: Method) -> Plan:
     declarations, and for a shared array that two places declare differently; TypeError where the method returns no
     mapping."""
     what, known = type(method).__name__, dict(model.named_places())
-    places = _named(f"{what}.places()", "places {name: place}", method.places(model))
+    places = _named(f"{what}.places()", "places {name: place}", called(f"{what}.places()", method.places, model))
     if not places:
         raise ValueError(f"{what}.places() chooses nothing on this model; expected at least one place")
     for name, place in places.items():
         if known.get(name) is not place:
             raise ValueError(f"{what}.places() gives {shown(name)}, which is no place of this model under that name")
-    declared = {name: _named(f"{what}.arrays() at {name}", "arrays {leaf: trained(shape) or fixed(shape, init)}",
-                             method.arrays(name, place, model)) for name, place in places.items()}
+    declared = {}
+    for name, place in places.items():
+        found = called(f"{what}.arrays() at {name}", method.arrays, name, place, model)
+        declared[name] = _named(f"{what}.arrays() at {name}", "arrays {leaf: trained(shape) or fixed(shape, init)}",
+                                found)
     seen: dict[str, Declared] = {}
     for name, leaves in declared.items():
         if not leaves:
@@ -74,6 +84,19 @@ def wanted(model: Any, method: Method) -> Plan:
                 raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r} and declared as "
                                  f"{_said(d)}; another place declares {_said(first)}; expected one shape and dtype")
     return Plan(method, places, declared)
+
+
+def called(what: str, function: Callable, *inputs: Any) -> Any:
+    """function(*inputs), which runs code of a method. Errors become a TypeError that begins with `what`; ValueErrors
+    pass, because they are the method's own word on a place that does not fit."""
+    try:
+        return function(*inputs)
+    except ValueError:
+        raise
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from error
+    except Exception as error:
+        raise TypeError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _named(what: str, expected: str, found: Any) -> dict:
@@ -97,28 +120,24 @@ def _check(where: str, leaf: Any, declared: Any) -> None:
     if not callable(declared.init):
         raise ValueError(f"{where}: the init of {leaf!r} is {shown(declared.init)}; expected a function of (shape, "
                          f"dtype, rng), such as minipeft.zeros or minipeft.normal(0.02)")
+    if declared.dtype is not None and declared.dtype.name not in _DTYPES:
+        raise ValueError(f"{where}: {leaf!r} has dtype {declared.dtype}, which no file can hold; expected one of "
+                         f"{', '.join(_DTYPES)}")
     shared = declared.shared
     if shared is not None and not (isinstance(shared, str) and re.fullmatch("[^@/]+", shared)):
         raise ValueError(f"{where}: {leaf!r} is shared as {shown(shared)}; expected a name without '@' and '/'")
 
 
 def drawn(plan: Plan, rng: numpy.random.Generator) -> Callable[[str, Declared, Any], Array]:
-    """A `fill` for the arrays of `plan` that calls the init of each. Raises ValueError for an init that gives another
-    shape or dtype. If one raises, `rng` is again as it was before the first."""
-    before = rng.bit_generator.state
-
+    """A `fill` for the arrays of `plan` that calls the init of each with `rng`, and copies what it gives: an init may
+    return the base's own array. Raises ValueError for one that gives no array, or one of another shape or dtype,
+    TypeError for one that fails."""
     def fill(key: str, declared: Declared, dtype: Any) -> Array:
         what = f"{type(plan.method).__name__}: the init of {key}"
-        try:
-            try:
-                array = declared.init(declared.shape, dtype, rng)
-            except TypeError as error:
-                raise TypeError(f"{what}, a function of (shape, dtype, rng), fails: {error}") from error
-            if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:
-                found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "dtype") else type(array).__name__
-                raise ValueError(f"{what} gives {found}; expected {dtype} {list(declared.shape)}")
-        except BaseException:
-            rng.bit_generator.state = before
-            raise
-        return array
+        array = called(f"{what}, a function of (shape, dtype, rng), fails", declared.init, declared.shape, dtype, rng)
+        if not isinstance(array, xp.ndarray) or array.shape != declared.shape or array.dtype != dtype:
+            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, xp.ndarray) else \
+                type(array).__name__
+            raise ValueError(f"{what} gives {found}; expected {dtype} {list(declared.shape)}")
+        return array if declared.init is zeros else array.copy()  # a page of zeros costs nothing until it is written
     return fill

@@ -62,7 +62,10 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
         for file, attachment in read:
             _same_base(model, file)
     ordered = _in_order(model, read, force)
-    put(model, [attachment for _, attachment in ordered])
+    try:
+        put(model, [attachment for _, attachment in ordered])
+    except ValueError as error:
+        raise ValueError(f"{', '.join(file.path for file, _ in ordered)}: {error}") from None
     for file, attachment in read:
         if file.version == "1":
             warnings.warn(f"{file.path} is an adapter file of version 1, which names the attachments that were plugged "
@@ -82,7 +85,7 @@ def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[Adap
     try:
         method = _method(model, file)
         plan = wanted(model, method)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # the method's own code read the file's fields
         raise ValueError(f"{file.path}: does not fit this model: {error}") from error
     _same_shapes(file, plan)  # before anything of these sizes is made
     try:
@@ -94,7 +97,12 @@ def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[Adap
         return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))
 
     trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
-    return file, Attachment(model, name, method, plan.places, *plan.built(from_file), trained_on)
+    pieces, arrays = plan.built(from_file)
+    try:
+        tried(plan, pieces, arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
+    return file, Attachment(model, name, method, plan.places, pieces, arrays, trained_on)
 
 
 def _same_shapes(file: AdapterFile, plan: Plan) -> None:
@@ -143,6 +151,8 @@ def _fitting(what: str, array: numpy.ndarray, dtype: Any) -> numpy.ndarray:
                          f"{'floating point' if dtype.kind == 'f' else dtype}")
     with numpy.errstate(over="ignore"):
         narrow = array.astype(dtype)
+    if dtype.kind in "iu" and not numpy.array_equal(narrow, array):
+        raise ValueError(f"{what} holds integers beyond {dtype}")
     if not numpy.isfinite(narrow).all():
         raise ValueError(f"{what} holds numbers that are not finite in {dtype}")
     return narrow

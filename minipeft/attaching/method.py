@@ -5,6 +5,8 @@ import dataclasses
 import json
 from typing import Any, Callable, ClassVar, Mapping, Self, TypeVar
 
+import numpy
+
 from minipeft.attaching.fields import check_settings, file_fields, is_plain, plain
 from minipeft.backend import Array
 from minipeft.checks import shown
@@ -49,7 +51,7 @@ def trained(shape: tuple[int, ...], init: Init = zeros, shared: str | None = Non
 def fixed(shape: tuple[int, ...], init: Init, shared: str | None = None, dtype: Any = None) -> Declared:
     """An array that is saved with the attachment and never trained, such as random projections or indices. shape, init,
     shared, dtype: as in `Declared`."""
-    return Declared(_tuple(shape), init, Fixed, shared, dtype)
+    return Declared(_tuple(shape), init, Fixed, shared, None if dtype is None else numpy.dtype(dtype))
 
 
 def _tuple(shape: Any) -> Any:
@@ -137,7 +139,8 @@ class Method:
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
         """The method in a file with these fields. where: a pattern for the file's places. tensors: the arrays in the
-        file, for a method that is described by some of them. Raises ValueError for fields out of range."""
+        file, for a method that is described by some of them; `attach` tries it with none. Raises ValueError for
+        fields out of range."""
         return cls(**fields, where=where)  # type: ignore[call-arg]
 
 
@@ -154,6 +157,12 @@ def register(cls: M) -> M:
         raise TypeError(f"{what} is not a frozen dataclass; write @minipeft.register above @dataclass(frozen=True)")
     if "where" not in {field.name for field in dataclasses.fields(cls)}:  # type: ignore[arg-type]
         raise TypeError(f"{what} has no field `where`; expected one, such as where: Where = r\"\\.(q|v)\\.weight$\"")
+    if not isinstance(cls.kinds, tuple) or not set(cls.kinds) <= set(_NOUNS) or not cls.kinds:
+        raise TypeError(f"{what}.kinds is {shown(cls.kinds)}; expected a tuple of some of {', '.join(_NOUNS)}")
+    late = [field.name for field in dataclasses.fields(cls) if not field.init]  # type: ignore[arg-type]
+    if late:
+        raise TypeError(f"{what}: the field `{late[0]}` has init=False, so a file could not give it back; make it a "
+                        f"property")
     taken = [name for name in file_fields(cls) if name == "kind" or hasattr(Method, name)]
     if taken:
         raise TypeError(f"{what} has a field `{taken[0]}`, a name that the contract uses; expected another name")
@@ -186,7 +195,11 @@ def checked(method: Any) -> Method:
         if not is_plain(value):
             raise ValueError(f"{what}: {name} is {shown(value)}, which a file cannot hold; expected numbers, strings, "
                              f"booleans, None, or tuples of these{_HINT}")
-    again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
+    try:
+        again = type(method).from_file(json.loads(json.dumps(fields)), method.where, {}).fields()
+    except Exception as error:
+        raise ValueError(f"{what}.from_file(fields, where, {{}}) fails for the method's own fields: "
+                         f"{type(error).__name__}: {error}") from error
     for name, value in fields.items():
         if again.get(name) != value:
             raise ValueError(f"{what}: {name} is {shown(value)}; expected {shown(again.get(name))}, as a file would "

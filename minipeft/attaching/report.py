@@ -77,9 +77,9 @@ def report(model: Model, params: Any = None) -> Report:
     attachments = whole(model).attachments
     plugged = {name: a.parameters for name, a in attachments.items() if a.state == "plugged"}
     own = {name: p for found in plugged.values() for name, p in found.items()}
-    base, places = model.base_parameters, dict(model.named_places())
-    constants = [entry.merged for place in places.values() for entry in place.merged]
-    trained: Mapping[str, Parameter] = own if own or constants else base
+    base, places = model.base_arrays, dict(model.named_places())
+    constants = [a for place in places.values() for entry in place.merged for a in entry.merged.arrays.values()]
+    trained: Mapping[str, Parameter] = own if own or constants else model.base_parameters
     groups = plugged if own else {"selected": trained}
     if params is not None:
         trained = _checked(model, getattr(params, "parameters", params))
@@ -88,7 +88,7 @@ def report(model: Model, params: Any = None) -> Report:
     held = {id(p): p for a in attachments.values() for p in a.arrays.values()}
     arrays = [*{**everything, **held}.values(), *constants]
     ranks = dict.fromkeys(attachments[name].method.rank for name in plugged
-                          if hasattr(attachments[name].method, "rank"))
+                          if type(attachments[name].method).__name__ == "LoRA")
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
         all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
@@ -112,10 +112,11 @@ def _checked(model: Model, params: Any) -> Mapping[str, Parameter]:
     return params
 
 
-def _counts(params: Iterable[tuple[str, Parameter]], places: Mapping[str, Place]) -> dict[str, int]:
+def _counts(params: Iterable[tuple[str, Any]], places: Mapping[str, Place]) -> dict[str, int]:
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, p in params:
         where = name.partition("@")[0]
+        where = where if where in places else where.rpartition(".")[0]  # a base of several arrays: "place.leaf"
         part = component(where, places[where]) if where in places else "shared"  # by several places
         counts[part] = counts.get(part, 0) + p.data.size
     return counts

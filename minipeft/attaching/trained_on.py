@@ -25,7 +25,6 @@ from minipeft.backend import Array, to_host
 from minipeft.nn.fingerprint import fingerprint, sha256
 from minipeft.nn.module import Model
 from minipeft.nn.state import Host, Names, State
-from minipeft.nn.weight import Parameter
 from minipeft.attaching.fields import described
 
 
@@ -66,7 +65,7 @@ def content_of_base(model: Model) -> str:
     """A fingerprint of a bare model: its tensors, and every field of its configuration that changes what it
     computes."""
     bases = [getattr(place, "base", None) for place in model.host.places]  # quicker than by name, at every step
-    sample = [_sample(base.data) for base in bases if isinstance(base, Parameter)]
+    sample = [_sample(array.data) for base in bases for array in getattr(base, "arrays", {}).values()]
     known = model.host.remembered
     if known is None or known[0] != sample:
         computes = getattr(getattr(model, "config", None), "computes", dict)
@@ -107,7 +106,8 @@ def record(host: Host, state: State, orders: frozenset[Names], parameters: froze
     attached: dict[str, Any] = dict(state.attached)
     trained = {name: a for name, a in attached.items() if not a.own.isdisjoint(parameters)}
     others = parameters.difference(*(a.own for a in trained.values()))
-    base_too = bool(others) and any(getattr(place, "base", None) in others for place in host.places)
+    base_too = bool(others) and any(
+        p in others for place in host.places for p in getattr(getattr(place, "base", None), "arrays", {}).values())
     model = next(iter(attached.values())).model if attached else None
     settle(state, frozenset(trained.values()), model if base_too else None)
     if base_too:

@@ -1,17 +1,19 @@
-"""A method is tried before a model is touched: one piece for each kind and shape of place, on arrays of zeros.
+"""A method is tried before a model is touched: one piece for each kind and shape of place.
 
-The piece must be made of the declared arrays and hold no other, and must compute what its place computes, in shape and
-dtype. Nothing is drawn.
+    tried(plan)                   on arrays of zeros, before anything is drawn
+    tried(plan, pieces, own)      every piece, as it was made; those with fixed indices compute only here
+
+A piece must be made of the declared arrays and hold no other, and must compute what its place computes, in shape and
+dtype. Fixed integers and booleans choose something, so that a piece cannot be tried on made-up ones.
 """
 from __future__ import annotations
 
-import math
 from types import ModuleType
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy
 
-from minipeft.attaching.build import Plan
+from minipeft.attaching.build import Arrays, Plan
 from minipeft.backend import Array, xp
 from minipeft.checks import shown
 from minipeft.engine.ops.overflow import quiet
@@ -20,33 +22,37 @@ from minipeft.nn.place import Place
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Fixed, Piece, Reparam
 
-ROWS = 2  # how long the stream of a trial is
+BATCH, TIME = 2, 3  # of the stream of a trial
 
 
-def tried(plan: Plan) -> Plan:
-    """`plan`, whose method makes pieces that fit. Raises TypeError for a piece of the wrong kind and for one whose
-    computation fails, ValueError for arrays that are missing or not declared, and for results of another shape or
-    dtype."""
+def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | None = None) -> Plan:
+    """`plan`, whose method makes pieces that fit. pieces, own: those that were built, {name: piece} and {"place.leaf":
+    array}. Raises TypeError for a piece of the wrong kind and for one whose computation fails, ValueError for arrays
+    that are missing or not declared, and for results of another shape or dtype."""
     seen = set()
     for name, place in plan.places.items():
+        leaves = plan.declared[name]
         like = (place.kind, getattr(place, "shape", None),
-                tuple(sorted((leaf, d.shape) for leaf, d in plan.declared[name].items())))
-        if like not in seen:
-            seen.add(like)
-            _try(plan, name, place)
+                tuple(sorted((leaf, d.shape) for leaf, d in leaves.items())))
+        keys = {d.key(name, leaf): d for leaf, d in leaves.items()}
+        choosing = any(d.dtype is not None and d.dtype.kind in "iub" for d in leaves.values())
+        if pieces is None and like not in seen:
+            zeros = {key: d.kind(_zeros(*d.shape, dtype=plan.arrays()[key][1])) for key, d in keys.items()}
+            _try(plan, name, place, plan.piece(name, zeros), zeros, computes=not choosing)
+        elif pieces is not None:
+            built = {key: (own or {})[key] for key in keys}
+            _try(plan, name, place, pieces[name], built, computes=choosing and like not in seen)
+        seen.add(like)
     return plan
 
 
-def _try(plan: Plan, name: str, place: Place) -> None:
+def _try(plan: Plan, name: str, place: Place, piece: Any, own: Mapping[str, Any], computes: bool) -> None:
     where = f"{type(plan.method).__name__} at {name}"
-    keys = {d.key(name, leaf) for leaf, d in plan.declared[name].items()}
-    own = {key: d.kind(_zeros(*d.shape, dtype=dtype)) for key, (d, dtype) in plan.arrays().items() if key in keys}
-    piece = _called(f"{where}: make()", plan.piece, name, own)
     _check_kind(where, place, piece)
     _check_arrays(where, piece, own)
     what, results = f"{where}: its {type(piece).__name__}", _results(place, piece)
     with quiet(all="ignore"):  # zeros may divide zeros; only shapes and dtypes count here
-        while (result := _called(what, next, results, None)) is not None:
+        while computes and (result := _called(what, next, results, None)) is not None:
             _check_result(what, *result)
 
 
@@ -75,7 +81,7 @@ def _check_kind(where: str, place: Place, piece: Any) -> None:
                         f"minipeft.Piece that defines __call__)")
 
 
-def _check_arrays(where: str, piece: Any, own: dict[str, Any]) -> None:
+def _check_arrays(where: str, piece: Any, own: Mapping[str, Any]) -> None:
     """The declared arrays are attributes of the piece, and there is no other Parameter in it."""
     held = {id(a) for a in piece.arrays.values()}
     for key, array in own.items():
@@ -118,34 +124,38 @@ def _results(place: Any, piece: Any) -> Iterator[tuple[str, Any, tuple, Any]]:
     dtype = place.dtype
     if isinstance(place, Slot):
         weight = piece.over(place.fold())
-        dense = weight.dense()
-        if not isinstance(dense, Tensor):
-            raise TypeError(f"dense() gives {type(dense).__name__}; expected a Tensor")
-        yield "dense()", dense, place.shape, dtype
+        yield "dense()", _tensor("dense()", weight.dense()), place.shape, dtype
         if len(place.shape) == 2:
-            d_out, d_in = place.shape
-            yield "project(x)", weight.project(Tensor(_zeros(ROWS, d_in, dtype=dtype)), None), (ROWS, d_out), dtype
-            yield "rows(ids)", weight.rows(xp.zeros((1, ROWS), dtype=int)), (1, ROWS, d_in), dtype
+            (d_out, d_in), x = place.shape, Tensor(_zeros(TIME, place.shape[1], dtype=dtype))
+            yield "project(x)", _tensor("project(x)", weight.project(x, None)), (TIME, d_out), dtype
+            ids = xp.zeros((BATCH, TIME), dtype=int)
+            yield "rows(ids)", _tensor("rows(ids)", weight.rows(ids)), (BATCH, TIME, d_in), dtype
         else:
-            yield "vector()", weight.vector(), place.shape, dtype
+            yield "vector()", _tensor("vector()", weight.vector()), place.shape, dtype
         return
-    shape = (1, ROWS, place.width)
+    shape = (BATCH, TIME, place.width)
     x = Tensor(_zeros(*shape, dtype=dtype))
     if place.kind == "sublayer":
-        yield "the output", piece(x, x, x), shape, dtype
+        yield "the output", _tensor("it", piece(x, x, x)), shape, dtype
     elif place.kind == "input":
-        for mask in (None, xp.ones((1, ROWS), dtype=bool)):
+        for mask in (None, xp.ones((BATCH, TIME), dtype=bool)):
             out, seen = _parts("embeddings, mask", piece(x, mask))
-            yield "the embeddings", out, (1, _length(out), place.width), dtype
+            yield "the embeddings", _tensor("it", out), (BATCH, _length(out), place.width), dtype
             if seen is not None or mask is not None:
-                yield "the mask", seen, (1, _length(out)), numpy.dtype(bool)
+                yield "the mask", seen, (BATCH, _length(out)), numpy.dtype(bool)
     else:
-        for kept, bias in ((x, None), (x.data, _zeros(1, 1, ROWS, ROWS, dtype=dtype))):  # decoding keeps arrays
+        for kept, bias in ((x, None), (x.data, _zeros(1, 1, TIME, TIME, dtype=dtype))):  # decoding keeps arrays
             k, v, hides = _parts("keys, values, bias", piece(kept, kept, bias))
-            yield "the keys", k, (1, _length(k), place.width), dtype
-            yield "the values", v, (1, _length(k), place.width), dtype
+            yield "the keys", k, (BATCH, _length(k), place.width), dtype
+            yield "the values", v, (BATCH, _length(k), place.width), dtype
             if hides is not None or bias is not None:
-                yield "the bias", hides, (*getattr(hides, "shape", (1, 1, ROWS, ROWS))[:-1], _length(k)), dtype
+                yield "the bias", hides, (*getattr(hides, "shape", (1, 1, TIME, TIME))[:-1], _length(k)), dtype
+
+
+def _tensor(what: str, found: Any) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{what} gives {type(found).__name__}; expected a Tensor (of ops, so that gradients pass)")
+    return found
 
 
 def _parts(expected: str, result: Any) -> tuple:
@@ -167,7 +177,4 @@ def _check_result(where: str, what: str, found: Any, shape: tuple, dtype: Any) -
 
 
 def _zeros(*shape: int, dtype: Any) -> Array:
-    """Zeros; of integers 0, 1, 2, ..., because indices may have to be distinct."""
-    if numpy.dtype(dtype).kind in "iu":
-        return xp.arange(math.prod(shape), dtype=dtype).reshape(shape)
     return xp.zeros(shape, dtype=dtype)

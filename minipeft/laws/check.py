@@ -66,8 +66,14 @@ def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts
 
     Three laws are not run here, but in the tests of the library. Laws 9, fused = definition, and 11, backends agree,
     concern ops and backends and no method. Law 10, rank, concerns LoRA. Raises TypeError and ValueError for a method
-    that breaks its contract, TypeError for a part of a model."""
+    that breaks its contract, TypeError for a part of a model, ValueError for a model with attachments and for one that
+    takes fewer than eight positions."""
     checked(method)
+    if model is not None and whole(model).attachments:
+        raise ValueError(f"the model has attachments ({', '.join(model.attachments)}); expected one without")
+    room = getattr(getattr(model, "config", None), "max_length", None)
+    if room is not None and getattr(model.config, "positions", "") == "learned" and room < 8:  # type: ignore
+        raise ValueError(f"the model has {room} positions; the laws need 8")
     models = {f"{family}, {dtype}": model_of(family, dtype, seed) for family in FAMILIES for dtype in
               ("float64", "float32")} if model is None else {type(model).__name__: whole(model)}
     verdicts: list[Verdict] = []

@@ -12,7 +12,7 @@ import numpy
 from minipeft.attaching.attach import attach
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.method import Method
-from minipeft.laws.models import batch_for, moved
+from minipeft.laws.models import batch_for, bits, moved
 from minipeft.methods.lora import LoRA
 from minipeft.nn.module import Model
 
@@ -57,6 +57,7 @@ class Bench:
         """A bench with the method attached as "a", every trained number moved, and a batch of so many rows."""
         copy = model.clone()
         attachment = attach_moved(copy, method, seed, "a")
+        holds(bits(copy.base_parameters) == bits(model.base_parameters), "moving its arrays moves the base")
         dtype = next(iter(copy.base_parameters.values())).dtype
         return cls(copy, attachment, batch_for(copy.config.vocab_size, seed, rows),  # type: ignore[attr-defined]
                    float(numpy.finfo(dtype).eps) / 2)

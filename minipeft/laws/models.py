@@ -93,5 +93,5 @@ def moved(attachment: Any, rng: numpy.random.Generator, std: float = 0.2) -> Any
     """The attachment as it might be after training: every trained number moved by N(0, std^2), so that no factor is
     still 0."""
     for p in attachment.parameters.values():
-        p.data = p.data + to_device((std * rng.standard_normal(p.shape)).astype(p.dtype))
+        p.data += to_device(numpy.asarray(std * rng.standard_normal(p.shape)).astype(p.dtype))
     return attachment

@@ -36,8 +36,8 @@ def masking(method: Method, model: Model, seed: int) -> None:
     (loss, grads), uses, evaluated = _counted(step, own, everything)
     holds(loss == full_loss and bits(grads) == bits({name: full[name] for name in own}),
           "the gradients are not, bit for bit, those of a run that trains everything")
-    holds(evaluated == {name: uses[name] for name in own if uses[name]},
-          f"gradients were evaluated {dict(evaluated)} times; expected {({name: uses[name] for name in own})}")
+    often = [name for name, n in evaluated.items() if not 0 < n <= (uses[name] if name in own else 0)]  # a use that the
+    holds(not often, f"the gradient of {often[:1]} is evaluated more often than it is used")  # loss ignores has none
     idle = [name for name, g in grads.items() if not g.any()]
     holds(not idle, f"{', '.join(idle)} never gets a gradient")
     before, optimizer = bits(everything), AdamW(lr=1e-2, weight_decay=0.1)

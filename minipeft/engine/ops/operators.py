@@ -2,6 +2,7 @@
 
 A number beside a Tensor takes the Tensor's own kind, so that float32 stays float32 and Fractions stay exact.
 """
+import math
 from fractions import Fraction
 from numbers import Rational, Real
 from typing import Any, Callable
@@ -12,13 +13,15 @@ from minipeft.engine.tensor import Tensor
 
 def alike(number: Any, x: Tensor) -> Any:
     """`number` (Python's, a Fraction, a NumPy scalar) as a float where x [...] holds floating-point numbers, and as a
-    Fraction where x holds objects. Beside integers and booleans it stays as it is. Anything that is not a real number
-    always does."""
+    Fraction where x holds objects. Beside integers and booleans it stays as it is. Infinities and NaN beside objects,
+    and anything that is not a real number, always do."""
     if not isinstance(number, Real) or x.dtype.kind not in "fO":
         return number
     if x.dtype.kind == "f":
         return float(number)
-    return Fraction(number) if isinstance(number, Rational) else Fraction(float(number))
+    if isinstance(number, Rational):
+        return Fraction(number)
+    return Fraction(float(number)) if math.isfinite(number) else number
 
 
 def _both(op: Callable[[Any, Any], Tensor]) -> tuple[Callable, Callable]:
@@ -35,7 +38,7 @@ _TABLE: dict[str, Any] = {
     "__add__": _add, "__radd__": _radd, "__sub__": _sub, "__rsub__": _rsub,
     "__mul__": _mul, "__rmul__": _rmul, "__truediv__": _div, "__rtruediv__": _rdiv,
     "__matmul__": lambda a, b: p.matmul(a, b), "__rmatmul__": lambda a, b: p.matmul(b, a),
-    "__neg__": lambda a: p.neg(a), "__pow__": lambda a, exponent: p.power(a, exponent=exponent),
+    "__neg__": lambda a: p.neg(a), "__pow__": lambda a, exponent: p.power(a, exponent=alike(exponent, a)),
     "__getitem__": lambda a, key: p.index(a, key=key),
     "mT": property(lambda a: p.matrix_transpose(a)),
     "sum": lambda a, axis=None, keepdims=False: p.sum(a, axis=axis, keepdims=keepdims),
