@@ -38,6 +38,14 @@ class CodeBook(minipeft.Reparam):
         return self.base.dense() + rows.reshape(*self.shape)
 
 
+class Masked(minipeft.Reparam):
+    """W0 with d added where the fixed mask is True."""
+
+    def dense(self):
+        at = numpy.flatnonzero(self.mask.data)
+        return self.base.dense() + minipeft.ops.scatter(self.d, at, shape=self.shape)
+
+
 class Sliced(Scaled):
     """A product of arrays: right in value, and it cuts the gradient."""
 
@@ -67,6 +75,8 @@ class Faulty(minipeft.Method):
             "tensor": {"W": minipeft.trained(slot.shape, lambda *_: slot.fold().dense())},
             "codes": {"book": minipeft.trained((4, 1)), "codes": minipeft.fixed(
                 slot.shape, lambda shape, dtype, rng: rng.integers(0, 4, shape).astype(dtype), dtype="uint8")},
+            "mask": {"d": minipeft.trained((5,)), "mask": minipeft.fixed(
+                slot.shape, lambda shape, *_: numpy.arange(180).reshape(shape) < 5, dtype=bool)},
             "complex": {"l": minipeft.trained(shape, one), "z": minipeft.fixed((2,), one, dtype=complex)}}[self.how]
 
     def make(self, name, slot, arrays):
@@ -114,6 +124,12 @@ def test_a_merged_weight_that_does_not_fit_is_refused_before_anything_moves():
     with pytest.raises(ValueError, match=rf"at {PLACE}: merged\(\) gives ndarray; expected a weight"):
         attachment.merge()
     assert attachment.state == "plugged"
+
+
+def test_a_fixed_mask_that_says_how_many_are_trained_is_tried_as_it_is():
+    model = CASE.model()
+    minipeft.attach(model, Faulty("Masked", "mask"), RNG(0))
+    assert laws.check(Faulty("Masked", "mask"), CASE.model()).ok
 
 
 def test_fixed_codes_that_choose_among_few_values_are_tried_as_they_were_drawn(tmp_path):

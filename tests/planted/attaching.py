@@ -124,7 +124,7 @@ BUGS = [
     Bug("a tied head is not said to be tied", "nn/where.py",
         'tied = isinstance(pattern, str) and "head" in pattern', "tied = False", HELP),
     Bug("after a merge the rest of the base counts as trained", "attaching/report.py",
-        "= own if own or constants else base", "= own if own else base",
+        "= own if own or constants else model", "= own if own else model",
         "attaching/test_report.py::test_what_is_plugged_is_trained_and_what_is_off_or_merged_is_not"),
     Bug("a report praises a negative saving", "attaching/report.py", "if low < dense else", "if True else",
         "attaching/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"

@@ -83,8 +83,9 @@ BUGS = [
         "        now = now.replace(plugged=without(now.plugged, self.name))\n"
         "        now.entries[last] = kept[last]\n        return now\n",
         ROUTING + "swapping_a_b_a_gives_the_bits_of_a_again"),
-    Bug("attaching draws a number before it has checked", ATTACH, "    plan = tried(wanted(model, method))\n",
-        "    rng.random()\n    plan = tried(wanted(model, method))\n",
+    Bug("attaching draws a number before it has checked", ATTACH,
+        "    plan, before = tried(wanted(model, method)), rng.bit_generator.state\n",
+        "    rng.random()\n    plan, before = tried(wanted(model, method)), rng.bit_generator.state\n",
         "attaching/test_attach.py::test_when_attach_raises_nothing_was_drawn_and_nothing_is_attached"),
     Bug("B does not start at 0", LORA, "trained((d_out, self.rank))", "trained((d_out, self.rank), normal(0.01))",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),

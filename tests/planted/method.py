@@ -5,7 +5,7 @@ from tests.planted.bug import Bug
 
 METHOD, FIELDS, BUILD, TRIAL, LOAD = (
     f"attaching/{name}.py" for name in ("method", "fields", "build", "trial", "load"))
-CONTRACT = "attaching/test_method.py::test_"
+CONTRACT, FAULTS = "attaching/test_method.py::test_", "attaching/test_method_faults.py::test_"
 UNREGISTERED = CONTRACT + "something_else_than_a_registered_method_is_refused"
 FILE_HOLDS = CONTRACT + "a_field_that_a_file_cannot_hold_is_refused_with_what_is_expected"
 ARRAYS = CONTRACT + "arrays_that_are_declared_wrongly_are_refused"
@@ -53,9 +53,11 @@ BUGS = [
         "                for name in self.places}, own",
         CONTRACT + "it_trains_its_own_arrays_and_nothing_else"),
     Bug("an init may give another shape", BUILD,
-        'if getattr(array, "shape", None) != declared.shape or array.dtype != dtype:', "if array.dtype != dtype:",
-        ARRAYS),
-    Bug("an init that raises has moved the generator", BUILD, "            rng.bit_generator.state = before\n", "",
+        "array.shape != declared.shape or array.dtype != dtype:", "array.dtype != dtype:", ARRAYS),
+    Bug("the base's own array is trained in place of a copy of it", BUILD, "else array.copy()", "else array",
+        FAULTS + "an_init_that_returns_the_base_does_not_let_training_write_into_it"),
+    Bug("an init that raises has moved the generator", "attaching/attach.py",
+        "        rng.bit_generator.state = before\n", "",
         CONTRACT + "an_init_that_raises_leaves_the_generator_where_it_was"),
     # ---- the trial
     Bug("the trial looks at no shape", TRIAL, 'if getattr(array, "shape", None) != shape or array.dtype != dtype:',
@@ -63,12 +65,10 @@ BUGS = [
     Bug("the trial looks at no dtype", TRIAL, 'if getattr(array, "shape", None) != shape or array.dtype != dtype:',
         'if getattr(array, "shape", None) != shape:', DENSE),
     Bug("the trial makes no product", TRIAL,
-        'yield "project(x)", weight.project(Tensor(_zeros(ROWS, d_in, dtype=dtype)), None), (ROWS, d_out), dtype',
-        "pass",
+        'yield "project(x)", _tensor("project(x)", weight.project(x, None)), (TIME, d_out), dtype', "pass",
         CONTRACT + "a_product_or_lookup_that_gives_something_else_than_dense_would_is_refused"),
     Bug("one place of a shape is tried, whatever arrays the others get", TRIAL,
-        "tuple(sorted((leaf, d.shape) for leaf, d in plan.declared[name].items()))",
-        "tuple(sorted(plan.declared[name]))",
+        "tuple(sorted((leaf, d.shape) for leaf, d in leaves.items()))", "tuple(sorted(leaves))",
         CONTRACT + "each_shape_of_arrays_is_tried_not_only_the_first_of_a_shape_of_weight"),
     Bug("a Parameter inside an object of the piece is not found", TRIAL, "        else:\n            waiting +=",
         "        elif isinstance(value, Piece):\n            waiting +=",
@@ -78,11 +78,21 @@ BUGS = [
     Bug("a property of the piece hides a declared array", TRIAL,
         "        if getattr(piece, attribute, None) is not array:\n", "        if False:\n",
         CONTRACT + "a_declared_array_that_the_piece_lacks_or_hides_is_refused"),
-    Bug("an input site is tried without a mask alone", TRIAL, "for mask in (None, xp.ones((1, ROWS), dtype=bool)):",
+    Bug("an input site is tried without a mask alone", TRIAL, "for mask in (None, xp.ones((BATCH, TIME), dtype=bool)):",
         "for mask in (None,):", ON_SITES),
     Bug("a keys and values site is tried without a bias alone", TRIAL,
-        "for kept, bias in ((x, None), (x.data, _zeros(1, 1, ROWS, ROWS, dtype=dtype))):",
+        "for kept, bias in ((x, None), (x.data, _zeros(1, 1, TIME, TIME, dtype=dtype))):",
         "for kept, bias in ((x, None),):", ON_SITES),
+    Bug("a product of arrays is taken for one of Tensors", TRIAL, "if not isinstance(found, Tensor):", "if False:",
+        FAULTS + "a_product_that_is_no_tensor_is_refused_because_it_cuts_the_gradient"),
+    Bug("fixed codes are tried as zeros", TRIAL, "zeros, computes=not choosing)", "zeros, computes=True)",
+        FAULTS + "a_fixed_mask_that_says_how_many_are_trained_is_tried_as_it_is"),
+    Bug("a merged weight may be anything", "attaching/attachment.py",
+        'if not all(hasattr(merged, name) for name in ("arrays", "project", "rows", "drops")):', "if False:",
+        FAULTS + "a_merged_weight_that_does_not_fit_is_refused_before_anything_moves"),
+    Bug("scales of a quantized base are trained and it counts as the same base", "attaching/trained_on.py",
+        "p in others for place in host.places for p in", "p in () for place in host.places for p in",
+        FAULTS + "a_base_of_codes_is_counted_saved_and_moved_and_trained_scales_are_another_base"),
     # ---- loading
     Bug("load draws before it reads", LOAD,
         '        return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))\n',
