@@ -42,8 +42,8 @@ class Plan:
         return {name: self.piece(name, own) for name in self.places}, own
 
     def piece(self, name: str, own: Arrays) -> Any:
-        """The piece of the place called `name`, made of its arrays among `own`. Raises TypeError or ValueError where the
-        method's make() fails."""
+        """The piece of the place called `name`, made of its arrays among `own`. Raises TypeError or ValueError where
+        the method's make() fails."""
         arrays = {leaf: own[d.key(name, leaf)] for leaf, d in self.declared[name].items()}
         what = f"{type(self.method).__name__} at {name}: make()"
         try:
