@@ -1,6 +1,6 @@
 """Files are replaced as a whole: after a crash at any moment there is the old file or the new one.
 
-    1  create     .minipeft-CRC-PID-RANDOM.tmp beside the target, and lock it;  CRC is that of the target's name
+    1  create     .minipeft-CRC-PID-RANDOM.tmp beside the target, and lock it (CRC: of the target's name)
     2  write      the bytes, flushed to the disk, with the permissions of the file that is replaced
     3  rename     over the target; then the folder is flushed to the disk
 
@@ -81,7 +81,7 @@ def _written(target: str, parts: tuple, old: os.stat_result | None) -> bool:
 def _renamed(temporary: str, target: str, parts: tuple, old: os.stat_result | None) -> bool:
     handle = -1
     try:
-        # Until it is complete, nobody else may read what replaces a private file.
+        # Until the file is complete, only its owner may read it: the file that it replaces may be private.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0),
                          0o666 if old is None else old.st_mode & 0o600)
         if not _locked(handle):

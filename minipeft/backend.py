@@ -3,9 +3,9 @@
     from minipeft.backend import xp            xp.exp(x) is numpy.exp(x) or cupy.exp(x)
     with use("cupy"): ...                      inside the block, and in this thread or task only
 
-Op code never asks which library it runs on. It does not need to, because NumPy and CuPy differ in few ways, and all of
-them are listed here. Each is handled at the place after the arrow. The tests have a strict namespace that refuses
-whatever can be refused.
+The code of an operation never asks which library it runs on. It does not need to: NumPy and CuPy differ in few ways,
+all of them are listed here, and each is handled as the arrow says. The tests use a strict namespace, a NumPy that
+refuses whatever CuPy would refuse.
 
  1. Indices out of range: NumPy raises, CuPy wraps silently.      -> token ids are range-checked on the host
                                                                      (`nn.inputs.check_ids`) before they are moved.
@@ -124,8 +124,8 @@ def segment_sum(rows: Array, starts: Any) -> Array:
     """Sums of consecutive runs of `rows` [n, d]; run i begins at row starts[i] (host integers) -> [runs, d].
 
     The order of the additions within a run is fixed, and so are the bits of the sum. Off NumPy the order is a tree:
-    log2(longest run) passes over all rows. Each pass adds to a row the row 1, 2, 4, ... before it, if that is of the
-    same run. After them the last row of a run holds its sum."""
+    log2(longest run) passes over all rows. The first adds to each row the row before it, if that is in the same run;
+    the next ones the row 2, 4, 8, ... before it. After them the last row of a run holds its sum."""
     if len(starts) == 0:
         return rows[:0]
     if namespace() is numpy:

@@ -2,8 +2,8 @@
 
     minipeft.peft.lora, minipeft.autograd.tensor, minipeft.ops       modules that moved
     ops.swap, tensor.pullback, weight.Constant, weight.Slot          names that changed or moved
-    LoRA(start=...), PromptTuning(start=...)                         a field: init
-    Selective(type="norm scale")                                     a value: "norm weight"
+    LoRA(start=...), PromptTuning(start=...)                         a field that is now init
+    Selective(type="norm scale")                                     a value that is now "norm weight"
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VALUES = {"norm scale": "norm weight"}
 
 
 def _warn(old: str, new: str) -> None:
-    """Warn at the line that used the old name: the nearest one outside of this file and of the import system."""
+    """Warn at the line that used the old name: the nearest outside this file, `__init__` and the import system."""
     frame: Any = sys._getframe()
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         frame = frame.f_back

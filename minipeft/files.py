@@ -27,7 +27,7 @@ from minipeft.atomic import check_regular, write_atomic
 from minipeft.backend import Array, to_host
 from minipeft.checks import shown
 
-DIGEST = "tensors_sha256"  # SHA-256 over [name, dtype, shape] as a line of JSON and the stored bytes, by sorted names
+DIGEST = "tensors_sha256"  # SHA-256 over all tensors by sorted name: [name, dtype, shape] as a line of JSON, then bytes
 LIMIT = 8 * 2 ** 20        # bytes of JSON, in a header or a file; parsed, they take 50 times as much memory
 _BF16 = "bfloat16"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, "I64": "int64", "I32": "int32",
@@ -185,9 +185,9 @@ def widen_bf16(bits: numpy.ndarray) -> numpy.ndarray:
 
 
 def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
-    """x [...], float32 or float64, to bfloat16 as uint16: one rounding to nearest even. Too large numbers become
-    infinity. float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was inexact), so
-    that the second rounding cannot see a false tie."""
+    """x [...], float32 or float64, to bfloat16 as uint16: one rounding to nearest even. Numbers that are too large
+    become infinity. float64 goes through float32 rounded *to odd* (toward zero, then the last bit set if that was
+    inexact), so that the second rounding cannot see a false tie."""
     with numpy.errstate(over="ignore", invalid="ignore"):
         narrow = x.astype(numpy.float32)
     if x.dtype == numpy.float64:
@@ -206,7 +206,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     dtype: how floating-point tensors are stored ("float64", "float32", "float16", "bfloat16"), rounded once; None
     stores them as they are. signed: whether the metadata gets the digest of the tensors. Raises ValueError, before the
     file system is touched, if a finite number would overflow to infinity, a dtype cannot be stored, or names and
-    metadata are too long to be read again; and what `write_atomic` raises."""
+    metadata are too long to be read again; also raises what `write_atomic` raises."""
     if dtype is not None and dtype not in STORAGE:
         raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(STORAGE)}")
     if "__metadata__" in tensors:
@@ -268,7 +268,7 @@ def read_json(path: str | os.PathLike, limit: int = LIMIT) -> dict[str, Any]:
 def json_object(what: str, text: bytes, finite: bool = False) -> dict[str, Any]:
     """The JSON object in `text`, which an error calls `what`. finite: whether NaN and Infinity are refused, too. Raises
     ValueError for anything else, and for an object, at any depth, in which a name appears twice: json would keep the
-    last of the two entries, another reader the first."""
+    last of the two entries, another reader perhaps the first."""
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates,
                            parse_constant=_no_number if finite else None)

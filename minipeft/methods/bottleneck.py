@@ -22,8 +22,8 @@ sum x + F is the skip: with U = 0 the block starts unchanged.
 
 On T5-small, houlsby with m = 32: 799,488 parameters of 60,506,624.
 
-It acts on hidden states through a nonlinearity, so no weight can absorb it. An adapter cannot be merged: at inference
-it costs 4 m d operations per token.
+It acts on hidden states through a nonlinearity, so no weight can absorb it. An adapter therefore cannot be merged, and
+at inference it costs 4 m d operations per token.
 """
 from __future__ import annotations
 
@@ -89,15 +89,15 @@ PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
 @register
 @dataclasses.dataclass(frozen=True)
 class Bottleneck(Method):
-    """placement: one of PLACEMENTS. The width m is `size`, or d / reduction, rounded down. activation: f, one of
-    ACTIVATIONS. scale: s, by default that of the placement. input: h of a parallel adapter, "stream" (x) or "norm" (n).
-    cross: also after cross-attention (Houlsby's model has none). stacks: encoder, decoder, or both. where: the sites,
-    instead of those that placement, cross and stacks choose (h and s stay those of the placement).
+    """Bottleneck adapters. placement: one of PLACEMENTS. The width m is `size`, or else d / reduction, rounded down (at
+    least 1). activation: f, one of ACTIVATIONS. scale: s, by default that of the placement. input: h of a parallel
+    adapter, "stream" (x) or "norm" (n). cross: also after cross-attention (Houlsby's model has none). stacks: encoder,
+    decoder, or both. where: the sites; it replaces the choice by placement, cross and stacks, but not their h and s.
 
-    U and b_U start at 0, so attaching changes nothing; D is U(-1/sqrt(d), 1/sqrt(d)), b_D 0. Departures: Houlsby et al.
-    start near the identity (a truncated Gaussian) and also train the norms of the block (attach
-    Selective(component="norm") beside it). AdapterHub's houlsby has activation "swish", its parallel a reduction of 2,
-    and its pfeiffer reads norm(x + F) in a post-LN block. Raises ValueError for fields out of range."""
+    U and b_U start at 0, so attaching changes nothing; D is drawn from U(-1/sqrt(d), 1/sqrt(d)), b_D starts at 0.
+    Departures: Houlsby et al. start near the identity (a truncated Gaussian) and also train the block's norms (for
+    that, attach Selective(component="norm") beside it). AdapterHub's houlsby has activation "swish", its parallel a
+    reduction of 2; its pfeiffer reads norm(x + F) in a post-LN block. Raises ValueError for fields out of range."""
 
     kinds = ("sublayer",)
     placement: str = setting("houlsby", lambda v: one_of(v, PLACEMENTS), f"one of {', '.join(PLACEMENTS)}")
@@ -145,7 +145,7 @@ class Bottleneck(Method):
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method bottleneck_adapter)
 #
 # * The skip is counted twice: F + adapter(F) is added to a stream that holds F already.
-# * pfeiffer and houlsby are exchanged: pfeiffer reads x + F, houlsby reads F.
+# * pfeiffer and houlsby are mixed up: pfeiffer reads x + F, houlsby reads F.
 # * The scale 4 of the parallel adapter is left out, or applied to all placements.
 # * On encoder-decoder models, AdapterHub's houlsby has no adapter after cross-attention unless it is asked for.
 #

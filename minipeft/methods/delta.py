@@ -4,8 +4,8 @@
     W = W0 + P_rows^T d         RowDelta      d [n, d_in], at n given rows; P_rows [n, d_out] chooses these rows
     W = W0 + scatter(d, i)      MaskedDelta   d [n], at the flat indices i [n]
 
-All start at 0. Every product forms W again, a sum of the size of W, and keeps it for dx. Lookups of a Delta and a
-RowDelta add only the rows that they look up. Where a weight below has dropout, x is multiplied with both terms
+All start at 0. Every product with x forms W again, a sum of the size of W, and keeps it for dx. Lookups in a Delta and
+a RowDelta add only the rows that they look up. Where a weight below has dropout, x is multiplied by both terms
 separately, so that the dropout acts on the lower term alone.
 """
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Delta(Added):
 
 
 class RowDelta(Added):
-    """W0 [vocab, d_in], its shape, with d [n, d_in] added at the n rows `ids`, ascending."""
+    """W0 with d [n, d_in] added to its n rows `ids`, ascending. shape: that of W0, [vocab, d_in]."""
 
     d: Parameter
 
@@ -58,7 +58,7 @@ class RowDelta(Added):
         vocab, d_in = shape
         super().__init__(d=d)
         self._flat = (numpy.array(ids)[:, None] * d_in + numpy.arange(d_in)).reshape(-1)
-        self._row = numpy.full(vocab, len(ids))  # of each id in d; len(ids) for those that are not trained
+        self._row = numpy.full(vocab, len(ids))  # the row in d of each id; len(ids) if it is not trained
         self._row[list(ids)] = numpy.arange(len(ids))
 
     def change(self) -> Tensor:
@@ -72,7 +72,7 @@ class RowDelta(Added):
 
 
 class MaskedDelta(Added):
-    """W0 + scatter(d, i).   d [n]; i are the `indices` [n], ascending, stored with d (four bytes each below 2^31)."""
+    """W0 + scatter(d, i).   d [n]; i: `indices` [n], ascending, stored with d (as int32 if W has < 2^31 elements)."""
 
     d: Parameter
     indices: Fixed

@@ -51,7 +51,7 @@ class LowRank(Reparam):
         return low_rank_linear(self.base.project(x, rng), dropout(x, self.p, rng), self.A, self.B, scale=self.scale)
 
     def rows(self, ids: Array) -> Tensor:
-        """W[ids] = W0[ids] + s B[ids] A. Ids have no input to drop, so dropout does not act here."""
+        """W[ids] = W0[ids] + s B[ids] A. A lookup has no input vector, so dropout does not act here."""
         return self.base.rows(ids) + self.scale * (embedding(self.B, ids) @ self.A)
 
     @property
@@ -75,9 +75,9 @@ INITS = {"gaussian": gaussian, "uniform": kaiming}
 @register
 @dataclasses.dataclass(frozen=True)
 class LoRA(Method):
-    """rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear weights
-    and embedding tables), by default q and v of every attention, the paper's choice in most experiments (sec. 5.1).
-    init: the distribution of A, "gaussian" or "uniform"; B starts at 0.
+    """LoRA. rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear
+    weights and embedding tables), by default q and v of every attention, as in most of the paper's experiments
+    (sec. 5.1). init: the distribution of A, "gaussian" or "uniform"; B starts at 0.
 
     Departure: an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code it is N(0, 1).
     Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
@@ -101,7 +101,7 @@ class LoRA(Method):
 
     @property
     def _scale(self) -> Fraction:
-        return Fraction(self.alpha) / self.rank  # exact: it enters arrays in their own kind
+        return Fraction(self.alpha) / self.rank  # exact; it takes the dtype of the array that it multiplies
 
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method lora_linear)
@@ -112,7 +112,7 @@ class LoRA(Method):
 #   the base array is kept, and comes back bit for bit.
 # * Merging twice adds the update twice (EricLBuehler/candle-lora #26). Here a second merge raises ValueError.
 # * Biases or the frozen weight are trained too (huggingface/peft #2759, #3580). Here `adapter.parameters` has A and B.
-# * Dropout on the base path. It belongs on the adapter's copy of x.
+# * Dropout acts on the base path, too. It belongs on the adapter's copy of x alone.
 #
 # Next: `nn/weight.py`, on weights; `attaching/attach.py`, on attaching a method to a model; `engine/ops/fused.py`, on
 # the gradients of `low_rank_linear`.

@@ -1,4 +1,4 @@
-"""Element masks: chosen elements of a weight, as flat indices, and scores by which they are chosen.
+"""Element masks: chosen elements of a weight, as flat indices, and the scores by which they are chosen.
 
     F = mean_i (d loss_i / d W)^2          the diagonal of the empirical Fisher information (labels from the data)
 
@@ -40,8 +40,8 @@ def magnitude(params: Mapping[str, Leaf]) -> dict[str, Array]:
 
 
 def top(scores: Mapping[str, Array], share: float) -> dict[str, numpy.ndarray]:
-    """{name: boolean array} for `Selective(mask=...)`: True at the largest of all n scores together. Their number is
-    share * n, rounded up. Of equal scores the first are taken.
+    """{name: boolean array} for `Selective(mask=...)`: True at the largest scores, compared across all names. Of n
+    scores, share * n are taken, rounded up; of equal scores, the first.
 
     Names without any True are left out. Raises ValueError for a share outside (0, 1], for no scores, and for scores
     that are not finite."""

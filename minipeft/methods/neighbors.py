@@ -24,9 +24,9 @@ from minipeft.methods.prompt import PromptTuning
 class Neighbors:
     """The k neighbors of p vectors, on the host, the nearest first.
 
-    cosine_ids, l2_ids [p, k]: token ids. cosine, l2 [p, k]: how near these are. nearest_distance [p]: L2 to the nearest
-    token, 0 for a vector that is a row of the table. tightness [p]: of the neighbors by cosine (NaN for k = 1, where
-    there is no pair). random_tightness [p]: the same for Gaussian vectors of the same lengths."""
+    cosine_ids, l2_ids [p, k]: token ids. cosine, l2 [p, k]: their cosines and distances. nearest_distance [p]: L2 to
+    the nearest token, 0 for a vector that is a row of the table. tightness [p]: of the neighbors by cosine (NaN for
+    k = 1, where there is no pair). random_tightness [p]: the same for Gaussian vectors of the same lengths."""
 
     cosine_ids: numpy.ndarray
     cosine: numpy.ndarray

@@ -6,8 +6,8 @@
     P [p, d] --------------------+
     ids [batch, time] -- E -- [batch, time, d] -- [batch, p + time, d] -- encoder       everything else is frozen
 
-A large model can be told by its input which task to do. Vectors can say it better than words, because training moves
-them freely.
+The input can tell a large model which task to do. Vectors can say it better than words, because training moves them
+freely.
 
     adapter = attach(model, PromptTuning(20), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(0.3))
@@ -17,8 +17,8 @@ On T5-small, p = 20: 10,240 parameters of 60,506,624.
 
 The prompt takes positions: a token at position i moves to p + i (T5's relative distances between tokens stay). It
 lengthens every input by p, in training and at inference. It is not a weight, so it cannot be merged. It acts exactly
-like p virtual tokens, which the vocabulary lacks: append the rows of P to E, put their p ids in front of the input, and
-the base computes the same.
+like p virtual tokens, which the vocabulary lacks: with the rows of P appended to E, and their p ids in front of the
+input, the base computes the same.
 
 The paper does not say where the prompt stands in a row that is padded on the left. As in PEFT it is left of the
 padding, so its distance to the text grows with the padding, and the output changes. With next_to_text it stands between
@@ -70,12 +70,12 @@ INITS = ("vocabulary", "random", "tokens")
 @register
 @dataclasses.dataclass(frozen=True)
 class PromptTuning(Method):
-    """length: p. init (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the vocabulary without
-    the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class labels. tokens: ids, or
-    tuples of ids, whose mean is taken (a label of several tokens). If they are fewer than p, the others are drawn from
-    the vocabulary. Departure from the paper: it draws from the 5,000 most common tokens, which only a tokenizer knows.
-    next_to_text: in rows padded on the left, put the prompt between padding and text, not in front of both. where: the
-    input sites, by default the encoder's.
+    """Prompt tuning. length: p. init (Lester et al., sec. 3.2): "vocabulary", embeddings of tokens drawn from the
+    vocabulary without the special ones; "random", U(-1/2, 1/2); "tokens", embeddings of `tokens`, a text or class
+    labels. tokens: ids, or tuples of ids, whose mean embedding is taken (a label of several tokens). If they are fewer
+    than p, the others are drawn from the vocabulary. Departure: the paper draws from the 5,000 most common tokens,
+    which only a tokenizer knows. next_to_text: in rows padded on the left, put the prompt between padding and text, not
+    in front of both. where: the input sites, by default the encoder's.
 
     Raises ValueError for fields out of range, and on a model for ids that it lacks and for a prompt that is too long
     for its learned positions."""
@@ -150,8 +150,8 @@ def _reordered(x: Tensor, order: Array) -> Tensor:
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method soft_prompt)
 #
-# * Padding without a mask: the output depends on the padding (huggingface/peft #54).
-# * On the left of the padding, the distance from prompt to text grows (huggingface/peft #1093). See next_to_text.
+# * Padding is passed without a mask, so the output depends on it (huggingface/peft #54).
+# * The prompt is left of the padding, so its distance to the text grows (huggingface/peft #1093). See next_to_text.
 # * Switched off, the prompt is still there, in generation for instance (huggingface/peft #683 and #1501).
 # * The parameter has 2 p rows on an encoder-decoder, of which p never reach the output (huggingface/peft #386).
 #

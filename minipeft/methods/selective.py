@@ -14,7 +14,7 @@ such as the elements of largest Fisher information (mask.py).
 
 On T5-small, component="norm": 16,384 parameters of 60,506,624.
 
-Neither training d nor a move writes to W0, so one base serves many tasks. Weight decay pulls d to 0, that is W to W0.
+Neither training d nor a move writes to W0, so one base serves many tasks. Weight decay pulls d to 0, and so W to W0.
 Apart from that, training d is training W directly (`fit(model, select(model, where), ...)`), up to rounding. The
 optimizer's moments and the file have the size of d. With a mask, the file also holds indices, and dW is still computed
 as a whole before its n elements are taken.
@@ -38,7 +38,7 @@ from minipeft.nn.where import Where, matching
 
 
 def _all(value: Any, holds: Callable[[Any], bool]) -> bool:
-    """Whether `value` is None, or a tuple, not empty, whose items all hold."""
+    """Whether `value` is None, or a non-empty tuple whose items all satisfy `holds`."""
     return value is None or isinstance(value, tuple) and bool(value) and all(map(holds, value))
 
 
@@ -54,11 +54,11 @@ def _blocks() -> Any:
 @register
 @dataclasses.dataclass(frozen=True)
 class Selective(Method):
-    """component: one or more of "attention", "feed-forward", "embedding", "norm", "position", "head". layers: indices
-    of blocks in each stack, -1 the last. first, last: the first or last n blocks of each stack. type: one or more of
-    "bias", "norm weight", "matrix". where: a pattern on the names of slots. rows: ids; only these rows of the embedding
-    tables are trained. mask: {slot name: boolean array of its shape, or distinct flat indices into it}; ignored when
-    methods are compared.
+    """Selective tuning. component: one or more of "attention", "feed-forward", "embedding", "norm", "position", "head".
+    layers: indices of blocks in each stack, -1 the last. first, last: the first or last n blocks of each stack. type:
+    one or more of "bias", "norm weight", "matrix". where: a pattern on the names of slots. rows: ids; only these rows
+    of the embedding tables are trained. mask: {slot name: boolean array of its shape, or distinct flat indices into
+    it}; ignored when methods are compared.
 
     A slot is trained if it meets every condition given; without conditions, all slots are. Raises ValueError for fields
     out of range or empty and, on a model, for conditions that choose nothing and for rows or masks that do not fit."""
@@ -124,10 +124,10 @@ class Selective(Method):
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method selective)
 #
-# * Gradients of frozen weights are computed and then set to 0: nothing is saved, and momentum or decay moves them.
+# * Gradients of frozen weights are computed and then set to 0: nothing is saved, and momentum or decay still acts.
 # * A step moves weights that were not selected (huggingface/peft #3580), or biases too (#2759).
 # * Switched off and on again, everything is trainable (huggingface/peft #3447).
-# * Rows of a table are trained at one use of it, and the tied head keeps the old ones.
+# * Rows of a tied table are trained for one of its uses alone, and the head keeps the old ones.
 #
 # Next: `methods/delta.py`, on the three differences; `methods/mask.py`, on scores that choose elements; `nn/parts.py`,
 # on the parts of a model.

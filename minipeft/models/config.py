@@ -22,7 +22,7 @@ def checked_config(config: Any, kind: type) -> Any:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first five of some names from a file, for an error message; long names are cut."""
+    """The first five of `names`, which come from a file, for an error message; long names are cut."""
     first = list(names)
     return ", ".join(name if len(name) <= 60 and name.isprintable() else f"{shown(name)[:60]}..."
                      for name in first[:5]) + (" ..." if first[5:] else "")

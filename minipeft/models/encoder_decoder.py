@@ -3,7 +3,7 @@
     encoder: E(input_ids) -> stack -> encoded;   decoder: E(decoder_input_ids), encoded -> stack -> head -> logits
 
 A model is used only through these methods. They compute with the plugged attachments, or with those that `adapter`
-names. `rng=None` is evaluation; with a numpy.random.Generator a call uses dropout, as in training.
+names. With `rng=None` a call evaluates; with a numpy.random.Generator it uses dropout, as in training.
 """
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EncoderDecoder(Model):
         of these shapes, 1 at tokens and 0 at padding; None means that every position is a token. adapter: None uses the
         plugged attachments; a name, or a tuple of names, uses these attachments alone on all rows (an empty tuple: the
         base alone); a list has an entry for each row: a name, a tuple of names, or None for the base alone. rng:
-        dropout is on if given. Before anything is computed, raises ValueError for ids out of range, wrong shapes and
+        if given, dropout is on. Before anything is computed, raises ValueError for ids out of range, wrong shapes and
         unknown adapters, and TypeError for arguments of another type and for a model on another backend than the one in
         use."""
         ids, mask = self._checked(input_ids, attention_mask)
@@ -103,9 +103,9 @@ class EncoderDecoder(Model):
         are filled with pad. Without a mask, pad tokens of input_ids are taken as padding, unless pad is also eos, as in
         transformers. (A call and `loss` do not infer a mask.) use_cache: each step runs the decoder on the newest token
         alone, because the keys and values of earlier tokens are kept, and those of the encoder's output are projected
-        once; without it, on the whole prefix. The ids are the same, and the logits agree up to rounding. adapter: as in
-        a call. Raises ValueError unless max_new_tokens is an integer >= 0, and otherwise as a call does: ValueError,
-        TypeError."""
+        once; use_cache=False runs it on the whole prefix. The ids are the same, and the logits agree up to rounding.
+        adapter: as in a call. Raises ValueError unless max_new_tokens is an integer >= 0, and otherwise as a call does:
+        ValueError, TypeError."""
         input_ids = host_ids(input_ids, "input_ids")
         pads = input_ids == self.config.pad_token_id
         if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():

@@ -1,4 +1,4 @@
-"""T5: Raffel et al., 2020, arXiv:1910.10683, as in transformers (v1.0, v1.1, FLAN), with its Hugging Face files.
+"""T5 (v1.0, v1.1, FLAN): Raffel et al., 2020, arXiv:1910.10683, as in transformers, with its Hugging Face files.
 
     x + drop(F(rms_norm(x)))                    pre-LN with RMSNorm; no biases anywhere
     softmax(q k^T + bias) v                     no 1/sqrt(d_kv): the initialization of q absorbs it
@@ -54,7 +54,7 @@ class T5Config(Config):
 
     Sizes: vocab_size; d_model; num_heads heads of d_kv numbers; d_ff; num_layers and num_decoder_layers blocks;
     relative_attention_num_buckets and relative_attention_max_distance (see `RelativeBuckets`). dropout_rate: p.
-    layer_norm_epsilon: of RMSNorm. initializer_factor: a factor of all initial weights. feed_forward_proj: the
+    layer_norm_epsilon: of RMSNorm. initializer_factor: a factor on all initial weights. feed_forward_proj: the
     activation, such as "relu" or "gated-gelu". tie_word_embeddings: whether the head is the embedding's table.
     pad_token_id, eos_token_id, decoder_start_token_id: the special ids.
 

@@ -57,8 +57,8 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
 
 
 def _one_table(stored: dict[str, Any], equal: Callable[[Any, Any], bool]) -> dict[str, Any]:
-    """{key: shape or array}, where the input embedding is stored once, under its first name, and nothing is unused.
-    Raises ValueError if there is none, or several that are not equal."""
+    """{key: shape or array}, with the input embedding once, under its first name, and without the unused key. Raises
+    ValueError if there is no input embedding, or several that are not equal."""
     tables = [name for name in _INPUT_NAMES if name in stored]
     if not tables:
         raise ValueError(f"no input embedding; expected one of {', '.join(_INPUT_NAMES)}")

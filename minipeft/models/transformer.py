@@ -113,7 +113,7 @@ class Transformer(EncoderDecoder):
     @classmethod
     def base(cls, rng: init.Rng = None, vocab_size: int = 37000) -> Self:
         """The paper's base model: 6 + 6 layers, d_model 512, d_ff 2048, 8 heads; 63 M parameters with a vocab_size of
-        37,000 (the paper rounds to 65 M). Without rng its weights are 0, which is enough to count and to load."""
+        37,000 (the paper's Table 3 says 65 M). Without rng its weights are 0, which is enough to count and to load."""
         return cls(TransformerConfig(vocab_size, label_smoothing=0.1), rng)
 
     def embed(self, ids: Array) -> Tensor:

@@ -16,8 +16,8 @@ File = str | os.PathLike | None
 
 @dataclasses.dataclass
 class Settings:
-    """The arguments of a run, as in `fit`, checked, as Python numbers. best, log, checkpoint: paths or None. Raises
-    ValueError or TypeError naming an argument that is wrong."""
+    """The arguments of a run, as in `fit`, checked, with numbers as Python's. best, log, checkpoint: paths or None.
+    Raises ValueError or TypeError naming an argument that is wrong."""
 
     steps: int
     schedule: Schedule

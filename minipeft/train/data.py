@@ -67,7 +67,7 @@ def _check_pairs(pairs: Sequence[Pair]) -> None:
 
 
 def label_tokens(batch: Mapping[str, Any]) -> int:
-    """How many labels of a batch the loss counts, those that are not -100: the weight of a micro-batch."""
+    """How many labels of a batch the loss counts (those that are not -100): the weight of a micro-batch."""
     return int((to_host(batch["labels"]) != IGNORE).sum())
 
 

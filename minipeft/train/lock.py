@@ -1,5 +1,5 @@
-"""Locks, so that one run at a time uses a checkpoint, a log or a best file. The lock file `.NAME.lock` lies beside it
-and holds the process id and the host of its owner.
+"""Locks, so that only one run at a time uses a checkpoint, a log or a best file. The lock file `.NAME.lock` lies beside
+it and holds the process id and the host of its owner.
 
 The operating system keeps the lock (flock), so it ends with its process, even after SIGKILL. A run that ends removes
 its lock file; the lock file that a killed run leaves is taken over by the next one. On systems and file systems without

@@ -1,6 +1,6 @@
 """The training loop: forward, backward, accumulate, clip, step; evaluate, log, checkpoint; resume to the same bits.
 
-Accumulation weights micro-batches by their label tokens. With n_i label tokens and mean loss L_i each,
+Accumulation weights micro-batches by their label tokens. If micro-batch i has n_i label tokens and the mean loss L_i,
 
     grad = sum_i n_i grad L_i / sum_i n_i
 
@@ -43,12 +43,12 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
 
     params: a plugged attachment, or {name: Parameter}, e.g. `select(model, ".*")`; nothing else changes. optimizer:
     None is AdamW(). schedule: a function from the step (1, 2, ...) to a factor on the learning rate; None is 1. One
-    that ends, such as `cosine_decay(steps)`, must not end before `steps`. clip: the largest global norm of the
-    gradient, or None. accumulate: micro-batches per step, weighted by label tokens; one whose labels are all -100
-    contributes nothing. seed: of dropout, which `dropout=False` turns off.
+    that ends, such as `cosine_decay(steps)`, must not end before `steps`. clip: the global norm to which a
+    longer gradient is scaled down, or None. accumulate: micro-batches per step, weighted by label tokens; one whose
+    labels are all -100 contributes nothing. seed: of dropout, which `dropout=False` turns off.
 
     evaluate: a function that returns a score, higher is better. It is called after every `eval_every` steps and after
-    the last, and ends the run by raising StopIteration. patience: the run ends after this many evaluations in a row
+    the last. It may end the run by raising StopIteration. patience: the run ends after this many evaluations in a row
     without a new best score. best: a file for the weights of the best score so far: an adapter file if one attachment
     alone is trained, otherwise the parameters by name. `minipeft.restore(params, best)` restores them.
 
@@ -65,12 +65,12 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     checkpoint is written if there is something new, and the exception propagates, with the History so far as its
     attribute `history`. An evaluation that failed is made again when the run is resumed.
 
-    Raises FloatingPointError for a loss or gradient that is not finite, or whose squares are not, before parameters,
-    moments or the checkpoint change, and for parameters that are not finite, before they are written; ValueError for a
-    step without label tokens, a score that is not finite, or a learning rate that is not finite and >= 0. Before
-    anything changes, raises ValueError or TypeError for wrong arguments, a checkpoint that is damaged or of another
-    run, a log shorter than its checkpoint says, or a missing `best` file; RuntimeError if another run holds one of the
-    files."""
+    Raises FloatingPointError for a loss that is not finite, and for a gradient that is not finite or has squares that
+    are not, before they reach parameters, moments or the checkpoint; also for parameters that are not finite, before
+    they are written. Raises ValueError for a step without label tokens, a score that is not finite, or a learning rate
+    that is not finite and >= 0. Before anything changes, raises ValueError or TypeError for wrong arguments, a
+    checkpoint that is damaged or of another run, a log shorter than its checkpoint says, or a missing `best` file;
+    RuntimeError if another run holds one of the files."""
     settings = arguments.Settings(
         steps=steps, schedule=constant() if schedule is None else schedule, clip=clip, accumulate=accumulate, seed=seed,
         dropout=dropout, evaluate=evaluate, eval_every=eval_every, patience=patience, best=best, log=log,
@@ -117,7 +117,7 @@ class _Run:
         if saved is not None:
             state.restore(saved)
         if saved is not None or not found:
-            self.on_disk = state.record  # also without a file: nothing has been done yet that is worth one
+            self.on_disk = state.record  # also if there is no file: nothing worth saving has been done yet
         try:
             if self.on_disk is None:
                 self._save()  # so that a run killed early does not leave the checkpoint that it replaces
@@ -166,11 +166,11 @@ class _Run:
         tokens = label_tokens(batch)
         after = dataclasses.replace(record, micro=record.micro + 1, tokens=record.tokens + tokens, due=False)
         if tokens:
-            loss, grads = contextvars.copy_context().run(  # a copy, so that an interrupt leaves no variable set in ours
+            loss, grads = contextvars.copy_context().run(  # in a copy: an interrupt leaves no context variable set
                 value_and_grad, lambda: self.model.loss(**batch, rng=state.rng), state.params)
             what, step = f"the batch at {dict(record.cursor)}", record.step + 1
             _finite(f"the loss of {what}", loss, step)
-            partial, loss_sum = grads, loss  # if it is alone in its step, its weight would cancel
+            partial, loss_sum = grads, loss  # alone in its step: its weight would cancel
             if s.accumulate > 1:
                 partial, loss_sum = _weighted(grads, tokens, record.partial), record.loss_sum + loss * tokens
                 _finite(f"the gradient's norm for {what}", global_norm(partial), step)

@@ -1,7 +1,7 @@
 """The length of all gradients as one vector, sqrt(sum of squares), also where squares underflow or overflow.
 
 In float32 the square of 8e-26 is 0, and that of 1e20 is infinity. Where squares may have been lost, the sum is taken
-again of g / max |g|, in float64. Everywhere else the plain sum is taken, and nothing is copied.
+again, of the squares of g / max |g|, in float64. Everywhere else the plain sum is taken, and nothing is copied.
 """
 from __future__ import annotations
 

@@ -90,9 +90,9 @@ class AdamW:
         second copy of all gradients.
 
         The step is made whole or not at all: if an interrupt (KeyboardInterrupt) arrives in the middle, the step is
-        finished before that propagates. Before anything changes, raises ValueError unless params, grads and existing
+        finished before it propagates. Before anything changes, raises ValueError unless params, grads and existing
         moments have the same names and shapes, and for an lr or scale out of range, no parameters, one parameter under
-        two names or a read-only array; TypeError for arrays without floating-point numbers or on another backend."""
+        two names or a read-only array; TypeError for non-float parameters, non-numeric gradients or another backend."""
         to_its_end(self._prepared(params, grads, lr, scale).run)
 
     def moments(self, name: str, p: Leaf) -> Moments | None:

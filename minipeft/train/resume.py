@@ -19,7 +19,7 @@ _OTHER = "delete it, or pass resume=False to start afresh and replace it"
 
 
 class Identity:
-    """The description of a run in its checkpoints. start: where it began, which a resumed run takes over from them."""
+    """The description of a run in its checkpoints. start: where it began; a resumed run takes it over from there."""
 
     def __init__(self, model: Any, state: State, settings: Settings):
         self.fixed = describe(
@@ -29,7 +29,7 @@ class Identity:
         self._schedule, self._factors = settings.schedule, list[float]()
 
     def rates(self, step: int) -> float:
-        """The schedule, summed over the first `step` steps. Another schedule shows in it, a longer run does not."""
+        """The schedule, summed over the first `step` steps. Another schedule changes it, a longer run does not."""
         while len(self._factors) < step:
             self._factors.append(float(self._schedule(len(self._factors) + 1)))
         return math.fsum(self._factors[:step])

@@ -34,11 +34,11 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A run after a micro-batch. step, micro: optimizer steps and micro-batches so far. partial, loss_sum, tokens: sums
-    of gradients, losses and label tokens over the micro-batches since the last step. cursor, rng: states of the data
-    and of dropout's generator. losses, scores: how many entries of the state's lists are on record. best: (step, score)
-    of the first highest score. due: whether an evaluation is to be made before the next step. log: the log's length in
-    bytes. tail: the last line of the log."""
+    """A run as it is after a micro-batch. step, micro: optimizer steps and micro-batches so far. partial, loss_sum,
+    tokens: sums of gradients, losses and label tokens over the micro-batches since the last step. cursor, rng: states
+    of the data and of dropout's generator. losses, scores: how many entries of the state's lists are on record. best:
+    (step, score) of the first highest score. due: whether an evaluation is to be made before the next step. log: the
+    log's length in bytes. tail: the last line of the log."""
 
     step: int = 0
     micro: int = 0
@@ -65,7 +65,7 @@ class State:
         self.seconds = 0.0
         self._losses: list[float] = []
         self._scores: list[tuple[int, float]] = []
-        self._pending: tuple[Record, int] | None = None  # after a step that may have begun; the optimizer's count then
+        self._pending: tuple[Record, int] | None = None  # of a step that may have begun: the record and count after it
 
     def drawn(self) -> Mapping[str, Any] | None:
         """The state of dropout's generator; None without dropout."""

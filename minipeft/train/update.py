@@ -121,7 +121,7 @@ def _move(np: Any, p: Array, m: Array, v: Array, g: Array, r: Rates, work: Array
 
 def to_its_end(run: Callable[[], Any]) -> None:
     """Call run(), which continues where it stopped when it is called again. After an exception it is called again, and
-    only then the exception propagates. (The call survives a second interrupt, too, but not a third.)"""
+    only then does the exception propagate. (The call survives a second interrupt, too, but not a third.)"""
     try:
         run()
     except BaseException:
