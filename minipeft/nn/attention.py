@@ -22,8 +22,8 @@ from minipeft.engine.ops.drop import dropout_mask
 class KeyValues:
     """Keys and values of one attention, kept between decoding steps: [batch, capacity, heads * d], `length` in use.
 
-    capacity: the largest length. A self-attention appends those of each new token. A cross-attention stores those of
-    the encoder's output once (`fixed`)."""
+    capacity: the largest length. A self-attention appends the keys and values of each new token. A cross-attention
+    stores those of the encoder's output once (`fixed`)."""
 
     def __init__(self, capacity: int, fixed: bool = False):
         self.capacity, self.fixed, self.length = capacity, fixed, 0
@@ -32,12 +32,12 @@ class KeyValues:
 
     @property
     def complete(self) -> bool:
-        """Whether it is fixed and filled, so that nothing needs to be projected."""
+        """Whether it is fixed and already filled, so that no keys and values need to be projected."""
         return self.fixed and self.length > 0
 
     def extend(self, k: Tensor, v: Tensor) -> None:
-        """Append the keys k and the values v [batch, time, heads * d] to those in use. Raises ValueError where they
-        exceed the capacity."""
+        """Append the keys k and the values v [batch, time, heads * d] to those in use. Raises ValueError if they do not
+        fit into the capacity."""
         end = self.length + k.shape[1]
         if end > self.capacity:
             raise ValueError(f"{end} keys and values; expected at most the capacity of the cache, {self.capacity}")
@@ -56,8 +56,8 @@ class KeyValues:
 class Attention(Module):
     """Multi-head attention with a keys and values site, and a sublayer site at its output.
 
-    q, k, v, o: the four projections. heads: how many. scale: a factor of the scores, d_k^-1/2 in the paper, 1 in T5
-    (whose initialization of q absorbs it). p: of the dropout on the probabilities."""
+    q, k, v, o: the four projections. heads: how many. scale: the factor on the scores, d_k^-1/2 in the paper, 1 in T5
+    (whose initialization of q absorbs it). p: the rate of the dropout on the probabilities."""
 
     def __init__(self, q: Linear, k: Linear, v: Linear, o: Linear, heads: int, scale: float, p: float):
         self.q, self.k, self.v, self.o = q, k, v, o
@@ -69,10 +69,10 @@ class Attention(Module):
                  cache: KeyValues | None = None, mask: Any = None) -> Tensor:
         """x [batch, query, d_model], source [batch, key, d_model] -> [batch, query, d_model].
 
-        source gives the keys and values: x itself, or the encoder's output. cache: keeps them, or already has them all.
-        bias (relative positions) and mask (from `additive`) broadcast to the scores [batch, heads, query, key] and are
-        added to them. They stay apart, because their sum would be as large as the scores. Only a keys and values site,
-        which may change the number of keys, receives the sum as one bias."""
+        source: the input of k and v, x itself or the encoder's output. cache: keeps the keys and values, or has them
+        all already. bias (relative positions) and mask (from `additive`) broadcast to the scores [batch, heads,
+        query, key] and are added to them. They stay apart, because their sum would be as large as the scores. Only a
+        keys and values site, which may change the number of keys, receives their sum, as one bias."""
         q = self.q(x, rng)
         if cache is None:
             k, v = self.k(source, rng), self.v(source, rng)
@@ -91,14 +91,14 @@ class Attention(Module):
 
 
 def causal(queries: int, keys: int) -> Array:
-    """True where a query may look, [1, 1, queries, keys]: at itself and before. The last query is at the last key."""
+    """[1, 1, queries, keys]: True where a query may look, at itself and before. The last query is at the last key."""
     return xp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
 
 
 def additive(mask: Array | None, dtype: Any) -> Array | None:
-    """0 where the boolean `mask` [...] holds and -inf elsewhere, in `dtype`, to be added to scores once.
+    """An array to add to scores: 0 where the boolean `mask` [...] is True and -inf elsewhere, in `dtype`.
 
-    Minus infinity hides a key whatever its score is, also when two masks hide it. A query that may look nowhere gives
+    Minus infinity hides a key whatever its score is, even when two masks hide it. A query that may look nowhere gives
     a uniform average and not NaN (`engine.ops.attention`)."""
     if mask is None:
         return None

@@ -1,4 +1,4 @@
-"""The residual block and the stack of them, written once for both models, encoder and decoder.
+"""The residual block and the stack of blocks, written once for both models and for encoder and decoder.
 
     pre-LN     x + drop(F(norm(x)))          T5; Xiong et al., 2020, arXiv:2002.04745
     post-LN    norm(x + drop(F(x)))          Vaswani et al., 2017, sec. 3.1 and 5.4
@@ -23,9 +23,9 @@ Norm = LayerNorm | RMSNorm
 
 
 class Block(Module):
-    """Self-attention attn, attention cross to the encoder's output (None in an encoder), and feed-forward ff.
+    """attn: self-attention. cross: attention to the encoder's output, None in an encoder. ff: the feed-forward.
 
-    attn_norm, cross_norm, ff_norm: the norm of each. pre_norm: pre-LN or post-LN. p: of the dropout on each output."""
+    attn_norm, cross_norm, ff_norm: their norms. pre_norm: pre-LN, or else post-LN. p: the dropout rate on outputs."""
 
     def __init__(self, attn: Attention, attn_norm: Norm, cross: Attention | None, cross_norm: Norm | None,
                  ff: FeedForward, ff_norm: Norm, pre_norm: bool, p: float):
@@ -38,9 +38,9 @@ class Block(Module):
                  rng: Any = None, cache: tuple[KeyValues, KeyValues] | None = None) -> Tensor:
         """x [batch, time, d_model] -> the same shape.
 
-        encoded [batch, source, d_model]: the encoder's output, in a decoder. bias, mask, encoded_mask: added to the
-        scores [batch, heads, query, key] of self-attention (bias, mask) and of cross-attention (encoded_mask). cache:
-        the keys and values of both attentions, in decoding."""
+        encoded [batch, source, d_model]: the encoder's output, in a decoder. bias, mask: added to the scores [batch,
+        heads, query, key] of self-attention. encoded_mask: added to those of cross-attention. cache: the keys and
+        values of both attentions, in decoding."""
         kept, kept_encoded = cache if cache is not None else (None, None)
         x = self._residual(x, lambda n: self.attn(n, n, bias, rng, kept, mask), self.attn.out, self.attn_norm, rng)
         if self.cross is not None and self.cross_norm is not None:
@@ -58,8 +58,8 @@ class Block(Module):
 class Stack(Module):
     """Positions, blocks, and an optional final norm.
 
-    position: one of the kinds of `nn.positions`. p: of the dropout on the embeddings. input: the input site, if it has
-    one. drop_last: whether dropout follows the final norm, as in T5."""
+    position: one of the classes of `nn.positions`. p: the dropout rate on the embeddings. input: the input site, if
+    the stack has one. drop_last: whether dropout follows the final norm, as in T5."""
 
     def __init__(self, blocks: list[Block], norm: Norm | None, position: Sinusoidal | Learned | RelativeBuckets,
                  p: float, input: Site | None, drop_last: bool):
@@ -71,11 +71,11 @@ class Stack(Module):
 
     def __call__(self, x: Any, mask: Array | None = None, encoded: Any = None, encoded_mask: Array | None = None,
                  rng: Any = None, cache: list[tuple[KeyValues, KeyValues]] | None = None) -> tuple[Tensor, Any]:
-        """The hidden states [batch, time, d_model], and their mask. An input site may have made both longer.
+        """The hidden states [batch, time, d_model] and their mask. An input site may have made both longer than x.
 
         x: embeddings [batch, time, d_model]. mask [batch, time] is True at tokens. With `encoded`, the encoder's output
         [batch, source, d_model], the stack is a causal decoder; encoded_mask [batch, source] is the encoder's. With a
-        `cache` of one pair per block, x continues the tokens in it."""
+        `cache`, one pair per block, x continues the tokens that are in it."""
         if self.input is not None:
             x, mask = self.input(x, mask)
         start = cache[0][0].length if cache else 0

@@ -1,5 +1,5 @@
-"""Which base is this? A hash over sorted names, shapes, and values widened to float64. So two models that are loaded
-from one file, in float32 and in float64, are the same base, if the file holds at most float32."""
+"""Which base is this? A hash over names in sorted order, shapes, and values widened to float64. So a model loaded in
+float32 and one loaded in float64 from the same file are the same base, if the file holds at most float32."""
 from __future__ import annotations
 
 from typing import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ def fingerprint(arrays: Mapping[str, Array]) -> str:
 
 
 def sha256(parts: Iterable[bytes]) -> str:
-    """SHA-256, in hexadecimal, of the parts one after the other."""
+    """SHA-256, in hexadecimal, of the concatenated `parts`."""
     import hashlib  # here, because it loads OpenSSL, which an import of minipeft need not wait for
     digest = hashlib.sha256()
     for part in parts:

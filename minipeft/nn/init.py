@@ -21,7 +21,7 @@ Init: TypeAlias = "Callable[[tuple, Any, Rng], Array]"
 
 def compute_dtype(dtype: Any) -> str:
     """The name of `dtype`, "float32" or "float64". Raises ValueError for any other: half precision is for files
-    alone."""
+    only."""
     if dtype not in ("float32", "float64", numpy.float32, numpy.float64):
         raise ValueError(f"dtype is {dtype!r}; models compute in 'float32' or 'float64'")
     return numpy.dtype(dtype).name

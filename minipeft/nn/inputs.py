@@ -27,7 +27,7 @@ def host_ids(ids: Any, name: str) -> numpy.ndarray:
 
 
 def check_ids(ids: Any, vocab: int, name: str) -> Array:
-    """Token ids [batch, time] on the current backend, checked on the host: CuPy would wrap an id out of range.
+    """Token ids [batch, time] on the current backend. They are checked on the host: CuPy would wrap an id out of range.
 
     vocab: the number of ids. name: of the argument, for errors.
     Raises ValueError for another number of axes, an empty batch, non-integers and ids outside 0 .. vocab - 1."""

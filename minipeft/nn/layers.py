@@ -54,7 +54,7 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis.   weight [d_model].
 
-    Zhang & Sennrich, 2019, arXiv:1910.07467, where there is no eps. It is T5's layer norm."""
+    Zhang & Sennrich, 2019, arXiv:1910.07467, which has no eps. This is T5's layer norm."""
 
     def __init__(self, weight: Array, eps: float):
         self.weight, self.eps = Slot("norm", weight), eps
@@ -67,9 +67,9 @@ class RMSNorm(Module):
 class FeedForward(Module):
     """wo(drop(f(wi x))), or with a gate wo(drop(f(wi_0 x) * wi_1 x)).
 
-    wi, gate [d_ff, d_model] (wi_0 and wi_1), wo [d_model, d_ff]; activation: the name of f in ACTIVATIONS; p: of the
-    dropout. Vaswani et al., 2017, arXiv:1706.03762, sec. 3.3; the gate: Shazeer, 2020, arXiv:2002.05202 (T5 v1.1).
-    Dropout after the activation is T5's and torch's; the paper has it only on the sublayer's output."""
+    wi and gate [d_ff, d_model], called wi_0 and wi_1 if there is a gate; wo [d_model, d_ff]; activation: the name of f
+    in ACTIVATIONS; p: the dropout rate. Vaswani et al., 2017, arXiv:1706.03762, sec. 3.3; the gate: Shazeer, 2020,
+    arXiv:2002.05202 (T5 v1.1). Dropout after f is T5's and torch's; the paper has it only on the sublayer's output."""
 
     def __init__(self, wi: Linear, wo: Linear, gate: Linear | None, activation: str, p: float):
         if gate is None:

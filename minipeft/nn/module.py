@@ -2,8 +2,8 @@
 
     model.encoder.blocks[0].attn.q.weight   ->   "encoder.0.attn.q.weight"      (a list adds its index alone)
 
-A place that is reached twice (a tied weight) is one object with one name, the first. Attachments add names of their
-own, `place@attachment.leaf`, and rename nothing.
+A place that is reached twice (a tied weight) is one object with one name, that of the first path to it. Attachments
+add names of their own, `place@attachment.leaf`, and rename nothing.
 """
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Module:
 
     @property
     def base_arrays(self) -> dict[str, Parameter | Fixed]:
-        """{name: array} of the model itself. A parameter has the name of its slot; an array of a base of another kind
-        is called "slot.leaf"."""
+        """{name: array} of the model itself. A base that is a Parameter has the name of its slot; the arrays of a base
+        of another kind are called "slot.leaf"."""
         return {f"{name}.{leaf}" if leaf else name: p for name, slot in self.slots.items()
                 for leaf, p in slot.base.arrays.items()}
 
@@ -73,8 +73,8 @@ class Module:
         """Replaces every base array by the one of its name among `arrays`, {name: array}, in the dtype of the model.
 
         Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, dtypes of another
-        kind (integers where there are floating-point numbers), NaN and infinities, and while an attachment is merged:
-        the constant that it was merged into would keep the old base. Raises TypeError unless `arrays` is a mapping."""
+        kind (integers in place of floating-point numbers), NaN and infinities, and while an attachment is merged: its
+        constant was computed from the old base. Raises TypeError unless `arrays` is a mapping."""
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays is {type(arrays).__name__}; expected {{name: array}}, as state() gives it")
         params = self.base_arrays
@@ -119,9 +119,9 @@ class Model(Module):
 
     @property
     def host(self) -> Host:
-        """The object that the places of this model share. It is made when it is first asked for."""
+        """The object that all places of this model share, with its state. It is made when first asked for."""
         host = self._host
-        if host is None:  # several threads may ask at once: setdefault takes the first, for all of them
+        if host is None:  # several threads may ask at once: setdefault gives all of them the first one
             host = vars(self).setdefault("_host", Host(tuple(place for _, place in self.named_places())))
         if not host.is_known:
             for place in host.places:

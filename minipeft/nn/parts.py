@@ -39,9 +39,9 @@ def slots_having(slots: Mapping[str, Slot], components: Sequence[str] | None = N
                  last: int | None = None) -> dict[str, Slot]:
     """The slots that have one of the `components`, one of the `types`, and one of the layers; None sets no condition.
 
-    slots: {name: Slot} of a model. layers: indices of blocks in each stack, -1 the last; first and last: so many blocks
-    at either end of each stack. Raises ValueError for a component, type or layer that no slot has, and for conditions
-    that no slot meets together."""
+    slots: {name: Slot} of a model. layers: indices of blocks in each stack, -1 the last. first, last: how many blocks
+    at the beginning and at the end of each stack. Raises ValueError for a component, type or layer that no slot has,
+    and for conditions that no slot meets together."""
     chosen = dict(slots)
     for what, asked, part in (("component", components, component),
                               ("type", types, lambda name: parameter_type(slots[name]))):

@@ -5,7 +5,7 @@ Every kind has two methods. `embed` gives the term for embeddings [batch, time, 
 rows of a batch are padded on the left. `start` is the position of the first query. It is not 0 when decoding continues
 from a cache.
 
-A row's positions start at its first real token: padding on the left takes none, a hole in the mask keeps its place.
+A row's positions start at its first real token: padding on the left takes no position, a hole in the mask takes one.
 """
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from minipeft.engine.ops import toeplitz
 
 def positions_of(mask: Array | None, start: int, time: int) -> numpy.ndarray:
     """start, start + 1, ... [time]; [batch, time] for a mask [batch, time] that hides columns on the left of some row.
-    Then each row counts from its first True, and the hidden columns before that have position 0."""
+    In that case each row counts from its first True, and the hidden columns before it have position 0."""
     columns = numpy.arange(start, start + time)
     if mask is None:
         return columns
-    padding = to_host(mask).argmax(axis=1)  # of a row of padding alone, 0
+    padding = to_host(mask).argmax(axis=1)  # 0 for a row of padding alone
     return numpy.maximum(columns - padding[:, None], 0) if padding.any() else columns
 
 
@@ -86,20 +86,20 @@ class RelativeBuckets(Module):
         self.max_distance, self.bidirectional = max_distance, bidirectional
 
     def embed(self, positions: numpy.ndarray) -> None:
-        """None, for positions [time] as for [batch, time]: the scores carry them."""
+        """None, for positions [time] and [batch, time] alike: positions enter through the scores."""
         return None
 
     def bias(self, queries: int, keys: int, start: int) -> Tensor:
-        """[1, heads, queries, keys], or [batch, heads, queries, keys] when rows see different entries; start: the
-        position of the first query. It is a view of queries + keys - 1 numbers per head, one for each distance."""
-        distances = numpy.arange(keys - 1 - start, -queries - start, -1)                  # of the last key, ... first
+        """[1, heads, queries, keys], or [batch, heads, queries, keys] when rows see different entries. start: the
+        position of the first query. The result is a view of queries + keys - 1 numbers per head, one per distance."""
+        distances = numpy.arange(keys - 1 - start, -queries - start, -1)                  # of the last key first
         ids = bucket(distances, self.weight.base.shape[0], self.max_distance, self.bidirectional)
         return toeplitz(self.weight.table(to_device(ids)), queries=queries)
 
 
 def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirectional: bool) -> numpy.ndarray:
-    """The bucket of each distance = key - query, [...] -> [...]: one per distance when near, logarithmically wide when
-    far. Beyond max_distance there is one bucket.
+    """The bucket of each distance = key - query, [...] -> [...]. A small distance has a bucket to itself; larger ones
+    share buckets that widen logarithmically. On each side, all beyond max_distance share one.
 
     buckets: how many. bidirectional: half of them are for keys to the right, half for the others. Otherwise (causal)
     keys to the right count as distance 0."""
@@ -111,6 +111,6 @@ def bucket(distance: numpy.ndarray, buckets: int, max_distance: int, bidirection
         n = numpy.maximum(-distance, 0)
     exact = buckets // 2
     ratio = numpy.maximum(n, exact).astype(numpy.float32) / numpy.float32(exact)
-    log = numpy.log(ratio.astype(numpy.float64)).astype(numpy.float32)  # rounded to float32, as the reference has it:
-    far = log / numpy.float32(math.log(max_distance / exact)) * numpy.float32(buckets - exact)  # it decides at edges
+    log = numpy.log(ratio.astype(numpy.float64)).astype(numpy.float32)  # rounded to float32, like the reference:
+    far = log / numpy.float32(math.log(max_distance / exact)) * numpy.float32(buckets - exact)  # decisive at edges
     return first + numpy.where(n < exact, n, numpy.minimum(exact + far.astype(numpy.int64), buckets - 1))

@@ -19,11 +19,11 @@ from minipeft.engine.ops import concat, embedding, index, reshape
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.state import Entry, Host, Names, State
 
-Groups = list[tuple[tuple[Entry, ...], Any]]  # entries that rows see, bottom first; their numbers, or None: all
+Groups = list[tuple[tuple[Entry, ...], Any]]  # (entries that its rows see, bottom first; their numbers, None: all)
 
 
 class View:
-    """The `state` of the model `host` that one forward reads. rows: the names that each row sees; None: the plugged."""
+    """The `state` of the model `host` that one forward reads. rows: the names that each row sees; None: as plugged."""
 
     def __init__(self, host: Host, state: State, rows: list[Names] | None = None):
         self.host, self.state, self.rows = host, state, rows
@@ -35,8 +35,8 @@ class View:
             when_differentiated(self.state, orders, functools.partial(host.recorder, host, self.state))
 
     def groups(self, place: Any) -> Groups:
-        """The rows of the batch, grouped by the entries that they see at this place. If all see the same, there is one
-        group, with None for their numbers."""
+        """The rows of the batch, grouped by the entries that they see at this place. If all rows see the same, there is
+        one group, with None for the row numbers."""
         if self.rows is None:
             return [(self.state.entries.get(place, ()), None)]
         if place not in self._groups:
@@ -53,19 +53,19 @@ _view: contextvars.ContextVar[View | None] = contextvars.ContextVar("view", defa
 
 
 def view_of(host: Host) -> View:
-    """The view of the present forward on the model `host`; outside of a forward, one of the plugged attachments."""
+    """The view of the present forward on the model `host`; outside of a forward, a view of the plugged attachments."""
     view = _view.get()
     return view if view is not None and view.host is host else View(host, host.now)
 
 
 @contextlib.contextmanager
 def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
-    """`with routed(host, adapter, batch):` runs a forward of that many rows on the present state of the model `host`.
+    """`with routed(host, adapter, batch):` runs a forward of `batch` rows on the present state of the model `host`.
 
-    adapter: None leaves the plugged attachments. A name, or a tuple of names (bottom first), holds for all rows. A list
-    has an entry for each row: a name, a tuple of names, or None for the base alone. Before anything is computed, raises
-    ValueError for a wrong length, an unknown name, a name twice in a row's entry, and attachments that cannot lie above
-    each other; TypeError for another kind of entry."""
+    adapter: None keeps the plugged attachments. A name, or a tuple of names (bottom first), holds for all rows. A list
+    has an item for each row: a name, a tuple of names, or None for the base alone. Before anything is computed, raises
+    ValueError for a list of another length, an unknown name, a name twice in one item, and attachments that cannot lie
+    above each other; TypeError for another kind of item."""
     state = host.now  # read once: another thread may replace it at any time
     token = _view.set(View(host, state, None if adapter is None else _per_row(adapter, batch, state.attached)))
     try:
@@ -93,8 +93,8 @@ def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[N
 
 def by_row(place: Any, run: Callable[..., Any], *streams: Any) -> Any:
     """run(composed, *streams), where composed is `place.compose` of the entries that the rows see at `place`. streams:
-    arrays [batch, ...], or None. Where rows see different attachments, `run` is called for each group of rows that see
-    the same, with these rows of every stream, and the rows of the results are put back in order."""
+    arrays [batch, ...], or None. Where rows see different attachments, `run` is called once for each group of rows that
+    see the same, with these rows of every stream. The rows of the results are then put back in order."""
     groups = view_of(place.host).groups(place)
     if len(groups) == 1:
         return run(place.compose(groups[0][0]), *streams)

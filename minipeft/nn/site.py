@@ -29,10 +29,10 @@ KINDS = ("sublayer", "input", "keys_values")
 
 
 class Site(Place):
-    """A place in the stream. Sites of kind "sublayer" and "input" also take mixed routings, row by row.
+    """A place in the stream. At sites of kind "sublayer" and "input", rows of a batch may see different attachments.
 
-    kind: "sublayer", "input" or "keys_values". width: the last axis of the arrays that pass here, d_model or heads *
-    d_k. dtype: of these arrays. Raises ValueError for another kind."""
+    kind: "sublayer", "input" or "keys_values". width: the length of the last axis of the arrays that pass here, d_model
+    or heads * d_k. dtype: of these arrays. Raises ValueError for another kind."""
 
     def __init__(self, kind: str, width: int, dtype: Any):
         if kind not in KINDS:
@@ -60,7 +60,7 @@ class Site(Place):
         return stream
 
     def _padded(self, groups: Groups, x: Any, mask: Any) -> tuple[Any, Any]:
-        """Each group of rows by itself, then all padded to the longest: zeros on the left, masked."""
+        """Run each group of rows by itself, then pad all to the longest: zeros on the left, which the mask hides."""
         mask = xp.ones(x.shape[:2], dtype=bool) if mask is None else mask
         parts = [self._apply(self.compose(here), index(x, key=to_device(rows)), mask[to_device(rows)])
                  for here, rows in groups]

@@ -1,6 +1,6 @@
-"""A slot is a place for a weight. Its weight is a fold: the base, then each plugged entry over the weight below it.
+"""A slot is a place for a weight: a base, and over it the entries of the plugged attachments, one over the other.
 
-    base W0        entry a: W = f_a(W0)        entry b: W = f_b(f_a(W0))         fold() gives the topmost
+    base W0        entry a: W = f_a(W0)        entry b: W = f_b(f_a(W0))         fold() gives the topmost weight
 
     project, rows, vector     of the topmost weight                              layers call these
     merged entry              a constant, computed once from the weight below    the base array is kept beside it

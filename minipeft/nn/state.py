@@ -3,7 +3,7 @@
     attached    {name: attachment}                       all of them, plugged or not
     plugged     {name: None or its merged constants}     in order, bottom first
 
-So an interrupt in the middle of a move leaves the state from before the move or the one after it, never half of each.
+So an interrupt in the middle of a move leaves the state before the move or the state after it, and nothing in between.
 A forward reads the state once, when it begins, so a move in another thread does not disturb it. Moves themselves are
 not synchronized: make them from one thread at a time.
 """
@@ -23,8 +23,8 @@ class Attached:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """One entry of the list at a place: the name of a plugged attachment, its piece there, and, if it is merged, the
-    constant weight `merged`."""
+    """One entry in the list of a place: the name of a plugged attachment, its piece there, and the constant weight
+    `merged` if the attachment is merged, else None."""
 
     name: str
     piece: Any
@@ -37,8 +37,8 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class State:
-    """attached, plugged: as in the table above. entries: {place: its plugged entries}, bottom first, which follow from
-    these two.
+    """attached, plugged: as in the table above. entries: {place: its plugged entries}, bottom first, derived from these
+    two.
 
     Making a state raises ValueError where a place cannot compose its entries."""
 
@@ -52,7 +52,7 @@ class State:
             place.compose(entries)
 
     def laid(self, plugged: Iterable[tuple[str, Mapping | None]]) -> dict[Any, tuple[Entry, ...]]:
-        """{place: its entries}, if these attachments were plugged in this order. plugged: (name, None or the merged
+        """{place: its entries} for attachments plugged in this order. plugged: for each, (name, None or its merged
         constants)."""
         found: dict[Any, tuple[Entry, ...]] = {}
         for name, merged in plugged:
@@ -67,14 +67,14 @@ class State:
 
 
 class Host:
-    """The object that all `places` of one model share. now: the present state.
+    """The object that all `places` of one model share. now: the present state of the model.
 
     recorder: called with (host, state, orders, parameters) after `value_and_grad` has differentiated parameters of this
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
     base that are expensive to compute again (`attaching.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
-        self.now, self.places, self.is_known = State(), places, False  # whether all places know it
+        self.now, self.places, self.is_known = State(), places, False  # whether all places refer to it
         self.recorder: Callable[[Host, State, frozenset[Names], frozenset], None] | None = None
         self.remembered: Any = None
 

@@ -41,7 +41,7 @@ class Weight(Protocol):
 
 
 class Parameter(Leaf):
-    """A leaf with a place in a module, and the trivial weight: W is itself."""
+    """A Leaf (a tensor that may be trained) with a place in a module, and the trivial weight: it is its own W."""
 
     __slots__ = ()
     drops = False
@@ -88,18 +88,18 @@ class Piece:
 
     @property
     def arrays(self) -> dict[str, Parameter | Fixed]:
-        """{attribute: array}, without those of the weight below it."""
+        """{attribute: array}, without the arrays of the weight below the piece."""
         return {name: value for name, value in vars(self).items()
                 if isinstance(value, (Parameter, Fixed)) and name != "base"}
 
 
 class Reparam(Piece):
-    """A weight built on the weight below it, `base`. Subclasses write `dense`. The rest goes through it, unless they
-    override `project` or `rows` with something faster (law 1, definition, checks that these agree with `dense`).
+    """A weight built on the weight below it, `base`. A subclass writes `dense`, and the rest goes through it. It may
+    override `project` or `rows` by something faster (law 1, definition, checks that they agree with `dense`).
 
-    `base` exists once a slot has put the piece over a weight; a constructor cannot use it. A dense weight has no input
-    to drop: dropout below would be lost in it. So a subclass that writes `dense` alone is refused above a weight with
-    dropout. One that writes `project` hands `rng` on to `base.project` (law 14, dropout reaches every weight)."""
+    `base` exists once a slot has put the piece over a weight, so a constructor cannot use it. `dense` sees no input to
+    apply dropout to, so dropout in a weight below would be lost: a subclass that writes `dense` alone is refused above
+    such a weight. One that writes `project` hands `rng` on to `base.project` (law 14, dropout reaches every weight)."""
 
     base: Weight
 
@@ -135,9 +135,9 @@ class Reparam(Piece):
         return self.dense()
 
     def merged(self) -> Weight:
-        """The weight that merging puts in place of this one and of all below: by default the dense constant. A method
-        that merges into another kind of weight overrides it, and raises ValueError where the weight below does not
-        allow that."""
+        """The weight that merging puts in place of this one and of all below it: by default dense(), as a constant. A
+        subclass that merges into another kind of weight overrides this, and raises ValueError where the weight below
+        does not allow it."""
         return Parameter(self.dense().data)
 
     def over(self, base: Weight) -> Self:

@@ -13,7 +13,7 @@ from minipeft.checks import shown
 
 Where = Union[str, Callable[[str], bool], Sequence[Union[str, Callable[[str], bool]]]]
 
-# Names of other libraries, and ours.
+# {a name in other libraries: our name}
 _ELSEWHERE = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o", "query": "q", "key": "k",
     "value": "v", "to_q": "q", "to_k": "k", "to_v": "v", "c_proj": "o", "fc1": "wi", "fc2": "wo", "linear1": "wi",
@@ -69,7 +69,7 @@ def _nothing(pattern: object, names: list[str], what: str) -> str:
 
 
 def _nearest(pattern: str, names: list[str]) -> list[str]:
-    """Up to three names with the segments that are most similar to the pattern's words."""
+    """Up to three names, those with the most segments that are similar to words of the pattern."""
     import difflib  # here, for the one error that needs it
     words = [word for word in re.split(r"[^A-Za-z0-9_]+", pattern[:1000]) if word]
     segments = dict.fromkeys(segment for name in names for segment in re.split(r"[.@]", name))
