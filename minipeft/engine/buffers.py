@@ -1,8 +1,8 @@
 """Which buffers were alive when: the memory of a computation, counted from its arrays and not by the allocator.
 
-A buffer is the memory of an array that owns it; a view belongs to the buffer that it shows. `Buffers.see(thing)` notes
-the buffers of every array that `thing` leads to, through Tensors, lists and the closures of functions. Weak references
-tell when a buffer ends, so that none is kept alive. A buffer that outlives the computation and was not made by it (a
+A buffer is the memory that an array owns; a view belongs to the buffer that it shows. `Buffers.see(thing)` notes the
+buffers of every array that `thing` leads to, through Tensors, lists and the closures of functions. Weak references
+report the end of a buffer without keeping it alive. A buffer that outlives the computation and was not made by it (a
 weight, a batch) was there before, and is not counted. An array that is never passed to `see` is not counted either.
 """
 from __future__ import annotations
@@ -18,8 +18,8 @@ from minipeft.backend import Array, xp
 
 
 class Buffers:
-    """Births and deaths of buffers in order, each with the value of `at` when it happened. A buffer is known by a
-    number. Arrays of NumPy and CuPy can be weakly referenced, and so must be those of any other namespace."""
+    """Births and deaths of buffers in order, each with the value of `at` when it happened. Every buffer has a number.
+    Arrays must allow weak references; those of NumPy and CuPy do."""
 
     def __init__(self) -> None:
         self.at: Any = None
@@ -30,11 +30,11 @@ class Buffers:
         self._events: list[tuple[int, int, Any]] = []     # number, bytes born (or -bytes, died), at
 
     def see(self, thing: Any, made: bool = False) -> list[int]:
-        """The numbers of the buffers that `thing` leads to. made: whether the computation made those that are new."""
+        """The numbers of the buffers that `thing` leads to. made: whether the computation made the new ones."""
         return [self._number(owner, made) for owner in owners(thing)]
 
     def born(self, size: int) -> int:
-        """The number of a buffer of `size` bytes that is made now and never seen; `died` notes its end."""
+        """Note a buffer of `size` bytes made now, and return its number. If `see` never meets it, call `died`."""
         self.bytes.append(size)
         number = len(self.bytes) - 1
         self.made.add(number)
@@ -42,17 +42,17 @@ class Buffers:
         return number
 
     def died(self, number: int | None) -> None:
-        """Note the end of the buffer with this number; None: of no buffer."""
+        """Note the end of the buffer with this `number`; None does nothing."""
         if number is not None:
             self._events.append((number, -self.bytes[number], self.at))
 
     def before(self) -> set[int]:
-        """The buffers that existed before the computation. To be called when it is over and its results are dropped."""
-        gc.collect()  # closures may be in a circle
+        """The buffers that existed before the computation. Call this when it is over and its results are dropped."""
+        gc.collect()  # closures may form reference cycles
         return set(self.alive.values()) - self.made
 
     def peak(self, before: set[int]) -> tuple[int, Any]:
-        """The most bytes that were alive at once, without the buffers `before`, and the value of `at` then."""
+        """The most bytes that were alive at once, the buffers `before` left out, and the value of `at` at that time."""
         live, most, where = 0, 0, None
         for number, change, at in self._events:
             live += change if number not in before else 0
@@ -75,7 +75,7 @@ class Buffers:
 
 
 def owners(thing: Any) -> Iterator[Array]:
-    """The arrays, of any shape, that own the memory of all arrays inside of `thing`, each once."""
+    """The arrays, of any shape, that own the memory of the arrays inside `thing`, each once."""
     seen: set[int] = set()
     todo = [thing]
     while todo:
@@ -93,8 +93,8 @@ def owners(thing: Any) -> Iterator[Array]:
 
 
 def _inside(thing: Any) -> list[Any]:
-    """The contents of a container, a Tensor or a callable. The op that made a Tensor is left out: its VJPs belong to
-    it."""
+    """The contents of a container, a Tensor or a callable. A Tensor's node is left out: its VJPs belong to the op that
+    made the Tensor."""
     if isinstance(thing, Tensor):
         return [thing.data]
     if isinstance(thing, (list, tuple, set)):

@@ -9,8 +9,8 @@ from minipeft.backend import Array
 def in_order(forward: Callable) -> Callable[[tuple, dict], tuple[tuple, dict]]:
     """A function (inputs, options) -> (inputs, options) that puts each named input of a call at its position.
 
-    A call may name inputs of `forward`, and leave out those for which `forward` has a default. If one is missing, the
-    TypeError that `forward` then raises names it."""
+    A call may name inputs of `forward`, and leave out those for which `forward` has a default. If any other is missing,
+    the TypeError that `forward` then raises names it."""
     names = forward.__code__.co_varnames[:forward.__code__.co_argcount]
     defaults = dict(zip(names[::-1], (forward.__defaults__ or ())[::-1]))
 
@@ -35,9 +35,9 @@ def mixed_libraries(name: str, arrays: Iterable[Array]) -> TypeError | None:
 
 
 def once(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """`function`, which remembers its result for the last g: work that several VJPs of one op share is done once.
+    """`function`, with a memory for the last g: work that several VJPs of one op share is done once.
 
-    The result is freed with the op's closures, when the backward pass has left the node."""
+    The remembered result is freed with the op's closures, when the backward pass is done with the node."""
     last: list[Any] = [None, None]
 
     def remembered(g: Array) -> Array:

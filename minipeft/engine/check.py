@@ -4,14 +4,14 @@
 
 Richardson extrapolation removes the h^2 term: R(h) = (4 D(h/2) - D(h)) / 3 has error O(h^4). The tolerance is the sum
 of two parts, and nothing in it is tuned. Truncation: the difference of two extrapolations, |R(h) - R(h/2)|. It is about
-the error of the worse one, while the better one is used. Rounding of f: about u times the length of its sums times the
-size of their terms, divided by the step. The size is |f| + sum |p df/dp|, because f alone may be small where large
-terms cancel.
+the error of the worse one, R(h), while R(h/2) is the one used. Rounding of f: about u times the length of its sums
+times the size of their terms, divided by the step; u = 2^-53. The size is |f| + sum |p df/dp|, because f alone may be
+small where large terms cancel.
 
 Where f has a kink within h, as a relu has, the extrapolations differ by far more, and that could hide a wrong gradient.
 So h is halved, as in Ridders' method (1982, Advances in Engineering Software 4, 75-76), until they agree to within
-rounding, where no smaller step would do better. A gradient is judged at that step alone. Where they never agree, or
-where the slopes on both sides of the point itself differ, there is no derivative, and a ValueError says so.
+rounding; beyond that no smaller step would do better. A gradient is judged at that step alone. Where they never agree,
+or where the slopes on the two sides of the point itself differ, no derivative is found, and a ValueError says so.
 
 One direction of a smooth function costs six evaluations, whatever the number of parameters. So many shapes can be
 checked at little cost.
@@ -31,7 +31,7 @@ from minipeft.checks import is_number, shown
 _U = 2.0 ** -53
 _ROUNDINGS = 2.0 ** 10  # roundings on the longest path through f, each of relative size u; generous for small models
 _LEAST = 2.0 ** -24     # the smallest step; below it, rounding hides all but the first six digits
-_SURE = 3               # extrapolations in a row must agree with each other before a gradient is refused
+_SURE = 3               # pairs of extrapolations in a row must agree before a gradient is refused
 
 
 def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng: numpy.random.Generator,
@@ -40,7 +40,7 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
 
     step: a function without arguments that returns the loss, a scalar. rng: draws the directions. each: one direction
     per parameter, so that a small gradient cannot hide behind a large one; False: one direction for all. h: the largest
-    step, relative to a direction of unit length. Values that pass `stop_gradient` are held fixed. Raises AssertionError
+    step along a direction of unit length. Values that pass `stop_gradient` are held fixed. Raises AssertionError
     naming the parameter whose gradient is wrong; ValueError naming it if it is not float64, or if the differences find
     no derivative at this point (a kink, or a random loss); ValueError for an h that is not a finite number > 0;
     TypeError for an rng that is not a numpy.random.Generator; and what `value_and_grad` raises."""
@@ -57,7 +57,7 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
     try:
         loss, grads = value_and_grad(step, params, training=False)
         terms = [abs(to_host(p.data) * to_host(grads[name])) for name, p in params.items()]
-        size = abs(loss) + sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, by name
+        size = abs(loss) + sum(float(t[numpy.isfinite(t)].sum()) for t in terms)  # a NaN fails below, with its name
         worst = 0.0
         for names in ([n] for n in params) if each else [list(params)]:
             f, directions = _along(step, {n: params[n] for n in names}, rng, memory)
@@ -70,7 +70,7 @@ def check_gradients(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng:
 
 def _along(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng: numpy.random.Generator,
            memory: Stopped) -> tuple[Callable[[float], float], dict[str, numpy.ndarray]]:
-    """f(t), the loss at p + t d, and d: one random direction of unit length."""
+    """f, where f(t) is the loss at p + t d; and d, one random direction of unit length, {name: array}."""
     directions = {name: rng.standard_normal(p.shape) for name, p in params.items()}
     length = math.sqrt(sum(float((d * d).sum()) for d in directions.values())) or 1.0
     directions = {name: d / length for name, d in directions.items()}
@@ -90,7 +90,7 @@ def _along(step: Callable[[], Tensor], params: Mapping[str, Leaf], rng: numpy.ra
 
 
 class _Differences:
-    """f at +-h, +-h/2, +-h/4, ..., each evaluated when it is first needed. f0: f(0); size: of the terms of f."""
+    """f at +-h, +-h/2, +-h/4, ..., each evaluated when first needed. f0: f(0). size: the size of the terms of f."""
 
     def __init__(self, f: Callable[[float], float], f0: float, size: float, h: float):
         self.f, self.f0, self.size, self.h = f, f0, size, h
@@ -114,12 +114,12 @@ class _Differences:
         return (4 * (near - nearer) / (2 * half) - (above - below) / (2 * s)) / 3
 
     def bend(self, i: int) -> float:
-        """The difference between the slopes on both sides of 0, up to O(h^3 / 8^i), extrapolated likewise."""
+        """The slope right of 0 less that on the left, extrapolated: error O(h^2 / 4^i), O(h^3 / 8^i) if f is smooth."""
         gaps = [(above - 2 * self.f0 + below) / s for s, above, below in (self.at(i), self.at(i + 1))]
         return 2 * gaps[1] - gaps[0]
 
     def rounding(self, i: int) -> float:
-        """The error that the roundings of f may cause in R(h / 2^(i+1))."""
+        """The error in R(h / 2^(i+1)) that the roundings of f may cause."""
         largest = max(abs(v) for pair in self.values for v in pair)
         return _ROUNDINGS * _U * (largest + self.size) / (self.h / 2 ** (i + 2))
 
@@ -129,7 +129,7 @@ class _Differences:
 
 
 def _check(differences: _Differences, claimed: float, names: str) -> float:
-    """error / tolerance at the largest step from which on extrapolations agree, because smaller steps round more."""
+    """error / tolerance at the largest step where extrapolations agree, because smaller steps suffer more rounding."""
     i, agreed = 0, 0
     while agreed < _SURE:
         if i and differences.h / 2 ** (i + 2) < _LEAST:

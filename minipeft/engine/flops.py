@@ -1,11 +1,11 @@
-"""How many floating-point operations an op takes: its forward, and those of its VJPs that were kept.
+"""How many floating-point operations an op takes: its forward, and those VJPs that were kept.
 
     a multiply-add is 2;  y = x W^T with n rows: 2 n d_in d_out forward, as much again for dx, as much again for dW
 
-so that a dense step of N weights on n tokens takes 2 N n forward and 4 N n backward (Kaplan et al., 2020,
-arXiv:2001.08361, sec. 2.1), and one with frozen weights 2 N n and 2 N n.
+so a step that trains N weights on n tokens takes 2 N n forward and 4 N n backward (Kaplan et al., 2020,
+arXiv:2001.08361, sec. 2.1), and one with these weights frozen 2 N n and 2 N n.
 
-The matrix products of linear, low_rank_linear, matmul and attention are counted exactly, and nothing else of these
+The matrix products of linear, low_rank_linear, matmul and attention are counted exactly, and nothing else in these
 ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out. A product that several VJPs
 share (low_rank_linear's g B, attention's g V^T) counts once, if one of them is kept. Other ops take a fixed number per
 element: the arithmetic in the source of the op, where exp, tanh, erf, max and a comparison count as 1. Moving data

@@ -1,4 +1,4 @@
-"""Constants for the gradient, which a gradient check also holds fixed while it moves the parameters."""
+"""Values that count as constants in a gradient, and that a gradient check holds fixed while it moves parameters."""
 from __future__ import annotations
 
 import contextvars
@@ -11,7 +11,7 @@ stopped: contextvars.ContextVar["Stopped | None"] = contextvars.ContextVar("stop
 
 
 class Stopped:
-    """The values that passed `stop_gradient` in one run, for replay in later runs (`check.py`)."""
+    """The values that passed `stop_gradient` in one run. replay: the index of the next, in a later run (`check.py`)."""
 
     def __init__(self) -> None:
         self.values: list[Array] = []

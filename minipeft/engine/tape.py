@@ -1,8 +1,8 @@
 """The result of `xray`: the ops of one step as plain numbers, and their table, which fits a page.
 
-A short step is printed op by op, in order. Ops that repeat, as the layers of a model do, are folded: `6 times:`, then
-one of them. A longer step is grouped: ops of one name that keep the same VJPs, how often they come, and their sums;
-then the ops that keep most. `XRay.tape()` is the folded tape at any length. The data always has every op.
+A short step is printed op by op, in order. Ops that repeat, as those of a model's layers do, are folded: `6 times:`,
+then the ops once. A longer step is grouped: a row for all ops of one name that keep the same VJPs, with their number
+and sums; then the ops that keep most. `XRay.tape()` is the folded tape at any length. The data always has every op.
 """
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _row(op: str, what: str, entries: Sequence[Entry], vjps: str) -> tuple[str, 
 
 
 def _largest(entries: Sequence[Entry]) -> list[str]:
-    """The rows of the ops that keep most, equal ones in one row, with a selected parameter of the first."""
+    """Rows for the ops that keep most. Equal ops share a row, which names a selected parameter of the first."""
     alike: dict[tuple, list[Entry]] = {}
     for e in entries:
         alike.setdefault((e.op, e.shape, e.kept_bytes, e.vjps), []).append(e)

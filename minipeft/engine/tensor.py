@@ -8,8 +8,8 @@ Each input has a VJP of its own, so a gradient that nobody asked for is never co
 that lead to a *watched* parameter, and drops the others together with the arrays that they hold. A frozen weight
 therefore costs no gradient, and the input of its product is not kept.
 
-Freezing does not save everything. The gradient dx = g W is still needed at every op above a trained parameter. LoRA
-keeps x even at a frozen W, because dA = s (g B)^T x needs it.
+Freezing does not save everything. The gradient dx = g W is still needed at every op between a trained parameter and the
+loss. LoRA keeps x even at a frozen W, because dA = s (g B)^T x needs it.
 
 `value_and_grad` says which parameters are watched; a tensor carries no flag. Nothing is recorded outside of that call,
 and the gradients come back in a dict.
@@ -34,8 +34,8 @@ _observer: contextvars.ContextVar[Callable | None] = contextvars.ContextVar("obs
 
 
 class Node:
-    """How a tensor was made. op: the op's name. edges: one (parent node, VJP) for each watched input. shape, dtype: of
-    the tensor. `time` orders nodes by creation. A node holds no array itself; its VJPs keep those they need."""
+    """How a tensor was made. op: the op's name. edges: a (parent node, VJP) for each input that leads to a watched
+    parameter. shape, dtype: of the tensor. `time` orders nodes by creation. Only the VJPs hold arrays."""
 
     __slots__ = ("op", "edges", "shape", "dtype", "time")
 
@@ -47,7 +47,7 @@ class Node:
 
 
 class Tensor(Operators):
-    """An array, `data`, and how it was made, `node` (None when nothing watched leads to it). Immutable by convention.
+    """An array, `data`, and how it was made, `node` (None if it depends on nothing watched). Immutable by convention.
 
     `+ - * / @ ** []` and `.mT`, `.sum`, `.mean`, `.reshape`, `.transpose` are ops, set by `ops/operators.py`."""
 
@@ -104,7 +104,7 @@ class Leaf(Tensor):
 
     @property
     def node(self) -> Node | None:  # type: ignore[override]
-        """Its node, which exists only inside of a `value_and_grad` that selected it."""
+        """Its node, which exists only inside a `value_and_grad` that watches it."""
         watched = _watched.get()
         return watched.get(id(self)) if watched else None
 
@@ -158,8 +158,8 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
     trained on.
 
     Raises ValueError for an empty selection, a parameter under two names, a loss that is not one number, unused
-    parameters and another `unused`; TypeError for values that are not Parameters and a loss that is not a Tensor;
-    RuntimeError when nested (first order only), and for a loss that uses a tensor recorded by an earlier call."""
+    parameters (see above) and another value of `unused`; TypeError for values that are not Parameters and a loss that
+    is not a Tensor; RuntimeError when nested (first order only), and for a loss that uses an earlier call's tensor."""
     if unused not in ("raise", "zeros"):
         raise ValueError(f"unused is {unused!r}; expected 'raise' or 'zeros'")
     if _watched.get() is not None:
@@ -171,7 +171,7 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
     try:
         with listening(training) as afterwards:
             loss = step()
-            node = loss.node if isinstance(loss, Tensor) else None  # a parameter has one in here alone
+            node = loss.node if isinstance(loss, Tensor) else None  # a parameter has a node only while watched
     finally:
         _watched.reset(token)
     if not isinstance(loss, Tensor):
@@ -179,7 +179,7 @@ def value_and_grad(step: Callable[[], Tensor], params: Mapping[str, Leaf], unuse
     if loss.data.size != 1:
         raise ValueError(f"step() returned shape {list(loss.shape)}; expected one number")
     value = to_host(loss.data).item()
-    one = xp.asarray(loss.data ** 0)  # in the loss's own kind; the int of ones_like over a count would be a float
+    one = xp.asarray(loss.data ** 0)  # a 1 of the loss's own kind: of ints, as ones_like gives, / makes a float
     found = backward(node, one) if node is not None else {}
     del loss
     if found.keys() - set(leaves.values()):

@@ -57,7 +57,7 @@ class _Tape:
         self.names = names
         self.buffers = Buffers()
         self.entries: list[Entry] = []                    # their bytes are filled in at the end
-        self.keeps: list[list[int]] = []                  # of each entry: the buffers that it is the first to keep
+        self.keeps: list[list[int]] = []                  # for each entry: the buffers that it is the first to keep
         self.kept: set[int] = set()                       # all of these
         self.at_return: set[int] = set()                  # the buffers alive when the step returns its loss
         self.terms: collections.Counter = collections.Counter()  # by a node's time: how many gradients reached it
@@ -103,9 +103,9 @@ class _Tape:
         return run
 
     def delivered(self, parent: Node, term: Array) -> None:
-        """Count what the backward pass does with a term next, where no VJP sees it. Broadcast axes are summed out into
-        a new array, and the term, which is larger, is freed before anything else is made. The first term of a node is
-        its gradient, the second makes a new array, and later ones are added to that."""
+        """Count the arrays that the backward pass itself makes of a term, which no VJP sees. Broadcast axes are summed
+        out into a new array, and the term, which is larger, is freed before anything else is made. The first term of a
+        node is its gradient, the second makes a new array, and later ones are added to that."""
         size = math.prod(parent.shape) * parent.dtype.itemsize
         self.terms[parent.time] += 1
         reduced = self.buffers.born(size) if getattr(term, "shape", None) != parent.shape else None
@@ -119,7 +119,7 @@ class _Tape:
             self.unseen[parent.time] = total
 
     def result(self, loss: float, trained: int) -> XRay:
-        """The XRay, when the gradients are gone: the entries with their bytes, and the peak."""
+        """The XRay, once the gradients are freed: the entries with their bytes, and the peak."""
         before = self.buffers.before()
         held = self.at_return - before
         entries = tuple(dataclasses.replace(e, kept_bytes=sum(self.buffers.bytes[n] for n in keeps if n in held))

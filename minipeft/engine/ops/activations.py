@@ -9,7 +9,7 @@ from minipeft.backend import xp
 from minipeft.engine.ops.erf import erf_of
 from minipeft.engine.ops.overflow import quiet
 
-FAR = 64.0  # where the tanh of gelu_tanh has been 1 for long, in float64 too
+FAR = 64.0  # a bound for |x|, far beyond where the tanh of gelu_tanh is +-1, in float64 too
 
 
 @op
@@ -44,7 +44,7 @@ def gelu_tanh(x):
     out *= x
 
     def vjp(g):
-        near = xp.asarray(xp.clip(x, -FAR, FAR))  # 1 - t^2 is 0 long before, and an infinity times that would be NaN
+        near = xp.asarray(xp.clip(x, -FAR, FAR))  # beyond it 1 - t^2 is 0, and an infinity times 0 is NaN
         d = near * near
         d *= 3 * a * c
         d += c

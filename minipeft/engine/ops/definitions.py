@@ -1,9 +1,9 @@
 """The fused ops as the papers write them: the same names and arguments, composed of primitives.
 
 Read these first. `fused.py` is faster and equal in value and all gradients (law 9, fused = definition). Nothing here is
-arranged for speed or memory. Only softmax is shifted, against overflow.
+arranged for speed or memory; softmax, cross_entropy and silu alone are arranged against overflow.
 
-So every intermediate result must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row in
+Elsewhere, intermediate results must fit into the dtype: x^2 in the norms (float32: |x| < 1.8e19), the sum of a row in
 layer_norm, x^3 in gelu_tanh (7e12), q k in attention. Beyond these limits the definitions give 0, NaN or infinities.
 The fused ops still give the right number there, if it fits (`overflow.py`).
 """
@@ -44,7 +44,7 @@ def softmax(x: Any, *, axis: int = -1) -> Tensor:
 
 
 def toeplitz(values: Any, *, queries: int) -> Tensor:
-    """bias[h, q, k] = values[q - k + keys - 1, h]: a number for each distance, the largest key - query first.
+    """bias[h, q, k] = values[q - k + keys - 1, h]: one number per distance key - query, that of the largest first.
 
     values [distances, heads] -> [1, heads, queries, keys], or [batch, distances, heads] -> [batch, heads, queries,
     keys]; there are queries + keys - 1 distances."""
@@ -61,10 +61,10 @@ def attention(q: Any, k: Any, v: Any, bias: Any = None, keep: Any = None, mask: 
     """concat_h softmax(scale Q_h K_h^T + bias_h + mask) V_h.   Vaswani et al., 2017, arXiv:1706.03762, sec. 3.2.1-2.
 
     q [batch, query, heads * d_k], k [batch, key, heads * d_k], v [batch, key, heads * d_v] -> [batch, query, heads *
-    d_v]. bias and mask broadcast to [batch, heads, query, key]: relative positions, and a constant, 0 where a query may
-    look and -inf elsewhere. A query that may look nowhere averages all values, whatever its scores are. keep, of that
-    shape: a dropout mask on the probabilities, already divided by 1 - p. heads: how many. scale: d_k^-1/2 in the paper,
-    1 in T5."""
+    d_v]. bias (relative positions) and mask (a constant, 0 where a query may look and -inf elsewhere) broadcast to
+    [batch, heads, query, key]. A query that may look nowhere averages all values, whatever its scores are. keep, of
+    that shape: a dropout mask on the probabilities, already divided by 1 - p. heads: how many. scale: d_k^-1/2 in the
+    paper, 1 in T5."""
 
     def split(x: Any) -> Tensor:  # [batch, time, heads * d] -> [batch, heads, time, d]
         batch, time, width = array_of(x).shape
@@ -111,7 +111,7 @@ def gelu_tanh(x: Any) -> Tensor:
 
 
 def silu(x: Any) -> Tensor:
-    """x / (1 + e^-x), elementwise, also called swish; here as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
+    """x / (1 + e^-x), elementwise, also called swish; written as x (1 + tanh(x / 2)) / 2, which cannot overflow."""
     return x * ((tanh(x * 0.5) + 1) * 0.5)
 
 

@@ -1,9 +1,9 @@
-"""Dropout: a random share of the numbers is 0 in training, and the others are larger for it.
+"""Dropout: in training, a random share of the numbers is set to 0, and the others are scaled up to make up for it.
 
     y = x * m / (1 - p),   m_i ~ Bernoulli(1 - p)        Srivastava et al., 2014, JMLR 15, sec. 4
 
-Departure from the paper, which multiplies by 1 - p when training is over: here the numbers that are kept are divided by
-1 - p in training ("inverted" dropout), as in every library.
+Departure from the paper, which multiplies by 1 - p when training is over: here the kept numbers are divided by 1 - p
+during training ("inverted" dropout), as in every library.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minipeft.engine.ops.primitives import mul
 
 
 def dropout(x: Any, p: float, rng: numpy.random.Generator | None) -> Any:
-    """x * m / (1 - p), x of any shape; x itself when `rng` is None or p is 0. p: the share that is dropped.
+    """x * m / (1 - p), x of any shape; x itself when `rng` is None or p is 0. p: the probability of a zero.
 
     The mask is drawn on the host, so that a CPU and a GPU run start from the same bits."""
     if rng is None or p == 0:

@@ -1,8 +1,8 @@
 """The ops that models call: one node each, equal to `definitions.py` in value and gradient (law 9, fused = definition).
 
 Each docstring gives the gradient. Matrix products go through 2-D reshapes (a 3-D x @ W.T loops over the batch). Sums
-are made in buffers that the op itself allocated. Work that several VJPs share is done once. Which ops are fused depends
-on the model alone, so plugging something changes no bit at other places.
+accumulate in buffers that the op itself allocated. Work that several VJPs share is done once. Which ops are fused
+depends on the model alone, so plugging an attachment changes no bit at other places.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def linear(x, w):
 
 def _by_few_rows(x, w):
     """x W^T as (W x^T)^T, a block of W at a time. A CPU's BLAS copies W into a layout of its own before it multiplies.
-    For a few rows of x this copying is most of the work. It is faster with W on the left, and faster again in blocks
-    that fit into the cache. The result is C-contiguous as always, so later sums over a row keep their order."""
+    For a few rows of x this copying is most of the work. The product is faster with W on the left, and still faster in
+    blocks that fit into the cache. The result is C-contiguous as always, so later sums over a row keep their order."""
     out = xp.empty((len(w), len(x)), dtype=xp.result_type(x.dtype, w.dtype))
     for start in range(0, len(w), BLOCK):
         xp.matmul(w[start:start + BLOCK], x.T, out=out[start:start + BLOCK])
@@ -94,13 +94,13 @@ def softmax(x, *, axis=-1):
 def toeplitz(values, *, queries):
     """bias[h, q, k] = values[q - k + keys - 1, h], shapes as in `definitions.toeplitz`;   dvalues = sums of diagonals.
 
-    The result is a view of one number per distance and head; neighboring queries are neighbors in memory."""
+    The result is a view of one number per distance and head, in which neighboring queries are neighbors in memory."""
     n, heads = values.shape[-2:]
     keys = n + 1 - queries
     laid = xp.ascontiguousarray(values.reshape(-1, n, heads).swapaxes(1, 2))       # [batch, heads, n]
     batch_step, head_step, step = laid.strides
     view = xp.lib.stride_tricks.as_strided(laid, (len(laid), heads, queries, keys),
-                                           (batch_step, head_step, step, step))    # [.., q, k'], k' from the last key
+                                           (batch_step, head_step, step, step))    # [.., q, k'], k' = keys - 1 - k
 
     def vjp(g):
         d = xp.zeros((len(g), heads, n), dtype=g.dtype)
@@ -118,9 +118,9 @@ def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
     With P the probabilities, R = P * keep, and O = R V per head:
         dV = R^T g,   dP = (g V^T) * keep,   dS = P (dP - sum_key(dP P)),   dQ = scale dS K,   dK = scale dS^T Q,
         dbias = dS,   and dS = 0 where a query may look nowhere.
-    Scores lie in memory as [batch, key, heads, query], so that a sum over keys adds long rows: over a short last axis
-    NumPy is a few times slower. Nothing is copied for this layout: a head is a view of the projections, and a product
-    is written where the next one reads it."""
+    Scores lie in memory as [batch, key, heads, query], so that a sum over keys adds long rows: along a short last
+    axis NumPy is a few times slower. Nothing is copied for this layout: a head is a view of the projections, and each
+    product is written where the next one reads it."""
 
     def split(x):  # [batch, time, heads * d] -> [batch, heads, time, d]
         return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
@@ -129,7 +129,7 @@ def attention(q, k, v, bias=None, keep=None, mask=None, *, heads, scale):
         return x.reshape(*x.shape[:2], -1)
 
     def product(a, b):  # per head: [batch, heads, m, d], [batch, heads, d, n] -> [batch, m, heads, n]
-        if b.shape[3] == 1:  # in decoding, one query: its scores lie together, one head after the other
+        if b.shape[3] == 1:  # one query, in decoding: its scores lie together, head after head
             return xp.matmul(a, b).swapaxes(1, 2)
         out = xp.empty((max(len(a), len(b)), a.shape[2], heads, b.shape[3]), dtype=xp.result_type(a.dtype, b.dtype))
         xp.matmul(a, b, out=out.swapaxes(1, 2))
@@ -227,8 +227,8 @@ def rms_norm(x, w, *, eps):
 def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
     """Mean over the counted positions of -sum_i t_i log softmax(logits)_i, all as in `definitions.cross_entropy`.
 
-    dlogits = g (p - t) / count at counted positions, 0 at ignored ones, with p = softmax(logits). Labels must be in
-    range, as ids must be."""
+    dlogits = g (p - t) / count at counted positions, 0 at ignored ones, with p = softmax(logits). Counted labels
+    must be in range, like ids."""
     shape, vocab = logits.shape, logits.shape[-1]
     gold = labels.reshape(-1)
     counted = gold != ignore

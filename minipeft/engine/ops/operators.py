@@ -1,4 +1,4 @@
-"""Tensor.__add__ = add and its like: one table, so that `primitives.py` needs no class and `tensor.py` no ops.
+"""Tensor.__add__ = add and the like, in one table, so that `primitives.py` needs no class and `tensor.py` no ops.
 
 A number beside a Tensor takes the Tensor's own kind, so that float32 stays float32 and Fractions stay exact.
 """
@@ -13,8 +13,8 @@ from minipeft.engine.tensor import Tensor
 
 def alike(number: Any, x: Tensor) -> Any:
     """`number` (Python's, a Fraction, a NumPy scalar) as a float where x [...] holds floating-point numbers, and as a
-    Fraction where x holds objects. Beside integers and booleans it stays as it is. Infinities and NaN beside objects,
-    and anything that is not a real number, always do."""
+    Fraction where x holds objects. Beside integers and booleans it stays as it is. So do infinities and NaN beside
+    objects, and anything that is not a real number."""
     if not isinstance(number, Real) or x.dtype.kind not in "fO":
         return number
     if x.dtype.kind == "f":

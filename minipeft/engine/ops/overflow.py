@@ -15,18 +15,18 @@ import numpy
 
 from minipeft.backend import Array, xp
 
-# A result that is computed again need not warn first. CuPy has no such warnings, and no errstate.
+# Silences the warnings of an overflow that is expected. CuPy has no such warnings, and no errstate.
 quiet = numpy.errstate
 
 
 def exponent(x: Array, axis: Any) -> Array:
-    """n with |x| <= 2^n along `axis`, which stays as 1: [.., d] -> [.., 1]. Of no use where x is not finite."""
+    """n with |x| <= 2^n along `axis`, which is kept as 1: [.., d] -> [.., 1]. Meaningless where x is not finite."""
     return xp.frexp(abs(x).max(axis=axis, keepdims=True))[1]
 
 
 def mean_product(a: Array, b: Array) -> Array:
     """mean(a b) over the last axis: a, b [..., d] -> [..., 1]. It takes one pass and makes no array of products. The
-    terms are added in order, not in pairs as `mean` adds them."""
+    terms are not added pairwise, as `mean` adds them."""
     return xp.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
 
 
@@ -40,7 +40,7 @@ def normalize_again(x: Array, z: Array, r: Array, lost: Array, eps: float, cente
         if centered:
             y = y - y.mean(axis=-1, keepdims=True)
         deviation = xp.sqrt(mean_product(y, y))
-        deviation = xp.where(xp.isfinite(deviation), deviation, math.nan)  # no norm of an infinity
+        deviation = xp.where(xp.isfinite(deviation), deviation, math.nan)  # an infinity is not normalized
         least = xp.ldexp(xp.full_like(deviation, math.sqrt(eps)), -n)      # 0 where it is too small to count
         z[lost] = xp.where(deviation == 0, y, y / xp.hypot(deviation, least))
         r[lost] = 1 / xp.hypot(xp.ldexp(deviation, n), math.sqrt(eps))
@@ -48,7 +48,7 @@ def normalize_again(x: Array, z: Array, r: Array, lost: Array, eps: float, cente
 
 def score_again(p: Array, top: Array, q: Array, k: Array, biases: Sequence[Array],
                 product: Callable[[Array, Array], Array]) -> Array:
-    """Writes the scores p [batch, key, heads, query] of the queries whose largest score `top` is not finite, and top.
+    """Writes the scores p [batch, key, heads, query] of queries whose largest score `top` is not finite; top becomes 0.
 
     q and k [batch, heads, time, d]; biases laid out as p; product(a, b) gives a b for each head, laid out as p. Returns
     the queries that may look nowhere, booleans [batch, 1, heads, query]: such a query averages all values, and no
@@ -65,7 +65,7 @@ def score_again(p: Array, top: Array, q: Array, k: Array, biases: Sequence[Array
             for bias in biases:
                 s += xp.ldexp(bias, -n)
             largest = s.max(axis=1, keepdims=True)
-            if len(biases) > 1:  # each hides some keys, and both together all
+            if len(biases) > 1:  # each hides some keys, and together they hide all
                 blind = blind | lost & ((biases[0] + biases[1]).max(axis=1, keepdims=True) == -math.inf)
             xp.copyto(p, xp.ldexp(s - largest, n), where=lost)
             xp.copyto(top, xp.zeros((), top.dtype), where=lost)

@@ -1,7 +1,7 @@
 """The primitives: forward, then one VJP per input. g is the gradient of the loss with respect to the output.
 
-Nothing here assumes a dtype: the polynomial ones also run on object arrays of `fractions.Fraction`. A broadcast
-input's VJP may return the broadcast shape; the engine sums it back (`engine.tensor.sum_to`).
+Nothing here assumes a dtype: polynomial primitives also run on object arrays of `fractions.Fraction`. A broadcast
+input's VJP may return the broadcast shape; the engine sums it to the input's (`engine.tensor.sum_to`).
 """
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def matrix_transpose(a):
 
 @op
 def transpose(a, *, axes):
-    """a [...] of any shape, its axes in the order `axes`;   da = g in the inverse order."""
+    """a [...] of any shape, its axes in the order `axes`;   da = g, its axes put back."""
     inverse = tuple(sorted(range(len(axes)), key=lambda i: axes[i] % len(axes)))
     return a.transpose(axes), (lambda g: g.transpose(inverse),)
 
@@ -130,8 +130,8 @@ def sum(a, *, axis=None, keepdims=False):
 
 
 def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """Mean of a [...] over axis, keepdims as in `sum`. It is sum / count, with the count in the array's own kind: so
-    Fractions stay exact (of two ints, / would make a float)."""
+    """Mean of a [...] over axis, keepdims as in `sum`. It is sum / count, with the count in the array's own kind, so
+    that object arrays stay exact (an int / an int would be a float)."""
     old = array_of(a).shape
     count = math.prod(n for n, kept in zip(old, _kept_shape(old, axis)) if kept == 1)
     total = sum(a, axis=axis, keepdims=keepdims)
@@ -149,7 +149,7 @@ def _kept_shape(shape: tuple, axis: Any) -> tuple:
 def index(a, *, key):
     """a[key] of an a [...], for integers and slices, or one array of distinct indices >= 0;   da = g at key, else 0.
 
-    Raises ValueError for repeated indices, whose gradients would be lost: `embedding` looks rows up."""
+    Raises ValueError for repeated indices, whose gradients would be lost (use `embedding`), and for several arrays."""
     old = a.shape
     arrays = [to_host(k) for k in (key if isinstance(key, tuple) else (key,))
               if hasattr(k, "dtype") or isinstance(k, (list, tuple, range))]
@@ -158,7 +158,7 @@ def index(a, *, key):
 
     def vjp(g: Array) -> Array:
         out = xp.zeros(old, dtype=g.dtype)
-        out[key] = g[()]  # a number where g has no axes: an object array would take the array as it is
+        out[key] = g[()]  # a 0-d g becomes a number: an object array would store the array itself
         return out
 
     return a[key], (vjp,)
