@@ -38,8 +38,8 @@ class AdapterFile:
 
     path: of the file. name: of the attachment. kind, fields: the method's class and fields. places: their names.
     trained_on: base, below and together. tensors: {"place.leaf": array}. version: of the format. altered: whether the
-    texts differ from those that were signed. below_in_v1: the `below` of a file of version 1; of `trained_on` only
-    `base` then counts."""
+    texts differ from those that were signed. below_in_v1: the `below` of a file of version 1, whose `trained_on` has
+    only a `base`."""
 
     path: str
     name: str
@@ -56,8 +56,8 @@ class AdapterFile:
 def write(path: str | os.PathLike, name: str, method: Any, places: list[str], tensors: Mapping[str, Array],
           trained_on: TrainedOn) -> None:
     """Write an attachment atomically to `path`: its name, its method, the names of its places, its tensors
-    {"place.leaf": array}, and the record trained_on. `where` is replaced by the names that it chose, a mask by the
-    indices among the tensors. Raises as `files.write_tensors` does."""
+    {"place.leaf": array}, and the record trained_on. The places stand for `where`, which chose them, and indices among
+    the tensors stand for a mask. Raises as `files.write_tensors` does."""
     texts = {"name": name, "method": method_text(method), "places": json.dumps(places),
              "base": trained_on.base or "",
              **{key: json.dumps([dataclasses.asdict(layer) for layer in getattr(trained_on, key)])
@@ -67,7 +67,7 @@ def write(path: str | os.PathLike, name: str, method: Any, places: list[str], te
 
 def read(path: str | os.PathLike) -> AdapterFile:
     """The content of the file at `path`. Raises a ValueError that names the file for metadata that are incomplete or of
-    other types, and as `files.read_tensors` does for a damaged file."""
+    the wrong types, and raises as `files.read_tensors` does for a damaged file."""
     metadata = read_metadata(path)
     version = metadata.get("version")
     if metadata.get("format") != _FORMAT or version not in ("1", _VERSION):

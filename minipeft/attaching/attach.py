@@ -2,7 +2,7 @@
 
     method.places(model)                    which places
     method.arrays(name, place, model)       which arrays each of them gets; `attach` draws their initial values
-    method.make(name, place, arrays)        the piece that is made of them
+    method.make(name, place, arrays)        the piece that is made of these arrays
     host.now = State(...)                   all pieces attached and plugged, by one assignment
 
 The model's own weights are not touched, and its layers do not know of the attachment: a slot reads the state at every
@@ -31,7 +31,7 @@ def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str 
     rng: draws the initial arrays. name: of the attachment, by default the method's in lower case. Raises ValueError for
     a taken or malformed name, a pattern that matches nothing and sizes out of range; TypeError for a method that is not
     registered, a part of a model and an rng that is not a generator; TypeError or ValueError for a method that breaks
-    its contract (see `Method`). Whatever raises leaves the model and rng as they were."""
+    its contract (see `Method`). Whatever is raised, the model and rng stay as they were."""
     name = type(checked(method)).__name__.lower() if name is None else name
     check_name(model, name)
     require_rng(rng)
@@ -57,7 +57,7 @@ def put(model: Model, attachments: list[Attachment]) -> None:
 
 
 def check_name(model: Model, name: str) -> None:
-    """Raises ValueError unless `name` is well-formed and not taken on the model, TypeError for a part of a model."""
+    """Raises ValueError unless `name` is well-formed and free on the model, TypeError for a part of a model."""
     attachments = whole(model).attachments
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ValueError(f"name is {shown(name)}; expected letters, digits, '_' and '-'")

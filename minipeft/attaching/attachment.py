@@ -5,13 +5,13 @@
 
 In PEFT's words, plug and unplug are enable and disable, and remove is delete.
 
-At every place the plugged entries form an ordered list, and the place computes a fold of it. A merged entry is a
-constant, computed from the weight below it. So merge needs all entries below to be merged, and unplug and unmerge need
-no merged entry above. Nothing is ever subtracted.
+At every place the plugged attachments have one entry each, in an ordered list, and the place computes a fold of it. A
+merged entry is a constant, computed from the weight below it. So merge needs all entries below to be merged, and
+unplug, unmerge and remove need no merged entry above. Nothing is ever subtracted.
 
 A move makes the next `State` of the model and puts it in place by one assignment. Every illegal move raises before
-that. After an interrupt the model has the state from before the move or the one after it, never half of one. A forward
-in another thread goes on with the state that it began with. Move one model from one thread at a time.
+that. After an interrupt the model has the state before the move or the state after it, nothing in between. A forward in
+another thread goes on with the state that it began with. Make moves on one model from one thread at a time.
 """
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from minipeft.nn.weight import Fixed, Parameter, Weight
 class Attachment(Attached):
     """A method, attached to a model under a name. `attach` and `load` make it.
 
-    Its constructor takes places {name: place}, pieces {name: piece}, arrays {"place.leaf": array}, every array of the
-    pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were)."""
+    Its constructor takes places {name: place}, pieces {name: piece}, arrays {"place.leaf": array} with every array of
+    the pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were)."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
                  arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
@@ -44,8 +44,8 @@ class Attachment(Attached):
         self._places, self._arrays = dict(places), dict(arrays)
         self.at = {place: pieces[where] for where, place in places.items()}
         self.own = frozenset(p for p in self._arrays.values() if isinstance(p, Parameter))
-        self._above: frozenset[str] = frozenset()  # what lay above it when it was taken out of the lists
-        self._known: tuple[list[int] | None, str] | None = None  # checksums, and the content that they belong to
+        self._above: frozenset[str] = frozenset()  # those that lay above it when it was switched off
+        self._known: tuple[list[int] | None, str] | None = None  # checksums, and the content they belong to
 
     @property
     def state(self) -> str:
@@ -65,7 +65,7 @@ class Attachment(Attached):
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Those of `arrays` that are trained."""
+        """Those of its `arrays` that are trained."""
         return {name: p for name, p in self.arrays.items() if isinstance(p, Parameter)}
 
     @property
@@ -77,7 +77,7 @@ class Attachment(Attached):
         """Switch it on (enable it) at every place. It returns to its old position, below the attachments that lay above
         it when it was unplugged and are still plugged. If there are none, it lies on top.
 
-        Raises ValueError unless it is off, and where it cannot lie above the plugged ones (see `Reparam`)."""
+        Raises ValueError unless it is off, and where one entry could not lie above another (see `Reparam.over`)."""
         self._become(inserted(self._required("plug", "off"), self.name, None, self._above))
 
     def unplug(self) -> None:
@@ -88,11 +88,11 @@ class Attachment(Attached):
 
     @contextlib.contextmanager
     def off(self) -> Iterator["Attachment"]:
-        """`with attachment.off():` switches it off for the block, and puts it back to its old position and state. One
-        that was off before stays off; one that is removed or plugged inside the block stays so.
+        """`with attachment.off():` switches it off for the block, then puts it back in its old position and state. An
+        attachment that was off before stays off; one that is removed or plugged inside the block stays so.
 
-        Raises ValueError after `remove`, and while another attachment is merged on top of it; when the block ends, if
-        it was merged into weights that have since changed."""
+        Raises ValueError after `remove`, and while another attachment is merged on top of it; and, when the block ends,
+        if it was merged into weights that have since changed."""
         before = self._required("switch off", "off", "plugged", "merged")
         if self.name not in before.plugged:
             yield self
@@ -108,10 +108,10 @@ class Attachment(Attached):
             self._put_back(before, off)  # again, in case the first was interrupted; else it changes nothing
 
     def merge(self) -> None:
-        """Replace this entry by a constant weight (`Reparam.merged`), at every slot. The base array is kept beside it.
+        """Replace its entry at every slot by a constant weight (`Reparam.merged`). The base array is kept beside it.
 
-        Raises ValueError unless it is plugged, where an entry below is not merged, and where the method acts on hidden
-        states and not on weights."""
+        Raises ValueError unless it is plugged, where an entry below is not merged, where the method acts on hidden
+        states and not on weights, and where the merged weight does not fit the slot."""
         now = self._required("merge", "plugged")
         constants: dict[Place, Weight] = {}
         for where, place in self._places.items():
@@ -124,7 +124,7 @@ class Attachment(Attached):
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
 
     def unmerge(self) -> None:
-        """Drop the constant. Merging left the base array as it was, so every bit comes back.
+        """Drop the constants. Merging left the base arrays as they were, so every bit comes back.
 
         Raises ValueError unless it is merged, and while another attachment is merged on top of it."""
         now = self._required("unmerge", "merged")
@@ -146,8 +146,8 @@ class Attachment(Attached):
         of the weights that the tensors were trained on: an adapter is valid only on these. An attachment that was never
         trained names the base alone.
 
-        Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder. An
-        older file of this name then stays as it was."""
+        Raises ValueError after `remove` and for numbers that are not finite, FileNotFoundError for a missing folder. If
+        it raises, an older file of this name stays as it was."""
         self._required("save", "off", "plugged", "merged")
         for name, array in self._tensors().items():
             if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
@@ -195,14 +195,14 @@ class Attachment(Attached):
         return self.model.host.now
 
     def _taken_out(self, move: str, now: State) -> State:
-        """The state without it. Remembers which attachments lay above it."""
+        """The state without it. Remembers which attachments lie above it."""
         nothing_merged_above(move, self.name, self._places, now)
         order = list(now.plugged)
         self._above = frozenset(order[order.index(self.name) + 1:])
         return now.replace(plugged=without(now.plugged, self.name))
 
     def _put_back(self, before: State, off: State) -> None:
-        """Back to its position before it was switched off, if it is still off."""
+        """Put it back where it was before it was switched off, if it is still off."""
         now = self.model.host.now
         if now is off:
             self._become(before)
@@ -216,7 +216,7 @@ class Attachment(Attached):
 
 
 def _fitting(what: str, slot: Slot, merged: Any) -> Weight:
-    """`merged`, if it can stand in the slot: a Weight of its shape and dtype. ValueError otherwise."""
+    """`merged`, if it can stand in the slot: a Weight of the slot's shape and dtype. ValueError otherwise."""
     if not all(hasattr(merged, name) for name in ("arrays", "project", "rows", "drops")):
         raise ValueError(f"{what} gives {type(merged).__name__}; expected a weight, such as minipeft.Parameter(array)")
     if tuple(merged.shape) != slot.shape or merged.dtype != slot.dtype:

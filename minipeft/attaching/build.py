@@ -1,4 +1,4 @@
-"""From a method to pieces: which places, which arrays, and the pieces that are made of them.
+"""From a method to its pieces: which places, which arrays, and the pieces that are made of these arrays.
 
     wanted(model, method)        Plan: places and declared arrays, checked; nothing is drawn and nothing is made
     plan.built(fill)             the pieces, of arrays that `fill` gives: drawn by `attach`, read from a file by `load`
@@ -87,8 +87,8 @@ def wanted(model: Any, method: Method) -> Plan:
 
 
 def called(what: str, function: Callable, *inputs: Any) -> Any:
-    """function(*inputs), which runs code of a method. Errors become a TypeError that begins with `what`; ValueErrors
-    pass, because they are the method's own word on a place that does not fit."""
+    """function(*inputs), which runs code of a method. A ValueError passes as it is, because by it a method refuses a
+    place that does not fit. Any other error becomes a TypeError that begins with `what`."""
     try:
         return function(*inputs)
     except ValueError:
@@ -129,9 +129,9 @@ def _check(where: str, leaf: Any, declared: Any) -> None:
 
 
 def drawn(plan: Plan, rng: numpy.random.Generator) -> Callable[[str, Declared, Any], Array]:
-    """A `fill` for the arrays of `plan` that calls the init of each with `rng`, and copies what it gives: an init may
-    return the base's own array. Raises ValueError for one that gives no array, or one of another shape or dtype,
-    TypeError for one that fails."""
+    """A `fill` for the arrays of `plan` that calls the init of each with `rng` and copies the result, because an init
+    may return the base's own array. Raises ValueError for an init that gives no array, or one of another shape or
+    dtype, and TypeError for one that fails."""
     def fill(key: str, declared: Declared, dtype: Any) -> Array:
         what = f"{type(plan.method).__name__}: the init of {key}"
         array = called(f"{what}, a function of (shape, dtype, rng), fails", declared.init, declared.shape, dtype, rng)

@@ -11,14 +11,14 @@ from minipeft.checks import is_integer, is_number, python, shown
 
 
 def file_fields(kind: Any) -> list[str]:
-    """The names of the fields that an adapter file holds, of a method or of its class `kind`: all except `where` and
+    """The names of those fields of `kind`, a method or its class, that an adapter file holds: all except `where` and
     those with `setting(..., in_file=False)`."""
     return [f.name for f in dataclasses.fields(kind) if f.name != "where" and f.metadata.get("in_file", True)]
 
 
 def plain(method: Any) -> None:
-    """Turn the fields of a frozen dataclass into values that a file can hold, also inside one another: NumPy scalars
-    into Python's; lists, ranges and arrays into tuples. Fields that no file holds stay as they are."""
+    """Turn the fields of a frozen dataclass into values that a file can hold, at any depth: NumPy scalars into
+    Python's; lists, ranges and arrays into tuples. Fields that no file holds stay as they are."""
     for name in file_fields(method):
         object.__setattr__(method, name, _plain(getattr(method, name)))
 
@@ -46,7 +46,7 @@ def _holds(check: Callable[[Any], Any], value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a file gives `value`, after `plain`, back as it is."""
+    """Whether a file would give back `value` (as `plain` leaves it) unchanged."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, str) or type(value) in (int, float) and is_number(value)
@@ -64,20 +64,20 @@ def expect(method: Any, name: str, holds: Any, expected: str) -> None:
 
 
 def one_of(value: Any, names: Iterable[str]) -> bool:
-    """Whether `value` is a string among `names`. A value of another type may not be hashable."""
+    """Whether `value` is a string among `names`. (A value of another type may be unhashable.)"""
     return isinstance(value, str) and value in set(names)
 
 
 def finite_in(scale: Any, dtype: Any) -> bool:
-    """Whether the factor `scale` is finite in `dtype`, that of the weights which it multiplies."""
+    """Whether the factor `scale` is finite in `dtype`, the dtype of the weights that it multiplies."""
     return dtype.kind != "f" or abs(scale) <= float(xp.finfo(dtype).max)
 
 
 def number(value: Any) -> bool:
-    """Whether `value` is a finite int or float, no bool."""
+    """Whether `value` is a finite int or float, and not a bool."""
     return is_number(value)
 
 
 def integer(value: Any, least: int = 1) -> bool:
-    """Whether `value` is an int of at least `least`, no bool."""
+    """Whether `value` is an int of at least `least`, and not a bool."""
     return is_integer(value, least)

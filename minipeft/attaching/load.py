@@ -38,17 +38,17 @@ def load(model: Model, path: list[Path] | tuple[Path, ...], force: bool = False,
 def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
     """The attachment in the adapter file `path`, attached to `model` and plugged. name: by default that in the file.
 
-    A list of paths gives a list of attachments. They are plugged together, each above those that it was trained on, or
-    none of them is; `name` is then a list as well. Adapters that were trained in the same steps have to be loaded so.
+    A list of paths gives a list of attachments, and `name` is then a list too. They are plugged together, each above
+    those that it was trained on, or not at all. Adapters that were trained in the same steps are loaded in this way.
 
     An adapter is valid only on the weights that it was trained on. So the model must have these: the same base, in
-    tensors and configuration; below it, plugged, attachments with the same content, whatever their names are; and the
-    attachments that were trained together with it. force=True skips these checks and no other one.
+    tensors and configuration; below the adapter, plugged attachments of the same content, whatever their names; and the
+    attachments that were trained together with it. force=True skips these checks, and no others.
 
     Raises a ValueError that names the file, and leaves the model as it was: where these checks fail; for a damaged
     file; for places that the model lacks; for fields that are missing or unknown; for tensors that are missing, extra,
     of another shape or dtype or not finite; and for a name that is taken. Shapes are compared with the file's before
-    any array of that size is made. A file of version 1 is read in the sense of version 1, with a warning."""
+    any array of that size is made. A file of version 1 is checked by the rules of version 1, with a warning."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]
     names = [name] * len(paths) if name is None or not several else list(name)

@@ -25,7 +25,7 @@ _NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "no
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """An array that a method asks for at a place. Written as `trained(...)` or `fixed(...)`.
+    """An array that a method asks for at a place. A method writes it as `trained(...)` or `fixed(...)`.
 
     shape: a tuple of integers. init: a function of (shape, dtype, rng) that gives the array. `attach` calls it; `load`
     does not, and takes the array from the file. kind: Parameter (trained) or Fixed (saved and never trained). shared: a
@@ -88,9 +88,9 @@ class Method:
             def dense(self):                               # the paper's equation; self.base is the weight below
                 return self.base.dense() * self.l
 
-    Fields. A frozen dataclass; one field is `where`. The other fields hold numbers, strings, booleans, None, and lists
-    of these, which become tuples, so that JSON can hold them. `setting` gives a field its check. Fields are checked in
-    `__post_init__`; a class with one of its own calls `super().__post_init__()` first.
+    A method is a frozen dataclass with a field `where`. The other fields hold numbers, strings, booleans, None, and
+    lists of these, which become tuples, so that JSON can hold them. `setting` gives a field its check. Fields are
+    checked in `__post_init__`; a class with a `__post_init__` of its own calls `super().__post_init__()` first.
 
     kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias" and "norm"
     [d], "position" [positions, d] or T5's [buckets, heads]. Sites: "sublayer", "input", "keys_values". transparent:
@@ -102,8 +102,8 @@ class Method:
     needs the weight reads `slot.fold().dense()`: the weight as it is now, with everything that is plugged.
 
     make(name, place, arrays) gives the piece: at a slot a `Reparam`, at a site a `Piece` that defines `__call__`. Every
-    array must be one of its attributes, and it may hold no other Parameter. Pieces are pickled and copied, so they hold
-    no lambdas. A piece for a slot has no `base` yet when it is made.
+    array must be an attribute of the piece, which may hold no other Parameter or Fixed. Pieces are pickled and copied,
+    so they hold no lambdas. A piece for a slot has no `base` yet when it is made.
 
     The library does the rest. `attach` checks the declarations and the pieces before it touches the model, draws the
     arrays, names them "place@name.leaf" (a shared one "shared@name.leaf") and plugs the pieces. `save` and `load` need
@@ -138,17 +138,17 @@ class Method:
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
-        """The method in a file with these fields. where: a pattern for the file's places. tensors: the arrays in the
-        file, for a method that is described by some of them; `attach` tries it with none. Raises ValueError for
-        fields out of range."""
+        """The method that a file with these `fields` describes. where: a pattern for the file's places. tensors: the
+        file's arrays, for a method that is described in part by some of them; `attach` makes a trial call with none.
+        Raises ValueError for fields out of range."""
         return cls(**fields, where=where)  # type: ignore[call-arg]
 
 
 def register(cls: M) -> M:
     """Class decorator: `attach` accepts the method from now on, and `load` makes it from files that name its class.
 
-    Raises TypeError for a class that is not a subclass of `Method`, a frozen dataclass with a field `where`, or that
-    does not define `arrays` and `make`; ValueError for a name that another class has."""
+    Raises TypeError unless it is a subclass of `Method` and a frozen dataclass with a field `where`, keeps to the
+    contract in `kinds` and fields, and defines `arrays` and `make`; ValueError for a name that another class has."""
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise TypeError(f"{shown(cls)} is not a method; expected a subclass of minipeft.Method")
     what = cls.__name__

@@ -9,7 +9,7 @@ from minipeft.nn.state import Entry, State
 
 
 def around(state: State, place: Place, name: str) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
-    """The entries below and above attachment `name` at a place, in a state that has it plugged there."""
+    """The entries below and above attachment `name` at a place, in a state where it is plugged there."""
     entries = state.entries[place]
     at = [entry.name for entry in entries].index(name)
     return entries[:at], entries[at + 1:]
@@ -32,7 +32,7 @@ def nothing_merged_above(move: str, name: str, places: Mapping[str, Place], stat
 
 
 def below_merged(name: str, where: str, place: Any, state: State) -> Any:
-    """The weight below attachment `name` at a place called `where`, from which its merge starts. Raises ValueError if
+    """The weight below attachment `name` at the place called `where`, on which its merge is based. Raises ValueError if
     an entry below is not merged in this state."""
     below, _ = around(state, place, name)
     loose = [entry.name for entry in below if entry.merged is None]

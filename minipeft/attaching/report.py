@@ -22,10 +22,10 @@ _EXAMPLE_RANK = 8
 class Report:
     """Counts of numbers. `print` it for the table.
 
-    trainable, all: the parameters that are trained, and all parameters. components: {component: count} of the base.
-    methods: {attachment: {component: how many it trains there}}, or {"selected": ...}. weight_bytes, training_bytes: of
-    all arrays, and of gradients and moments. projection: (d_out, d_in, rows per head) of a query projection, None
-    without one. ranks: of the plugged LoRAs, for the example at the end."""
+    trainable, all: how many are trained, and how many there are. components: {component: count} of the base.
+    methods: {attachment: {component: how many it trains there}}, or {"selected": ...}. weight_bytes: of all arrays.
+    training_bytes: of gradients and moments. projection: (d_out, d_in, rows per head) of a query projection, or None if
+    there is none. ranks: of the plugged LoRAs, for the example at the end."""
 
     trainable: int
     all: int

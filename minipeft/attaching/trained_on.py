@@ -6,11 +6,11 @@
 
 The record is made whenever the attachment's parameters are differentiated for an update (the engine's
 `when_differentiated`), so a loop written by hand counts like `fit`. An attachment below that is not trained itself is
-recorded with its content at that moment. One that is trained in the same step is still changing. Its content is
-recorded ("settled") when it next changes in another step, when it is removed, or when the record is saved.
+recorded with its content at that moment. One that is trained in the same step is still changing, so its content is
+recorded ("settled") later: before it changes in another step, when it is removed, or when the record is saved.
 
-The content of the base takes a pass over all weights, so it is computed once and remembered. It is computed again after
-the base was trained or replaced. A sample of the numbers is compared to notice arrays that were overwritten by hand.
+The fingerprint of the base takes a pass over all weights, so it is computed once and remembered. It is computed again
+after the base was trained or replaced. A sample of its numbers is compared to notice arrays overwritten by hand.
 """
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class TrainedOn:
     together: tuple[Any, ...] = ()
 
     def settled(self, model: Model | None = None, changing: frozenset | None = None) -> "TrainedOn":
-        """The record with the present content of the attachments in `changing` (by default all of them), and, if a
-        model is given, of its base."""
+        """The record with the present content of the attachments in `changing` (by default all of them) and, if a model
+        is given and `base` is None, of its base."""
         def layer(other: Any) -> Any:
             return other if isinstance(other, Layer) or changing is not None and other not in changing else other.layer
 
@@ -76,23 +76,23 @@ def content_of_base(model: Model) -> str:
 
 
 def _sample(array: Array) -> tuple:
-    """The identity of an array and a few dozen of its numbers, evenly spread. They are read in no time, and change when
-    the array is replaced or, almost surely, when it is overwritten."""
+    """The identity of an array and, on the host, a few dozen of its numbers, evenly spread. Quick to read, it changes
+    when the array is replaced or, almost surely, when it is overwritten."""
     if type(array) is not numpy.ndarray or array.dtype.hasobject:
         return (id(array),)
     return id(array), array.reshape(-1)[::max(1, array.size // 32)].tobytes()
 
 
 def marks(tensors: Mapping[str, Array]) -> list[int] | None:
-    """A checksum of each array of `tensors`, {name: array}, by which a change of any number is seen cheaply; None for
-    arrays of objects."""
+    """A checksum of each array of `tensors`, {name: array}: a cheap way to notice any changed number. None where an
+    array holds objects."""
     host = [numpy.ascontiguousarray(to_host(array)) for array in tensors.values()]
     return None if any(array.dtype.hasobject for array in host) else [zlib.crc32(array.data) for array in host]
 
 
 def settle(state: State, changing: frozenset, model: Model | None = None) -> None:
-    """Called before the attachments `changing` of this state (and, with a model, its base) change in a step of their
-    own: the records of attachments that were trained together with them receive their present content."""
+    """Put the present content of the attachments `changing` of this state (and, with a model, of its base) into the
+    records of others that were trained together with them. To be called before they change in a step of their own."""
     for attachment in state.attached.values():
         record = attachment.trained_on  # type: ignore[attr-defined]
         if attachment not in changing and record is not None:

@@ -1,10 +1,10 @@
-"""A method is tried before a model is touched: one piece for each kind and shape of place.
+"""A method is tried before a model is touched.
 
-    tried(plan)                   on arrays of zeros, before anything is drawn
-    tried(plan, pieces, own)      every piece, as it was made; those with fixed indices compute only here
+    tried(plan)                   a piece for each kind and shape of place, on arrays of zeros, before anything is drawn
+    tried(plan, pieces, own)      every piece as it was made; pieces with fixed integers or booleans compute only here
 
-A piece must be made of the declared arrays and hold no other, and must compute what its place computes, in shape and
-dtype. Fixed integers and booleans choose something, so that a piece cannot be tried on made-up ones.
+A piece must be made of the declared arrays and hold no others, and its results must have the shapes and dtypes that
+its place needs. Fixed integers and booleans choose something, such as rows, so a piece cannot be tried on made-up ones.
 """
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from minipeft.nn.place import Place
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Fixed, Piece, Reparam
 
-BATCH, TIME = 2, 3  # of the stream of a trial
+BATCH, TIME = 2, 3  # of the inputs of a trial
 
 
 def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | None = None) -> Plan:
-    """`plan`, whose method makes pieces that fit. pieces, own: those that were built, {name: piece} and {"place.leaf":
-    array}. Raises TypeError for a piece of the wrong kind and for one whose computation fails, ValueError for arrays
-    that are missing or not declared, and for results of another shape or dtype."""
+    """`plan` itself, if its method makes pieces that fit. pieces, own: the pieces that were built and their arrays,
+    {name: piece} and {"place.leaf": array}. Raises TypeError for a piece of the wrong kind, TypeError or ValueError for
+    one that fails, ValueError for arrays that are missing or not declared and results of another shape or dtype."""
     seen = set()
     for name, place in plan.places.items():
         leaves = plan.declared[name]
@@ -82,7 +82,7 @@ def _check_kind(where: str, place: Place, piece: Any) -> None:
 
 
 def _check_arrays(where: str, piece: Any, own: Mapping[str, Any]) -> None:
-    """The declared arrays are attributes of the piece, and there is no other Parameter in it."""
+    """Raises ValueError unless the declared arrays are attributes of the piece, and no others are anywhere in it."""
     held = {id(a) for a in piece.arrays.values()}
     for key, array in own.items():
         if id(array) not in held:
@@ -102,7 +102,7 @@ def _check_arrays(where: str, piece: Any, own: Mapping[str, Any]) -> None:
 
 
 def _found(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every Parameter and Fixed inside of a value, with where it is."""
+    """Every Leaf and Fixed inside a value, each after the path to it."""
     waiting, seen = [(path, value)], set()
     while waiting:
         path, value = waiting.pop()

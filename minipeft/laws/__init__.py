@@ -10,7 +10,7 @@
  5 masking           other arrays cost no gradient and keep their bits
  6 names             no name of the base changes
  7 files             a round trip is the identity
- 8 swap and mixed batches     swapping is exact; a row of a mixed batch is that row alone
+ 8 swap and mixed batches     swapping is exact; a row of a mixed batch gives what that row gives alone
  9 fused = definition, 10 rank, 11 backends agree: laws of ops, of LoRA and of backends; in the library's tests
 12 dtype kept        a training step computes in the model's dtype
 13 accumulation = one batch

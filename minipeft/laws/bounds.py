@@ -36,24 +36,24 @@ def wide(x: Any) -> numpy.ndarray:
 
 
 def within(found: numpy.ndarray, wanted: numpy.ndarray, bound: numpy.ndarray) -> bool:
-    """Whether found and wanted have one shape and |found - wanted| <= bound, elementwise. NaN is never within it."""
+    """Whether found and wanted have one shape and |found - wanted| <= bound, elementwise. NaN is within none."""
     return found.shape == wanted.shape and bool((abs(wide(found) - wide(wanted)) <= bound).all())
 
 
 def close(found: numpy.ndarray, wanted: numpy.ndarray, u: float) -> bool:
-    """Whether `found` [...] and `wanted` [...] have one shape and dtype, and differ by at most WHOLE_MODEL roundings u
-    of the largest number."""
+    """Whether `found` [...] and `wanted` [...] have one shape and dtype, and differ by at most WHOLE_MODEL roundings,
+    that is WHOLE_MODEL u times the largest number of `wanted`."""
     bound = WHOLE_MODEL * u * float(abs(wanted).max())
     return found.dtype == wanted.dtype and within(found, wanted, numpy.full(wanted.shape, bound))
 
 
 def close_gradients(found: Mapping[str, numpy.ndarray], wanted: Mapping[str, numpy.ndarray], u: float) -> str | None:
-    """The name of the first gradient of `found` that differs from `wanted` by more than WHOLE_MODEL roundings u of its
+    """The name of the first gradient of `found` that differs from that of `wanted` by more than WHOLE_MODEL u times its
     scale, or None. Both are {name: array}.
 
     A gradient's scale is its largest number, but at least a thousandth of the largest of all gradients. Otherwise the
-    gradient of a key's bias would fail: it is 0 in mathematics (softmax ignores a shift of all scores), and a sum of
-    numbers that cancel in floating point."""
+    gradient of a key's bias would fail: it is exactly 0 in mathematics (softmax ignores a shift of all scores), but in
+    floating point it is a sum of numbers that cancel only up to rounding."""
     assert set(found) == set(wanted)
     largest = max(float(abs(g).max()) for g in wanted.values())
     for name, g in wanted.items():

@@ -65,7 +65,7 @@ def check(method: Method, model: Model | None = None, seed: int = 0) -> Verdicts
     each in float64 and float32. It is not changed; a law works on clones. seed: of all random numbers.
 
     Three laws are not run here, but in the tests of the library. Laws 9, fused = definition, and 11, backends agree,
-    concern ops and backends and no method. Law 10, rank, concerns LoRA. Raises TypeError and ValueError for a method
+    concern ops and backends, not methods. Law 10, rank, concerns LoRA. Raises TypeError and ValueError for a method
     that breaks its contract, TypeError for a part of a model, ValueError for a model with attachments and for one that
     takes fewer than eight positions."""
     checked(method)

@@ -21,7 +21,7 @@ LAWS: dict[str, Law] = {}  # by number and name: "3 merge"
 
 
 class Broken(AssertionError):
-    """A law does not hold; the message gives the fault."""
+    """A law does not hold; the message names the fault."""
 
 
 class DoesNotApply(Exception):
@@ -44,8 +44,8 @@ def holds(condition: Any, found: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """A clone of a model, an attachment on it as it might be after training, and a batch for it. u: the unit roundoff
-    of the model's dtype."""
+    """A clone of a model, an attachment on it with values as after training, and a batch for the model. u: the unit
+    roundoff of the model's dtype."""
 
     model: Any
     attachment: Attachment
@@ -54,7 +54,7 @@ class Bench:
 
     @classmethod
     def of(cls, method: Method, model: Model, seed: int, rows: int = 4) -> "Bench":
-        """A bench with the method attached as "a", every trained number moved, and a batch of so many rows."""
+        """A bench with the method attached as "a", every trained number moved, and a batch of `rows` sequences."""
         copy = model.clone()
         attachment = attach_moved(copy, method, seed, "a")
         holds(bits(copy.base_parameters) == bits(model.base_parameters), "moving its arrays moves the base")
@@ -63,8 +63,8 @@ class Bench:
                    float(numpy.finfo(dtype).eps) / 2)
 
     def partner(self, seed: int, name: str = "b", **fields: Any) -> Attachment:
-        """A LoRA on the same model, attached under `name` and moved likewise. fields: of the LoRA, by default rank 2
-        and alpha 3."""
+        """A LoRA on the same model, attached under `name`, its numbers moved in the same way. fields: of the LoRA, by
+        default rank 2 and alpha 3."""
         return attach_moved(self.model, LoRA(**{"rank": 2, "alpha": 3, **fields}), seed + 1, name)
 
     @property

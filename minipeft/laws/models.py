@@ -1,8 +1,8 @@
 """Tiny models and batches for the laws. Sizes are pairwise distinct where the architecture allows it, so that no two
 axes can be exchanged unnoticed.
 
-T5's q is rectangular [15, 12], the Transformer's is square [12, 12]: only at a square one would a transposed merge have
-the right shape.
+T5's q is rectangular [15, 12], and the Transformer's is square [12, 12]: a transposed merge would have the right shape
+only at a square one.
 """
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def model_of(family: str, dtype: str, seed: int) -> Any:
 
 def batch_for(vocab: int, seed: int, rows: int = BATCH) -> dict[str, numpy.ndarray]:
     """The arguments of `model.loss` for a vocabulary of the size `vocab`: ids without pad [rows, source], a mask with 0
-    at the right of the first row and at the left of the last, labels [rows, target] with -100 among them."""
+    at the right of the first row and at the left of the last, labels [rows, target], some of them -100."""
     rng = numpy.random.default_rng([seed, 0])
     mask, labels = numpy.ones((rows, SOURCE), int), rng.integers(1, vocab, (rows, TARGET))
     mask[0, -2:], mask[-1, 0] = 0, 0
@@ -80,7 +80,7 @@ def outputs(model: Any, batch: dict) -> list[Any]:
 
 
 def bits(arrays: Any) -> Any:
-    """{name: (dtype, shape, bytes)} of arrays or Parameters: equal where nothing moved."""
+    """{name: (dtype, shape, bytes)} of arrays or Parameters: equal if and only if no bit changed."""
     return {name: (str(a.dtype), a.shape, array_of(a).tobytes()) for name, a in arrays.items()}
 
 

@@ -23,7 +23,7 @@ MOVES = ("plug", "unplug", "merge", "unmerge")
 
 @law("4 undo")
 def undo(method: Method, model: Model, seed: int) -> None:
-    """After any sequence of moves, of this attachment and of a LoRA on the same model, the base has its old bits, and
+    """After any sequence of moves of this attachment and of a LoRA on the same model, the base has its old bits, and
     the same arrangement gives the same logits, bit for bit. A refused move changes nothing."""
     bench = Bench.of(method, model, seed)
     copy, rng = bench.model, numpy.random.default_rng([seed, 5])
@@ -45,7 +45,7 @@ def undo(method: Method, model: Model, seed: int) -> None:
 
 @law("6 names")
 def names(method: Method, model: Model, seed: int) -> None:
-    """Attaching changes no name and no object of the base. Its parameters are called place@name.leaf, and
+    """Attaching changes no name and no object of the base. The attachment's parameters are called place@name.leaf, or
     shared@name.leaf where places share them."""
     copy = model.clone()
     before, objects = dict(copy.base_parameters), [place for _, place in copy.named_places()]
@@ -61,8 +61,8 @@ def names(method: Method, model: Model, seed: int) -> None:
 
 @law("7 files")
 def files(method: Method, model: Model, seed: int) -> None:
-    """Saved and loaded on a model of the same base, the fields, arrays and logits are the same, bit for bit. A copy and
-    a pickle of the model give the same logits. A file for another base is refused."""
+    """Saved, and loaded on a model of the same base, an attachment has the same fields and arrays and gives the same
+    logits, bit for bit. A copy and a pickle of the model give them too. A file for another base is refused."""
     bench = Bench.of(method, model, seed)
     copy, attachment = bench.model, bench.attachment
     wanted, own = logits(copy, bench.batch).tobytes(), bits(attachment.tensors)
@@ -93,9 +93,9 @@ def files(method: Method, model: Model, seed: int) -> None:
 
 @law("8 swap and mixed batches")
 def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
-    """Plugging this attachment, a LoRA in its place, and this one again gives the first bits again. In a batch whose
-    rows see different attachments, each row gives the logits, loss and gradients of that row alone. Raises DoesNotApply
-    for the second part at keys and values, where such a batch is refused."""
+    """Plugging this attachment, then a LoRA in its place, then this one again gives the first bits again. In a batch
+    whose rows see different attachments, each row gives the logits, loss and gradients of that row alone. At keys and
+    values, where such a batch is refused, raises DoesNotApply in place of this second part."""
     bench = Bench.of(method, model, seed)
     copy, batch = bench.model, bench.batch
     bench.attachment.unplug()

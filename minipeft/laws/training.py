@@ -24,8 +24,8 @@ from minipeft.train.optim import AdamW
 @law("5 masking")
 def masking(method: Method, model: Model, seed: int) -> None:
     """Training the attachment computes its gradients alone and changes its arrays alone. The gradients are bit-equal to
-    those of a run that trains everything. Each is evaluated once per use, and no other at all. Every trained array gets
-    one. After steps with momentum and decay every other array has its old bits."""
+    those of a run that trains everything. Each is evaluated at most once per use, and no other at all. Each is nonzero
+    on at least one of five batches. After steps with momentum and decay every other array has its old bits."""
     bench = Bench.of(method, model, seed)
     copy, own, everything = bench.model, bench.attachment.parameters, select(bench.model, ".")
 
@@ -83,7 +83,7 @@ def _counted(step: Callable, own: Any, everything: Any) -> tuple[tuple, collecti
 
 @law("13 accumulation = one batch")
 def accumulation(method: Method, model: Model, seed: int) -> None:
-    """Micro-batches, weighted by their label tokens, give the loss and the gradients of one batch."""
+    """Micro-batches, weighted by their numbers of label tokens, give the loss and the gradients of one batch."""
     bench = Bench.of(method, model, seed)
     rng = numpy.random.default_rng([seed, 6])
     vocab, own = bench.model.config.vocab_size, bench.attachment.parameters
@@ -103,7 +103,7 @@ def accumulation(method: Method, model: Model, seed: int) -> None:
 @law("14 dropout reaches every weight")
 def dropout_reaches_every_weight(method: Method, model: Model, seed: int) -> None:
     """A LoRA that drops half of its input still does so when the method lies above or below it on the same weight: two
-    passes of training differ, and their mean is the pass without dropout. A method that cannot hand dropout on is
+    training passes differ, and the mean of many is the pass without dropout. A method that cannot hand dropout on is
     refused above the LoRA. Raises DoesNotApply for a method that acts on no linear weight."""
     copy, rng = model.clone(), numpy.random.default_rng([seed, 7])
     place = next((name for name, place in attach(copy, method, rng, "a").places.items() if isinstance(place, Slot)

@@ -25,7 +25,7 @@ from minipeft.train.optim import AdamW
 @law("1 definition")
 def definition(method: Method, model: Model, seed: int) -> None:
     """project(x) = x dense^T and rows(ids) = dense[ids], in value and gradient. In float64 the gradients of all trained
-    arrays are those of finite differences."""
+    arrays agree with finite differences."""
     bench = Bench.of(method, model, seed)
     rng = numpy.random.default_rng([seed, 4])
     for name, slot in bench.attachment.places.items():
@@ -79,7 +79,7 @@ def _gap(found: numpy.ndarray, wanted: numpy.ndarray) -> str:
 @law("2 transparency")
 def transparency(method: Method, model: Model, seed: int) -> None:
     """Attaching changes no output: logits, loss, the encoder's output, generated ids. A method with transparent = False
-    changes the logits. Either way, unplugging gives back every bit."""
+    changes the logits. Either way, unplugging gives back every bit of the outputs."""
     copy = model.clone()
     batch = batch_for(copy.config.vocab_size, seed)  # type: ignore[attr-defined]
     before = outputs(copy, batch)
@@ -98,8 +98,8 @@ def transparency(method: Method, model: Model, seed: int) -> None:
 
 @law("3 merge")
 def merge(method: Method, model: Model, seed: int) -> None:
-    """Merged, alone and below another attachment, the model gives the logits that it gave unmerged, and runs the ops of
-    the base alone. A method that acts on hidden states refuses, and nothing changes; then raises DoesNotApply."""
+    """Merged, alone or below another attachment, it gives the logits that it gave unmerged. Alone, the model then runs
+    the ops of the base only. A merge on hidden states is refused and changes nothing; the law raises DoesNotApply."""
     bench = Bench.of(method, model, seed)
     copy, batch, attachment = bench.model, bench.batch, bench.attachment
     before = logits(copy, batch)
