@@ -38,8 +38,7 @@ def attach(model: Model, method: Method, rng: numpy.random.Generator, name: str 
     plan, before = tried(wanted(model, method)), rng.bit_generator.state
     try:
         pieces, arrays = plan.built(drawn(plan, rng))
-        tried(plan, pieces, arrays)
-        attachment = Attachment(model, name, method, plan.places, pieces, arrays)
+        attachment = Attachment(model, name, method, tried(plan, pieces, arrays).places, pieces, arrays)
         put(model, [attachment])
     except BaseException:
         rng.bit_generator.state = before
@@ -52,8 +51,9 @@ def put(model: Model, attachments: list[Attachment]) -> None:
 
     Raises ValueError where one cannot lie above another that is plugged."""
     host, new = model.host, {a.name: a for a in attachments}
+    state = State({**host.now.attached, **new}, {**host.now.plugged, **dict.fromkeys(new)})
     host.recorder = record
-    host.now = State({**host.now.attached, **new}, {**host.now.plugged, **dict.fromkeys(new)})
+    host.now = state
 
 
 def check_name(model: Model, name: str) -> None:

@@ -32,7 +32,7 @@ def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | Non
     seen = set()
     for name, place in plan.places.items():
         leaves = plan.declared[name]
-        like = (place.kind, getattr(place, "shape", None),
+        like = (place.kind, getattr(place, "shape", None), getattr(place, "width", None),
                 tuple(sorted((leaf, d.shape) for leaf, d in leaves.items())))
         keys = {d.key(name, leaf): d for leaf, d in leaves.items()}
         choosing = any(d.dtype is not None and d.dtype.kind in "iub" for d in leaves.values())
