@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 import minipeft
 from minipeft import laws
 from minipeft.engine import ops
-from minipeft.engine.tensor import _observer
 from minipeft.nn import layers
 from minipeft.engine.ops import definitions, fused
 from minipeft.laws.bounds import close, close_gradients
+from minipeft.laws.values import _ops_run
 from tests.methods_under_test import HALF, METHODS, WHOLE, each, share, variants
 from tests.models_under_test import bits, logits, same_values
 
@@ -107,20 +107,12 @@ def test_law_3_a_merged_model_runs_the_ops_of_the_base_and_no_other(method, kind
     case = data.draw(variants(method, kind, dtype))
     model, batch = case.model(), case.batch()
 
-    def ops_run() -> list[tuple]:
-        seen: list[tuple] = []
-        token = _observer.set(lambda forward, inputs, out, *_: seen.append((forward.__name__, out.shape)))
-        try:
-            logits(model, batch)
-        finally:
-            _observer.reset(token)
-        return seen
-
-    base = ops_run()
+    base = _ops_run(model, batch)
     attachment = case.attach(model)
-    assert len(ops_run()) >= len(base) and ops_run() != base
+    plugged = _ops_run(model, batch)
+    assert len(plugged) >= len(base) and plugged != base
     attachment.merge()
-    assert ops_run() == base
+    assert _ops_run(model, batch) == base
 
 
 # ---- law 6: names

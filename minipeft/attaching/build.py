@@ -45,11 +45,8 @@ class Plan:
         """The piece of the place called `name`, made of its arrays among `own`. Raises TypeError or ValueError where
         the method's make() fails."""
         arrays = {leaf: own[d.key(name, leaf)] for leaf, d in self.declared[name].items()}
-        what = f"{type(self.method).__name__} at {name}: make()"
-        try:
-            return called(what, self.method.make, name, self.places[name], arrays)
-        except ValueError as error:
-            raise ValueError(f"{what}: {error}") from error
+        return called(f"{type(self.method).__name__} at {name}: make()", self.method.make, name, self.places[name],
+                      arrays, fits=False)
 
 
 def wanted(model: Any, method: Method) -> Plan:
@@ -86,13 +83,16 @@ def wanted(model: Any, method: Method) -> Plan:
     return Plan(method, places, declared)
 
 
-def called(what: str, function: Callable, *inputs: Any) -> Any:
-    """function(*inputs), which runs code of a method. A ValueError passes as it is, because by it a method refuses a
-    place that does not fit. Any other error becomes a TypeError that begins with `what`."""
+def called(what: str, function: Callable, *inputs: Any, fits: bool = True) -> Any:
+    """function(*inputs), which runs code of a method. An error becomes a TypeError that begins with `what`. By a
+    ValueError a method refuses a place that does not fit: it passes as it is. With fits=False
+    it is a fault of the method like any other, and begins with `what`, too."""
     try:
         return function(*inputs)
-    except ValueError:
-        raise
+    except ValueError as error:
+        if fits:
+            raise
+        raise ValueError(f"{what}: {error}") from error
     except TypeError as error:
         raise TypeError(f"{what}: {error}") from error
     except Exception as error:

@@ -1,6 +1,7 @@
 """The contract of a method: an author writes a class, and the library does all the rest."""
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 from typing import Any, Callable, ClassVar, Mapping, Self, TypeVar
@@ -66,7 +67,7 @@ def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: b
                              metadata={"holds": holds, "expected": expected, "in_file": in_file})
 
 
-class Method:
+class Method(abc.ABC):
     """A method of parameter-efficient fine-tuning: its hyper-parameters, its places, its arrays, and its pieces.
 
         from dataclasses import dataclass
@@ -123,13 +124,13 @@ class Method:
         noun = " or ".join(dict.fromkeys(_NOUNS.get(kind, kind) for kind in self.kinds))
         return {name: found[name] for name in matching(found, self.where, noun)}
 
+    @abc.abstractmethod
     def arrays(self, name: str, place: Any, model: Any) -> dict[str, Declared]:
         """The arrays of the place called `name`, {leaf: Declared}. Raises ValueError for a place that does not fit."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make(self, name: str, place: Any, arrays: Mapping[str, Any]) -> Piece:
         """The piece of the place called `name`, made of its arrays {leaf: Parameter or Fixed}."""
-        raise NotImplementedError
 
     def fields(self) -> dict[str, Any]:
         """{field: value} for a file: all except `where`, which a file replaces by the names that it chose, and those

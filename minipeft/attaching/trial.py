@@ -9,11 +9,11 @@ its place needs. Fixed integers and booleans choose something, such as rows, so 
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 import numpy
 
-from minipeft.attaching.build import Arrays, Plan
+from minipeft.attaching.build import Arrays, Plan, called
 from minipeft.backend import Array, xp
 from minipeft.checks import shown
 from minipeft.engine.ops.overflow import quiet
@@ -29,7 +29,7 @@ def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | Non
     """`plan` itself, if its method makes pieces that fit. pieces, own: the pieces that were built and their arrays,
     {name: piece} and {"place.leaf": array}. Raises TypeError for a piece of the wrong kind, TypeError or ValueError for
     one that fails, ValueError for arrays that are missing or not declared and results of another shape or dtype."""
-    seen = set()
+    seen, arrays = set(), plan.arrays()
     for name, place in plan.places.items():
         leaves = plan.declared[name]
         like = (place.kind, getattr(place, "shape", None), getattr(place, "width", None),
@@ -37,7 +37,7 @@ def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | Non
         keys = {d.key(name, leaf): d for leaf, d in leaves.items()}
         choosing = any(d.dtype is not None and d.dtype.kind in "iub" for d in leaves.values())
         if pieces is None and like not in seen:
-            zeros = {key: d.kind(_zeros(*d.shape, dtype=plan.arrays()[key][1])) for key, d in keys.items()}
+            zeros = {key: d.kind(_zeros(*d.shape, dtype=arrays[key][1])) for key, d in keys.items()}
             _try(plan, name, place, plan.piece(name, zeros), zeros, computes=not choosing)
         elif pieces is not None:
             built = {key: (own or {})[key] for key in keys}
@@ -52,21 +52,8 @@ def _try(plan: Plan, name: str, place: Place, piece: Any, own: Mapping[str, Any]
     _check_arrays(where, piece, own)
     what, results = f"{where}: its {type(piece).__name__}", _results(place, piece)
     with quiet(all="ignore"):  # zeros may divide zeros; only shapes and dtypes count here
-        while computes and (result := _called(what, next, results, None)) is not None:
+        while computes and (result := called(what, next, results, None, fits=False)) is not None:
             _check_result(what, *result)
-
-
-def _called(what: str, function: Callable, *inputs: Any) -> Any:
-    """function(*inputs), which runs code of the method. Its errors become a TypeError or ValueError that begins with
-    `what`."""
-    try:
-        return function(*inputs)
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{what}: {error}") from error
-    except Exception as error:
-        raise TypeError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def _check_kind(where: str, place: Place, piece: Any) -> None:

@@ -14,7 +14,7 @@ from minipeft.attaching.method import Method
 from minipeft.attaching.select import select
 from minipeft.engine.tensor import value_and_grad
 from minipeft.laws.bounds import close, close_gradients
-from minipeft.laws.law import Bench, DoesNotApply, attach_moved, holds, law
+from minipeft.laws.law import Bench, DoesNotApply, holds, law
 from minipeft.laws.models import bits, logits
 from minipeft.nn.module import Model
 
@@ -67,7 +67,9 @@ def files(method: Method, model: Model, seed: int) -> None:
     copy, attachment = bench.model, bench.attachment
     wanted, own = logits(copy, bench.batch).tobytes(), bits(attachment.tensors)
     twins = {"a clone": copy.clone()}
-    if not callable(method.where) and not any(map(callable, method.where or ())):  # a function may not pickle
+    # Pickled here and read back at once, as for another process. No file is ever read like this. A function may not
+    # pickle, so a model whose `where` is one is left out.
+    if not callable(method.where) and not any(map(callable, method.where or ())):
         twins["a pickle"] = pickle.loads(pickle.dumps(copy))
     for what, twin in twins.items():
         holds(logits(twin, bench.batch).tobytes() == wanted, f"{what} of the model has other logits")
@@ -100,7 +102,7 @@ def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
     copy, batch = bench.model, bench.batch
     bench.attachment.unplug()
     base = logits(copy, batch).tobytes()
-    other = attach_moved(copy, _lora(), seed + 1, "b")
+    other = bench.partner(seed)
     other.unplug()
     first, second, third = (_alone(a, lambda: logits(copy, batch).tobytes())
                             for a in (bench.attachment, other, bench.attachment))
@@ -110,11 +112,6 @@ def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
     if any(place.kind == "keys_values" for place in bench.attachment.places.values()):
         raise DoesNotApply("rows of one batch cannot differ at keys and values; swapping holds")
     _rows_alone(bench, ["a", None, ("b", "a"), "b"])
-
-
-def _lora() -> Any:
-    from minipeft.methods.lora import LoRA
-    return LoRA(2, 3)
 
 
 def _alone(attachment: Any, run: Callable[[], Any]) -> Any:
