@@ -1,6 +1,7 @@
 """Loading attachments from files onto a model: everything is checked before the model is touched."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import warnings
@@ -125,7 +126,8 @@ def _method(model: Model, file: AdapterFile) -> Any:
                          f"own is known once its module was imported, with @minipeft.register above its class)")
     kind = METHODS[file.kind]
     expected = set(file_fields(kind))
-    later = _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
+    later = {field.name for field in dataclasses.fields(kind) if field.metadata.get("optional")}  # type: ignore
+    later |= _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
     missing = sorted(expected - set(file.fields) - later)
     if missing:
         raise ValueError(f"{file.kind}: the field {missing[0]!r} is missing")

@@ -59,12 +59,14 @@ def _tuple(shape: Any) -> Any:
     return tuple(shape) if isinstance(shape, list) else shape
 
 
-def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True) -> Any:
+def setting(default: Any, holds: Callable[[Any], Any], expected: str, in_file: bool = True,
+            optional: bool = False) -> Any:
     """A field of a method with the value `default` and a check: the method raises ValueError unless `holds(value)`, and
     `expected` completes the message. With in_file=False, no file holds the field, and it is ignored when methods are
-    compared."""
+    compared. optional: a file omits the field where it has its default, so that a field which is added later changes
+    no file, and older files can still be read."""
     return dataclasses.field(default=default, compare=in_file,
-                             metadata={"holds": holds, "expected": expected, "in_file": in_file})
+                             metadata={"holds": holds, "expected": expected, "in_file": in_file, "optional": optional})
 
 
 class Method(abc.ABC):
@@ -133,9 +135,12 @@ class Method(abc.ABC):
         """The piece of the place called `name`, made of its arrays {leaf: Parameter or Fixed}."""
 
     def fields(self) -> dict[str, Any]:
-        """{field: value} for a file: all except `where`, which a file replaces by the names that it chose, and those
-        with `setting(..., in_file=False)`."""
-        return {name: getattr(self, name) for name in file_fields(type(self))}
+        """{field: value} for a file: all except `where`, which a file replaces by the names that it chose, those with
+        `setting(..., in_file=False)`, and those with `setting(..., optional=True)` that have their default."""
+        optional = {f.name: f.default for f in dataclasses.fields(self)  # type: ignore[arg-type]
+                    if f.metadata.get("optional")}
+        return {name: value for name in file_fields(type(self))
+                if (value := getattr(self, name)) != optional.get(name, dataclasses.MISSING)}
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
