@@ -29,6 +29,7 @@ def share(percent: int) -> settings:
 
 
 HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: at least 100 examples together
+SOME = share(40)  # of a whole training step
 
 
 def _mask(model: Any, rng: numpy.random.Generator) -> dict[str, numpy.ndarray]:
