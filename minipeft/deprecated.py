@@ -1,12 +1,17 @@
-"""The names of version 0.1, which work until 0.3 and warn. Whoever removes this file removes them all.
+"""Old names, which work for one more version and warn. Whoever removes this file removes them all.
 
     minipeft.peft.lora, minipeft.autograd.tensor, minipeft.ops       modules that moved
     ops.swap, tensor.pullback, weight.Constant, weight.Slot          names that changed or moved
     LoRA(start=...), PromptTuning(start=...)                         a field that is now init
     Selective(type="norm scale")                                     a value that is now "norm weight"
+
+These are names of 0.1, which go in 0.3. A name of 0.2 goes in 0.4:
+
+    LoRA(init="uniform")                                             a value that is now "kaiming"
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.abc
@@ -26,16 +31,18 @@ _NAMES = {
     "minipeft.engine.tensor.when_differentiated": "minipeft.engine.afterwards.when_differentiated",
     "minipeft.nn.weight.Constant": "minipeft.nn.weight.Fixed",
     "minipeft.nn.weight.Slot": "minipeft.nn.slot.Slot"}
-_VALUES = {"norm scale": "norm weight"}
+Values = dict[str, dict[str, tuple[str, tuple[str, str]]]]  # {field: {old value: (new value, the versions)}}
+_SINCE_0_2, _SINCE_0_3 = ("0.2", "0.3"), ("0.3", "0.4")  # the first with the new name, the first without the old one
 
 
-def _warn(old: str, new: str) -> None:
+def _warn(old: str, new: str, versions: tuple[str, str] = _SINCE_0_2) -> None:
     """Warn at the line that used the old name: the nearest outside this file, `__init__` and the import system."""
     frame: Any = sys._getframe()
     while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
-    warnings.warn_explicit(f"{old} is called {new} since minipeft 0.2; the old name goes in 0.3", DeprecationWarning,
-                           frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__"),
+    warnings.warn_explicit(f"{old} is called {new} since minipeft {versions[0]}; the old name goes in {versions[1]}",
+                           DeprecationWarning, frame.f_code.co_filename, frame.f_lineno,
+                           frame.f_globals.get("__name__"),
                            frame.f_globals.setdefault("__warningregistry__", {}))
 
 
@@ -87,16 +94,18 @@ def _renamed(module: str, name: str) -> Any:
     return getattr(importlib.import_module(home), new)
 
 
-def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str]) -> None:
-    """Lets the constructor of `kind` take old names of fields, and old values of the field `type`."""
+def _accept_old_fields(kind: type, fields: dict[str, str], values: Values) -> None:
+    """Lets the constructor of `kind` take old names of fields, and old values of fields."""
     init = kind.__init__  # type: ignore[misc]
+    order = [field.name for field in dataclasses.fields(kind) if not field.kw_only]
 
-    def new_value(value: Any) -> Any:
+    def new_value(field: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return type(value)(new_value(v) for v in value)
-        if isinstance(value, str) and value in values:
-            _warn(repr(value), repr(values[value]))
-            return values[value]
+            return type(value)(new_value(field, v) for v in value)
+        if isinstance(value, str) and value in values.get(field, {}):
+            new, versions = values[field][value]
+            _warn(repr(value), repr(new), versions)
+            return new
         return value
 
     @functools.wraps(init)
@@ -107,9 +116,9 @@ def _accept_old_fields(kind: type, fields: dict[str, str], values: dict[str, str
             if old in named:
                 _warn(f"the field {old} of {kind.__name__}", new)
                 named[new] = named.pop(old)
-        if values and "type" in named:
-            named["type"] = new_value(named["type"])
-        init(self, *args, **named)
+        for field in values.keys() & named.keys():
+            named[field] = new_value(field, named[field])
+        init(self, *(new_value(field, value) for field, value in zip(order, args)), *args[len(order):], **named)
 
     setattr(kind, "__init__", accepting)
     for old, new in fields.items():
@@ -128,6 +137,6 @@ def install(lora: type, prompt: type, selective: type) -> None:
         sys.meta_path.append(_Moved())
     for module in {old.rpartition(".")[0] for old in _NAMES}:
         setattr(importlib.import_module(module), "__getattr__", functools.partial(_renamed, module))
-    for kind in (lora, prompt):
-        _accept_old_fields(kind, {"start": "init"}, {})
-    _accept_old_fields(selective, {}, _VALUES)
+    _accept_old_fields(lora, {"start": "init"}, {"init": {"uniform": ("kaiming", _SINCE_0_3)}})
+    _accept_old_fields(prompt, {"start": "init"}, {})
+    _accept_old_fields(selective, {}, {"type": {"norm scale": ("norm weight", _SINCE_0_2)}})

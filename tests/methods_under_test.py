@@ -52,7 +52,13 @@ def _fixed(method: Any) -> Callable:
 
 # {family of methods: {variant: (model, rng) -> method}}
 VARIANTS: dict[str, dict[str, Callable]] = {
-    "LoRA": {pattern: _lora(pattern) for pattern in PATTERNS},
+    "LoRA": {
+        **{pattern: _lora(pattern) for pattern in PATTERNS},
+        "orthogonal, ranks by place": _fixed(minipeft.LoRA(
+            3, 5, init="orthogonal", scaling="alpha/sqrt(r)", rank_pattern={r"\.cross\.": 2, r"^decoder": 1},
+            alpha_pattern={r"\.v\.": -2.5})),
+        "pissa": _fixed(minipeft.LoRA(2, -3, init="pissa", where=["^embedding", r"\.(q|wo)\.weight$"])),
+        "merged": _fixed(minipeft.LoRA(2, 0.75, 0.25, enable=(True, False, True)))},
     "Bottleneck": {
         "houlsby": _fixed(minipeft.Bottleneck("houlsby", size=3, activation="gelu")),
         "houlsby, cross": _fixed(minipeft.Bottleneck("houlsby", reduction=4, cross=True, scale=-1.5)),

@@ -1,4 +1,5 @@
 """The names of version 0.1 work, warn, and mean what they meant."""
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def test_an_old_module_that_never_was_is_still_missing():
 
 
 @pytest.mark.parametrize("make, new", [
-    (lambda: minipeft.LoRA(2, start="uniform"), minipeft.LoRA(2, init="uniform")),
+    (lambda: minipeft.LoRA(2, start="kaiming"), minipeft.LoRA(2, init="kaiming")),
     (lambda: minipeft.PromptTuning(3, start="random"), minipeft.PromptTuning(3, init="random")),
     (lambda: minipeft.Selective(type="norm scale"), minipeft.Selective(type="norm weight")),
     (lambda: minipeft.Selective(type=("bias", "norm scale")), minipeft.Selective(type=("bias", "norm weight")))])
@@ -47,7 +48,17 @@ def test_an_old_field_or_value_means_the_new_one(make, new):
 
 def test_an_old_field_is_read_under_its_old_name():
     with pytest.warns(DeprecationWarning, match="the field start of LoRA is called init"):
-        assert minipeft.LoRA(init="uniform").start == "uniform"
+        assert minipeft.LoRA(init="kaiming").start == "kaiming"
+
+
+@pytest.mark.parametrize("make", [lambda: minipeft.LoRA(2, init="uniform"),
+                                  lambda: minipeft.LoRA(2, 16, 0.0, minipeft.LoRA.where, "uniform"),
+                                  lambda: dataclasses.replace(minipeft.LoRA(2), init="uniform")])
+def test_an_init_of_0_2_means_the_new_one_by_name_and_by_position(make):
+    with pytest.warns(DeprecationWarning) as seen:
+        assert make() == minipeft.LoRA(2, init="kaiming")
+    assert [str(w.message) for w in seen] == [
+        "'uniform' is called 'kaiming' since minipeft 0.3; the old name goes in 0.4"]
 
 
 def test_old_names_of_functions_and_classes_are_the_new_ones():
@@ -66,7 +77,7 @@ def test_old_names_of_functions_and_classes_are_the_new_ones():
 
 
 def test_the_new_names_warn_of_nothing():
-    minipeft.LoRA(2, init="uniform")
+    minipeft.LoRA(2, init="kaiming")
     minipeft.Selective(type="norm weight")
     assert ops.matrix_transpose and weight_has_slot()
 

@@ -48,8 +48,8 @@ def test_law_2_attaching_changes_no_output_value_at_initialization(method, kind,
     model = case.model()
     chosen = case.make(model)
     if method == "LoRA":
-        init = data.draw(st.sampled_from(["gaussian", "uniform"]))
-        chosen = dataclasses.replace(chosen, init=init, dropout=0.5)
+        inits = ["gaussian", "kaiming", "orthogonal", *(["pissa"] if chosen.enable is None else [])]
+        chosen = dataclasses.replace(chosen, init=data.draw(st.sampled_from(inits)), dropout=0.5)
     laws.transparency(chosen, model, case.seed)
 
 

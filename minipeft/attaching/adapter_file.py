@@ -30,6 +30,7 @@ _FORMAT, _VERSION = "minipeft-adapter", "2"
 SIGNED = ("name", "method", "places", "base", "below", "together")
 _RENAMED = {"start": "init"}                      # fields that version 1 calls by another name
 _VALUES_RENAMED = {"norm scale": "norm weight"}   # and values
+_INITS_RENAMED = {"uniform": "kaiming"}           # values of LoRA's init that files of minipeft 0.1 and 0.2 have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,8 @@ def read(path: str | os.PathLike) -> AdapterFile:
     if not isinstance(places, list) or not places or not all(isinstance(p, str) for p in places) \
             or len(set(places)) < len(places):
         raise ValueError(f"{path}: places is not a list of distinct names")
+    if kind == "LoRA":
+        method |= {key: _renamed(method[key], _INITS_RENAMED) for key in ("start", "init") if key in method}
     found = AdapterFile(str(path), metadata["name"], kind, method, places, TrainedOn(metadata["base"]), tensors,
                         str(version))
     if version == "1":

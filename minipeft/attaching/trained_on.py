@@ -57,7 +57,10 @@ class TrainedOn:
 
 def content(method: Any, tensors: Mapping[str, Array]) -> str:
     """A fingerprint of an attachment: of its method's name and fields, and of its tensors {"place.leaf": array}."""
-    said = json.dumps(described(method), sort_keys=True)
+    fields = described(method)
+    if (fields["kind"], fields.get("init")) == ("LoRA", "kaiming"):
+        fields["init"] = "uniform"  # as it was called in minipeft 0.2, whose files hold such fingerprints
+    said = json.dumps(fields, sort_keys=True)
     return sha256([said.encode(), fingerprint(tensors).encode()])
 
 

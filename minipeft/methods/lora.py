@@ -20,16 +20,16 @@ formed. x is still kept, for dA. dx = g W, of which s (g B) A is LoRA's part, is
 from __future__ import annotations
 
 import dataclasses
-import math
 from fractions import Fraction
 from typing import Any
 
-from minipeft.attaching.fields import expect, finite_in, integer, number
-from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.attaching.fields import expect, integer, number
+from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array
 from minipeft.engine.ops import dropout, embedding, low_rank_linear
 from minipeft.engine.tensor import Tensor
-from minipeft.nn.init import Init, normal, uniform
+from minipeft.methods import lora_inits, merged, pissa
+from minipeft.methods.per_place import PerPlace, nonzero
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter, Reparam
 from minipeft.nn.where import Where
@@ -59,49 +59,42 @@ class LowRank(Reparam):
         return self.p > 0 or self.base.drops
 
 
-def gaussian(d_in: int) -> Init:
-    """N(0, 1 / (3 d_in)): the paper's distribution, with the variance of its authors' code. The paper gives none."""
-    return normal(d_in ** -0.5 / math.sqrt(3))
-
-
-def kaiming(d_in: int) -> Init:
-    """U(-1/sqrt(d_in), 1/sqrt(d_in)), as in the authors' code and in PEFT, for linear layers."""
-    return uniform(d_in ** -0.5)
-
-
-INITS = {"gaussian": gaussian, "uniform": kaiming}
-
-
 @register
 @dataclasses.dataclass(frozen=True)
-class LoRA(Method):
+class LoRA(PerPlace):
     """LoRA. rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear
     weights and embedding tables), by default q and v of every attention, as in most of the paper's experiments
-    (sec. 5.1). init: the distribution of A, "gaussian" or "uniform"; B starts at 0.
+    (sec. 5.1). init: how A starts, with B = 0 (`lora_inits.py`), or "pissa" (`pissa.py`). enable: which of the
+    projections that a matrix holds side by side get a product each (`merged.py`). scaling, rank_pattern, alpha_pattern:
+    another s, other ranks and alphas at some places (`per_place.py`).
 
     Departure: an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code it is N(0, 1).
-    Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
+    Raises ValueError for fields out of range and, on a model, where r exceeds min(d_out, d_in), where a pattern matches
+    no place, and for an `enable` that does not fit."""
 
     rank: int = setting(8, integer, "an integer >= 1")
-    alpha: float = setting(16, lambda v: number(v) and v != 0, "a finite number other than 0")
+    alpha: float = setting(16, nonzero, "a finite number other than 0")
     dropout: float = setting(0.0, lambda v: number(v) and 0 <= v < 1, "a number in [0, 1)")
     where: Where = r"\.(q|v)\.weight$"
-    init: str = setting("gaussian", lambda v: v in ("gaussian", "uniform"), "'gaussian' or 'uniform'")
+    init: str = setting("gaussian", lambda v: v in lora_inits.NAMES, f"one of {', '.join(lora_inits.NAMES)}")
+    enable: tuple[bool, ...] | None = setting(None, merged.chooses, "booleans, one of them True", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(self, "enable", self.enable is None or self.init != "pissa", "None where init is 'pissa'")
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        d_out, d_in = slot.shape
-        expect(self, "alpha", finite_in(self._scale, slot.dtype), f"a finite alpha / r in {slot.dtype}")
-        if self.rank > min(slot.shape):
-            raise ValueError(f"LoRA: rank {self.rank} exceeds {min(slot.shape)}, the largest that "
-                             f"{name} {list(slot.shape)} can have")
-        return {"A": trained((self.rank, d_in), INITS[self.init](d_in)), "B": trained((d_out, self.rank))}
+        (d_out, d_in), s, (k, n) = slot.shape, self.scale_at(name, slot), merged.parts(self.enable, name, slot)
+        r = self.rank_at(name, slot, parts=n)  # k = n = 1 without `enable`
+        if self.init == "pissa":
+            return pissa.principal(name, slot, r, s)
+        return {"A": trained((k * r, d_in), lora_inits.INITS[self.init](slot, r)), "B": trained((d_out // n * k, r))}
 
-    def make(self, name: str, slot: Slot, arrays: Any) -> LowRank:
-        return LowRank(**arrays, scale=self._scale, p=self.dropout)
-
-    @property
-    def _scale(self) -> Fraction:
-        return Fraction(self.alpha) / self.rank  # exact; it takes the dtype of the array that it multiplies
+    def make(self, name: str, slot: Slot, arrays: Any) -> Reparam:
+        piece = {**arrays, "scale": self.scale_at(name, slot), "p": self.dropout}
+        if self.enable is not None:
+            return merged.MergedLowRank(**piece, enable=self.enable)
+        return pissa.PrincipalLowRank(**piece) if self.init == "pissa" else LowRank(**piece)
 
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method lora_linear)
@@ -115,4 +108,5 @@ class LoRA(Method):
 # * Dropout acts on the base path, too. It belongs on the adapter's copy of x alone.
 #
 # Next: `nn/weight.py`, on weights; `attaching/attach.py`, on attaching a method to a model; `engine/ops/fused.py`, on
-# the gradients of `low_rank_linear`.
+# the gradients of `low_rank_linear`. Variants: `methods/per_place.py`, `methods/lora_inits.py`, `methods/pissa.py`,
+# `methods/merged.py`.

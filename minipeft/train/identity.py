@@ -22,7 +22,7 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
              **settings: Any) -> dict[str, Any]:
     """The model's configuration and frozen weights, its plugged attachments, the parameters, the data, the optimizer
     and the `settings`, in the form that JSON gives back."""
-    decayed = set(optimizer.decayed(params))
+    decayed, ratios = set(optimizer.decayed(params)), optimizer.ratios(params)
     attachments = getattr(model, "attachments", None) or {}
     order = getattr(model, "plugged", None)
     plugged = [attachments[name] for name in (attachments if order is None else order)]
@@ -33,8 +33,8 @@ def describe(model: Any, params: Mapping[str, Leaf], batches: Batches, optimizer
         "attachments": [{"name": a.name, "kind": type(a.method).__name__, "state": a.state, **_plain_fields(a.method)}
                         for a in plugged if a.state != "off"],
         "frozen weights": fingerprint({name: array for name, array in arrays.items() if name not in params}),
-        "params": {name: {"shape": p.shape, "dtype": str(p.dtype), "decayed": name in decayed}
-                   for name, p in params.items()},
+        "params": {name: {"shape": p.shape, "dtype": str(p.dtype), "decayed": name in decayed,
+                          **({"lr ratio": ratios[name]} if ratios[name] != 1 else {})} for name, p in params.items()},
         "batches": batches.describe(), "optimizer": optimizer.describe(), **settings}))
 
 
@@ -48,10 +48,12 @@ def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
     """The fields of a dataclass that are numbers, strings or tuples of these. (`where` is left out, because it may be a
-    function. It shows in the parameters' names, and a mask in the arrays.)"""
+    function. It shows in the parameters' names, and a mask in the arrays. A field that a file omits at its default is
+    left out there, so that a field which is added later refuses no older checkpoint.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
-    values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)
+              if not (field.metadata.get("optional") and getattr(settings, field.name) == field.default)}
     return {name: list(map(python, value)) if isinstance(value, tuple) else value for name, value in values.items()
             if name != "where" and isinstance(value, (str, int, float, tuple))}
 

@@ -78,7 +78,7 @@ def fit(model: Any, params: Any, batches: Batches, *, steps: int, optimizer: Ada
     optimizer = AdamW() if optimizer is None else optimizer
     arguments.check_objects(model, batches, optimizer)
     params = arguments.parameters(model, params)
-    optimizer.decayed(params)  # raises for a pattern that matches nothing
+    optimizer.decayed(params), optimizer.ratios(params)  # they raise for a pattern that matches nothing
     state = State(params, optimizer, batches, numpy.random.default_rng(settings.seed) if settings.dropout else None)
     run = _Run(model, state, settings)
     try:

@@ -6,6 +6,10 @@
 Loshchilov & Hutter, 2019, arXiv:1711.05101, Algorithm 2; Kingma & Ba, 2015, arXiv:1412.6980 (m, v, bias correction).
 Departure from the paper: the weight decay is multiplied by the learning rate, as in torch.
 
+    AdamW(1e-4, lr_ratio={r"\\.B$": 16})        LoRA+: B learns 16 times faster than A
+
+Hayou et al., 2024, arXiv:2402.12354: in wide models, a LoRA learns less well with one rate for both of its factors.
+
 The moments belong to the Parameter, not to its name. A new adapter under the name of a removed one starts at t = 1, and
 a parameter keeps its moments under another name. When a parameter is no longer referenced, its moments go with it.
 """
@@ -40,8 +44,10 @@ class Moments:
 
 class AdamW:
     """AdamW, by the equations at the top of this file. lr: the learning rate; betas: (b1, b2); eps: as there.
-    weight_decay acts on the parameters whose names `decay` selects (as in `select`; all by default). Raises ValueError
-    for numbers out of range.
+    weight_decay acts on the parameters whose names `decay` selects (as in `select`; all by default). lr_ratio is
+    {pattern: ratio}. The parameters that a pattern selects are stepped with lr * ratio in place of lr, in the weight
+    decay too. The first pattern that selects a name counts. (The attribute `lr_ratio` is a tuple of pairs.) Raises
+    ValueError for numbers out of range, TypeError for an lr_ratio that is no mapping.
 
     m, v, steps: {name: first moments}, {name: second moments} and {name: t} of the parameters stepped so far, under the
     names that they had then; of two with one name, the one that was stepped last. The mappings are made anew at each
@@ -51,7 +57,7 @@ class AdamW:
     parameter that it steps under a name gets the moments of that name."""
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.01, decay: Where = ""):
+                 weight_decay: float = 0.01, decay: Where = "", lr_ratio: Mapping[Any, float] | None = None):
         eps = python(eps)
         if not is_number(eps) or not eps > 0:
             raise ValueError(f"AdamW: eps is {shown(eps)}; expected a number > 0 (where every gradient was 0, the "
@@ -62,6 +68,11 @@ class AdamW:
         if len(found) != 2 or not all(is_number(b) and 0 <= b < 1 for b in found):
             raise ValueError(f"AdamW: betas are {shown(betas)}; expected two numbers in [0, 1)")
         self.betas = float(found[0]), float(found[1])
+        if not isinstance(lr_ratio, (Mapping, type(None))):
+            raise TypeError(f"AdamW: lr_ratio is {shown(lr_ratio)}; expected {{pattern: ratio}}, such as "
+                            f"{{r\"\\.B$\": 16}}")
+        self.lr_ratio: tuple[tuple[Where, float], ...] = tuple(
+            (where, number(f"AdamW: lr_ratio[{shown(where)}]", ratio, 0)) for where, ratio in (lr_ratio or {}).items())
         self.made = 0
         self._held: weakref.WeakKeyDictionary[Leaf, Moments] = weakref.WeakKeyDictionary()
         self._unclaimed: dict[str, Moments] = {}  # in a copy: {name: moments that no parameter has taken yet}
@@ -112,10 +123,20 @@ class AdamW:
         """The `names` that weight decay acts on. Raises ValueError if a pattern of `decay` matches none of them."""
         return matching(names, self.decay) if self.weight_decay else []
 
+    def ratios(self, names: Iterable[str]) -> dict[str, float]:
+        """{name: the factor on its learning rate} for the `names`. Raises ValueError if a pattern of `lr_ratio` matches
+        none of them."""
+        found = dict.fromkeys(names, 1.0)
+        for where, ratio in reversed(self.lr_ratio):  # the first pattern counts
+            found.update(dict.fromkeys(matching(found, where), ratio))
+        return found
+
     def describe(self) -> dict[str, Any]:
-        """The hyper-parameters, as JSON can hold them. The caller adds the names that `decay` selects."""
+        """The hyper-parameters, as JSON can hold them. The caller adds the names that `decay` selects, and each name's
+        factor of `ratios`; here are the factors alone, if there are any."""
         return {"lr": python(self.lr), "betas": list(map(python, self.betas)), "eps": python(self.eps),
-                "weight_decay": python(self.weight_decay)}
+                "weight_decay": python(self.weight_decay),
+                **({"lr_ratio": sorted({ratio for _, ratio in self.lr_ratio})} if self.lr_ratio else {})}
 
     def to(self, backend: Any) -> "AdamW":
         """Move the moments in place to `backend` ("numpy", "cupy" or an array namespace); return the optimizer."""
@@ -127,13 +148,13 @@ class AdamW:
     def _prepared(self, params: Mapping[str, Leaf], grads: Mapping[str, Array], lr: float | None,
                   scale: float) -> Update:
         """The step, ready to run: everything is checked and allocated, and nothing has changed."""
-        rate, scale = number("lr", self.lr if lr is None else lr, 0), number("scale", scale)
+        base, scale = number("lr", self.lr if lr is None else lr, 0), number("scale", scale)
         arrays = self._checked(params, grads)
-        decayed = set(self.decayed(params))
+        decayed, ratios = set(self.decayed(params)), self.ratios(params)
         (b1, b2), made, pieces, moved = self.betas, self.made + 1, list[Piece](), list[tuple]()
         for name, p in params.items():
             held = self.moments(name, p) or Moments(xp.zeros_like(p.data), xp.zeros_like(p.data), 0, name)
-            t = held.t + 1
+            t, rate = held.t + 1, number(f"lr times the ratio of {name}", base * ratios[name], 0)
             rates = Rates(b1, b2, scale, math.sqrt(1 - b2 ** t), self.eps, rate / (1 - b1 ** t),
                           1 - rate * self.weight_decay if name in decayed else None)
             pieces.append(piece(p.data, held.m, held.v, arrays[name], rates))

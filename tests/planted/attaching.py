@@ -52,7 +52,7 @@ BUGS = [
     Bug("files compare by name", LOAD, "if layer.content not in below[at:]:",
         "below = [layer.content if n == layer.name else c for n, c in zip(model.plugged, below)]\n"
         "        if layer.content not in below[at:]:", LINEAGE + "content_counts_and_not_the_name"),
-    Bug("alpha is no part of the content", TRAINED_ON, "said = json.dumps(described(method), sort_keys=True)",
+    Bug("alpha is no part of the content", TRAINED_ON, "said = json.dumps(fields, sort_keys=True)",
         "said = type(method).__name__", LINEAGE + "alpha_is_part_of_the_content"),
     Bug("the order of what lies below does not count", LOAD, "at = below.index(layer.content, at) + 1", "at = 0",
         LINEAGE + "the_order_of_what_lies_below_counts"),

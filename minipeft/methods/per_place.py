@@ -1,0 +1,101 @@
+"""Ranks and scales that may differ from place to place.
+
+    s = alpha / r            "alpha/r"          Hu et al., 2021, arXiv:2106.09685, sec. 4.1
+    s = alpha / sqrt(r)      "alpha/sqrt(r)"    Kalajdzievski, 2023, arXiv:2312.03732 (rsLoRA)
+    s = alpha                "alpha"            a fixed number
+
+    LoRA(8, rank_pattern={r"decoder\\.": 4, r"\\.v\\.": 16})         decoder: r = 4; v of the encoder: 16; the others: 8
+
+A pattern is a regular expression that is searched in the dotted name of a place, as in `where`. The first that is found
+counts.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from fractions import Fraction
+from typing import Any, Callable, Mapping
+
+from minipeft.attaching.fields import expect, finite_in, integer, number
+from minipeft.attaching.method import Method, setting
+from minipeft.checks import shown
+from minipeft.nn.place import Place
+from minipeft.nn.slot import Slot
+
+SCALINGS = ("alpha/r", "alpha/sqrt(r)", "alpha")
+Pattern = tuple[tuple[str, Any], ...]  # ((regular expression, value), ...); a mapping becomes one
+
+
+def nonzero(value: Any) -> bool:
+    """Whether `value` is a finite number other than 0."""
+    return number(value) and value != 0
+
+
+def _pattern(holds: Callable[[Any], bool], values: str) -> Any:
+    return setting((), lambda v: isinstance(v, tuple) and all(
+        isinstance(p, tuple) and len(p) == 2 and _is_expression(p[0]) and holds(p[1]) for p in v),
+        f"{{regular expression: {values}}}", optional=True)
+
+
+def _is_expression(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and re.compile(text) is not None
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerPlace(Method):
+    """A method with a rank and an alpha at each place; a subclass gives both their defaults. scaling: what s is, one of
+    the names in the table at the top of this file. rank_pattern, alpha_pattern: {regular expression: rank or alpha},
+    or a tuple of such pairs, for the places in whose name the expression is found. The first match counts, and the
+    other places have `rank` and `alpha`.
+
+    Raises ValueError for fields out of range and, on a model, for a pattern that matches none of the places."""
+
+    rank: int
+    alpha: float
+    scaling: str = setting("alpha/r", lambda v: v in SCALINGS, f"one of {', '.join(SCALINGS)}", optional=True)
+    rank_pattern: Mapping[str, int] | Pattern = _pattern(integer, "an integer >= 1")
+    alpha_pattern: Mapping[str, float] | Pattern = _pattern(nonzero, "a finite number other than 0")
+
+    def __post_init__(self) -> None:
+        for field in ("rank_pattern", "alpha_pattern"):  # a file can hold pairs, and a mapping cannot be hashed
+            if isinstance(given := getattr(self, field), Mapping):
+                object.__setattr__(self, field, tuple(given.items()))
+        super().__post_init__()
+
+    def places(self, model: Any) -> dict[str, Place]:
+        """{name: place}, as in `Method.places`. Raises ValueError where a pattern matches none of these names."""
+        found = super().places(model)
+        for field in ("rank_pattern", "alpha_pattern"):
+            for expression, _ in getattr(self, field):
+                if not any(re.search(expression, name) for name in found):
+                    raise ValueError(f"{type(self).__name__}: {field} has {shown(expression)}, which matches none of "
+                                     f"the {len(found)} places; expected one found in {next(iter(found))}, for example")
+        return found
+
+    def rank_at(self, name: str, slot: Slot, parts: int = 1) -> int:
+        """r at the place called `name`. parts: into how many equal parts d_out is split; each has a rank of its own.
+        Raises ValueError for a rank that no matrix of this shape can have."""
+        rank, most = _first(self.rank_pattern, name, self.rank), min(slot.shape[0] // parts, slot.shape[1])
+        if rank > most:
+            raise ValueError(f"{type(self).__name__}: rank {rank} exceeds {most}, the largest that "
+                             f"{f'a part of ' if parts > 1 else ''}{name} {list(slot.shape)} can have")
+        return rank
+
+    def scale_at(self, name: str, slot: Slot) -> Fraction:
+        """s at the place called `name`: exact, but for the rounding of sqrt(r). It takes the dtype of the array that it
+        multiplies. Raises ValueError where it is not finite there."""
+        rank, alpha = _first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)
+        divisor = {"alpha/r": rank, "alpha/sqrt(r)": math.sqrt(rank), "alpha": 1}[self.scaling]
+        scale = Fraction(alpha) / Fraction(divisor)
+        expect(self, "alpha" if alpha == self.alpha else "alpha_pattern", finite_in(scale, slot.dtype),
+               f"a finite {self.scaling.replace('/', ' / ')} in {slot.dtype}")
+        return scale
+
+
+def _first(pattern: Any, name: str, otherwise: Any) -> Any:
+    """The value of the first expression that is found in `name`."""
+    return next((value for expression, value in pattern if re.search(expression, name)), otherwise)
