@@ -292,8 +292,8 @@ def test_projections_side_by_side_form_no_product_of_the_size_of_the_weight():
 # ---- files of 0.2
 
 
-def test_a_file_with_the_old_name_of_an_init_is_read_without_a_warning_and_its_fingerprint_is_the_same(tmp_path,
-                                                                                                      recwarn):
+def test_a_file_with_the_old_name_of_an_init_is_read_without_a_warning_and_its_fingerprint_is_the_same(
+        tmp_path, recwarn):
     """Also one that was trained on top of it, whose file holds the fingerprint that 0.2 computed."""
     model = CASE.model()
     lower = trained(minipeft.attach(model, minipeft.LoRA(2, init="kaiming"), RNG(0), "lower"), RNG(1))

@@ -34,18 +34,18 @@ GOLDEN = "models/test_transformer_golden.py::test_the_output_is_that_of_torch_to
 LORA, ATTACH, FUSED_OPS, ENGINE = "methods/lora.py", "attaching/attach.py", "engine/ops/fused.py", "engine/tensor.py"
 MOVES, ORDER, SLOT = "attaching/attachment.py", "attaching/order.py", "nn/slot.py"
 ADAPTERS, SELECTIVE, PROMPT, SITE = "methods/bottleneck.py", "methods/selective.py", "methods/prompt.py", "nn/site.py"
-TRAINED_ON = "attaching/trained_on.py"
-SCALE = "return Fraction(self.alpha) / self.rank"
+TRAINED_ON, PLACE = "attaching/trained_on.py", "methods/per_place.py"
+SCALE = "scale = Fraction(alpha) / Fraction(divisor)"
 OF_LORA_DROPS = "    @property\n    def drops(self) -> bool:\n"
 
 BUGS = [
     # ---- the scale
-    Bug("the scale alpha / r is forgotten", LORA, SCALE, "return Fraction(1)", EQUATION),
-    Bug("the scale is alpha", LORA, SCALE, "return Fraction(self.alpha)", EQUATION),
-    Bug("the scale is alpha r", LORA, SCALE, "return Fraction(self.alpha) * self.rank", EQUATION),
-    Bug("the scale is alpha / sqrt(r)", LORA, SCALE,
-        "return Fraction(self.alpha / math.sqrt(self.rank))", EQUATION),
-    Bug("alpha is read as an integer", LORA, SCALE, "return Fraction(int(self.alpha)) / self.rank", EQUATION),
+    Bug("the scale alpha / r is forgotten", PLACE, SCALE, "scale = Fraction(1)", EQUATION),
+    Bug("the scale is alpha", PLACE, SCALE, "scale = Fraction(alpha)", EQUATION),
+    Bug("the scale is alpha r", PLACE, SCALE, "scale = Fraction(alpha) * rank", EQUATION),
+    Bug("the scale is alpha / sqrt(r)", PLACE, SCALE,
+        "scale = Fraction(alpha / math.sqrt(rank))", EQUATION),
+    Bug("alpha is read as an integer", PLACE, SCALE, "scale = Fraction(int(alpha)) / Fraction(divisor)", EQUATION),
     Bug("a lookup forgets the scale", LORA, "self.scale * (embedding(self.B, ids) @ self.A)",
         "(embedding(self.B, ids) @ self.A)",
         OF_LORA + "1_rows_are_rows_of_the_dense_weight_in_value_and_gradient"),
@@ -87,7 +87,8 @@ BUGS = [
         "    plan, before = tried(wanted(model, method)), rng.bit_generator.state\n",
         "    rng.random()\n    plan, before = tried(wanted(model, method)), rng.bit_generator.state\n",
         "attaching/test_attach.py::test_when_attach_raises_nothing_was_drawn_and_nothing_is_attached"),
-    Bug("B does not start at 0", LORA, "trained((d_out, self.rank))", "trained((d_out, self.rank), normal(0.01))",
+    Bug("B does not start at 0", LORA, "trained((d_out // n * k, r))",
+        "trained((d_out // n * k, r), lora_inits.normal(0.01))",
         LAWS + "2_attaching_changes_no_output_value_at_initialization"),
     Bug("LoRA on a tied table acts on lookups alone", SLOT,
         "lambda weight, x: weight.project(x, rng)",

@@ -48,7 +48,8 @@ BUGS = [
         'altered=metadata.get("signature") != signed)', "altered=False)",
         DEFECT + "D25_a_file_that_lacks_a_field_or_a_tensor_is_refused"),
     Bug("L1: a merge is written into the base as well", MOVES, TO_THE_BASE,
-        "        for place, constant in constants.items():\n            place.base.data = constant.data\n" + TO_THE_BASE,
+        "        for place, constant in constants.items():\n"
+        "            place.base.data = constant.data\n" + TO_THE_BASE,
         DEFECT + "L1_saved_while_it_is_merged_and_loaded_into_a_fresh_model_it_acts_once"),
     Bug("L2: moving a model gives nothing back", "nn/module.py",
         "                    p.data = to_device(p.data, target)\n        return self\n",
@@ -61,7 +62,8 @@ BUGS = [
     Bug("L4: unmerging subtracts", MOVES,
         "        self._become(now.replace(plugged={**now.plugged, self.name: None}))\n",
         "        for place, constant in (now.plugged[self.name] or {}).items():\n"
-        "            place.base.data = constant.data - (self.at[place].over(place.base).dense().data - place.base.data)\n"
+        "            change = self.at[place].over(place.base).dense().data - place.base.data\n"
+        "            place.base.data = constant.data - change\n"
         "        self._become(now.replace(plugged={**now.plugged, self.name: None}))\n",
         DEFECT + "L4_after_a_hundred_cycles_of_merge_and_unmerge_every_bit_is_as_before"),
     # ---- scalings
@@ -140,6 +142,6 @@ BUGS = [
         PLUS + "a_rate_that_is_given_to_a_step_is_multiplied_by_the_ratio_too"),
     Bug("of several ratios the last one counts", OPTIM, "in reversed(self.lr_ratio):", "in self.lr_ratio:",
         PLUS + "the_first_pattern_that_selects_a_name_counts_and_patterns_are_those_of_where"),
-    Bug("a checkpoint does not know the ratios", "train/identity.py", "if ratios[name] != 1 else {}", "if False else {}",
-        PLUS + "a_checkpoint_of_other_ratios_is_refused"),
+    Bug("a checkpoint does not know the ratios", "train/identity.py", "if ratios[name] != 1 else {}",
+        "if False else {}", PLUS + "a_checkpoint_of_other_ratios_is_refused"),
 ]
