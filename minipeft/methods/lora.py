@@ -64,11 +64,12 @@ class LowRank(Reparam):
 class LoRA(PerPlace):
     """LoRA. rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear
     weights and embedding tables), by default q and v of every attention, as in most of the paper's experiments
-    (sec. 5.1). init: how A starts, with B = 0 (`lora_inits.py`), or "pissa" (`pissa.py`). enable: which of the
-    projections that a matrix holds side by side get a product each (`merged.py`). scaling, rank_pattern, alpha_pattern:
-    another s, other ranks and alphas at some places (`per_place.py`).
+    (sec. 5.1). init: how A starts, "gaussian", "kaiming" or "orthogonal", with B = 0 (`lora_inits.py`), or "pissa"
+    (`pissa.py`). enable: which of the projections that a matrix holds side by side get a product each (`merged.py`).
+    scaling, rank_pattern, alpha_pattern: another s, other ranks and alphas at some places (`per_place.py`).
 
-    Departure: an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code it is N(0, 1).
+    Departure: with "gaussian", an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code,
+    as with "kaiming", it is N(0, 1).
     Raises ValueError for fields out of range and, on a model, where r exceeds min(d_out, d_in), where a pattern matches
     no place, and for an `enable` that does not fit."""
 
