@@ -20,8 +20,8 @@ M = TypeVar("M", bound="type[Method]")
 _HINT = " (lists and arrays become tuples in Method.__post_init__: a __post_init__ of your own calls it by super())"
 METHODS: dict[str, type["Method"]] = {}  # by name, those that `register` has seen and `load` can make
 _NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight",
-          "absent bias": "linear layer without a bias", "position": "position table", "sublayer": "sublayer site", "input": "input site",
-          "keys_values": "keys and values site"}
+          "absent bias": "absent bias", "position": "position table", "sublayer": "sublayer site",
+          "input": "input site", "keys_values": "keys and values site"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,9 @@ class Method(abc.ABC):
     checked in `__post_init__`; a class with a `__post_init__` of its own calls `super().__post_init__()` first.
 
     kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias", "norm" and
-    "absent bias" (of a linear layer that has none) [d], "position" [positions, d] or T5's [buckets, heads]. Sites: "sublayer", "input", "keys_values". transparent:
-    whether attaching leaves all outputs as they were (law 2, transparency).
+    "absent bias" (of a linear layer that has none) [d], "position" [positions, d] or T5's [buckets, heads]. Sites:
+    "sublayer", "input", "keys_values". transparent: whether attaching leaves all outputs as they were (law 2,
+    transparency).
 
     arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
     ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. Inits:

@@ -75,8 +75,8 @@ class Decomposed(Reparam):
         return self.m / lengths(self.V(constant=self.detach), self.axis)
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
-        """x W^T = (x W0^T + s (drop(x) A^T) B^T) m / |V|, or the same of x m / |V| without a factor behind it. Dropout
-        acts on the input of A alone."""
+        """x W^T = (x W0^T + s (drop(x) A^T) B^T) (m / |V|), or, for a norm of columns, the same of x (m / |V|) with no
+        factor behind it. Dropout acts on the input of A alone."""
         factor = self.factor().reshape(-1)
         if self.axis == 0:
             x = x * factor
@@ -84,7 +84,7 @@ class Decomposed(Reparam):
         return y if self.axis == 0 else y * factor
 
     def rows(self, ids: Array) -> Tensor:
-        """W[ids] = (m / |V|)[ids] (W0[ids] + s B[ids] A). A lookup has no input vector, so dropout does not act here."""
+        """W[ids] = (m / |V|)[ids] (W0[ids] + s B[ids] A). As in LoRA's lookup, there is no dropout."""
         factor, rows = self.factor(), self.base.rows(ids) + self.scale * (embedding(self.B, ids) @ self.A)
         return rows * (factor.reshape(-1) if self.axis == 0 else embedding(factor, ids))
 
@@ -103,8 +103,8 @@ class DoRA(Method):
     each column (m [1, d_in]).
 
     m starts at |W| of the weight with everything that is plugged below, and at 0 for a row of zeros, which stays as it
-    is. Departures: in PEFT, dropout also acts on a part of x W0^T; here that is never dropped. AdapterHub's norm is that
-    of W0 + B A, without s. Raises ValueError for fields out of range, and on a model where r exceeds min(d_out,
+    is. Departures: in PEFT, dropout also acts on a part of x W0^T; here that is never dropped. AdapterHub's norm is
+    that of W0 + B A, without s. Raises ValueError for fields out of range, and on a model where r exceeds min(d_out,
     d_in)."""
 
     rank: int = setting(8, integer, "an integer >= 1")

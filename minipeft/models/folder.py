@@ -72,9 +72,9 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
                 raise ValueError(f"{attachment.name!r} cannot be merged: at {where} it acts on hidden states, which no "
                                  f"weight of the model can absorb; unplug it, or pass merged=False to save the base")
             if is_absent(place):
-                raise ValueError(f"{attachment.name!r} cannot be saved as part of the model: it adds {where}, for which "
-                                 f"the model's files have no name; save it by attachment.save, and unplug it or pass "
-                                 f"merged=False to save the base")
+                raise ValueError(f"{attachment.name!r} cannot be saved as a part of the model: it adds {where}, and "
+                                 f"the model's files have no such bias; save the attachment by itself, and unplug it "
+                                 f"or pass merged=False to save the base")
     try:
         return {name: slot.fold().dense().data for name, slot in model.slots.items()}
     except TypeError as error:  # a weight without a dense form
