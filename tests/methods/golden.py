@@ -27,15 +27,14 @@ def our_layer(theirs: str) -> str:
 
 @dataclasses.dataclass
 class Golden:
-    """A folder of PEFT's. g: its golden.npz. theirs: {our name: their array, float64}. model: its base, on which
-    `method` is attached under "a", with their arrays. split: a pattern with the groups layer and leaf, of their keys.
-    names: {their leaf: (what comes between layer and leaf in our name, our leaf)}."""
+    """A folder of PEFT's. model: its base. attachment: a method of ours on it, "a", with their numbers. g: golden.npz.
+    theirs: {our name: their array, float64}. expected: {our name: their gradient of the summed loss}."""
 
     model: Any
     attachment: Any
     g: dict
     theirs: dict
-    expected: dict  # {our name: gradient of the summed loss}
+    expected: dict
 
     @classmethod
     def of(cls, folder: str, method: Any, our_key: Callable[[str], str],

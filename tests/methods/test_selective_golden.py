@@ -32,5 +32,5 @@ def test_loss_and_every_gradient_are_those_of_peft(case):
 
 
 def test_the_norms_of_both_stacks_are_among_them(case):
-    layers = {name.partition(".weight@")[0] for name in case.theirs}
-    assert {"encoder.norm", "decoder.norm", "encoder.0.attn_norm", "decoder.1.cross_norm", "decoder.1.ff_norm"} <= layers
+    norms = {name.partition(".weight@")[0] for name in case.theirs}
+    assert {"encoder.norm", "decoder.norm", "encoder.0.attn_norm", "decoder.1.cross_norm", "decoder.1.ff_norm"} <= norms
