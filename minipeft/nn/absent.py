@@ -59,5 +59,5 @@ def absent_bias(weight: Slot) -> Slot:
 
 
 def is_absent(place: Any) -> bool:
-    """Whether nothing is there unless a method puts it there."""
+    """Whether nothing is at `place` unless a method puts it there."""
     return place.kind == ABSENT
