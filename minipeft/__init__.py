@@ -18,7 +18,10 @@ from minipeft.engine.check import check_gradients
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, value_and_grad
 from minipeft.engine.xray import xray
+from minipeft.methods.bias import AddedBias
 from minipeft.methods.bottleneck import Bottleneck
+from minipeft.methods.dora import DoRA
+from minipeft.methods.ia3 import IA3
 from minipeft.methods.lora import LoRA
 from minipeft.methods.mask import fisher, magnitude, top
 from minipeft.methods.neighbors import nearest_tokens
@@ -36,10 +39,10 @@ from minipeft.train.optim import AdamW
 from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear_decay
 
 __version__ = "0.2.0"
-__all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
-           "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay",
-           "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter",
-           "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
+__all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients",
+           "constant", "cosine_decay", "DoRA", "fisher", "fit", "Fixed", "fixed", "IA3", "inverse_sqrt", "keep_heap",
+           "linear_decay", "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops",
+           "Parameter", "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
            "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
            "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where",
            "xray", "zeros"]

@@ -79,7 +79,13 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "3 tokens": _fixed(minipeft.PromptTuning(3, "tokens", ((3, 4), 5))),
         "2 next to the text": _fixed(minipeft.PromptTuning(2, next_to_text=True))},
     "PrefixTuning": {},
-    "Relatives": {},   # of LoRA: other ways to change a weight, a page each
+    "Relatives": {     # of LoRA: other ways to change a weight, a page each
+        "DoRA": lambda model, rng: minipeft.DoRA(int(rng.choice([1, 3])), float(rng.choice([5, -3])), 0.3),
+        "DoRA, columns of the table": _fixed(minipeft.DoRA(2, 3, where="^embedding", norm="input", detach=False)),
+        "(IA)^3": _fixed(minipeft.IA3()),
+        "(IA)^3, before": _fixed(minipeft.IA3("before")),
+        "added biases": lambda model, rng: minipeft.AddedBias(**{} if "relative" in str(model.config) else
+                                                              {"where": "^head"})},
     "Zoo": {}}
 METHODS = tuple(family for family, found in VARIANTS.items() if found)
 ON_WEIGHTS = ("LoRA", "Selective", "Relatives", "Zoo")            # families that merge

@@ -27,6 +27,7 @@ PARTNERS = {  # of each method: b and c, of other families
     "LoRA": (("Bottleneck", "houlsby, cross"), ("PromptTuning", "2")),
     "Bottleneck": (("Selective", "embedding"), ("PromptTuning", "3 tokens")),
     "Selective": (("PromptTuning", "3 tokens"), ("LoRA", "every linear")),
+    "Relatives": (("Selective", "norms"), ("LoRA", "every linear")),
     "PromptTuning": (("LoRA", "mixture"), ("PromptTuning", "2"))}
 FEW = Variant("LoRA", "q and v", "t5 v1.0", "float64", 0)
 

@@ -20,8 +20,8 @@ M = TypeVar("M", bound="type[Method]")
 _HINT = " (lists and arrays become tuples in Method.__post_init__: a __post_init__ of your own calls it by super())"
 METHODS: dict[str, type["Method"]] = {}  # by name, those that `register` has seen and `load` can make
 _NOUNS = {"linear": "matrix", "embedding": "matrix", "bias": "bias", "norm": "norm weight",
-          "position": "position table", "sublayer": "sublayer site", "input": "input site",
-          "keys_values": "keys and values site"}
+          "absent bias": "absent bias", "position": "position table", "sublayer": "sublayer site",
+          "input": "input site", "keys_values": "keys and values site"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Method(abc.ABC):
 
         @minipeft.register                                 # so that `load` knows the method
         @dataclass(frozen=True)
-        class IA3(minipeft.Method):                        # Liu et al., 2022, arXiv:2205.05638
+        class Rescale(minipeft.Method):                    # two thirds of (IA)^3, methods/ia3.py
             where: Where = r"\\.(k|v)\\.weight$"
 
             def arrays(self, name, slot, model):           # which arrays a place gets, and how they start
@@ -95,9 +95,10 @@ class Method(abc.ABC):
     lists of these, which become tuples, so that JSON can hold them. `setting` gives a field its check. Fields are
     checked in `__post_init__`; a class with a `__post_init__` of its own calls `super().__post_init__()` first.
 
-    kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias" and "norm"
-    [d], "position" [positions, d] or T5's [buckets, heads]. Sites: "sublayer", "input", "keys_values". transparent:
-    whether attaching leaves all outputs as they were (law 2, transparency).
+    kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias", "norm" and
+    "absent bias" (of a linear layer that has none) [d], "position" [positions, d] or T5's [buckets, heads]. Sites:
+    "sublayer", "input", "keys_values". transparent: whether attaching leaves all outputs as they were (law 2,
+    transparency).
 
     arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
     ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. Inits:

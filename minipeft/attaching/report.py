@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, Iterable, Mapping
 
 from minipeft.nn import parts
+from minipeft.nn.absent import ABSENT
 from minipeft.nn.module import Model, whole
 from minipeft.nn.place import Place
 from minipeft.nn.weight import Parameter
@@ -116,8 +117,9 @@ def _counts(params: Iterable[tuple[str, Any]], places: Mapping[str, Place]) -> d
     counts = dict.fromkeys(COMPONENTS, 0)
     for name, p in params:
         where = name.partition("@")[0]
-        where = where if where in places else where.rpartition(".")[0]  # a base of several arrays: "place.leaf"
-        part = component(where, places[where]) if where in places else "shared"  # by several places
+        # its place; that of a base of several arrays, "place.leaf"; or the matrix of the layer that shares it
+        there = next((n for n in (where, where.rpartition(".")[0], f"{where}.weight") if n in places), None)
+        part = "shared" if there is None else component(there, places[there])  # shared by several layers
         counts[part] = counts.get(part, 0) + p.data.size
     return counts
 
@@ -125,7 +127,7 @@ def _counts(params: Iterable[tuple[str, Any]], places: Mapping[str, Place]) -> d
 def component(name: str, place: Place) -> str:
     """Which of COMPONENTS the place called `name` counts for. A linear layer's bias is "bias", a norm's is "norm"."""
     found = parts.component(name)
-    return "bias" if place.kind == "bias" and found != "norm" else found
+    return "bias" if place.kind in ("bias", ABSENT) and found != "norm" else found
 
 
 def _projection(model: Any) -> tuple[int, int, int] | None:

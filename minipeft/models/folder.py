@@ -16,6 +16,7 @@ from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
+from minipeft.nn.absent import is_absent
 from minipeft.nn.slot import Slot
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -70,6 +71,10 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
             if not isinstance(place, Slot):
                 raise ValueError(f"{attachment.name!r} cannot be merged: at {where} it acts on hidden states, which no "
                                  f"weight of the model can absorb; unplug it, or pass merged=False to save the base")
+            if is_absent(place):
+                raise ValueError(f"{attachment.name!r} cannot be saved as a part of the model: it adds {where}, and "
+                                 f"the model's files have no such bias; save the attachment by itself, and unplug it "
+                                 f"or pass merged=False to save the base")
     try:
         return {name: slot.fold().dense().data for name, slot in model.slots.items()}
     except TypeError as error:  # a weight without a dense form

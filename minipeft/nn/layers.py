@@ -5,6 +5,7 @@ from typing import Any, Callable
 
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
+from minipeft.nn.absent import absent_bias, is_absent
 from minipeft.nn.module import Module
 from minipeft.nn.site import Site
 from minipeft.nn.slot import Slot
@@ -15,16 +16,16 @@ ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
 
 
 class Linear(Module):
-    """y = x W^T + b.   weight [d_out, d_in], bias [d_out] or absent."""
+    """y = x W^T + b.   weight [d_out, d_in], bias [d_out]; without one, y = x W^T, and a place to add one."""
 
     def __init__(self, weight: Array | Slot, bias: Array | None = None):
         self.weight = weight if isinstance(weight, Slot) else Slot("linear", weight)
-        self.bias = None if bias is None else Slot("bias", bias)
+        self.bias = absent_bias(self.weight) if bias is None else Slot("bias", bias)
 
     def __call__(self, x: Any, rng: Any = None) -> Tensor:
         """x [batch, time, d_in] -> [batch, time, d_out]."""
         y = self.weight.project(x, rng)
-        return y if self.bias is None else add(y, self.bias.vector())
+        return y if is_absent(self.bias) and not self.bias.used else add(y, self.bias.vector())
 
 
 class Embedding(Module):
@@ -73,10 +74,9 @@ class FeedForward(Module):
 
     def __init__(self, wi: Linear, wo: Linear, gate: Linear | None, activation: str, p: float):
         if gate is None:
-            self.wi = wi
+            self.wi, self.wo = wi, wo
         else:
-            self.wi_0, self.wi_1 = wi, gate
-        self.wo = wo
+            self.wi_0, self.wi_1, self.wo = wi, gate, wo
         self.out = Site("sublayer", wo.weight.shape[0], wo.weight.dtype)
         self.gated, self.activation, self.p = gate is not None, ACTIVATIONS[activation], p
 

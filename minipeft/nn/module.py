@@ -14,6 +14,7 @@ from typing import Any, Iterator, Mapping, Self
 import numpy
 
 from minipeft.backend import Array, resolve, to_device, to_host
+from minipeft.nn.absent import is_absent
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
 from minipeft.nn.state import Host
@@ -45,8 +46,8 @@ class Module:
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """{name: Slot}, in the order of the attributes."""
-        return {name: place for name, place in self.named_places() if isinstance(place, Slot)}
+        """{name: Slot} of the model's own weights, in the order of the attributes: without places of absent biases."""
+        return {name: place for name, place in self.named_places() if isinstance(place, Slot) and not is_absent(place)}
 
     @property
     def sites(self) -> dict[str, Site]:

@@ -21,8 +21,8 @@ from minipeft.nn.weight import Parameter, Weight
 
 
 class Slot(Place):
-    """A place for a weight. kind: "linear" or "embedding" [d_out, d_in], "bias" or "norm" [d], or "position",
-    [positions, d] or T5's [buckets, heads]. base: the array, or a Weight that stands for it."""
+    """A place for a weight. kind: "linear" or "embedding" [d_out, d_in], "bias", "norm" or "absent bias" [d],
+    or "position", [positions, d] or T5's [buckets, heads]. base: the array, or a Weight that stands for it."""
 
     def __init__(self, kind: str, base: Any):
         super().__init__(kind)

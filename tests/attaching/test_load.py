@@ -220,7 +220,7 @@ def method(**changes):
       for places in ("{}", "[]", "[1]", '"encoder"', "null", '["a", "a"]', '["a", ["a"]]')),
     (lambda m: m.update(places='["nonesuch"]'), r"it has no place 'nonesuch' \(1 of 1 are missing\)$"),
     (lambda m: m.update(places=json.dumps(json.loads(m["places"]) + ["nonesuch"])), r"'nonesuch' \(1 of 11 are mis"),
-    (lambda m: m.update(places='["encoder.0.attn.q.bias"]'), "it has no place 'encoder.0.attn.q.bias'"),
+    (lambda m: m.update(places='["encoder.0.attn.x.bias"]'), "it has no place 'encoder.0.attn.x.bias'"),
     (lambda m: m.update(places='["encoder.0.ff_norm.weight"]'), r"where=.* matches none of the \d+ matrix names"),
     (lambda m: m.update(places='["encoder.0.attn.q.weight"]'), "is not expected"),
     (lambda m: m.update(places=json.dumps(json.loads(m["places"]) + ["embedding.weight"])), "is missing"),

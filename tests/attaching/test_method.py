@@ -61,7 +61,7 @@ def test_the_method_in_the_docstring_of_the_contract_runs_as_it_is_written(metho
     exec(textwrap.dedent(re.search(r"^    from dataclasses.*?(?=^[A-Z])", doc, re.DOTALL | re.MULTILINE)[0]), names)
     model = case().model()
     before = logits(model, case().batch())
-    attachment = minipeft.attach(model, names["IA3"](), RNG(1))
+    attachment = minipeft.attach(model, names["Rescale"](), RNG(1))
     assert logits(model, case().batch()).tobytes() == before.tobytes()
     fit(model, attachment)
     assert {name.rpartition(".")[2] for name in attachment.parameters} == {"l"}
