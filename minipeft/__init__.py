@@ -22,6 +22,7 @@ from minipeft.methods.bottleneck import Bottleneck
 from minipeft.methods.lora import LoRA
 from minipeft.methods.mask import fisher, magnitude, top
 from minipeft.methods.neighbors import nearest_tokens
+from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
 from minipeft.models.t5 import T5, T5Config
@@ -39,7 +40,7 @@ __version__ = "0.2.0"
 __all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
            "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay",
            "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter",
-           "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
+           "Piece", "PrefixTuning", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
            "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
            "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where",
            "xray", "zeros"]
