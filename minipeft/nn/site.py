@@ -11,8 +11,8 @@
 A piece at a site is a callable with that signature. Pieces are applied in the order in which they were plugged, or in
 the order in which a routing names them.
 
-Where rows of one batch see different pieces, each group of rows that see the same runs as a batch by itself. Prompts and
-prefixes of different length leave rows of different length, so the shorter rows are padded on the left and hidden
+Where rows of one batch see different pieces, each group of rows that see the same runs as a batch by itself. Prompts
+and prefixes of different length leave rows of different length, so the shorter rows are padded on the left and hidden
 there. Padding on the left takes no position (`nn.positions`).
 """
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Site(Place):
         self.position: Any = None
 
     def __call__(self, *stream: Any) -> Any:
-        """stream -> F' at a sublayer, or the whole stream, changed, at the other kinds; shapes as in the table above."""
+        """stream -> F' at a sublayer, or the whole stream, changed, at the other kinds; shapes as in the table
+        above."""
         if self.kind == "sublayer":
             return by_row(self, lambda pieces, *rows: self._apply(pieces, *rows)[-1], *stream)
         groups = view_of(self.host).groups(self)
