@@ -105,26 +105,26 @@ def more_keys(value, count):
     return run
 
 
-@pytest.mark.parametrize("lead", [None, (1, 1, 1), (4, 1, 1), (1, 3, 5), (4, 3, 5)], ids=str)
+@pytest.mark.parametrize("lead", [None, (1, 1, 1), (5, 1, 1), (1, 3, 7), (5, 3, 7)], ids=str)
 @pytest.mark.parametrize("tensors", [False, True])
 def test_a_keys_values_site_pads_rows_with_fewer_keys_on_the_left_and_hides_that(lead, tensors):
-    """Rows: none, two keys, one, three (one, then two in front of it): the real keys stand at the right."""
+    """Rows: none, two keys, one, none, three (one, then two in front of it): the real keys stand at the right."""
     site = plugged(Site("keys_values", 4, "float64"), two=more_keys(2.0, 2), one=more_keys(1.0, 1))
-    k, v, _ = stream(4)
+    k, v, _ = stream(5)
     bias = None if lead is None else numpy.random.default_rng(1).standard_normal((*lead, 2))
     given = [Parameter(x) if tensors and x is not None else x for x in (k, v, bias)]
-    with routed(site.host, [None, "two", "one", ("one", "two")], 4):
+    with routed(site.host, [None, "two", "one", None, ("one", "two")], 5):
         found = [data(x) for x in site(*given)]
-    assert found[0].shape == found[1].shape == (4, 5, 4)
-    assert found[2].shape == (4, *(lead or (1, 1, 1))[1:], 5)
-    for row, front in enumerate([[], [2, 2], [1], [2, 2, 1]]):
+    assert found[0].shape == found[1].shape == (5, 5, 4)
+    assert found[2].shape == (5, *(lead or (1, 1, 1))[1:], 5)
+    for row, front in enumerate([[], [2, 2], [1], [], [2, 2, 1]]):
         padding = 3 - len(front)
         assert numpy.array_equal(found[0][row, 3:], k[row]) and numpy.array_equal(found[1][row, 3:], v[row])
         assert found[0][row, padding:3, 0].tolist() == front and found[1][row, padding:3, 0].tolist() == [
             -x for x in front]
         assert (found[2][row, ..., :padding] == -numpy.inf).all()
         assert (found[2][row, ..., padding:3] == (front if lead else 0)).all()
-        own = 0 if bias is None else bias[row if lead[0] == 4 else 0]
+        own = 0 if bias is None else bias[row if lead[0] == 5 else 0]
         assert numpy.array_equal(found[2][row, ..., 3:], numpy.broadcast_to(own, found[2][row, ..., 3:].shape))
 
 
