@@ -124,8 +124,10 @@ SITES = {"encoder": r"^encoder\.\d+\.attn\.keys_values$", "decoder": r"^decoder\
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
     """Prefix tuning. length: p. sites: which kinds of attention, some of SITES. bias: of the prefix in T5's scores,
-    "none" or "earlier". mlp: the width m of the network that makes K and V; None trains K and V directly. std: K and V
-    start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites, instead of the choice by sites.
+    "none" or "earlier"; of two prefixes on one attention the one that is plugged later is earlier, and in rows padded
+    on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None trains K and V
+    directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites, instead
+    of the choice by sites.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that
@@ -205,9 +207,9 @@ def without_mlp(attachment: Attachment, name: str | None = None) -> Attachment:
 #
 # * An encoder-decoder gets a prefix in the self-attention of its decoder alone (huggingface/peft #410 and #1188).
 # * Layers share their K and V by mistake, and half of the parameters never get a gradient.
-# * K and V are d_model wide, or as many as the encoder has layers, which fails where heads * d_k is another number or
-#   the decoder has more layers (huggingface/peft #385).
-# * Distances between tokens grow by p, because the queries keep their positions and the keys move.
+# * K and V are d_model wide, and as many as the encoder has layers. That fails where heads * d_k is another number, and
+#   where the decoder has more layers. Where it has fewer, some are never used (huggingface/peft #385).
+# * The keys of the tokens move by p and the queries stay where they are, so T5's distances are wrong.
 # * The network is not saved with its prefix, so training cannot be resumed.
 #
 # Next: `nn/attention.py`, on the scores; `methods/prompt.py`, on a prefix for the first layer alone.
