@@ -19,8 +19,9 @@ from minipeft.nn.weight import Parameter
 from tests.methods_under_test import HALF, Variant, each, variants
 from tests.models_under_test import bits, cases
 
-GROUPS = {"the attachment": r"@a\.", "one of its leaves": r"\.(A|D|b_U|d|P)$", "another": r"\.(B|U|b_D|d|P)$",
-          "base biases and norms": r"(bias|norm\.weight)$", "the tables": r"^(embedding|head)\.weight$|position",
+GROUPS = {"the attachment": r"@a\.", "one of its leaves": r"\.(A|D|b_U|d|P|K)$",
+          "another": r"\.(B|U|b_D|d|P|V)$", "base biases and norms": r"(bias|norm\.weight)$",
+          "the tables": r"^(embedding|head)\.weight$|position",
           "one matrix": r"^encoder\.0\.ff\.wo\.weight$", "all": "."}
 
 
