@@ -25,6 +25,7 @@ from minipeft.methods.ia3 import IA3
 from minipeft.methods.lora import LoRA
 from minipeft.methods.mask import fisher, magnitude, top
 from minipeft.methods.neighbors import nearest_tokens
+from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
 from minipeft.models.t5 import T5, T5Config
@@ -42,10 +43,9 @@ __version__ = "0.2.0"
 __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients",
            "constant", "cosine_decay", "DoRA", "fisher", "fit", "Fixed", "fixed", "IA3", "inverse_sqrt", "keep_heap",
            "linear_decay", "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops",
-           "Parameter", "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
-           "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
-           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where",
-           "xray", "zeros"]
+           "Parameter", "Piece", "PrefixTuning", "PromptTuning", "register", "Reparam", "report", "restore", "select",
+           "Selective", "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
+           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where", "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:

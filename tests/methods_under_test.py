@@ -78,7 +78,10 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "1": _fixed(minipeft.PromptTuning(1)), "2": _fixed(minipeft.PromptTuning(2, "random")),
         "3 tokens": _fixed(minipeft.PromptTuning(3, "tokens", ((3, 4), 5))),
         "2 next to the text": _fixed(minipeft.PromptTuning(2, next_to_text=True))},
-    "PrefixTuning": {},
+    "PrefixTuning": {
+        "3": _fixed(minipeft.PrefixTuning(3)), "2 earlier": _fixed(minipeft.PrefixTuning(2, bias="earlier")),
+        "2 mlp": _fixed(minipeft.PrefixTuning(2, mlp=4)),
+        "1, decoder": _fixed(minipeft.PrefixTuning(1, "decoder", "earlier", std=1.0))},
     "Relatives": {     # of LoRA: other ways to change a weight, a page each
         "DoRA": lambda model, rng: minipeft.DoRA(int(rng.choice([1, 3])), float(rng.choice([5, -3])), 0.3),
         "DoRA, columns of the table": _fixed(minipeft.DoRA(2, 3, where="^embedding", norm="input", detach=False)),

@@ -23,7 +23,8 @@ from tests.models_under_test import FAMILIES, VOCAB, Case
 WIDEST = 9  # with a prompt of two in front, still within the twelve learned positions
 ATTACHED: dict[str, tuple[str, str] | None] = {
     "nothing": None, "LoRA": ("LoRA", "mixture"), "Bottleneck": ("Bottleneck", "houlsby, cross"),
-    "Selective": ("Selective", "attention, last layer"), "PromptTuning": ("PromptTuning", "2 next to the text")}
+    "Selective": ("Selective", "attention, last layer"), "PromptTuning": ("PromptTuning", "2 next to the text"),
+    "PrefixTuning": ("PrefixTuning", "2 earlier")}
 every_model = pytest.mark.parametrize("attached, family, dtype", [
     pytest.param(attached, family, dtype, id=f"{attached}-{family}-{dtype}")
     for attached in ATTACHED for family in FAMILIES for dtype in ("float64", "float32")])

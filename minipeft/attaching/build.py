@@ -25,11 +25,12 @@ Arrays = dict[str, Parameter | Fixed]  # {"place.leaf": array}, those of a whole
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The places and arrays that a method asks for on a model. places: {name: place}. declared: {name: {leaf:
-    Declared}}."""
+    Declared}}. model: all places of the model, also those that the method does not choose."""
 
     method: Method
     places: Mapping[str, Place]
     declared: Mapping[str, Mapping[str, Declared]]
+    model: frozenset[Place] = frozenset()
 
     def arrays(self) -> dict[str, tuple[Declared, Any]]:
         """{"place.leaf": (Declared, dtype)}: every array once, in order."""
@@ -80,7 +81,7 @@ def wanted(model: Any, method: Method) -> Plan:
             if (first.shape, first.kind, first.dtype) != (d.shape, d.kind, d.dtype):
                 raise ValueError(f"{what}.arrays() at {name}: {leaf!r} is shared as {d.shared!r} and declared as "
                                  f"{_said(d)}; another place declares {_said(first)}; expected one shape and dtype")
-    return Plan(method, places, declared)
+    return Plan(method, places, declared, frozenset(known.values()))
 
 
 def called(what: str, function: Callable, *inputs: Any, fits: bool = True) -> Any:

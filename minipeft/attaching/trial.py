@@ -49,7 +49,7 @@ def tried(plan: Plan, pieces: Mapping[str, Any] | None = None, own: Arrays | Non
 def _try(plan: Plan, name: str, place: Place, piece: Any, own: Mapping[str, Any], computes: bool) -> None:
     where = f"{type(plan.method).__name__} at {name}"
     _check_kind(where, place, piece)
-    _check_arrays(where, piece, own)
+    _check_arrays(where, piece, own, plan.model)
     what, results = f"{where}: its {type(piece).__name__}", _results(place, piece)
     with quiet(all="ignore"):  # zeros may divide zeros; only shapes and dtypes count here
         while computes and (result := called(what, next, results, None, fits=False)) is not None:
@@ -68,8 +68,9 @@ def _check_kind(where: str, place: Place, piece: Any) -> None:
                         f"minipeft.Piece that defines __call__)")
 
 
-def _check_arrays(where: str, piece: Any, own: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the declared arrays are attributes of the piece, and no others are anywhere in it."""
+def _check_arrays(where: str, piece: Any, own: Mapping[str, Any], model: frozenset[Place]) -> None:
+    """Raises ValueError unless the declared arrays are attributes of the piece, and no others are anywhere in it. It
+    may refer to places of the `model`, whose arrays are the model's."""
     held = {id(a) for a in piece.arrays.values()}
     for key, array in own.items():
         if id(array) not in held:
@@ -82,18 +83,18 @@ def _check_arrays(where: str, piece: Any, own: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: the array {attribute!r} is hidden by {type(piece).__name__}.{attribute}; "
                              f"expected another name")
     declared = {id(a) for a in own.values()}
-    for path, array in _found(type(piece).__name__, piece):
+    for path, array in _found(type(piece).__name__, piece, model):
         if id(array) not in declared:
             raise ValueError(f"{where}: {path} is a {type(array).__name__} that arrays() does not declare: it would be "
                              f"neither trained nor saved")
 
 
-def _found(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every Leaf and Fixed inside a value, each after the path to it."""
+def _found(path: str, value: Any, model: frozenset[Place]) -> Iterator[tuple[str, Any]]:
+    """Every Leaf and Fixed inside a value, each after the path to it, except behind places of the `model`."""
     waiting, seen = [(path, value)], set()
     while waiting:
         path, value = waiting.pop()
-        if id(value) in seen or isinstance(value, (type, ModuleType)):
+        if id(value) in seen or isinstance(value, (type, ModuleType)) or isinstance(value, Place) and value in model:
             continue
         seen.add(id(value))
         if isinstance(value, (Leaf, Fixed)):

@@ -68,6 +68,8 @@ class Stack(Module):
         self.blocks = blocks
         self.norm = norm
         self.p, self.drop_last = p, drop_last
+        for block in blocks:  # a piece there may add keys, and need their bias
+            block.attn.keys_values.position = position
 
     def __call__(self, x: Any, mask: Array | None = None, encoded: Any = None, encoded_mask: Array | None = None,
                  rng: Any = None, cache: list[tuple[KeyValues, KeyValues]] | None = None) -> tuple[Tensor, Any]:

@@ -387,7 +387,8 @@ def test_the_attachments_of_a_model_are_listed_and_not_changed_through_the_list(
 
 
 @pytest.mark.parametrize("method", [minipeft.LoRA(2), minipeft.Selective(component="norm"), minipeft.PromptTuning(2),
-                                    minipeft.Bottleneck("pfeiffer", size=2), minipeft.Bottleneck("parallel", size=2)])
+                                    minipeft.Bottleneck("pfeiffer", size=2), minipeft.Bottleneck("parallel", size=2),
+                                    minipeft.PrefixTuning(2, bias="earlier", mlp=3)])
 def test_a_model_with_any_method_can_be_pickled_and_copied(method):
     model = CASE.model()
     minipeft.attach(model, method, RNG(0))

@@ -197,7 +197,7 @@ def test_the_laws_hold_for_it(method):
     verdicts = minipeft.laws.check(method, case("pre-LN").model())
     verdicts.raise_for_failures()
     skipped = {verdict.law.split()[0] for verdict in verdicts.all if verdict.outcome == "does not apply"}
-    assert len(verdicts.all) == 11 and skipped == ({"3", "8", "14"} if of(method) == "ForeignPrefix" else set())
+    assert len(verdicts.all) == 11 and skipped == ({"3", "14"} if of(method) == "ForeignPrefix" else set())
 
 
 # ---- arrays that several places share

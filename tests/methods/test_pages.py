@@ -16,6 +16,7 @@ from minipeft.methods.bottleneck import Bottleneck
 from minipeft.methods.dora import DoRA
 from minipeft.methods.ia3 import IA3
 from minipeft.methods.lora import LoRA
+from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
 from minipeft.models.t5 import T5, T5Config
@@ -23,7 +24,8 @@ from minipeft.models.t5 import T5, T5Config
 PACKAGE = Path(minipeft.__file__).parent
 # {page: the method that its docstring counts}
 PAGES = {"lora": LoRA(), "bottleneck": Bottleneck("houlsby"), "prompt": PromptTuning(20, init="random"),
-         "selective": Selective(component="norm"), "dora": DoRA(), "ia3": IA3(), "bias": AddedBias()}
+         "selective": Selective(component="norm"), "dora": DoRA(), "ia3": IA3(), "bias": AddedBias(),
+         "prefix": PrefixTuning(20)}
 IN_THE_KIT = ("lora", "bottleneck", "prompt", "selective")  # pages of methods that `minipeft.conformance` checks
 T5_SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, num_heads=8, d_ff=2048, num_layers=6, num_decoder_layers=6)
 # From LoRA down to routing, in the order in which a newcomer reads them.

@@ -1,4 +1,6 @@
-"""Prompt tuning against peft's, on T5: the numbers in tests/fixtures/adapters.
+"""Prompt tuning and P-tuning against peft's, on T5: the numbers in tests/fixtures/adapters.
+
+Of P-tuning peft saves the rows that its prompt encoder computes, without the encoder. They are a prompt like any other.
 
 The tolerances are the project's: float64 outputs to 1e-12 and gradients to 1e-10 of the tensor's largest entry."""
 from __future__ import annotations
@@ -20,7 +22,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
     return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.fixture(params=["prompt_tuning", "prompt_tuning_tied"])
+@pytest.fixture(params=["prompt_tuning", "prompt_tuning_tied", "p_tuning", "p_tuning_lstm"])
 def case(request):
     """(model with peft's first P rows as our prompt, attachment, golden, the rows of its file, its configuration)."""
     folder = FIXTURES / "adapters" / request.param

@@ -4,7 +4,7 @@ import pytest
 
 import minipeft
 from minipeft.engine import ops
-from minipeft.nn.routing import routed
+from minipeft.nn.routing import routed, view_of
 from minipeft.nn.site import KINDS, Site
 from minipeft.nn.weight import Parameter
 from minipeft.laws.bounds import close
@@ -95,12 +95,92 @@ def test_pieces_get_the_same_rows_of_all_three_streams():
     assert all(numpy.array_equal(found, whole[[0, 3]]) for found, whole in zip(seen[0], (x, n, f), strict=True))
 
 
-def test_a_keys_values_site_refuses_rows_that_differ():
-    site = plugged(Site("keys_values", 2, "float64"), a=lambda *s: s, elsewhere=None)
-    with routed(site.host, ["a", None], 2), pytest.raises(ValueError, match="run these rows apart"):
-        site(*stream(2))
+def more_keys(value, count):
+    """A piece that puts `count` keys in front, with this value and this bias."""
+    def run(k, v, bias):
+        front = numpy.full((k.shape[0], count, k.shape[2]), value)
+        if bias is not None:
+            bias = ops.concat(numpy.full((*bias.shape[:-1], count), value), bias, axis=-1)
+        return ops.concat(front, k, axis=1), ops.concat(-front, v, axis=1), bias
+    return run
+
+
+@pytest.mark.parametrize("lead", [None, (1, 1, 1), (5, 1, 1), (1, 3, 7), (5, 3, 7)], ids=str)
+@pytest.mark.parametrize("tensors", [False, True])
+def test_a_keys_values_site_pads_rows_with_fewer_keys_on_the_left_and_hides_that(lead, tensors):
+    """Rows: none, two keys, one, none, three (one, then two in front of it): the real keys stand at the right."""
+    site = plugged(Site("keys_values", 4, "float64"), two=more_keys(2.0, 2), one=more_keys(1.0, 1))
+    k, v, _ = stream(5)
+    bias = None if lead is None else numpy.random.default_rng(1).standard_normal((*lead, 2))
+    given = [Parameter(x) if tensors and x is not None else x for x in (k, v, bias)]
+    with routed(site.host, [None, "two", "one", None, ("one", "two")], 5):
+        found = [data(x) for x in site(*given)]
+    assert found[0].shape == found[1].shape == (5, 5, 4)
+    assert found[2].shape == (5, *(lead or (1, 1, 1))[1:], 5)
+    for row, front in enumerate([[], [2, 2], [1], [], [2, 2, 1]]):
+        padding = 3 - len(front)
+        assert numpy.array_equal(found[0][row, 3:], k[row]) and numpy.array_equal(found[1][row, 3:], v[row])
+        assert found[0][row, padding:3, 0].tolist() == front and found[1][row, padding:3, 0].tolist() == [
+            -x for x in front]
+        assert (found[2][row, ..., :padding] == -numpy.inf).all()
+        assert (found[2][row, ..., padding:3] == (front if lead else 0)).all()
+        own = 0 if bias is None else bias[row if lead[0] == 5 else 0]
+        assert numpy.array_equal(found[2][row, ..., 3:], numpy.broadcast_to(own, found[2][row, ..., 3:].shape))
+
+
+def test_rows_with_as_many_keys_and_no_bias_need_none():
+    site = plugged(Site("keys_values", 4, "float64"), a=lambda k, v, b: (k * 2, v, b), elsewhere=None)
+    k, v, _ = stream(2)
+    with routed(site.host, [None, "a"], 2):
+        found = site(k, v, None)
+    assert found[2] is None and numpy.array_equal(found[0].data, numpy.stack([k[0], 2 * k[1]]))
     with routed(site.host, ["a", ("a", "elsewhere")], 2):
-        assert len(site(*stream(2))) == 3, "what is attached elsewhere makes no difference here"
+        assert isinstance(site(k, v, None)[0], numpy.ndarray), "what is attached elsewhere makes no difference here"
+
+
+def test_a_query_that_sees_nothing_averages_the_values_of_its_own_row_however_many_keys_others_have():
+    """In value and gradient. All keys of row 0 are hidden, and the first query of row 1 sees none."""
+    site = plugged(Site("keys_values", 4, "float64"), many=more_keys(1.0, 3))
+    q, k, v = (Parameter(x) for x in stream(3))
+    bias = numpy.zeros((3, 1, 2, 2))
+    bias[0], bias[1, :, 0] = -numpy.inf, -numpy.inf
+
+    def run(routing, rows):
+        def step():
+            with routed(site.host, routing, len(rows)):
+                kvb = site(ops.index(k, key=rows), ops.index(v, key=rows), bias[rows])
+            out.append(ops.attention(ops.index(q, key=rows), *kvb, heads=2, scale=1.0))
+            return (out[-1] * out[-1]).sum()
+        out = []
+        grads = minipeft.value_and_grad(step, {"q": q, "k": k, "v": v})[1]
+        return out[0].data, grads
+
+    found, grads = run([None, None, "many"], numpy.arange(3))
+    for row, name in enumerate([None, None, "many"]):
+        alone, own = run([name], numpy.array([row]))
+        assert abs(found[row] - alone[0]).max() < 1e-15
+        assert all(abs(grads[leaf][row] - own[leaf][row]).max() < 1e-14 for leaf in grads)
+    assert abs(found[0] - v.data[0].mean(axis=0)).max() < 1e-15
+
+
+def test_places_that_a_piece_reads_see_the_rows_of_its_group_and_the_old_view_is_back_when_it_fails():
+    """The row's own table: of four rows the piece sees the second and the last."""
+    site, other, seen = Site("keys_values", 4, "float64"), Site("sublayer", 4, "float64"), []
+    other.host = site.host
+
+    def piece(k, v, bias):
+        seen.append([tuple(e.name for e in entries) for entries, _ in view_of(other.host).groups(other)])
+        return (k, v, bias) if len(seen) == 1 else 1 / 0
+
+    put(site, {"a": piece, "b": None}, plugged=())
+    put(other, {"b": lambda x, n, f: f}, plugged=())
+    with routed(site.host, ["b", ("b", "a"), None, "a"], 4):
+        before = view_of(site.host)
+        site(*stream(4)[:2], None)
+        assert view_of(site.host) is before and seen == [[("b",), ()]]
+        with pytest.raises(ZeroDivisionError):
+            site(*stream(4)[:2], None)
+        assert view_of(site.host) is before
 
 
 def test_an_input_site_pads_shorter_rows_on_the_left_and_masks_that():

@@ -15,7 +15,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "bottleneck": lambda model: minipeft.Bottleneck(size=3),
     "bitfit": lambda model: minipeft.Selective(type="bias"),
     "mask": lambda model: minipeft.Selective(mask=minipeft.top(minipeft.magnitude(model.base_parameters), 0.05)),
-    "prompt": lambda model: minipeft.PromptTuning(3)}
+    "prompt": lambda model: minipeft.PromptTuning(3),
+    "prefix": lambda model: minipeft.PrefixTuning(2, mlp=3)}
 
 
 def run(folder: Path, method: Callable, steps: int, seed: int = 0) -> dict[str, Any]:
