@@ -55,7 +55,7 @@ class Kronecker(Reparam):
         return self.base.dense() + self.scale * kron.reshape(l * k, m * n)
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
-        """x W^T = x W0^T + s (w1 X w2^T), with x [..., m n] as X [..., m, n] and the result [..., l, k] as [..., l k]."""
+        """x W^T = x W0^T + s (w1 X w2^T), with x [..., m n] as X [..., m, n], and Y [..., l, k] as y [..., l k]."""
         w1, w2 = self.factor("w1"), self.factor("w2")
         lead = array_of(x).shape[:-1]
         X = reshape(x, shape=(*lead, w1.shape[1], w2.shape[1]))
@@ -83,10 +83,10 @@ def split(d: int, factor: int | None) -> tuple[int, int]:
 @register
 @dataclasses.dataclass(frozen=True)
 class LoKr(Method):
-    """LoKr. rank: r. alpha: in s = alpha / r. where: which matrices. factor: how d_out and d_in are split (see `split`).
-    decompose_both: whether w1 may be a product, too. full: s where neither w1 nor w2 is a product and r means nothing,
-    "1" as in LyCORIS or "alpha / r" as in PEFT. w1 (or w1_a) starts at 0, and the others as LoRA's A with
-    init="uniform", each by its own number of columns. Raises ValueError for fields out of range."""
+    """LoKr. rank: r. alpha: in s = alpha / r; by default s is 1. where: which matrices. factor: how d_out and d_in are
+    split (see `split`). decompose_both: whether w1 may be a product, too. full: s where neither w1 nor w2 is a product
+    and r means nothing, "1" as in LyCORIS or "alpha / r" as in PEFT. w1 (or w1_a) starts at 0, and the others as LoRA's
+    A with init="uniform", each by its own number of columns. Raises ValueError for fields out of range."""
 
     rank: int = setting(8, integer, "an integer >= 1")
     alpha: float = setting(8, lambda v: number(v) and v != 0, "a finite number other than 0")

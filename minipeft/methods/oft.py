@@ -37,10 +37,11 @@ CAYLEY = ("paper", "transposed", "neumann")
 
 
 class Rotated(Reparam):
-    """W0 R^T, R = I + T.   q [blocks or 1, b (b - 1) / 2]: what lies above the diagonal of Q [blocks or 1, b, b], row by
-    row. With 1, all blocks are the same. size: b. cayley, terms: as in `OFT`."""
+    """W0 R^T, R = I + T.   q [blocks or 1, b (b - 1) / 2]: the numbers above the diagonal of Q [blocks or 1, b, b], row
+    by row. With 1, all blocks are the same. size: b. cayley, terms: as in `OFT`."""
 
     q: Parameter
+    size: int
     cayley: str
     terms: int
 
@@ -82,12 +83,14 @@ def turned(x: Any, T: Tensor) -> Tensor:
 @register
 @dataclasses.dataclass(frozen=True)
 class OFT(Method):
-    """OFT. block_size: b, a divisor of each d_in. where: which matrices. share: one block for the whole of a weight. Q
-    starts at 0. cayley: how R is made of Q,
-    "paper"       (I + Q)(I - Q)^-1, a rotation
-    "transposed"  (I - Q)(I + Q)^-1, the inverse rotation: PEFT's with use_cayley_neumann=False
-    "neumann"     I + 2 Q + .. + 2 Q^(t-2) + Q^(t-1), t = `terms`, close to the paper's for small Q alone, and no rotation:
-                  PEFT's by default (num_cayley_neumann_terms)
+    """OFT. block_size: b, a divisor of each d_in. where: which matrices. share: whether all blocks of a weight are the
+    same. Q starts at 0. cayley: how R is made of Q. terms: t, where that is a series.
+
+        "paper"         (I + Q)(I - Q)^-1, a rotation
+        "transposed"    (I - Q)(I + Q)^-1, the inverse rotation; in PEFT with use_cayley_neumann=False
+        "neumann"       I + 2 Q + 2 Q^2 + .. + 2 Q^(t-2) + Q^(t-1); in PEFT by default, t = num_cayley_neumann_terms.
+                        Near the paper's for small Q, and no rotation
+
     Raises ValueError for fields out of range, and on a model where b does not divide d_in."""
 
     block_size: int = setting(32, lambda v: integer(v, 2), "an integer >= 2")

@@ -37,7 +37,7 @@ from minipeft.nn.where import Where
 
 
 class VectorBased(Reparam):
-    """W0 + diag(b) B diag(d) A.   d [r], b [d_out]; A [r, >= d_in] and B [>= d_out, r] are shared with other weights."""
+    """W0 + diag(b) B diag(d) A.   d [r], b [d_out]; A [r, >= d_in] and B [>= d_out, r], shared with other weights."""
 
     A: Fixed
     B: Fixed
@@ -70,8 +70,8 @@ def constant(value: float) -> Init:
 
 
 def by_key(key: int, skip: int) -> Init:
-    """The numbers that PEFT draws from `projection_prng_key`: those of torch's Mersenne Twister seeded with `key`, after
-    its first `skip`. They are uniform, with 24 random bits each, and rounded to float32 whatever the dtype is."""
+    """An init of the numbers that PEFT draws from `projection_prng_key`: those of torch's Mersenne Twister, seeded with
+    `key`, after the first `skip`. They are uniform, of 24 random bits, and rounded to float32 in every dtype."""
     def init(shape: tuple, dtype: Any, rng: Any) -> Array:
         bound = float(numpy.float32(math.sqrt(6 / shape[1])))
         drawn = numpy.random.RandomState(key).randint(0, 2 ** 32, skip + math.prod(shape), "uint32")[skip:]
