@@ -72,7 +72,7 @@ def case(request):
         if name in attachment.parameters:
             own.data = array.astype("float64")
         else:
-            assert own.data.dtype == "float64" and (own.data == array).all(), "what the key gives is what the file holds"
+            assert own.data.dtype == "float64" and (own.data == array).all(), "the key gives what the file holds"
     return model, attachment, g
 
 

@@ -19,7 +19,7 @@ from tests.strict_namespace import strict
 
 @st.composite
 def systems(draw: Any, dtype: str = "float64") -> tuple[Any, Any, int]:
-    """a [..., n, n] with a heavy diagonal whose rows are exchanged, so that pivots are needed; b [..., n, m]; the seed."""
+    """a [..., n, n] with a heavy diagonal whose rows are exchanged, so that it needs pivots; b [..., n, m]; a seed."""
     n, m, *lead = draw(sizes(4))
     lead = tuple(lead)[:draw(st.integers(0, 2))]
     left, right = (lead, draw(broadcastable(lead))) if draw(st.booleans()) else (draw(broadcastable(lead)), lead)
@@ -126,7 +126,7 @@ def test_empty_systems_have_empty_solutions_and_zero_gradients(a, b):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_singular_matrix_among_others_is_refused_with_the_shape(library, dtype):
     a = numpy.stack([numpy.eye(2), numpy.ones((2, 2))]).astype(dtype)
-    with minipeft.use(library), pytest.raises(ValueError, match=r"solve: a \[2, 2, 2\] holds a matrix that is singular"):
+    with minipeft.use(library), pytest.raises(ValueError, match=r"solve: a \[2, 2, 2\] holds a matrix .* singular"):
         ops.solve(library.asarray(a), library.asarray(numpy.ones((2, 1), dtype)))
 
 
