@@ -14,8 +14,8 @@ learned lies in these angles. The Cayley form makes a rotation of any skew-symme
 
 On T5-small, q and v of all 18 attentions: 285,696 parameters of 60,506,624.
 
-R is computed as I + T. In the Cayley form T = 2 (I - Q)^-1 Q, which is exactly 0 for Q = 0, so that attaching changes
-no output, and which loses no digits where Q is small. Left out: the constraint of COFT, which bounds the norm of Q.
+For Q = 0 the system that gives R has the exact solution I, and a product with I rounds nothing, so that attaching
+changes no bit. Left out: the constraint of COFT, which bounds the norm of Q.
 """
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ CAYLEY = ("paper", "transposed", "neumann")
 
 
 class Rotated(Reparam):
-    """W0 R^T, R = I + T.   q [blocks or 1, b (b - 1) / 2]: the numbers above the diagonal of Q [blocks or 1, b, b], row
-    by row. With 1, all blocks are the same. size: b. cayley, terms: as in `OFT`."""
+    """W0 R^T.   q [blocks or 1, b (b - 1) / 2]: the numbers above the diagonal of Q [blocks or 1, b, b], row by row.
+    With 1, all blocks are the same. size: b. cayley, terms: as in `OFT`."""
 
     q: Parameter
     size: int
@@ -49,35 +49,36 @@ class Rotated(Reparam):
         super().__init__(q=q, size=size, cayley=cayley, terms=terms)
         self._above = numpy.flatnonzero(numpy.triu(numpy.ones((q.shape[0], size, size)), 1))
 
-    def turn(self) -> Tensor:
-        """T = R - I [blocks or 1, b, b]."""
+    def rotation(self) -> Tensor:
+        """R [blocks or 1, b, b]."""
         blocks, size = self.q.shape[0], self.size
         above = scatter(self.q.reshape(-1), to_device(self._above), shape=(blocks, size, size))
         Q = above.mT - above if self.cayley == "transposed" else above - above.mT
+        I = xp.eye(size, dtype=Q.dtype)  # noqa: E741
         if self.cayley != "neumann":
-            return 2 * solve(xp.eye(size, dtype=Q.dtype) - Q, Q)
-        T = Q
+            return solve(I - Q, I + Q)   # (I - Q)^-1 and I + Q commute
+        series = Q
         for _ in range(self.terms - 2):  # 2 Q + Q^2, then 2 Q + 2 Q^2 + Q^3, ...
-            T = 2 * Q + Q @ T
-        return T
+            series = 2 * Q + Q @ series
+        return I + series
 
     def dense(self) -> Tensor:
-        return turned(self.base.dense(), self.turn().mT)
+        return turned(self.base.dense(), self.rotation().mT)
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
         """x W^T = (x R) W0^T."""
-        return self.base.project(turned(x, self.turn()), rng)
+        return self.base.project(turned(x, self.rotation()), rng)
 
     def rows(self, ids: Array) -> Tensor:
         """W[ids] = W0[ids] R^T."""
-        return turned(self.base.rows(ids), self.turn().mT)
+        return turned(self.base.rows(ids), self.rotation().mT)
 
 
-def turned(x: Any, T: Tensor) -> Tensor:
-    """x (I + T), block by block.   x [..., d], T [d / b or 1, b, b] -> [..., d]."""
-    shape, size = array_of(x).shape, T.shape[-1]
+def turned(x: Any, R: Tensor) -> Tensor:
+    """x R, block by block.   x [..., d], R [d / b or 1, b, b] -> [..., d]."""
+    shape, size = array_of(x).shape, R.shape[-1]
     blocks = reshape(x, shape=(-1, shape[-1] // size, size)).transpose(1, 0, 2)        # [d / b, rows, b]
-    return x + (blocks @ T).transpose(1, 0, 2).reshape(shape)
+    return (blocks @ R).transpose(1, 0, 2).reshape(shape)
 
 
 @register

@@ -68,8 +68,8 @@ def test_audit_4_the_direction_of_a_rotation_is_a_field_of_its_own_and_travels_i
         assert cayley == "paper" or f'"{cayley}"' in str(read_metadata(tmp_path / cayley))
         fresh = model_of("t5 v1.1", "float64", 0)
         assert minipeft.load(fresh, tmp_path / cayley).method.cayley == cayley
-        rotations[cayley] = model.slots["encoder.0.attn.q.weight"].attached["a"].turn().data + numpy.eye(4)
-        assert (fresh.slots["encoder.0.attn.q.weight"].attached["a"].turn().data + numpy.eye(4)
+        rotations[cayley] = model.slots["encoder.0.attn.q.weight"].attached["a"].rotation().data
+        assert (fresh.slots["encoder.0.attn.q.weight"].attached["a"].rotation().data
                 == rotations[cayley]).all()
     assert abs(rotations["paper"] @ rotations["transposed"] - numpy.eye(4)).max() < 1e-14
     off = {name: abs(R - rotations["neumann"]).max() for name, R in rotations.items()}
@@ -80,7 +80,7 @@ def test_peft_note_3_our_default_is_a_rotation_for_any_q_and_the_series_is_none(
     for cayley, least, most in (("paper", 0, 1e-13), ("transposed", 0, 1e-13), ("neumann", 1, numpy.inf)):
         model = model_of("t5 v1.1", "float64", 0)
         attachment = attached(model, minipeft.OFT(4, cayley=cayley), 0, "a")
-        R = next(iter(attachment.places.values())).attached["a"].turn().data + numpy.eye(4)
+        R = next(iter(attachment.places.values())).attached["a"].rotation().data
         assert least <= abs(R @ R.swapaxes(1, 2) - numpy.eye(4)).max() <= most
     assert minipeft.OFT().cayley == "paper"
 
