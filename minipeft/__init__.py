@@ -21,13 +21,18 @@ from minipeft.engine.xray import xray
 from minipeft.methods.bias import AddedBias
 from minipeft.methods.bottleneck import Bottleneck
 from minipeft.methods.dora import DoRA
+from minipeft.methods.hira import HiRA
 from minipeft.methods.ia3 import IA3
+from minipeft.methods.loha import LoHa
+from minipeft.methods.lokr import LoKr
 from minipeft.methods.lora import LoRA
 from minipeft.methods.mask import fisher, magnitude, top
 from minipeft.methods.neighbors import nearest_tokens
+from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
+from minipeft.methods.vera import VeRA
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.init import normal, ones, uniform, zeros
@@ -41,11 +46,12 @@ from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear
 
 __version__ = "0.2.0"
 __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients",
-           "constant", "cosine_decay", "DoRA", "fisher", "fit", "Fixed", "fixed", "IA3", "inverse_sqrt", "keep_heap",
-           "linear_decay", "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops",
-           "Parameter", "Piece", "PrefixTuning", "PromptTuning", "register", "Reparam", "report", "restore", "select",
-           "Selective", "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
-           "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where", "xray", "zeros"]
+           "constant", "cosine_decay", "DoRA", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3", "inverse_sqrt",
+           "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method", "nearest_tokens",
+           "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning", "register", "Reparam",
+           "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5", "T5Config", "Tensor",
+           "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig", "uniform", "use",
+           "value_and_grad", "VeRA", "Where", "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,16 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "(IA)^3, before": _fixed(minipeft.IA3("before")),
         "added biases": lambda model, rng: minipeft.AddedBias(**{} if "relative" in str(model.config) else
                                                               {"where": "^head"})},
-    "Zoo": {}}
+    "Zoo": {
+        "VeRA": _fixed(minipeft.VeRA(7, where=r"\.(q|wo)\.weight$")),               # of weights of two shapes
+        "VeRA, with a table": _fixed(minipeft.VeRA(2, 0.5, ["^embedding", "v"], key=3)),
+        "LoHa": _fixed(minipeft.LoHa(2, 5, PATTERNS["mixture"])),
+        "LoKr": _fixed(minipeft.LoKr(1, -3, PATTERNS["mixture"])),
+        "LoKr, both": _fixed(minipeft.LoKr(1, 2, decompose_both=True)),
+        "LoKr, full": _fixed(minipeft.LoKr(9, 5, factor=3, full="alpha / r")),
+        "HiRA": _fixed(minipeft.HiRA(2, PATTERNS["mixture"])),
+        "OFT": _fixed(minipeft.OFT(4, ["^embedding", "q", "v"])),
+        "OFT, shared series": _fixed(minipeft.OFT(3, share=True, cayley="neumann"))}}
 METHODS = tuple(family for family, found in VARIANTS.items() if found)
 ON_WEIGHTS = ("LoRA", "Selective", "Relatives", "Zoo")            # families that merge
 ON_STREAMS = ("Bottleneck", "PromptTuning", "PrefixTuning")       # families that act on hidden states

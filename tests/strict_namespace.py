@@ -12,6 +12,7 @@ that can be refused, where CuPy would raise, copy, wrap or vary silently:
     float32 with a float64 scalar or array             TypeError, where NumPy and CuPy promote
     errstate, frompyfunc, spacing, random, erf, ...    AttributeError: names that CuPy lacks, or that we do not use
     add.reduceat, add.at                               AttributeError
+    linalg.solve of a singular matrix                  infinities, where NumPy raises
 
 Reductions and a[0] give arrays of no axes, never scalars; `empty` is full of NaN. Only what is listed in _FUNCTIONS
 exists; a test with CuPy at hand holds that list against it. The arithmetic is NumPy's, so results are too, bit for bit.
@@ -238,8 +239,8 @@ class StrictNamespace:
 
     __name__ = "strict"
     ndarray = StrictArray
-    offered = frozenset(["asarray", "array", "copyto", "empty", "lib", "may_share_memory", "ndarray", *_UFUNCS,
-                         *_FUNCTIONS, *_CONSTANTS])
+    offered = frozenset(["asarray", "array", "copyto", "empty", "lib", "linalg", "may_share_memory", "ndarray",
+                         *_UFUNCS, *_FUNCTIONS, *_CONSTANTS])
 
     def __getattr__(self, name: str) -> Any:
         if name in _CONSTANTS:
@@ -276,6 +277,17 @@ class StrictNamespace:
             def as_strided(x: StrictArray, shape: tuple, strides: tuple) -> StrictArray:
                 """A view, as in CuPy, which has no `writeable`."""
                 return StrictArray(numpy.lib.stride_tricks.as_strided(_in(x), shape, strides, writeable=False))
+
+    class linalg:  # noqa: N801
+        @staticmethod
+        def solve(a: StrictArray, b: StrictArray) -> StrictArray:
+            """As CuPy: leading axes do not broadcast, and a singular matrix raises nothing and gives infinities."""
+            if a.shape[:-1] != b.shape[:-1]:
+                raise ValueError(f"linalg.solve of {list(a.shape)} and {list(b.shape)}: CuPy does not broadcast here")
+            try:
+                return _function(numpy.linalg.solve, (a, b), {})
+            except numpy.linalg.LinAlgError:
+                return _out(numpy.full(b.shape, numpy.inf, b.dtype))
 
     @staticmethod
     def may_share_memory(a: StrictArray, b: StrictArray) -> bool:

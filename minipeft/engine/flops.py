@@ -6,10 +6,11 @@ so a step that trains N weights on n tokens takes 2 N n forward and 4 N n backwa
 arXiv:2001.08361, sec. 2.1), and one with these weights frozen 2 N n and 2 N n.
 
 The matrix products of linear, low_rank_linear, matmul and attention are counted exactly, and nothing else in these
-ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out. A product that several VJPs
-share (low_rank_linear's g B, attention's g V^T) counts once, if one of them is kept. Other ops take a fixed number per
-element: the arithmetic in the source of the op, where exp, tanh, erf, max and a comparison count as 1. Moving data
-takes 0. The engine's own sums (over broadcast axes, and of several terms) are not counted.
+ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out. So are the lower-order terms
+of solve. Work that several VJPs share (low_rank_linear's g B, attention's g V^T, the system that solve solves for g)
+counts once, if one of them is kept. Other ops take a fixed number per element: the arithmetic in the source of the op,
+where exp, tanh, erf, max and a comparison count as 1. Moving data takes 0. The engine's own sums (over broadcast axes,
+and of several terms) are not counted.
 
 An op without a rule counts 1 per element of its output, forward and for each kept VJP. `has_rule` says whether an op
 has one.
@@ -54,6 +55,14 @@ def _attention(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
     return scores + mix, gv + scores * len({0, 1} & set(kept)) + mix * (2 in kept)
 
 
+def _solve(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
+    """Per matrix, 2/3 n^3 to factorize a and 2 n^2 m for x; as much again for a^-T g, and 2 n^2 m for da."""
+    n, m = out[-2:]
+    systems = math.prod(out[:-2])
+    once, product = systems * (2 * n ** 3 // 3 + 2 * n * n * m), systems * 2 * n * n * m
+    return once, once * bool(kept) + product * (0 in kept)
+
+
 def _embedding(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
     """The forward looks rows up; dE adds each row to another one."""
     return 0, math.prod(out) * len(kept)
@@ -61,7 +70,7 @@ def _embedding(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:
 
 RULES: dict[str, Callable[[Shapes, tuple, Kept], tuple[int, int]]] = {
     "linear": _product, "matmul": _product, "low_rank_linear": _low_rank_linear, "attention": _attention,
-    "embedding": _embedding}
+    "embedding": _embedding, "solve": _solve}
 
 
 def has_rule(op: str) -> bool:

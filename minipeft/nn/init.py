@@ -2,6 +2,7 @@
 
     zeros, ones, xavier                  are such functions
     normal(std), uniform(bound)          make one
+    kaiming(d_in)                        makes uniform(1 / sqrt(d_in))
 
 Numbers are drawn on the host, so that every backend starts from the same bits. `rng=None` gives zeros where numbers
 would be drawn, to be filled from a file: the pages of a zero array cost nothing until they are written.
@@ -61,6 +62,13 @@ def uniform(bound: float) -> Init:
     """An init that draws from U(-bound, bound)."""
     return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
         to_device(rng.uniform(-bound, bound, shape).astype(dtype))
+
+
+def kaiming(d_in: int) -> Init:
+    """An init that draws from U(-1/sqrt(d_in), 1/sqrt(d_in)): torch's for linear layers, and that of LoRA's authors.
+
+    He et al., 2015, arXiv:1502.01852, for a leaky ReLU with the slope sqrt 5."""
+    return uniform(d_in ** -0.5)
 
 
 def xavier(shape: tuple, dtype: Any, rng: Rng) -> Array:

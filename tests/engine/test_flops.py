@@ -143,6 +143,14 @@ def test_an_embedding_adds_each_row_of_the_gradient_once():
     assert measure(ops.embedding, table, ids, namespace=numpy) == ((0, 0), [(0, 6 * 8), None])
 
 
+def test_solve_takes_a_factorization_and_two_triangular_solves_and_shares_the_second_system():
+    a, b = numpy.eye(6) + numpy.zeros((4, 1, 6, 6)), numpy.ones((3, 6, 2))
+    systems, factorize, columns = 4 * 3, 2 * 6 ** 3 // 3, 2 * 6 * 6 * 2
+    once = systems * (factorize + columns)
+    for kept, expected in {(): 0, (1,): once, (0,): once + systems * columns, (0, 1): once + systems * columns}.items():
+        assert of(ops.solve, [a, b], kept) == (once, expected)
+
+
 def test_an_op_without_a_rule_takes_1_per_element_of_its_output_and_is_told_apart():
     assert flops("convolution", [(4, 5), (3,)], (4, 2), (0,)) == (8, 8)
     assert flops("convolution", [(4, 5), (3,)], (4, 2), (0, 1)) == (8, 16)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import numpy
@@ -14,18 +16,25 @@ from minipeft.attaching.method import METHODS
 from minipeft.methods.bias import AddedBias
 from minipeft.methods.bottleneck import Bottleneck
 from minipeft.methods.dora import DoRA
+from minipeft.methods.hira import HiRA
 from minipeft.methods.ia3 import IA3
+from minipeft.methods.loha import LoHa
+from minipeft.methods.lokr import LoKr
 from minipeft.methods.lora import LoRA
+from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
+from minipeft.methods.vera import VeRA
 from minipeft.models.t5 import T5, T5Config
 
 PACKAGE = Path(minipeft.__file__).parent
 # {page: the method that its docstring counts}
 PAGES = {"lora": LoRA(), "bottleneck": Bottleneck("houlsby"), "prompt": PromptTuning(20, init="random"),
          "selective": Selective(component="norm"), "dora": DoRA(), "ia3": IA3(), "bias": AddedBias(),
-         "prefix": PrefixTuning(20)}
+         "prefix": PrefixTuning(20),
+         "vera": VeRA(), "loha": LoHa(), "lokr": LoKr(), "hira": HiRA(), "oft": OFT()}
+ZOO = {"vera": 60, "loha": 60, "hira": 60, "lokr": 90, "oft": 90}  # lines of code that a page may have
 IN_THE_KIT = ("lora", "bottleneck", "prompt", "selective")  # pages of methods that `minipeft.conformance` checks
 T5_SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, num_heads=8, d_ff=2048, num_layers=6, num_decoder_layers=6)
 # From LoRA down to routing, in the order in which a newcomer reads them.
@@ -82,7 +91,8 @@ def test_a_page_begins_with_equation_source_and_shapes_and_says_why_it_works_in_
     paragraphs = opening(page)
     assert re.fullmatch(r"[A-Z(][\w ()^-]+: .*\.", " ".join(paragraphs[0].split()))     # its name, and what it is
     assert paragraphs[1].startswith("    "), "the equation comes second"
-    assert re.search(r"arXiv:\d{4}\.\d{5}", "\n\n".join(paragraphs))
+    source = r"arXiv:\d{4}\.\d{5}|openreview\.net/forum\?id=\w+"  # a paper that is not on arXiv has a page of reviews
+    assert re.search(source, "\n\n".join(paragraphs))
     use = next(i for i, p in enumerate(paragraphs) if p.lstrip().startswith("adapter = attach("))
     assert any("--" in p and "[" in p for p in paragraphs[1:use]), "a sketch of the shapes stands before the use"
     assert len(sentences(paragraphs[use - 1])[:2]) == 2 and not paragraphs[use - 1].startswith(" ")
@@ -115,6 +125,23 @@ def test_a_page_ends_with_the_mistakes_people_make_and_with_where_to_go_next(pag
     method = re.findall(r"--method (\w+)", comments[0])
     assert method or page not in IN_THE_KIT, "its mistakes are in the kit's catalogue"
     assert all(any(m in path.stem for path in (PACKAGE / "conformance" / "methods").rglob("*")) for m in method), method
+
+
+def code_lines(text: str) -> int:
+    """The lines that hold more than a comment or a part of a docstring."""
+    docstrings = {line for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr)
+                  and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+                  for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    return len({line for token in tokenize.generate_tokens(io.StringIO(text).readline)
+                if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+                                      tokenize.ENDMARKER)
+                for line in range(token.start[0], token.end[0] + 1)} - docstrings)
+
+
+@pytest.mark.parametrize("page", ZOO)
+def test_a_page_of_the_zoo_is_short(page):
+    assert code_lines('"""Of\ntwo lines."""\n\nx = (1,  # one\n     # and\n     2)\n') == 2
+    assert code_lines(source(page)) <= ZOO[page]
 
 
 def test_the_class_that_is_lora_begins_before_line_40():

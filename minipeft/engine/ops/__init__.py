@@ -10,6 +10,7 @@ from minipeft.engine.ops.fused import (  # noqa: F401
     attention, cross_entropy, embedding, gelu, gelu_tanh, layer_norm, linear, low_rank_linear, rms_norm, silu, softmax,
     toeplitz)
 from minipeft.engine.ops.layout import key_first  # noqa: F401
+from minipeft.engine.ops.linalg import solve  # noqa: F401
 from minipeft.engine.ops.primitives import (  # noqa: F401
     add, concat, div, erf, exp, index, log, matmul, matrix_transpose, mean, mul, neg, power, relu, reshape, scatter,
     sub, sum, tanh, transpose, where)
