@@ -29,6 +29,8 @@ from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.init import normal, ones, uniform, zeros
 from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam
 from minipeft.nn.where import Where
+from minipeft.operations.combine import combine
+from minipeft.operations.extract import extract
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
@@ -36,10 +38,10 @@ from minipeft.train.optim import AdamW
 from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear_decay
 
 __version__ = "0.2.0"
-__all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "constant",
-           "cosine_decay", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap", "linear_decay",
-           "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops", "Parameter",
-           "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
+__all__ = ["AdamW", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients", "combine",
+           "constant", "cosine_decay", "extract", "fisher", "fit", "Fixed", "fixed", "inverse_sqrt", "keep_heap",
+           "linear_decay", "load", "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "ones", "ops",
+           "Parameter", "Piece", "PromptTuning", "register", "Reparam", "report", "restore", "select", "Selective",
            "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
            "trained", "Transformer", "TransformerConfig", "uniform", "use", "value_and_grad", "Where",
            "xray", "zeros"]

@@ -121,13 +121,13 @@ def test_law_8_a_sublayer_goes_by_the_factor_along_its_change():
 
 
 @each(dtypes=("float64",))
-@share(20)
+@share(5)
 @given(st.data(), st.permutations([{"a": 0.5}, {"a": 0.5, "b": 1}, {"b": -2, "a": 0.25}, "a", None, ("a", "b")]))
 def test_law_8_each_row_of_a_batch_with_factors_is_that_row_alone(method, kind, dtype, data, routing):
-    """In logits, loss, gradients and generated ids."""
+    """In logits, loss, gradients and generated ids. (test_laws_routing.py has more examples, without factors.)"""
     case = data.draw(variants(method, kind, dtype))
     if method in STREAMS:
-        routing = [{"a": 1, "b": 0.5}, {"b": -2}, *routing[:0], None, {"b": 0.5, "a": 1}, "a", {"b": 0.5}]
+        routing = [{"a": 1, "b": 0.5}, {"b": -2}, None, {"b": 0.5, "a": 1}, "a", {"b": 0.5}]
     model, batch = with_two(case), case.batch(len(routing))
     params = {n: p for name in "ab" for n, p in model.attachments[name].parameters.items()}
     mixed = logits(model, batch, adapter=routing)
