@@ -26,8 +26,9 @@ BUGS = [
     Bug("D7: unmerging subtracts the rounded change from the weight", "attaching/attachment.py",
         "        self._become(now.replace(plugged={**now.plugged, self.name: None}))\n",
         "        for place in self._places.values():\n"
-        "            d = self.at[place].over(place.base).dense().data - place.base.data  # type: ignore\n"
-        "            place.base.data = place.base.data + d - d  # type: ignore\n"
+        "            merged = self.at[place].over(place.base).dense().data  # type: ignore\n"
+        "            d = (merged - place.base.data).astype('float16')  # type: ignore\n"
+        "            place.base.data = merged - d  # type: ignore\n"
         "        self._become(now.replace(plugged={**now.plugged, self.name: None}))\n",
         DEFECTS + "D7_a_hundred_cycles_of_merge_and_unmerge_on_a_half_precision_base_give_back_every_bit"),
     Bug("D10: the combination takes alpha / r for every adapter's scale", "operations/change.py",
