@@ -200,7 +200,8 @@ def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
 
 
 def as_stored(name: str, array: Array, dtype: str) -> numpy.ndarray:
-    """`array` [...] as it reads back from a file that stores it in `dtype`. Raises ValueError as `write_tensors`."""
+    """`array` [...] as it reads back from a file that stores it in `dtype`; an error calls it `name`. Raises ValueError
+    as `write_tensors` does."""
     stored, raw = _stored(name, to_host(array), dtype)
     return _widened(raw.reshape(-1), stored).reshape(raw.shape)
 

@@ -16,8 +16,8 @@ from minipeft.nn.state import Asked
 
 
 def asked_by_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[Asked]:
-    """The attachments and factors that each of the `batch` rows asks for, bottom first. attachments: those of the
-    model, by name.
+    """The attachments and factors that each of the `batch` rows asks for, bottom first. adapter: as in the table at the
+    top of this file. attachments: those of the model, by name.
 
     Raises ValueError for a list of another length, an unknown name, a name twice in one item, and a factor that is not
     a finite number; TypeError for another kind of item."""

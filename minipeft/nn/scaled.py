@@ -75,6 +75,7 @@ class ScaledOutput(Piece):
     factor: float
 
     def __call__(self, *stream: Any) -> Any:
+        """stream: x, n, F [batch, time, d] -> F' [batch, time, d]."""
         F = stream[-1]
         return F + self.factor * (self.piece(*stream) - F)
 
