@@ -38,6 +38,8 @@ from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.init import normal, ones, uniform, zeros
 from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam
 from minipeft.nn.where import Where
+from minipeft.operations.combine import combine
+from minipeft.operations.extract import extract
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
@@ -46,12 +48,12 @@ from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear
 
 __version__ = "0.2.0"
 __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients",
-           "constant", "cosine_decay", "DoRA", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3", "inverse_sqrt",
-           "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method", "nearest_tokens",
-           "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning", "register", "Reparam",
-           "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5", "T5Config", "Tensor",
-           "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig", "uniform", "use",
-           "value_and_grad", "VeRA", "Where", "xray", "zeros"]
+           "combine", "constant", "cosine_decay", "DoRA", "extract", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3",
+           "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method",
+           "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning",
+           "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
+           "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
+           "uniform", "use", "value_and_grad", "VeRA", "Where", "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:

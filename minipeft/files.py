@@ -199,6 +199,13 @@ def round_bf16(x: numpy.ndarray) -> numpy.ndarray:
     return numpy.where(numpy.isnan(x), numpy.uint16(0x7FC0), rounded)
 
 
+def as_stored(name: str, array: Array, dtype: str) -> numpy.ndarray:
+    """`array` [...] as it reads back from a file that stores it in `dtype`; an error calls it `name`. Raises ValueError
+    as `write_tensors` does."""
+    stored, raw = _stored(name, to_host(array), dtype)
+    return _widened(raw.reshape(-1), stored).reshape(raw.shape)
+
+
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None,
                   dtype: str | None = None, *, signed: bool = True) -> None:
     """Write a safetensors file atomically: after a crash at any moment there is the old file or the new one, whole.
@@ -207,8 +214,6 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     stores them as they are. signed: whether the metadata gets the digest of the tensors. Raises ValueError, before the
     file system is touched, if a finite number would overflow to infinity, a dtype cannot be stored, or names and
     metadata are too long to be read again; also raises what `write_atomic` raises."""
-    if dtype is not None and dtype not in STORAGE:
-        raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(STORAGE)}")
     if "__metadata__" in tensors:
         raise ValueError("no tensor can be called __metadata__: in a safetensors file that is the string map")
     if DIGEST in (said := dict(metadata or {})):
@@ -241,6 +246,8 @@ def _in_order(header: bytes) -> bytes:
 
 def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, numpy.ndarray]:
     """The name of the stored dtype, and the array as it is stored."""
+    if dtype is not None and dtype not in STORAGE:
+        raise ValueError(f"dtype is {shown(dtype)}; expected one of {', '.join(STORAGE)}")
     if array.dtype.name not in _DTYPES.values():
         raise ValueError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold")
     stored = array.dtype.name
@@ -250,7 +257,8 @@ def _stored(name: str, array: numpy.ndarray, dtype: str | None) -> tuple[str, nu
         back = widen_bf16(rounded) if dtype == _BF16 else rounded
         if not numpy.array_equal(numpy.isinf(back), numpy.isinf(array)):
             raise ValueError(f"{name} reaches {abs(array[numpy.isfinite(array)]).max():.6g}, "
-                             f"which overflows to infinity in {dtype}; store it as float32")
+                             f"which overflows to infinity in {dtype}; store it as "
+                             f"{'float64' if dtype == 'float32' else 'float32'}")
         array, stored = rounded, dtype
     return stored, numpy.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 

@@ -59,6 +59,11 @@ def widened(x):
     return x * 1, (lambda g: g.astype("float64"),)
 
 
+class ForgetsTheFactor(Scaled):
+    def scaled(self, factor):
+        return self
+
+
 class Widens(Scaled):
     def project(self, x, rng=None):
         return widened(super().project(x, rng))
@@ -117,7 +122,7 @@ def test_a_method_that_is_right_breaks_none():
 
 @pytest.mark.parametrize("kind, law", [
     ("WrongProduct", 1), ("WrongGradient", 1), ("WrongMerge", 3), ("WritesIntoTheBase", 4), ("CountsItsCalls", 2),
-    ("Widens", 12), ("LosesDropout", 14)])
+    ("Widens", 12), ("LosesDropout", 14), ("ForgetsTheFactor", 8)])
 def test_a_method_that_breaks_a_law_is_told_which(kind, law):
     assert law in broken(Lawless(kind))
 

@@ -1,6 +1,7 @@
 """The one-way order of the package, read from its imports; and what an import of it brings along.
 
-    examples, __main__ -> conformance -> formats -> laws -> train | models | quant | methods;   quant -> methods
+    examples, __main__ -> conformance -> formats -> laws -> train | models | quant | operations | methods
+    quant | operations -> methods
     train | models | methods -> attaching -> nn -> engine.ops -> engine -> files, backend;   files -> atomic
 
 Models and training need nothing of attaching.
@@ -22,7 +23,7 @@ PACKAGE = Path(minipeft.__file__).parent
 ROOT = PACKAGE.parent
 _BASE = ["files", "atomic", "backend", "checks"]
 _BELOW_ATTACHING = ["nn", "engine.ops", "engine", *_BASE]
-_BELOW_LAWS = ["train", "models", "quant", "methods", "attaching", *_BELOW_ATTACHING]
+_BELOW_LAWS = ["train", "models", "quant", "operations", "methods", "attaching", *_BELOW_ATTACHING]
 MAY_IMPORT: dict[str, list[str]] = {
     "checks": [],
     "backend": [],
@@ -33,6 +34,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "nn": ["engine.ops", "engine", *_BASE],
     "attaching": _BELOW_ATTACHING,
     "methods": ["attaching", *_BELOW_ATTACHING],
+    "operations": ["methods", "attaching", *_BELOW_ATTACHING],
     "models": _BELOW_ATTACHING,
     "train": _BELOW_ATTACHING,
     "quant": ["methods", "attaching", *_BELOW_ATTACHING],

@@ -36,13 +36,17 @@ class Attachment(Attached):
     """A method, attached to a model under a name. `attach` and `load` make it.
 
     Its constructor takes places {name: place}, pieces {name: piece}, arrays {"place.leaf": array} with every array of
-    the pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were)."""
+    the pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were).
+
+    errors: {name: relative error}, for an attachment that `combine` or `extract` made: how far its change at a place is
+    from the change that it stands for (see there). Empty otherwise. No file holds it."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
                  arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
         self.model, self.name, self.method, self.trained_on = model, name, method, trained_on
         self._places, self._arrays = dict(places), dict(arrays)
         self.at = {place: pieces[where] for where, place in places.items()}
+        self.errors: dict[str, float] = {}
         self.own = frozenset(p for p in self._arrays.values() if isinstance(p, Parameter))
         self._above: frozenset[str] = frozenset()  # those that lay above it when it was switched off
         self._known: tuple[list[int] | None, str] | None = None  # checksums, and the content they belong to

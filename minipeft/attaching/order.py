@@ -2,7 +2,7 @@
 `attachment.py`."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Any, Collection, Mapping
 
 from minipeft.nn.place import Place
 from minipeft.nn.state import Entry, State
@@ -48,6 +48,15 @@ def inserted(state: State, name: str, merged: Mapping[Place, Any] | None, above:
     at = next((i for i, other in enumerate(order) if other in above), len(order))
     return state.replace(plugged={**{n: state.plugged[n] for n in order[:at]}, name: merged,
                                   **{n: state.plugged[n] for n in order[at:]}})
+
+
+def replaced(state: State, names: Collection[str], new: Any) -> State:
+    """The state with the attachment `new` attached and plugged where the lowest of `names` was plugged, or on top if
+    none was, and with these switched off. Raises ValueError as `State` does."""
+    order = list(state.plugged)
+    at = next((i for i, name in enumerate(order) if name in names), len(order))
+    plugged = {n: state.plugged[n] for n in order[:at]} | {new.name: None} | {n: state.plugged[n] for n in order[at:]}
+    return State({**state.attached, new.name: new}, {n: m for n, m in plugged.items() if n not in names})
 
 
 def without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:

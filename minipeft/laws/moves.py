@@ -17,6 +17,8 @@ from minipeft.laws.bounds import close, close_gradients
 from minipeft.laws.law import Bench, holds, law
 from minipeft.laws.models import bits, logits
 from minipeft.nn.module import Model
+from minipeft.nn.scaled import scaled
+from minipeft.nn.slot import Slot
 
 MOVES = ("plug", "unplug", "merge", "unmerge")
 
@@ -96,7 +98,9 @@ def files(method: Method, model: Model, seed: int) -> None:
 @law("8 swap and mixed batches")
 def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
     """Plugging this attachment, then a LoRA in its place, then this one again gives the first bits again. In a batch
-    whose rows see different attachments, each row gives the logits, loss and gradients of that row alone."""
+    whose rows see different attachments, each row gives the logits, loss and gradients of that row alone. A factor w
+    multiplies the change: W + w (f(W) - W) at a slot, and at w = 0 the logits of the base. Prompts and prefixes take no
+    factor but 1."""
     bench = Bench.of(method, model, seed)
     copy, batch = bench.model, bench.batch
     bench.attachment.unplug()
@@ -108,7 +112,23 @@ def swap_and_mixed_batches(method: Method, model: Model, seed: int) -> None:
     holds(first == third and first != second, "this, another, and this again does not give the first bits again")
     holds(logits(copy, batch).tobytes() == base, "with both off, the logits are not the base's")
     holds(logits(copy, batch, adapter="a").tobytes() == first, "adapter='a' gives other bits than plugging it")
-    _rows_alone(bench, ["a", None, ("b", "a"), "b"])
+    kinds = {place.kind for place in bench.attachment.places.values()}
+    w = 1 if kinds & {"input", "keys_values"} else -0.5
+    _rows_alone(bench, ["a", None, ("b", "a"), {"b": 0.5, "a": w}])
+    holds(logits(copy, batch, adapter={"a": 1}).tobytes() == first, "adapter={'a': 1} gives other bits than 'a'")
+    if w != 1:
+        _along_the_change(bench, w)
+        holds(close(logits(copy, batch, adapter={"a": 0}), logits(copy, batch), bench.u),
+              "adapter={'a': 0} does not give the logits of the base")
+
+
+def _along_the_change(bench: Bench, w: float) -> None:
+    for name, slot in bench.attachment.places.items():
+        if isinstance(slot, Slot):
+            piece, W = bench.attachment.at[slot], slot.base.dense().data
+            wanted = W + w * (piece.over(slot.base).dense().data - W)
+            found = scaled("a", slot, piece, w).over(slot.base).dense().data
+            holds(close(found, wanted, bench.u), f"the factor {w} gives no W + {w} (f(W) - W) at {name}")
 
 
 def _alone(attachment: Any, run: Callable[[], Any]) -> Any:

@@ -54,6 +54,10 @@ class LowRank(Reparam):
         """W[ids] = W0[ids] + s B[ids] A. A lookup has no input vector, so dropout does not act here."""
         return self.base.rows(ids) + self.scale * (embedding(self.B, ids) @ self.A)
 
+    def scaled(self, factor: float) -> "LowRank":
+        """W0 + w s B A, with the `factor` w of one forward (`nn/scaled.py`)."""
+        return type(self)(**{**vars(self), "scale": self.scale * Fraction(factor)})
+
     @property
     def drops(self) -> bool:
         return self.p > 0 or self.base.drops

@@ -51,11 +51,12 @@ class EncoderDecoder(Model):
 
         input_ids [batch, source], decoder_input_ids [batch, target]: integers. attention_mask, decoder_attention_mask:
         of these shapes, 1 at tokens and 0 at padding; None means that every position is a token. adapter: None uses the
-        plugged attachments; a name, or a tuple of names, uses these attachments alone on all rows (an empty tuple: the
-        base alone); a list has an entry for each row: a name, a tuple of names, or None for the base alone. rng:
-        if given, dropout is on. Before anything is computed, raises ValueError for ids out of range, wrong shapes and
-        unknown adapters, and TypeError for arguments of another type and for a model on another backend than the one in
-        use."""
+        plugged attachments; a name, a tuple of names, or a dict {name: factor} uses these attachments alone on all
+        rows, bottom first (an empty tuple: the base alone); a list has an entry for each row: one of these, or None for
+        the base alone. A factor multiplies the change that the attachment makes (`nn/scaled.py`). rng: if given,
+        dropout is on. Before anything is computed, raises ValueError for ids out of range, wrong shapes, unknown
+        adapters, and factors that are not finite or that a prompt cannot take; and TypeError for arguments of another
+        type and for a model on another backend than the one in use."""
         ids, mask = self._checked(input_ids, attention_mask)
         targets, target_mask = self._checked(decoder_input_ids, decoder_attention_mask, "decoder_")
         if len(ids) != len(targets):

@@ -16,6 +16,7 @@ from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
+from minipeft.models.merged import MergeReport, merged_weight
 from minipeft.nn.absent import is_absent
 from minipeft.nn.slot import Slot
 
@@ -52,11 +53,12 @@ def check_saved_with(config: Config, metadata: Mapping[str, str]) -> None:
                          f"model again; to change the configuration, save a model that was built with the new one")
 
 
-def exported(model: Any, merged: bool | None) -> dict[str, Array]:
-    """{name: array} for `save_pretrained`: the base, or with merged=True all plugged attachments merged into it.
+def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[str, Array], MergeReport]:
+    """{name: array} for `save_pretrained`: the base, or with merged=True all plugged attachments merged into it, one
+    weight at a time, as it reads back when stored in `dtype`; and what this left of the changes.
 
-    Raises ValueError if something is plugged or merged and `merged` is None, and if a plugged attachment cannot be
-    merged into weights; TypeError unless `merged` is True, False or None."""
+    Raises ValueError if something is plugged or merged and `merged` is None, if a plugged attachment cannot be merged
+    into weights, and for overflow in `dtype`; TypeError unless `merged` is True, False or None."""
     if merged is not None and type(merged) is not bool:
         raise TypeError(f"merged is {shown(merged)}; expected True, False or None")
     acting = [a for a in model.attachments.values() if a.state != "off"]
@@ -65,7 +67,7 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
                          f"plugged attachments merged into the weights, or merged=False to save the base alone "
                          f"(attachments have files of their own: attachment.save)")
     if not merged:
-        return model.state()
+        return model.state(), MergeReport()
     for attachment in acting:
         for where, place in attachment.places.items():
             if not isinstance(place, Slot):
@@ -75,11 +77,18 @@ def exported(model: Any, merged: bool | None) -> dict[str, Array]:
                 raise ValueError(f"{attachment.name!r} cannot be saved as a part of the model: it adds {where}, and "
                                  f"the model's files have no such bias; save the attachment by itself, and unplug it "
                                  f"or pass merged=False to save the base")
-    try:
-        return {name: slot.fold().dense().data for name, slot in model.slots.items()}
-    except TypeError as error:  # a weight without a dense form
-        names = ", ".join(repr(a.name) for a in acting)
-        raise ValueError(f"{names} cannot be merged: {error}; pass merged=False to save the base") from None
+    tensors, errors, dtypes = {}, {}, {}
+    for name, slot in model.slots.items():
+        try:
+            if slot.entries:
+                dtypes[name] = dtype or slot.dtype.name
+                tensors[name], errors[name] = merged_weight(name, slot, dtypes[name])
+            else:
+                tensors[name] = slot.base.dense().data
+        except TypeError as error:  # a weight without a dense form
+            names = ", ".join(repr(a.name) for a in acting)
+            raise ValueError(f"{names} cannot be merged: {error}; pass merged=False to save the base") from None
+    return tensors, MergeReport(errors, dtypes)
 
 
 def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], tensors: Mapping[str, Array],

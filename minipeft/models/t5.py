@@ -37,6 +37,7 @@ from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
+from minipeft.models.merged import MergeReport
 from minipeft.models.names import translated
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
@@ -196,17 +197,21 @@ class T5(EncoderDecoder):
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
-                        merged: bool | None = None) -> None:
+                        merged: bool | None = None) -> MergeReport:
         """Write config.json and model.safetensors as transformers reads them; the folder is made if it is missing.
 
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
-        True writes the model with all plugged attachments merged into the weights; False writes the base; None is for a
-        model on which nothing is plugged or merged. Raises ValueError, before anything is written, for None on any
-        other model, for a plugged attachment that no weight can absorb, for numbers that are not finite, and for
-        overflow in `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers
-        5 and by minipeft; transformers 4 ignores it."""
-        tensors = {self.to_hf_name(name): array for name, array in exported(self, merged).items()}
+        True writes the model with all plugged attachments merged into the weights: each computed in float64 from the
+        arrays as they are (merged attachments too, from their own arrays) and rounded once. False writes the base; None
+        is for a model on which nothing is plugged or merged. The model stays as it is. Returns how much of each merged
+        change is left after the rounding. Raises ValueError, before anything is written, for None on any other model,
+        for a plugged attachment that no weight can absorb, for numbers that are not finite, and for overflow in
+        `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers 5 and by
+        minipeft; transformers 4 ignores it."""
+        arrays, report = exported(self, merged, dtype)
+        tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
         write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
+        return report
 
     @staticmethod
     def to_hf_name(name: str) -> str:

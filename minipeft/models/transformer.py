@@ -42,6 +42,7 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
+from minipeft.models.merged import MergeReport
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
@@ -166,13 +167,17 @@ class Transformer(EncoderDecoder):
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
-                        merged: bool | None = None) -> None:
+                        merged: bool | None = None) -> MergeReport:
         """Write config.json and model.safetensors into `directory`, which is made if it is missing.
 
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
-        True writes the model with all plugged attachments merged into the weights; False writes the base; None is for a
-        model on which nothing is plugged or merged. Raises ValueError, before anything is written, for None on any
-        other model, for a plugged attachment that no weight can absorb, for numbers that are not finite, and for
-        overflow in `dtype`."""
+        True writes the model with all plugged attachments merged into the weights: each computed in float64 from the
+        arrays as they are (merged attachments too, from their own arrays) and rounded once. False writes the base; None
+        is for a model on which nothing is plugged or merged. The model stays as it is. Returns how much of each merged
+        change is left after the rounding. Raises ValueError, before anything is written, for None on any other model,
+        for a plugged attachment that no weight can absorb, for numbers that are not finite, and for overflow in
+        `dtype`."""
         values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
-        write_folder(directory, self.config, values, exported(self, merged), {"format": "minipeft"}, dtype)
+        tensors, report = exported(self, merged, dtype)
+        write_folder(directory, self.config, values, tensors, {"format": "minipeft"}, dtype)
+        return report

@@ -1,4 +1,4 @@
-"""Which attachments each row of a batch sees: `adapter=["a", None, ("a", "b")]`.
+"""Which attachments each row of a batch sees: `adapter=["a", None, ("a", "b"), {"a": 0.5}]`.
 
 A *view* is set for one forward and read by every place of the model. It holds the state of the model when the forward
 began and, if `adapter` was given, the names that each row sees instead of the plugged ones. A place computes once for
@@ -17,21 +17,22 @@ from minipeft.backend import to_device
 from minipeft.engine.afterwards import when_differentiated
 from minipeft.engine.ops import concat, embedding, index, reshape
 from minipeft.engine.tensor import Tensor
-from minipeft.nn.state import Entry, Host, Names, State
+from minipeft.nn.asked import asked_by_row
+from minipeft.nn.state import Asked, Entry, Host, State
 
 Groups = list[tuple[tuple[Entry, ...], Any]]  # (entries that its rows see, bottom first; their numbers, None: all)
 
 
 class View:
-    """The `state` of the model `host` that one forward reads. rows: the names that each row sees; None: as plugged."""
+    """The `state` of the model `host` that one forward reads. rows: the attachments that each row sees, with their
+    factors; None: as plugged."""
 
-    def __init__(self, host: Host, state: State, rows: list[Names] | None = None):
+    def __init__(self, host: Host, state: State, rows: list[Asked] | None = None):
         self.host, self.state, self.rows = host, state, rows
-        orders = frozenset([tuple(self.state.plugged)] if rows is None else rows)
-        self._laid: dict[Names, Mapping[Any, tuple[Entry, ...]]] = {
-            names: self.state.laid((name, None) for name in names) for names in (() if rows is None else orders)}
+        self._laid: dict[Asked, Mapping[Any, tuple[Entry, ...]]] = {row: state.laid(row) for row in set(rows or ())}
         self._groups: dict[Any, Groups] = {}
         if host.recorder is not None:
+            orders = frozenset([tuple(state.plugged)] if rows is None else [tuple(n for n, _ in row) for row in rows])
             when_differentiated(self.state, orders, functools.partial(host.recorder, host, self.state))
 
     def groups(self, place: Any) -> Groups:
@@ -40,10 +41,10 @@ class View:
         if self.rows is None:
             return [(self.state.entries.get(place, ()), None)]
         if place not in self._groups:
-            here: dict[Names, tuple[tuple[Entry, ...], list[int]]] = {}
-            for row, names in enumerate(self.rows):
-                entries = self._laid[names].get(place, ())
-                here.setdefault(tuple(e.name for e in entries), (entries, []))[1].append(row)
+            here: dict[Asked, tuple[tuple[Entry, ...], list[int]]] = {}
+            for row, asked in enumerate(self.rows):
+                entries = self._laid[asked].get(place, ())
+                here.setdefault(tuple((e.name, e.factor) for e in entries), (entries, []))[1].append(row)
             self._groups[place] = [(entries, numpy.array(rows) if len(here) > 1 else None)
                                    for entries, rows in here.values()]
         return self._groups[place]
@@ -62,33 +63,16 @@ def view_of(host: Host) -> View:
 def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
     """`with routed(host, adapter, batch):` runs a forward of `batch` rows on the present state of the model `host`.
 
-    adapter: None keeps the plugged attachments. A name, or a tuple of names (bottom first), holds for all rows. A list
-    has an item for each row: a name, a tuple of names, or None for the base alone. Before anything is computed, raises
-    ValueError for a list of another length, an unknown name, a name twice in one item, and attachments that cannot lie
-    above each other; TypeError for another kind of item."""
+    adapter: None keeps the plugged attachments. A name, a tuple of names (bottom first), or a dict {name: factor of its
+    change} holds for all rows. A list has an item for each row: one of these, or None for the base alone. Before
+    anything is computed, raises ValueError for a list of another length, an unknown name, a name twice in one item, a
+    factor that is not finite, and a change that cannot be multiplied; TypeError for another kind of item."""
     state = host.now  # read once: another thread may replace it at any time
-    token = _view.set(View(host, state, None if adapter is None else _per_row(adapter, batch, state.attached)))
+    token = _view.set(View(host, state, None if adapter is None else asked_by_row(adapter, batch, state.attached)))
     try:
         yield
     finally:
         _view.reset(token)
-
-
-def _per_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> list[Names]:
-    entries = adapter if isinstance(adapter, list) else [adapter] * batch
-    if len(entries) != batch:
-        raise ValueError(f"adapter lists {len(entries)} entries for a batch of {batch} rows; expected one per row")
-    for e in entries:
-        if not (e is None or isinstance(e, str) or isinstance(e, tuple) and all(isinstance(n, str) for n in e)):
-            raise TypeError(f"adapter holds {type(e).__name__}; expected names, tuples of names, or None")
-    rows = [() if e is None else (e,) if isinstance(e, str) else e for e in entries]
-    for name in {n for names in rows for n in names}:
-        if name not in attachments:
-            raise ValueError(f"adapter {name!r} is not attached to this model; "
-                             f"attached: {', '.join(attachments) or 'none'}")
-    if any(len(set(names)) != len(names) for names in rows):
-        raise ValueError("adapter names one attachment twice for a row")
-    return rows
 
 
 def by_row(place: Any, run: Callable[..., Any], *streams: Any) -> Any:

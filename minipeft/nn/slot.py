@@ -49,7 +49,7 @@ class Slot(Place):
     def fold(self, names: Names | None = None) -> Weight:
         """The base under all plugged entries, or under those of the attachments `names` alone, in that order."""
         state = self.host.now
-        entries = state.entries if names is None else state.laid((name, None) for name in names)
+        entries = state.entries if names is None else state.laid((name, 1) for name in names)
         return self.compose(entries.get(self, ()))
 
     def project(self, x: Any, rng: Any = None) -> Tensor:

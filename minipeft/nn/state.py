@@ -12,7 +12,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Callable, Iterable, Mapping
 
+from minipeft.nn.scaled import scaled
+
 Names = tuple[str, ...]
+Asked = tuple[tuple[str, float], ...]  # attachments, bottom first, each with the factor of its change
 
 
 class Attached:
@@ -24,11 +27,12 @@ class Attached:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
     """One entry in the list of a place: the name of a plugged attachment, its piece there, and the constant weight
-    `merged` if the attachment is merged, else None."""
+    `merged` if the attachment is merged, else None. factor: by which the piece's change is multiplied already."""
 
     name: str
     piece: Any
     merged: Any = None
+    factor: float = 1
 
     def is_like(self, other: "Entry") -> bool:
         """Whether the other one has the same name, the same piece and the same constant."""
@@ -47,17 +51,20 @@ class State:
     entries: Mapping[Any, tuple[Entry, ...]] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "entries", self.laid(self.plugged.items()))
+        object.__setattr__(self, "entries", self.laid(((name, 1) for name in self.plugged), self.plugged))
         for place, entries in self.entries.items():
             place.compose(entries)
 
-    def laid(self, plugged: Iterable[tuple[str, Mapping | None]]) -> dict[Any, tuple[Entry, ...]]:
-        """{place: its entries} for attachments plugged in this order. plugged: for each, (name, None or its merged
-        constants)."""
+    def laid(self, asked: Iterable[tuple[str, float]], merged: Mapping[str, Mapping | None] | None = None
+             ) -> dict[Any, tuple[Entry, ...]]:
+        """{place: its entries} for the attachments that are `asked` for, each with its factor, bottom first. merged:
+        {name: None or its merged constants}. Raises ValueError where a change cannot be multiplied by its factor."""
         found: dict[Any, tuple[Entry, ...]] = {}
-        for name, merged in plugged:
+        for name, factor in asked:
+            constants = (merged or {}).get(name)
             for place, piece in self.attached[name].at.items():
-                entry = Entry(name, piece, None if merged is None else merged[place])
+                constant = None if constants is None else constants[place]
+                entry = Entry(name, scaled(name, place, piece, factor), constant, factor)
                 found[place] = (*found.get(place, ()), entry)
         return found
 

@@ -207,8 +207,9 @@ def test_absent_streams_stay_absent_row_by_row():
 
 
 @pytest.mark.parametrize("adapter, rows", [
-    ("a", [("a",)] * 3), (("a", "b"), [("a", "b")] * 3), (["a", None, ("b", "a")], [("a",), (), ("b", "a")]),
-    ((), [()] * 3)])
+    ("a", [(("a", 1),)] * 3), (("a", "b"), [(("a", 1), ("b", 1))] * 3), ((), [()] * 3), ({}, [()] * 3),
+    (["a", None, ("b", "a")], [(("a", 1),), (), (("b", 1), ("a", 1))]),
+    (["a", {"b": numpy.float32(0.5), "a": -2}, {"a": 1.0}], [(("a", 1),), (("b", 0.5), ("a", -2)), (("a", 1),)])])
 def test_what_an_adapter_argument_means(adapter, rows):
     with routed(slot("bias", (3,)).host, adapter, 3):
         assert rows_seen() == rows
@@ -221,10 +222,10 @@ def test_a_routing_is_restored_when_the_block_ends_however_it_ends():
         with pytest.raises(ZeroDivisionError):
             with routed(host, ["b"], 1):
                 raise ZeroDivisionError
-        assert rows_seen() == [("a",)]
+        assert rows_seen() == [(("a", 1),)]
         with pytest.raises(ValueError), routed(host, "nobody", 1):
             pass
-        assert rows_seen() == [("a",)]
+        assert rows_seen() == [(("a", 1),)]
 
 
 def test_a_model_without_attachments_says_that_there_are_none():

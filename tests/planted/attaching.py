@@ -71,7 +71,7 @@ BUGS = [
         "if self._known is None:",
         LINEAGE + "numbers_that_are_written_by_hand_into_what_lies_below_are_seen"),
     Bug("rows that chose what they see are recorded as if they saw what is plugged", "nn/routing.py",
-        "when_differentiated(self.state, orders,", "when_differentiated(self.state, [tuple(self.state.plugged)],",
+        "when_differentiated(self.state, orders,", "when_differentiated(self.state, [tuple(state.plugged)],",
         LINEAGE + "rows_that_choose_what_they_see_record_what_they_saw"),
     Bug("of two forwards in one step the last one counts", "engine/afterwards.py",
         "calls.setdefault(key, (call, set()))[1].update(told)", "calls[key] = (call, set(told))",

@@ -1,0 +1,59 @@
+"""Weights with everything that is plugged merged into them, as a file stores them, and how much of each change is left.
+
+    W' = round(f(W))        f(W) in float64 from the arrays as they are, then one rounding to the dtype of the file
+
+A half-precision number has few digits (bfloat16 8 bits, float16 11), so a change that is small beside W is rounded away
+where |d| is below half a unit in the last place of W, and coarsely rounded elsewhere. With d = f(W) - W
+
+    error = |(round(f(W)) - round(W)) - d| / |d|                     Frobenius norms; 0: all of it is there, 1: nothing
+
+The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u = 2^-8 or 2^-11. A large error says that
+the adapter should stay beside the weights, or that they should be stored as float32.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Mapping
+
+import numpy
+
+from minipeft.backend import to_host
+from minipeft.files import as_stored
+from minipeft.nn.slot import Slot
+from minipeft.nn.wide import relative_error, wide_base, wide_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What `save_pretrained` merged. `print` it for the table.
+
+    errors: {name of a weight: relative error of its change, as in the formula at the top of this file}; empty where
+    nothing was merged. dtypes: {name: how the weight is stored}."""
+
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors; 0 where nothing was merged."""
+        return max(self.errors.values(), default=0.0)
+
+    def __str__(self) -> str:
+        if not self.errors:
+            return "nothing was merged"
+        width = max(map(len, self.errors))
+        return "\n".join([f"{'merged weight':<{width}}  stored as   error of its change",
+                          *(f"{name:<{width}}  {self.dtypes[name]:<10}  {error:.2e}"
+                            for name, error in self.errors.items())])
+
+
+def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[numpy.ndarray, float]:
+    """(the weight of a slot called `name` with everything plugged there merged into it, rounded once to the stored
+    `dtype`; the error of its change). [d_out, d_in] or [d], on the host. Raises TypeError for a weight without a dense
+    form, ValueError for overflow in `dtype`."""
+    base = wide_base(slot)
+    before, after = base.data, wide_weight(base, slot.entries).dense().data
+    stored = as_stored(name, to_host(after), dtype)
+    wanted = to_host(after - before)
+    realized = stored.astype(wanted.dtype) - as_stored(name, to_host(before), dtype)
+    return stored, relative_error(realized, wanted)

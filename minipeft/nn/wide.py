@@ -1,0 +1,45 @@
+"""Weights computed in float64, whatever their own dtype: the same equation on the same numbers, widened exactly."""
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Iterable
+
+import numpy
+
+from minipeft.nn.slot import Slot
+from minipeft.nn.weight import Parameter, Reparam, Weight
+
+
+def wide_base(slot: Slot) -> Parameter:
+    """The base of a slot as a constant in float64. One of another kind of weight is taken in its dense form."""
+    return Parameter(_wide(slot.base.dense().data))
+
+
+def wide_piece(piece: Any) -> Any:
+    """A copy of `piece` whose floating-point arrays are in float64. The piece itself stays as it is."""
+    twin = copy.copy(piece)
+    for leaf, array in piece.arrays.items():
+        setattr(twin, leaf, type(array)(_wide(array.data)))
+    return twin
+
+
+def wide_weight(base: Weight, entries: Iterable[Any]) -> Weight:
+    """`base`, in float64, under the pieces of `entries`, bottom first, all in float64. A merged entry is computed from
+    its piece like the others, unless its method merges in a way of its own: then its constant stands for it."""
+    weight = base
+    for entry in entries:
+        its_own = entry.merged is not None and type(entry.piece).merged is not Reparam.merged
+        weight = Parameter(_wide(entry.merged.dense().data)) if its_own else wide_piece(entry.piece).over(weight)
+    return weight
+
+
+def relative_error(found: Any, wanted: Any) -> float:
+    """|found - wanted| / |wanted| of arrays of one shape, [d_out, d_in] or [d], in Frobenius norms. Where nothing is
+    wanted it is 0 if nothing is found, and infinite otherwise."""
+    off, size = (float(numpy.linalg.norm(x.astype("float64").reshape(-1))) for x in (found - wanted, wanted))
+    return off / size if size else math.inf if off else 0.0
+
+
+def _wide(array: Any) -> Any:
+    return array.astype("float64") if array.dtype.kind == "f" else array

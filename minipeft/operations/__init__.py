@@ -1,0 +1,1 @@
+"""Operations on finished adapters and checkpoints, each of which gives an adapter: `combine` and `extract`."""
