@@ -283,11 +283,8 @@ BUGS = [
         "concat(*xs, axis=0)", ROW_ALONE),
     Bug("the first row's prompt leaks to the whole batch", SITE, "parts = [self._apply(self.compose(here), index(",
         "parts = [self._apply(self.compose(groups[0][0]), index(", ROW_ALONE),
-    Bug("generation forgets which adapter it was asked for", "models/encoder_decoder.py",
-        "        with routed(self.host, adapter, len(ids)):\n"
-        "            encoded, mask = self.encoder(self.embed(ids), mask)\n            cache",
-        "        with routed(self.host, None, len(ids)):\n"
-        "            encoded, mask = self.encoder(self.embed(ids), mask)\n            cache",
+    Bug("generation forgets which adapter it was asked for", "models/decoding.py", "    c, tokens = model.config,",
+        "    adapter = None\n    c, tokens = model.config,",
         ROUTING + "a_name_means_that_attachment_on_all_rows_whatever_is_plugged"),
     Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=0)", "[0]",
         "methods/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
