@@ -224,9 +224,9 @@ def unpadded(ids: np.ndarray, model: Any) -> list[list[int]]:
 
 
 def often_ending(model: Any, ids: Any, mask: Any, adapter: Any = None) -> None:
-    """Make a token that the model says in the middle of its first answer the eos, so that answers have several
+    """Make the third token of the first answer the eos, so that answers have several
     lengths."""
-    eos = int(model.generate(ids, mask, 3, adapter)[0, 3])
+    eos = int(model.generate(ids, mask, 3, adapter)[0, -1])
     model.config = dataclasses.replace(model.config, eos_token_id=2 if eos in (3, 5) else eos)
 
 
