@@ -64,7 +64,8 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "houlsby, cross": _fixed(minipeft.Bottleneck("houlsby", reduction=4, cross=True, scale=-1.5)),
         "pfeiffer": _fixed(minipeft.Bottleneck("pfeiffer", size=5, activation="swish")),
         "parallel": _fixed(minipeft.Bottleneck("parallel", reduction=2, stacks="decoder")),
-        "parallel, norm": _fixed(minipeft.Bottleneck("parallel", size=1, input="norm"))},
+        "parallel, norm": _fixed(minipeft.Bottleneck("parallel", size=1, input="norm")),
+        "double_seq_bn, bert": _fixed(minipeft.Bottleneck("double_seq_bn", reduction=6, init="bert"))},
     "Selective": {
         "norms": _fixed(minipeft.Selective(component="norm")),
         "biases": _fixed(minipeft.Selective(type="bias")),

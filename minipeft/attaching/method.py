@@ -98,7 +98,7 @@ class Method(abc.ABC):
     kinds: the kinds of places that the method is for. Slots: "linear" and "embedding" [d_out, d_in], "bias", "norm" and
     "absent bias" (of a linear layer that has none) [d], "position" [positions, d] or T5's [buckets, heads]. Sites:
     "sublayer", "input", "keys_values". transparent: whether attaching leaves all outputs as they were (law 2,
-    transparency).
+    transparency); where a field decides, make it a property.
 
     arrays(name, place, model) declares arrays, {leaf: trained(...) or fixed(...)}. It draws nothing, and raises
     ValueError for a place that does not fit. A slot has `shape` and `dtype`, a site has `width` and `dtype`. Inits:

@@ -114,8 +114,8 @@ def merge(method: Method, model: Model, seed: int) -> None:
     attachment.merge()
     merged = logits(copy, batch)
     holds(close(merged, before, bench.u), f"merged logits are not the unmerged ones: {_gap(merged, before)}")
-    if all(isinstance(slot, Slot) and isinstance(slot.base, Parameter) and all(
-            isinstance(e.merged, Parameter) for e in slot.merged) for slot in attachment.places.values()):  # a weight of another kind may run ops of its own
+    if all(isinstance(weight, Parameter) for slot in attachment.places.values()  # another kind may run ops of its own
+           for weight in (getattr(slot, "base", None), *(entry.merged for entry in slot.merged))):
         holds(_ops_run(copy, batch) == plain, "a merged model runs other ops than the base")
     holds({name: slot.fold().dense().shape for name, slot in copy.slots.items()} == shapes,
           "merging changes the shape of a weight")

@@ -11,7 +11,8 @@ x is the residual stream, F the sublayer's output, and n the sublayer's input. T
     parallel    x + F + s adapter(x)        beside feed-forward, s = 4 (He et al., 2021, arXiv:2110.04366);
                                             adapter(n) with input="norm", as they apply it to pre-LN
 
-In a post-LN block this sum is taken before the norm.
+AdapterHub's double_seq_bn, seq_bn and par_bn are these three in its own configurations: double_seq_bn with f = swish,
+par_bn with m = d / 2. In a post-LN block the sum is taken before the norm.
 
 A frozen block computes features that most tasks share, and a small layer after it can correct them for one task. The
 sum x + F is the skip: with U = 0 the block starts unchanged.
@@ -29,13 +30,13 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from minipeft.attaching.fields import expect, finite_in, integer, number, one_of
 from minipeft.attaching.method import Declared, Method, register, setting, trained
 from minipeft.engine.ops import linear
 from minipeft.engine.tensor import Tensor
-from minipeft.nn.init import uniform
+from minipeft.nn.init import normal, truncated_normal, uniform, zeros
 from minipeft.nn.layers import ACTIVATIONS
 from minipeft.nn.place import Place
 from minipeft.nn.site import Site
@@ -80,49 +81,76 @@ def of_norm(x: Any, n: Any, F: Any) -> Any:
     return n
 
 
-# name: (after which sublayers, h, s)
-PLACEMENTS: dict[str, tuple[tuple[str, ...], Callable, int]] = {
-    "houlsby": (("attn", "ff"), of_sublayer, 1), "pfeiffer": (("ff",), of_residual, 1),
-    "parallel": (("ff",), of_stream, 4)}
+class Placement(NamedTuple):
+    """after: the sublayers that get an adapter. reads: h. scale, reduction, activation: s, d / m and f by default."""
+
+    after: tuple[str, ...]
+    reads: Callable
+    scale: int = 1
+    reduction: float = 16
+    activation: str = "relu"
+
+
+PLACEMENTS = {
+    "houlsby": Placement(("attn", "ff"), of_sublayer), "pfeiffer": Placement(("ff",), of_residual),
+    "parallel": Placement(("ff",), of_stream, 4),
+    # by AdapterHub's names, with AdapterHub's defaults
+    "double_seq_bn": Placement(("attn", "ff"), of_sublayer, activation="swish"),
+    "seq_bn": Placement(("ff",), of_residual), "par_bn": Placement(("ff",), of_stream, 4, reduction=2)}
+
+INITS = ("zeros", "bert", "houlsby")
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class Bottleneck(Method):
     """Bottleneck adapters. placement: one of PLACEMENTS. The width m is `size`, or else d / reduction, rounded down (at
-    least 1). activation: f, one of ACTIVATIONS. scale: s, by default that of the placement. input: h of a parallel
-    adapter, "stream" (x) or "norm" (n). cross: also after cross-attention (Houlsby's model has none). stacks: encoder,
-    decoder, or both. where: the sites; it replaces the choice by placement, cross and stacks, but not their h and s.
+    least 1). activation: f, one of ACTIVATIONS. scale: s. None for reduction, activation or scale means that of the
+    placement. input: h of a parallel adapter, "stream" (x) or "norm" (n). cross: also after cross-attention (Houlsby's
+    model has none, and AdapterHub adds none unless it is told to). stacks: encoder, decoder, or both. where: the sites;
+    it replaces the choice by placement, cross and stacks, but not their h and s.
 
-    U and b_U start at 0, so attaching changes nothing; D is drawn from U(-1/sqrt(d), 1/sqrt(d)), b_D starts at 0.
-    Departures: Houlsby et al. start near the identity (a truncated Gaussian) and also train the block's norms (for
-    that, attach Selective(component="norm") beside it). AdapterHub's houlsby has activation "swish", its parallel a
-    reduction of 2; its pfeiffer reads norm(x + F) in a post-LN block. Raises ValueError for fields out of range."""
+    init: "zeros", U = 0 and D from U(-1/sqrt(d), 1/sqrt(d)): attaching changes nothing. "bert", AdapterHub's default:
+    D and U from N(0, 0.02^2), so attaching changes the outputs (`transparent` is False). "houlsby", the near-identity
+    of the paper: D and U from N(0, 0.01^2) without what lies beyond two deviations. The biases start at 0.
+
+    Departures: Houlsby et al. also train the block's norms (for that, attach Selective(component="norm") beside it).
+    AdapterHub's seq_bn reads norm(x + F) in a post-LN block. Raises ValueError for fields out of range."""
 
     kinds = ("sublayer",)
     placement: str = setting("houlsby", lambda v: one_of(v, PLACEMENTS), f"one of {', '.join(PLACEMENTS)}")
-    reduction: float = setting(16, lambda v: number(v) and v >= 1, "a number >= 1")
+    reduction: float = setting(None, lambda v: v is None or number(v) and v >= 1, "a number >= 1, or None")
     size: int | None = setting(None, lambda v: v is None or integer(v), "an integer >= 1, or None")
-    activation: str = setting("relu", lambda v: one_of(v, ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}")
+    activation: str = setting(None, lambda v: v is None or one_of(v, ACTIVATIONS),
+                              f"one of {', '.join(ACTIVATIONS)}, or None")
     scale: float | None = setting(None, lambda v: v is None or number(v) and v != 0,
                                   "a finite number other than 0, or None")
     input: str = "stream"
     cross: bool = setting(False, lambda v: type(v) is bool, "True or False")
     stacks: tuple[str, ...] = ("encoder", "decoder")
     where: Where | None = None
+    init: str = setting("zeros", lambda v: one_of(v, INITS), f"one of {', '.join(INITS)}", optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("reduction", "activation"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(PLACEMENTS[self.placement], name))
         object.__setattr__(self, "stacks", (self.stacks,) if isinstance(self.stacks, str) else self.stacks)
         expect(self, "input", self.input in ["stream"] or self.input in ["norm"] and self.placement == "parallel",
                "'stream', or 'norm' with placement 'parallel'")
         expect(self, "stacks", isinstance(self.stacks, tuple) and self.stacks
                and all(one_of(s, ("encoder", "decoder")) for s in self.stacks), "'encoder', 'decoder', or both")
 
+    @property
+    def transparent(self) -> bool:  # type: ignore[override]
+        """Whether attaching leaves all outputs as they were: only where U starts at 0."""
+        return self.init == "zeros"
+
     def places(self, model: Any) -> dict[str, Place]:
         if self.where is not None:
             return super().places(model)
-        after = (*PLACEMENTS[self.placement][0], *(["cross"] if self.cross else []))
+        after = (*PLACEMENTS[self.placement].after, *(["cross"] if self.cross else []))
         where = rf"^({'|'.join(self.stacks)})\.\d+\.({'|'.join(after)})\.out$"
         return dataclasses.replace(self, where=where).places(model)
 
@@ -130,16 +158,17 @@ class Bottleneck(Method):
         expect(self, "scale", finite_in(self._scale, site.dtype), f"a finite number in {site.dtype}")
         d = site.width
         m = self.size or max(1, int(d / self.reduction))
-        return {"D": trained((m, d), uniform(d ** -0.5)), "b_D": trained((m,)), "U": trained((d, m)),
-                "b_U": trained((d,))}
+        down, up = {"zeros": (uniform(d ** -0.5), zeros), "bert": (normal(0.02),) * 2,
+                    "houlsby": (truncated_normal(0.01),) * 2}[self.init]
+        return {"D": trained((m, d), down), "b_D": trained((m,)), "U": trained((d, m), up), "b_U": trained((d,))}
 
     def make(self, name: str, site: Site, arrays: Any) -> Adapter:
-        reads = of_norm if self.input == "norm" else PLACEMENTS[self.placement][1]
+        reads = of_norm if self.input == "norm" else PLACEMENTS[self.placement].reads
         return Adapter(**arrays, reads=reads, f=ACTIVATIONS[self.activation], scale=self._scale)
 
     @property
     def _scale(self) -> Fraction:
-        return Fraction(PLACEMENTS[self.placement][2] if self.scale is None else self.scale)
+        return Fraction(PLACEMENTS[self.placement].scale if self.scale is None else self.scale)
 
 
 # Mistakes that people make, from the catalogue of `minipeft.conformance` (--list --method bottleneck_adapter)
@@ -147,7 +176,8 @@ class Bottleneck(Method):
 # * The skip is counted twice: F + adapter(F) is added to a stream that holds F already.
 # * pfeiffer and houlsby are mixed up: pfeiffer reads x + F, houlsby reads F.
 # * The scale 4 of the parallel adapter is left out, or applied to all placements.
-# * On encoder-decoder models, AdapterHub's houlsby has no adapter after cross-attention unless it is asked for.
+# * AdapterHub's default init, "bert", is not the identity: attaching changes the outputs before any training.
+# * On encoder-decoder models, AdapterHub's double_seq_bn has no adapter after cross-attention unless it is asked for.
 #
 # Next: `nn/site.py`, on the places in the stream; `nn/blocks.py`, on the block that calls them; `methods/prompt.py`, on
 # a method at the input.

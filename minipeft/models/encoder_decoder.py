@@ -1,4 +1,4 @@
-"""The common part of the Transformer and T5: from ids to logits and loss, and greedy decoding.
+"""The common part of the Transformer and T5: from ids to logits, loss and generated ids.
 
     encoder: E(input_ids) -> stack -> encoded;   decoder: E(decoder_input_ids), encoded -> stack -> head -> logits
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy
 
 from minipeft.engine.tensor import Tensor
-from minipeft.backend import Array, namespace, to_device, to_host
-from minipeft.checks import integer
+from minipeft.backend import Array, namespace, to_device
+from minipeft.models.decoding import decode
 from minipeft.nn.attention import KeyValues
 from minipeft.nn.blocks import Stack
 from minipeft.nn.init import check_rng
@@ -97,37 +97,29 @@ class EncoderDecoder(Model):
         return numpy.where(shifted == IGNORE, self.config.pad_token_id, shifted)
 
     def generate(self, input_ids: Any, attention_mask: Any = None, max_new_tokens: int = 20, adapter: Any = None,
-                 use_cache: bool = True) -> numpy.ndarray:
-        """Greedy decoding: ids [batch, 1 + new tokens] on the host, with the start token in column 0.
+                 use_cache: bool = True, num_beams: int = 1, length_penalty: float = 1.0,
+                 early_stopping: bool | str = False, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float = 1.0, rng: Any = None) -> numpy.ndarray:
+        """Ids [batch, 1 + new tokens] on the host, with the start token in column 0: by greedy search, by beam search
+        with num_beams > 1, or drawn at random with `rng`, a numpy.random.Generator (`models.decoding`).
 
         input_ids [batch, source]. It stops after `max_new_tokens`, or when every row has produced eos; finished rows
         are filled with pad. Without a mask, pad tokens of input_ids are taken as padding, unless pad is also eos, as in
-        transformers. (A call and `loss` do not infer a mask.) use_cache: each step runs the decoder on the newest token
-        alone, because the keys and values of earlier tokens are kept, and those of the encoder's output are projected
-        once; use_cache=False runs it on the whole prefix. The ids are the same, and the logits agree up to rounding.
-        adapter: as in a call. Raises ValueError unless max_new_tokens is an integer >= 0, and otherwise as a call does:
-        ValueError, TypeError."""
-        input_ids = host_ids(input_ids, "input_ids")
-        pads = input_ids == self.config.pad_token_id
-        if attention_mask is None and self.config.pad_token_id != self.config.eos_token_id and pads.any():
-            attention_mask = ~pads
-        ids, mask = self._checked(input_ids, attention_mask)
-        max_new_tokens = integer("max_new_tokens", max_new_tokens)
-        out = numpy.full((len(ids), 1 + max_new_tokens), self.config.pad_token_id, dtype=numpy.int64)
-        out[:, 0] = self.config.decoder_start_token_id
-        running = numpy.ones(len(ids), dtype=bool)
-        with routed(self.host, adapter, len(ids)):
-            encoded, mask = self.encoder(self.embed(ids), mask)
-            cache = self.new_cache(max_new_tokens, encoded.shape[1]) if use_cache and max_new_tokens else None
-            for t in range(1, 1 + max_new_tokens):
-                prefix = to_device(out[:, t - 1:t] if cache else out[:, :t])
-                hidden, _ = self.decoder(self.embed(prefix), None, encoded, mask, cache=cache)
-                chosen = to_host(self.logits(hidden[:, -1:]).data.argmax(axis=-1))[:, 0]
-                out[:, t] = numpy.where(running, chosen, self.config.pad_token_id)
-                running &= chosen != self.config.eos_token_id
-                if not running.any():
-                    return out[:, :1 + t]
-        return out
+        transformers. (A call and `loss` do not infer a mask.) adapter: as in a call. use_cache: each step runs the
+        decoder on the newest token alone, because the keys and values of earlier tokens are kept, and those of the
+        encoder's output are projected once; use_cache=False runs it on the whole prefix. The ids are the same, and the
+        logits agree up to rounding.
+
+        num_beams, length_penalty, early_stopping (True, False or "never"): of beam search, as in transformers 4.57
+        (`decoding.beam_search`); `decoding.decode` also gives the scores. temperature > 0, top_k (a number of tokens,
+        or None for all), top_p in (0, 1]: of sampling (`decoding.distribution`); here all tokens are kept unless you
+        say otherwise, while transformers keeps 50. The same rng state gives the same ids.
+
+        Before anything is computed, raises ValueError unless max_new_tokens is an integer >= 0, for the other options
+        out of range, and for options of another kind of search than the one asked for; otherwise ValueError and
+        TypeError as a call does."""
+        return decode(self, input_ids, attention_mask, max_new_tokens, adapter, use_cache, num_beams, length_penalty,
+                      early_stopping, temperature, top_k, top_p, rng)[0]
 
     def new_cache(self, capacity: int, source: int) -> list[tuple[KeyValues, KeyValues]]:
         """Empty keys and values of every decoder block, for up to `capacity` tokens and an encoder's output of `source`

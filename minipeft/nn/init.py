@@ -1,7 +1,8 @@
 """Initial values: functions of (shape, dtype, rng) that give an array.
 
     zeros, ones, xavier                  are such functions
-    normal(std), uniform(bound)          make one
+    normal(std), uniform(bound),
+    truncated_normal(std)                make one
     kaiming(d_in)                        makes uniform(1 / sqrt(d_in))
 
 Numbers are drawn on the host, so that every backend starts from the same bits. `rng=None` gives zeros where numbers
@@ -56,6 +57,18 @@ def normal(std: float) -> Init:
     """An init that draws from N(0, std^2)."""
     return lambda shape, dtype, rng: zeros(shape, dtype) if rng is None else \
         to_device((rng.standard_normal(shape) * std).astype(dtype))
+
+
+def truncated_normal(std: float) -> Init:
+    """An init that draws from N(0, std^2), again where it draws a number beyond 2 std."""
+    def draw(shape: tuple, dtype: Any, rng: Rng) -> Array:
+        if rng is None:
+            return zeros(shape, dtype)
+        x = rng.standard_normal(shape)
+        while (beyond := abs(x) > 2).any():
+            x[beyond] = rng.standard_normal(int(beyond.sum()))
+        return to_device((x * std).astype(dtype))
+    return draw
 
 
 def uniform(bound: float) -> Init:

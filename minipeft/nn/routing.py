@@ -61,13 +61,14 @@ def view_of(host: Host) -> View:
 
 @contextlib.contextmanager
 def routed(host: Host, adapter: Any = None, batch: int = 0) -> Iterator[None]:
-    """`with routed(host, adapter, batch):` runs a forward of `batch` rows on the present state of the model `host`.
+    """Run a forward of `batch` rows on the present state of the model `host`; within another one, on the state of that.
 
     adapter: None keeps the plugged attachments. A name, a tuple of names (bottom first), or a dict {name: factor of its
     change} holds for all rows. A list has an item for each row: one of these, or None for the base alone. Before
     anything is computed, raises ValueError for a list of another length, an unknown name, a name twice in one item, a
     factor that is not finite, and a change that cannot be multiplied; TypeError for another kind of item."""
-    state = host.now  # read once: another thread may replace it at any time
+    view = _view.get()
+    state = view.state if view is not None and view.host is host else host.now  # read once: a thread may replace it
     token = _view.set(View(host, state, None if adapter is None else asked_by_row(adapter, batch, state.attached)))
     try:
         yield
@@ -96,7 +97,6 @@ def per_row(place: Any, run: Callable[[Any], Tensor]) -> Tensor:
         return run(place.compose(groups[0][0]))
     results = [run(place.compose(here)) for here, _ in groups]
     table = concat(*(reshape(r, shape=(1, -1)) for r in results), axis=0)
-    group_of_row = numpy.empty(sum(len(rows) for _, rows in groups), dtype=numpy.int64)
-    for g, (_, rows) in enumerate(groups):
-        group_of_row[rows] = g
+    order = numpy.argsort(numpy.concatenate([rows for _, rows in groups]))
+    group_of_row = numpy.repeat(numpy.arange(len(groups)), [len(rows) for _, rows in groups])[order]
     return reshape(embedding(table, to_device(group_of_row)), shape=(len(group_of_row), *results[0].shape))

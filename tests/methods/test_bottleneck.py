@@ -46,11 +46,12 @@ def trained(model, method, name="bottleneck", seed=0, std=0.3):
     ({"placement": "lora"}, "placement is 'lora'; expected one of houlsby, pfeiffer, parallel"),
     ({"placement": None}, "placement is None"),
     *(({"reduction": value}, f"reduction is {value!r}; expected a number >= 1")
-      for value in (0, 0.5, -2, math.nan, math.inf, True, "16", None)),
+      for value in (0, 0.5, -2, math.nan, math.inf, True, "16")),
     ({"reduction": 10 ** 400}, f"reduction is 1{199 * '0'}...; expected a number >= 1"),
     *(({"size": value}, f"size is {value!r}; expected an integer >= 1, or None") for value in (0, -1, 2.0, True, "4")),
     ({"activation": "selu"}, "activation is 'selu'; expected one of relu, gelu, "),
-    ({"activation": None}, "activation is None; expected one of relu, gelu, "),
+    *(({"init": value}, f"init is {value!r}; expected one of zeros, bert, houlsby") for value in ("mam", None, 0.02)),
+    ({"input": "norm", "placement": "par_bn"}, "input is 'norm'; expected 'stream', or 'norm' with placement 'paral"),
     *(({"scale": value}, f"scale is {value!r}; expected a finite number other than 0, or None")
       for value in (0, 0.0, math.nan, math.inf, True, "4")),
     ({"input": "norm"}, "input is 'norm'; expected 'stream', or 'norm' with placement 'parallel'"),
@@ -224,8 +225,13 @@ FORMULAS = {  # the paper's block, before a post-LN norm: A of what
     ("parallel", "norm"): lambda x, n, F, A: x + F + A(n)}
 
 
-def test_every_activation_has_a_formula_here():
-    assert set(BY_HAND) == set(ACTIVATIONS) and set(PLACEMENTS) == {placement for placement, _ in FORMULAS}
+# AdapterHub's names, each for one of the placements above
+SAME = {"double_seq_bn": "houlsby", "seq_bn": "pfeiffer", "par_bn": "parallel"}
+
+
+def test_every_activation_and_placement_has_a_formula_here():
+    assert set(BY_HAND) == set(ACTIVATIONS) and set(PLACEMENTS) == {*SAME, *SAME.values()} and set(
+        SAME.values()) == {placement for placement, _ in FORMULAS}
 
 
 def by_hand(piece, s, activation="relu"):
@@ -304,6 +310,62 @@ def test_the_activation_is_the_one_that_was_asked_for(activation):
     others = [by_hand(piece, 1, other)(wide(x)) + x for other in ("relu", "gelu", "gelu_tanh", "silu")
               if BY_HAND[other] is not BY_HAND[activation]]
     assert all(abs(wanted - other).max() > 1e-6 for other in others) and len(others) == 3
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_an_adapterhub_name_is_a_placement_with_the_defaults_of_adapterhub(name):
+    """relu, d / 16 and s = 1, but swish in double_seq_bn, and d / 2 and s = 4 in par_bn."""
+    defaults = {"double_seq_bn": ("swish", 16, 1), "seq_bn": ("relu", 16, 1), "par_bn": ("relu", 2, 4)}[name]
+    method = minipeft.Bottleneck(name)
+    assert (method.activation, method.reduction, method._scale) == defaults
+    assert method == minipeft.Bottleneck(name, None, activation=None, scale=None)
+    activation, reduction, scale = defaults
+    ours = minipeft.Bottleneck(SAME[name], reduction, activation=activation, scale=scale)
+    outputs = []
+    for each in (method, ours):
+        model = model_of("t5 v1.1")
+        trained(model, each)
+        outputs.append(logits(model, batch_of()))
+    assert numpy.array_equal(*outputs)
+    other = minipeft.Bottleneck(name, 3, activation="gelu", scale=0.5)
+    assert (other.activation, other.reduction, other._scale) == ("gelu", 3, Fraction(1, 2)), "what is said holds"
+
+
+def test_the_other_placements_keep_their_defaults_and_files_say_what_they_said():
+    for placement in ("houlsby", "pfeiffer", "parallel"):
+        method = minipeft.Bottleneck(placement)
+        assert (method.activation, method.reduction) == ("relu", 16)
+        assert method.fields() == {
+            "placement": placement, "reduction": 16, "size": None, "activation": "relu", "scale": None,
+            "input": "stream", "cross": False, "stacks": ("encoder", "decoder")}
+    assert minipeft.Bottleneck(init="bert").fields()["init"] == "bert"
+
+
+# ---- how it starts
+
+
+@pytest.mark.parametrize("init, std, bound", [("bert", 0.02, math.inf), ("houlsby", 0.01 * 0.8796, 0.02)])
+def test_other_inits_draw_D_and_U_and_leave_the_biases_at_0(init, std, bound):
+    """0.8796 is the deviation of a standard normal number within 2. The mean square of N numbers of kurtosis k has the
+    relative deviation sqrt((k - 1) / N), with k = 3 at most. Five of them."""
+    model = minipeft.T5(minipeft.T5Config(13, 400, 5, 3, 17, 1, 1, 8, 20), RNG(0))
+    attachment = minipeft.attach(model, minipeft.Bottleneck("pfeiffer", 4, stacks="encoder", init=init), RNG(0), "a")
+    drawn = {leaf: attachment.parameters[f"encoder.0.ff.out@a.{leaf}"].data for leaf in ("D", "b_D", "U", "b_U")}
+    assert not drawn["b_D"].any() and not drawn["b_U"].any()
+    for leaf in "DU":
+        x = drawn[leaf].astype(float)
+        assert abs((x ** 2).mean() / std ** 2 - 1) < 5 * math.sqrt(2 / x.size) and abs(x).max() <= bound * (1 + 1e-6)
+    assert drawn["D"].shape == (100, 400) and not numpy.array_equal(drawn["D"], drawn["U"].T)
+
+
+@every_family
+@pytest.mark.parametrize("init", ["zeros", "bert", "houlsby"])
+def test_an_attachment_is_transparent_if_and_only_if_it_says_so(family, init):
+    model, batch = model_of(family), batch_of()
+    before, method = logits(model, batch), minipeft.Bottleneck(init=init, size=4)
+    minipeft.attach(model, method, RNG(0))
+    assert same_values(logits(model, batch), before) == method.transparent == (init == "zeros")
+    assert abs(logits(model, batch) - before).max() < 0.1 * abs(before).max(), "near the identity"
 
 
 # ---- training and using it

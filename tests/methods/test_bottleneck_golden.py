@@ -33,11 +33,10 @@ def our_name(key: str) -> str:
     return f"{stack}.{block}.{SUBLAYERS[stack][int(layer)]}.out@a.{LEAVES[leaf]}"
 
 
-def method_of(config: dict) -> Bottleneck:
-    """What AdapterHub's configuration says, in our fields; s is left to the placement's default."""
-    placement = "parallel" if config["is_parallel"] else "houlsby" if config["mh_adapter"] else "pfeiffer"
-    return Bottleneck(placement, config["reduction_factor"], activation=config["non_linearity"],
-                      cross=config["cross_adapter"])
+def method_of(folder: str, config: dict) -> Bottleneck:
+    """By AdapterHub's name. What follows from it is left to the placement: h, s, f, and where the adapters stand."""
+    return Bottleneck(folder.removesuffix("_cross"), config["reduction_factor"], cross=config["cross_adapter"],
+                      init={"bert": "bert", "mam_adapter": "zeros"}[config["init_weights"]])
 
 
 @pytest.fixture(params=FOLDERS)
@@ -48,7 +47,7 @@ def case(request):
         g = dict(arrays)
     config = json.loads((folder / "adapter_config.json").read_text())["config"]
     model = T5.from_pretrained(FIXTURES / str(g["base"]), "float64")
-    attachment = attach(model, method_of(config), np.random.default_rng(0), "a")
+    attachment = attach(model, method_of(request.param, config), np.random.default_rng(0), "a")
     theirs = {our_name(key): array.astype("float64")
               for key, array in read_tensors(folder / "adapter.safetensors")[0].items()}
     assert set(theirs) == set(attachment.parameters), "their adapters and ours stand at the same places"
@@ -58,9 +57,10 @@ def case(request):
     return model, attachment, g, config
 
 
-def test_the_scale_is_theirs(case):
+def test_the_scale_and_the_activation_are_theirs(case):
     _, attachment, _, config = case
     assert all(place.attached["a"].scale == config["scaling"] for place in attachment.places.values())
+    assert attachment.method.activation == config["non_linearity"]
 
 
 def test_logits_plugged_and_unplugged_are_those_of_adapterhub(case):

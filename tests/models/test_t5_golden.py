@@ -12,6 +12,7 @@ import pytest
 
 from minipeft import AdamW, LoRA, Parameter, T5, attach, select, value_and_grad
 from minipeft.files import read_tensors
+from minipeft.models.decoding import decode
 from minipeft.nn.layers import Embedding, Linear
 from minipeft.nn.module import Model
 from minipeft.nn.positions import bucket
@@ -87,6 +88,41 @@ def test_greedy_ids_are_those_of_transformers_with_and_without_a_cache(folder, u
     model, g = T5.from_pretrained(FIXTURES / "t5" / folder, dtype), golden("t5", folder, "golden.npz")
     found = model.generate(g["input_ids"], g["attention_mask"], int(g["max_new_tokens"]), use_cache=use_cache)
     assert np.array_equal(found, g["greedy_ids"])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_beam_search_gives_the_ids_and_to_1e_5_the_scores_of_transformers(folder, use_cache, dtype):
+    """transformers fills answers that ended with eos, and we with pad. Its logarithms of probabilities are float32."""
+    model, g = T5.from_pretrained(FIXTURES / "t5" / folder, dtype), golden("t5", folder, "golden.npz")
+    ids, scores = decode(model, g["input_ids"], g["attention_mask"], int(g["max_new_tokens"]), None, use_cache, 3)
+    assert np.array_equal(filled_with_eos(ids, g["beam_ids"].shape), g["beam_ids"])
+    assert np.abs(scores - g["beam_scores"]).max() <= 1e-5
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_beam_search_is_that_of_transformers_for_every_length_penalty_and_early_stopping(folder):
+    model, g = T5.from_pretrained(FIXTURES / "t5" / folder, "float64"), golden("t5", folder, "golden.npz")
+    beams = golden("t5", "beams.npz")
+    for i, (k, penalty, stopping) in enumerate(zip(*(beams[key].tolist() for key in (
+            "num_beams", "length_penalty", "early_stopping")))):
+        ids, scores = decode(model, g["input_ids"], g["attention_mask"], 12, num_beams=k, length_penalty=penalty,
+                             early_stopping={"True": True, "False": False}.get(stopping, stopping))
+        wanted, said = beams[f"{folder}/scores"][i], beams[f"{folder}/ids"][i]
+        assert np.array_equal(filled_with_eos(ids, said.shape), said), (k, penalty, stopping)
+        assert np.abs(scores / wanted - 1).max() <= 1e-5, (k, penalty, stopping)
+    assert len({said.tobytes() for said in beams[f"{folder}/ids"]}) > 5, "the settings make a difference"
+
+
+def filled_with_eos(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """ids with eos (1) behind the end of every row, in place of pad (0)."""
+    found = np.ones(shape, dtype=ids.dtype)
+    for row, said in zip(found, ids):
+        end = said.tolist().index(1) if 1 in said else len(said)
+        row[:end] = said[:end]
+        assert not said[end + 1:].any(), "pad"
+    return found
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -130,9 +130,9 @@ BUGS = [
         "attaching/test_report.py::test_the_example_at_the_end_is_of_the_rank_that_is_plugged_and_never_of_a_negative_"
         "saving"),
     Bug("a bottleneck cannot be pickled", "methods/bottleneck.py",
-        'reads = of_norm if self.input == "norm" else PLACEMENTS[self.placement][1]',
+        'reads = of_norm if self.input == "norm" else PLACEMENTS[self.placement].reads',
         "reads = (lambda f: lambda x, n, F: f(x, n, F))(\n            of_norm if self.input == \"norm\" else "
-        "PLACEMENTS[self.placement][1])",
+        "PLACEMENTS[self.placement].reads)",
         MOVED + "a_model_with_any_method_can_be_pickled_and_copied"),
     # ---- positions
     Bug("padding on the left takes positions", "nn/positions.py",
