@@ -19,8 +19,8 @@ from minipeft.nn.weight import Parameter
 from tests.methods_under_test import HALF, Variant, each, variants
 from tests.models_under_test import bits, cases
 
-GROUPS = {"the attachment": r"@a\.", "one of its leaves": r"\.(A|D|b_U|d|P|K|l|b)$",
-          "another": r"\.(B|U|b_D|d|P|V|l|b)$", "base biases and norms": r"(bias|norm\.weight)$",
+GROUPS = {"the attachment": r"@a\.", "one of its leaves": r"\.(A1?|D|b_U|d|P|K|l|b|q|w1(_a)?)$",
+          "another": r"\.(B1?|U|b_D|d|P|V|l|b|q|w2(_a)?)$", "base biases and norms": r"(bias|norm\.weight)$",
           "the tables": r"^(embedding|head)\.weight$|position",
           "one matrix": r"^encoder\.0\.ff\.wo\.weight$", "all": "."}
 
