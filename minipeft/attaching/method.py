@@ -141,8 +141,8 @@ class Method(abc.ABC):
         `setting(..., in_file=False)`, and those with `setting(..., optional=True)` that have their default."""
         optional = {f.name: f.default for f in dataclasses.fields(self)  # type: ignore[arg-type]
                     if f.metadata.get("optional")}
-        return {name: value for name in file_fields(type(self))
-                if (value := getattr(self, name)) != optional.get(name, dataclasses.MISSING)}
+        return {name: getattr(self, name) for name in file_fields(type(self))
+                if name not in optional or getattr(self, name) != optional[name]}
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
