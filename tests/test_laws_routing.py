@@ -28,6 +28,7 @@ PARTNERS = {  # of each method: b and c, of other families
     "Bottleneck": (("Selective", "embedding"), ("PromptTuning", "3 tokens")),
     "Selective": (("PromptTuning", "3 tokens"), ("LoRA", "every linear")),
     "Relatives": (("Selective", "norms"), ("LoRA", "every linear")),
+    "Zoo": (("Bottleneck", "houlsby"), ("LoRA", "every linear")),
     "PromptTuning": (("LoRA", "mixture"), ("PromptTuning", "2")),
     "PrefixTuning": (("PromptTuning", "2 next to the text"), ("PrefixTuning", "3"))}
 FEW = Variant("LoRA", "q and v", "t5 v1.0", "float64", 0)
