@@ -107,10 +107,10 @@ def distribution(logits: Array, temperature: float = 1.0, top_k: int | None = No
     probability of at least `top_p` together (of equally probable ones the smaller ids first). Raises ValueError where
     the largest logit is not finite."""
     z = _numbers(logits)
+    if top_k is not None and top_k < z.shape[-1]:  # first: division leaves their order, but may round two to one
+        z[z < numpy.partition(z, -top_k, axis=-1)[:, -top_k, None]] = -math.inf
     with numpy.errstate(over="ignore"):  # a tiny temperature: the others become -inf
         z = (z - z.max(axis=-1, keepdims=True)) / temperature
-    if top_k is not None and top_k < z.shape[-1]:
-        z[z < numpy.partition(z, -top_k, axis=-1)[:, -top_k, None]] = -math.inf
     p = numpy.exp(z)
     p /= p.sum(axis=-1, keepdims=True)
     if top_p < 1:

@@ -243,13 +243,14 @@ def test_a_model_with_and_without_a_cache_searches_each_row_by_the_rules(build, 
         assert np.array_equal(model.generate(ids, mask, 5, None, use_cache, beams, penalty, stopping), found)
 
 
-ROUTING = ["lora", None, ("lora", "prompt"), "prompt", "bottleneck", ("prompt", "bottleneck")]
+ROUTING = ["lora", None, {"lora": -0.5}, ("lora", "prompt"), ("prefix", "bottleneck"), "prefix"]
 
 
 def with_adapters(seed: int = 0) -> Any:
     model = t5_v11(seed, **IDS_OF)
     for i, (name, method) in enumerate({"lora": minipeft.LoRA(3), "prompt": minipeft.PromptTuning(2),
-                                        "bottleneck": minipeft.Bottleneck(size=4)}.items()):
+                                        "bottleneck": minipeft.Bottleneck(size=4),
+                                        "prefix": minipeft.PrefixTuning(3)}.items()):
         trained_on(model, method, name, i + 10 * seed)
     return model
 

@@ -60,6 +60,7 @@ def test_the_sets_that_top_k_and_top_p_keep():
     hot, cold = distribution(quarter, 2.0)[0], distribution(quarter, 0.5)[0]
     assert np.allclose((hot[0] / hot[1], cold[0] / cold[1]), (math.sqrt(2), 4)), "temperature 2 flattens"
     assert distribution(np.array([[0.0, -INF, 1e30]]), 1e-300).tolist() == [[0, 0, 1]]
+    assert (distribution(np.array([[1e-38, 0.0, 1.0]]), top_k=2) > 0).tolist() == [[True, False, True]], "no tie"
 
 
 @given(st.lists(st.sampled_from([0.0, 1e-17, 0.1, 0.25, 3.0]), min_size=1, max_size=6), UNIFORM)

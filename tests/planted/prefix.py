@@ -14,10 +14,8 @@ BUGS = [
         'return {"K": trained((self.length, width), init), "V": trained((self.length, width), init)}',
         'return {leaf: trained((self.length, width), init, _kind(name)) for leaf in "KV"}',
         DEFECT + "D1_every_layer_of_every_kind_has_keys_and_values_of_its_own_and_all_that_is_trained_has_a_gradient"),
-    Bug("D8: generation does not know what is switched off", "models/encoder_decoder.py",
-        "running = numpy.ones(len(ids), dtype=bool)\n        with routed(self.host, adapter, len(ids)):",
-        "running = numpy.ones(len(ids), dtype=bool)\n"
-        "        with routed(self.host, tuple(self.attachments) if adapter is None else adapter, len(ids)):",
+    Bug("D8: generation does not know what is switched off", "models/decoding.py", "    c, tokens = model.config,",
+        "    adapter = tuple(model.attachments) if adapter is None else adapter\n    c, tokens = model.config,",
         DEFECT + "D8_switched_off_it_leaves_the_bits_of_the_base_in_a_forward_and_in_generation"),
     Bug("D9: half of a prompt's rows are never read", PROMPT, "xp.arange(self.P.shape[0])",
         "xp.arange((self.P.shape[0] + 1) // 2)",
