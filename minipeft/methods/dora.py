@@ -26,17 +26,18 @@ default). For an embedding table [vocab, d], PEFT has norm="input": one m for ea
 from __future__ import annotations
 
 import dataclasses
-import math
 from fractions import Fraction
 from typing import Any
 
-from minipeft.attaching.fields import expect, finite_in, integer, number, one_of
-from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.attaching.fields import integer, number, one_of
+from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array, xp
 from minipeft.engine.ops import dropout, embedding, low_rank_linear
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor
-from minipeft.nn.init import Rng, normal, uniform
+from minipeft.methods.lora_inits import INITS
+from minipeft.methods.per_place import PerPlace, nonzero
+from minipeft.nn.init import Rng
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter, Reparam
 from minipeft.nn.where import Where
@@ -95,12 +96,12 @@ class Decomposed(Reparam):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class DoRA(Method):
+class DoRA(PerPlace):
     """DoRA. rank: r. alpha: in s = alpha / r. dropout: on the input of A, in training. where: which matrices (linear
-    weights and embedding tables), by default q and v of every attention. init: the distribution of A, "gaussian",
-    N(0, 1 / (3 d_in)), or "uniform", U(-1/sqrt(d_in), 1/sqrt(d_in)), as for LoRA; B starts at 0. detach: whether |V| is
-    a constant for the gradient; AdapterHub's is not. norm: "output", of each row of V (m [d_out, 1]), or "input", of
-    each column (m [1, d_in]).
+    weights and embedding tables), by default q and v of every attention. init: how A starts, one of INITS of
+    `lora_inits.py`; B starts at 0. detach: whether |V| is a constant for the gradient; AdapterHub's is not. norm:
+    "output", of each row of V (m [d_out, 1]), or "input", of each column (m [1, d_in]). scaling, rank_pattern,
+    alpha_pattern: another s, other ranks and alphas at some places (`per_place.py`).
 
     m starts at |W| of the weight with everything that is plugged below, and at 0 for a row of zeros, which stays as it
     is. Departures: in PEFT, dropout also acts on a part of x W0^T; here that is never dropped. AdapterHub's norm is
@@ -108,34 +109,27 @@ class DoRA(Method):
     d_in)."""
 
     rank: int = setting(8, integer, "an integer >= 1")
-    alpha: float = setting(16, lambda v: number(v) and v != 0, "a finite number other than 0")
+    alpha: float = setting(16, nonzero, "a finite number other than 0")
     dropout: float = setting(0.0, lambda v: number(v) and 0 <= v < 1, "a number in [0, 1)")
     where: Where = r"\.(q|v)\.weight$"
-    init: str = setting("gaussian", lambda v: one_of(v, ("gaussian", "uniform")), "'gaussian' or 'uniform'")
+    init: str = setting("gaussian", lambda v: one_of(v, INITS), f"one of {', '.join(INITS)}")
     detach: bool = setting(True, lambda v: type(v) is bool, "True or False")
     norm: str = setting("output", lambda v: one_of(v, ("output", "input")), "'output' or 'input'")
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        d_out, d_in = slot.shape
-        expect(self, "alpha", finite_in(self._scale, slot.dtype), f"a finite alpha / r in {slot.dtype}")
-        if self.rank > min(slot.shape):
-            raise ValueError(f"DoRA: rank {self.rank} exceeds {min(slot.shape)}, the largest that "
-                             f"{name} {list(slot.shape)} can have")
-        spread = normal(d_in ** -0.5 / math.sqrt(3)) if self.init == "gaussian" else uniform(d_in ** -0.5)
+        (d_out, d_in), rank = slot.shape, self.rank_at(name, slot)
+        self.scale_at(name, slot)  # raises where it is not finite
 
         def length(shape: tuple, dtype: Any, rng: Rng) -> Array:
             W = xp.ascontiguousarray(slot.fold().dense().data)  # as V is, so that both are summed in one order
             return lengths(Tensor(W), self._axis).data * W.any(axis=self._axis, keepdims=True)
 
-        return {"A": trained((self.rank, d_in), spread), "B": trained((d_out, self.rank)),
+        return {"A": trained((rank, d_in), INITS[self.init](slot, rank)), "B": trained((d_out, rank)),
                 "m": trained((d_out, 1) if self._axis == 1 else (1, d_in), length)}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Decomposed:
-        return Decomposed(**arrays, scale=self._scale, p=self.dropout, axis=self._axis, detach=self.detach)
-
-    @property
-    def _scale(self) -> Fraction:
-        return Fraction(self.alpha) / self.rank
+        return Decomposed(**arrays, scale=self.scale_at(name, slot), p=self.dropout, axis=self._axis,
+                          detach=self.detach)
 
     @property
     def _axis(self) -> int:

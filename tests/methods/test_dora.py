@@ -148,7 +148,7 @@ def test_m_starts_at_the_norm_of_what_lies_below_not_of_the_base():
 
 def test_both_inits_of_a_are_drawn_with_their_spread():
     model = model_of("post-LN", "float64", 0)
-    for init, largest, std in (("uniform", 12 ** -0.5, (3 * 12) ** -0.5), ("gaussian", 9, (3 * 12) ** -0.5)):
+    for init, largest, std in (("kaiming", 12 ** -0.5, (3 * 12) ** -0.5), ("gaussian", 9, (3 * 12) ** -0.5)):
         attachment = minipeft.attach(model, minipeft.DoRA(12, init=init, where=r"\.\w+\.weight$"), RNG(0), init)
         drawn = numpy.concatenate([p.data.ravel() for name, p in attachment.parameters.items()
                                    if name.endswith(".A") and p.shape[1] == 12])
@@ -157,9 +157,21 @@ def test_both_inits_of_a_are_drawn_with_their_spread():
         attachment.remove()
 
 
+def test_ranks_and_scales_may_differ_from_place_to_place_as_for_lora():
+    model = model_of("t5 v1.0", "float64", 0)
+    method = minipeft.DoRA(2, 6, init="orthogonal", scaling="alpha/sqrt(r)", rank_pattern={r"\.v\.": 9},
+                           alpha_pattern={"^decoder": 5})
+    attachment = minipeft.attach(model, method, RNG(0))
+    for name, place in attachment.places.items():
+        rank, alpha = 9 if ".v." in name else 2, 5 if name.startswith("decoder") else 6
+        piece = attachment.at[place]
+        assert piece.A.shape == (rank, 12) and abs(float(piece.scale) * rank ** 0.5 / alpha - 1) < 1e-15
+        assert numpy.allclose(piece.A.data @ piece.A.data.T, numpy.eye(rank), atol=1e-14)
+
+
 @pytest.mark.parametrize("fields, message", [
     ({"rank": 0}, "DoRA: rank is 0; expected an integer >= 1"), ({"alpha": 0}, "alpha is 0; expected a finite number"),
-    ({"dropout": 1.0}, "dropout is 1.0; expected a number in"), ({"init": "zeros"}, "init is 'zeros'; expected 'gaus"),
+    ({"dropout": 1.0}, "dropout is 1.0; expected a number in"), ({"init": "zeros"}, "init is 'zeros'; expected one of gaus"),
     ({"detach": 1}, "detach is 1; expected True or False"), ({"norm": "row"}, "norm is 'row'; expected 'output' or")])
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
