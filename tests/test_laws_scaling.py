@@ -116,8 +116,11 @@ def test_law_8_a_sublayer_goes_by_the_factor_along_its_change():
     model = with_two(case)
     for site in model.attachments["a"].places.values():
         piece, (x, n, F) = model.attachments["a"].at[site], RNG(0).standard_normal((3, 2, 4, site.width))
-        found, wanted = scaled("a", site, piece, -0.75), F - 0.75 * (piece(x, n, F).data - F)
-        assert type(found) is ScaledOutput and numpy.allclose(found(x, n, F).data, wanted, rtol=1e-14, atol=1e-14)
+        for strength, kind in (("scale", type(piece)), (None, ScaledOutput)):
+            piece.strength = strength
+            found, wanted = scaled("a", site, piece, -0.75), F - 0.75 * (piece(x, n, F).data - F)
+            assert type(found) is kind and found is not piece
+            assert numpy.allclose(found(x, n, F).data, wanted, rtol=1e-14, atol=1e-14)
 
 
 @each(dtypes=("float64",))

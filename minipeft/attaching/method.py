@@ -107,8 +107,8 @@ class Method(abc.ABC):
 
     make(name, place, arrays) gives the piece: at a slot a `Reparam`, at a site a `Piece` that defines `__call__`. Every
     array must be an attribute of the piece, which may hold no other Parameter or Fixed. Pieces are pickled and copied,
-    so they hold no lambdas. A piece for a slot has no `base` yet when it is made. One whose equation has a factor of
-    its own may define `scaled(factor)`, a copy with that factor multiplied (`nn/scaled.py` scales the others).
+    so they hold no lambdas. A piece for a slot has no `base` yet when it is made. If one
+    of its attributes multiplies its whole change, as LoRA's s does, `strength` names it (`nn/scaled.py`).
 
     The library does the rest. `attach` checks the declarations and the pieces before it touches the model, draws the
     arrays, names them "place@name.leaf" (a shared one "shared@name.leaf") and plugs the pieces. `save` and `load` need

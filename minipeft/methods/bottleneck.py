@@ -54,6 +54,7 @@ class Adapter(Piece):
     reads: Callable
     f: Callable
     scale: Fraction
+    strength = "scale"
 
     def __call__(self, x: Any, n: Any, F: Any) -> Tensor:
         """x, n, F [batch, time, d] -> F' [batch, time, d]."""

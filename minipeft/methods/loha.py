@@ -43,6 +43,7 @@ class Hadamard(Added):
     A2: Parameter
     B2: Parameter
     scale: Fraction
+    strength = "scale"
 
     def change(self) -> Tensor:
         """s (B1 A1) * (B2 A2): [d_out, d_in]."""

@@ -41,6 +41,7 @@ class Kronecker(Reparam):
     """W0 + s kron(w1, w2).   w1 [l, m] or w1_a [l, r], w1_b [r, m]; w2 [k, n] or w2_a [k, r], w2_b [r, n]."""
 
     scale: Fraction
+    strength = "scale"
 
     def factor(self, name: str) -> Tensor:
         """w1 [l, m] or w2 [k, n], by its `name`: the array itself, or the product of its two factors."""

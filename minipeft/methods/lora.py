@@ -42,6 +42,7 @@ class LowRank(Reparam):
     B: Parameter
     scale: Fraction
     p: float
+    strength = "scale"
 
     def dense(self) -> Tensor:
         return self.base.dense() + self.scale * (self.B @ self.A)
@@ -53,10 +54,6 @@ class LowRank(Reparam):
     def rows(self, ids: Array) -> Tensor:
         """W[ids] = W0[ids] + s B[ids] A. A lookup has no input vector, so dropout does not act here."""
         return self.base.rows(ids) + self.scale * (embedding(self.B, ids) @ self.A)
-
-    def scaled(self, factor: float) -> "LowRank":
-        """W0 + w s B A, with the `factor` w of one forward (`nn/scaled.py`)."""
-        return type(self)(**{**vars(self), "scale": self.scale * Fraction(factor)})
 
     @property
     def drops(self) -> bool:

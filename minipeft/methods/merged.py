@@ -28,6 +28,7 @@ class MergedLowRank(Reparam):
     scale: Fraction
     p: float
     enable: tuple[bool, ...]
+    strength = "scale"
 
     def dense(self) -> Tensor:
         (d_out, d_in), n = self.shape, len(self.enable)

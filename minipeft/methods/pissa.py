@@ -41,6 +41,7 @@ class PrincipalLowRank(Reparam):
     B0: Fixed
     scale: Fraction
     p: float
+    strength = "scale"
 
     def dense(self) -> Tensor:
         return self.base.dense() + self.scale * (self.B @ self.A - self.B0 @ self.A0)

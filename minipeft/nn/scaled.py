@@ -3,14 +3,16 @@
     W -> W + w (f(W) - W)         at a slot, for a piece that makes f(W) of the weight W below it
     F -> F + w (A(F) - F)         at a sublayer site, for a piece that makes A(F) of the sublayer's output F
 
-At w = 1 it is the piece itself, at w = 0 what lies below it. A piece whose equation has a factor of its own may do this
-exactly, without the two differences: it defines `scaled(factor)`, which gives a copy with that factor multiplied by w.
+At w = 1 it is the piece itself, at w = 0 what lies below it. Where a number of the piece already multiplies its whole
+change, such as LoRA's s, the piece names it as its `strength`. Then w multiplies this number, in a copy of the piece,
+and no difference is computed.
 
 Prompts and prefixes add positions, and there is no fraction of a position.
 """
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 from typing import Any, Self
 
 from minipeft.backend import Array
@@ -26,8 +28,10 @@ def scaled(name: str, place: Any, piece: Any, factor: float) -> Any:
     if place.kind in ("input", "keys_values"):
         raise ValueError(f"adapter {{{name!r}: {factor:g}}}: {name!r} adds positions at a site of kind {place.kind!r}, "
                          f"and no factor can weaken a position; expected the factor 1")
-    if hasattr(piece, "scaled"):
-        return piece.scaled(factor)
+    if piece.strength is not None:
+        twin = copy.copy(piece)
+        setattr(twin, piece.strength, getattr(piece, piece.strength) * Fraction(factor))
+        return twin
     return (ScaledOutput if place.kind == "sublayer" else ScaledWeight)(piece=piece, factor=factor)
 
 

@@ -12,7 +12,7 @@ model that holds a weight.
 from __future__ import annotations
 
 import copy
-from typing import Any, Mapping, Protocol, Self
+from typing import Any, ClassVar, Mapping, Protocol, Self
 
 from minipeft.backend import Array
 from minipeft.engine.ops import embedding, linear
@@ -81,7 +81,10 @@ class Fixed(Tensor):
 class Piece:
     """The part of a method at one place. The keyword arguments become attributes; those that are a Parameter or Fixed
     are the arrays of the piece. A piece for a slot is a `Reparam`. A piece for a site defines `__call__` with the
-    signature of the site's kind (`nn/site.py`)."""
+    signature of the site's kind (`nn/site.py`). strength: the attribute, if there is one, that multiplies the whole
+    change that the piece makes (`nn/scaled.py`)."""
+
+    strength: ClassVar[str | None] = None
 
     def __init__(self, **attributes: Any):
         vars(self).update(attributes)

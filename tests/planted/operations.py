@@ -65,8 +65,8 @@ BUGS = [
     Bug("the names of a dict lose their order", "nn/asked.py", "for name, factor in item.items())",
         "for name, factor in sorted(item.items()))",
         SCALING + "law_8_the_factor_1_gives_the_bits_of_the_name_and_0_the_values_of_the_base"),
-    Bug("a LoRA is scaled twice", "methods/lora.py", '"scale": self.scale * Fraction(factor)',
-        '"scale": self.scale * Fraction(factor) ** 2',
+    Bug("a LoRA is scaled twice", "nn/scaled.py", "getattr(piece, piece.strength) * Fraction(factor))",
+        "getattr(piece, piece.strength) * Fraction(factor) ** 2)",
         SCALING + "law_8_on_fractions_the_scaled_weight_is_exact_and_both_ways_to_scale_a_lora_agree"),
     # ---- combining
     Bug("a weight's sign is lost", "operations/combine.py", "cs, fs = [w * f.s for _, w, f in terms if f]",
