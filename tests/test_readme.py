@@ -13,15 +13,16 @@ import numpy
 import pytest
 
 import minipeft
+from minipeft.attaching.method import METHODS
 from tests.planted.bug import Bug
 from tests.test_planted_bugs import BUGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in (
     "README.md", "examples/README.md", "examples/benchmark/README.md", "examples/conformance/README.md",
-    "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "CONTRIBUTING.md", "CHANGELOG.md",
-    "SECURITY.md")}
-README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, CONTRIBUTING, CHANGES, _ = PAGES.values()
+    "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "docs/methods.md",
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
+README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES, _ = PAGES.values()
 
 
 def block(page: str, marker: str) -> str:
@@ -116,13 +117,51 @@ def test_the_programs_beside_those_of_peft_run(tmp_path, monkeypatch, capsys):
     assert numpy.array_equal(merged.generate(names["ids"]), names["after"])
 
 
-METHODS = sorted({call.replace("\\|", "|") for page in (README, DICTIONARY) for call in re.findall(
-    r"`((?:LoRA|Bottleneck|Selective|PromptTuning)\([^`]*\))`", page) if "..." not in call})
+CALLS = sorted({call.replace("\\|", "|") for page in (README, DICTIONARY, ALL_METHODS) for call in re.findall(
+    rf"`((?:AdamW|{'|'.join(METHODS)})\([^`]*\))`", page) if "..." not in call})
 
 
-@pytest.mark.parametrize("call", METHODS)
+@pytest.mark.parametrize("call", CALLS)
 def test_a_method_on_a_page_can_be_made(call):
     eval(call, {**vars(minipeft), "ids": (3, 5)})
+
+
+SETTINGS = {"norm": "DoRA", "detach": "DoRA", "placement": "IA3", "cayley": "OFT", "full": "LoKr", "key": "VeRA",
+            "bias": "PrefixTuning", "init": "Bottleneck"}
+
+
+def test_the_conventions_on_the_page_of_methods_are_settings():
+    table = ALL_METHODS[ALL_METHODS.index("## Conventions"):ALL_METHODS.index("## Operations")]
+    found = re.findall(r"`(\w+)=([^`]+)`", table)
+    assert {name for name, _ in found} == set(SETTINGS)
+    for name, value in found:
+        eval(f"{SETTINGS[name]}({name}={value})", vars(minipeft))
+
+
+def test_the_page_of_methods_lists_all_of_them_with_the_counts_of_their_pages():
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./minipeft/methods/(\w+)\.py\) \|.*\| ([\d,]+) \| ", ALL_METHODS, re.MULTILINE)
+    assert {name for name, *_ in rows} == {name for name, kind in METHODS.items()
+                                           if kind.__module__.startswith("minipeft.")}
+    for name, page, count in rows:
+        assert METHODS[name].__module__ == f"minipeft.methods.{page}"
+        source = (ROOT / f"minipeft/methods/{page}.py").read_text("utf-8")
+        assert re.search(rf"^On T5-small, .*: {count} parameters of 60,506,624\.$", source, re.MULTILINE), name
+
+
+def test_the_operations_that_are_shown_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), rng)
+    tuned = minipeft.T5(model.config, rng)
+    a, b = (minipeft.attach(model, minipeft.LoRA(2, init="pissa"), rng, name) for name in "ab")
+    names = {"minipeft": minipeft, "model": model, "tuned": tuned, "a": a, "b": b, "ids": rng.integers(2, 32, (3, 5)),
+             "targets": rng.integers(2, 32, (3, 4))}
+    *first, extract, save = block(ALL_METHODS, "operations").splitlines()
+    exec("\n".join(first), names)
+    assert names["half"].shape == names["mixed"].shape == (3, 4, 32) and model.plugged == ("combined",)
+    names["both"].unplug()
+    exec("\n".join((extract, save)), names)
+    assert model.plugged == ("extracted",) and "bfloat16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", sorted(set(re.findall(r'`?where=((?:r"[^"`]+")|\[[^\]`.]+\])', DICTIONARY))))
@@ -152,6 +191,7 @@ def test_the_program_that_tries_a_release_runs_in_another_folder(tmp_path):
 TESTED = {"README.md": ["LowRank", "from first_look.py"], "examples/conformance/README.md": [None],
           "minipeft/conformance/README.md": ["plug-in"],
           "docs/coming_from_peft.md": ["worked example", "loop by hand", "together"],
+          "docs/methods.md": ["operations"],
           "CONTRIBUTING.md": ["laws of a method", "a planted bug"]}
 
 
