@@ -139,7 +139,8 @@ def test_the_conventions_on_the_page_of_methods_are_settings():
 
 
 def test_the_page_of_methods_lists_all_of_them_with_the_counts_of_their_pages():
-    rows = re.findall(r"^\| \[(\w+)\]\(\.\./minipeft/methods/(\w+)\.py\) \|.*\| ([\d,]+) \| ", ALL_METHODS, re.MULTILINE)
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./minipeft/methods/(\w+)\.py\) \|.*\| ([\d,]+) \| ", ALL_METHODS,
+                      re.MULTILINE)
     assert {name for name, *_ in rows} == {name for name, kind in METHODS.items()
                                            if kind.__module__.startswith("minipeft.")}
     for name, page, count in rows:

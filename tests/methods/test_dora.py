@@ -171,7 +171,8 @@ def test_ranks_and_scales_may_differ_from_place_to_place_as_for_lora():
 
 @pytest.mark.parametrize("fields, message", [
     ({"rank": 0}, "DoRA: rank is 0; expected an integer >= 1"), ({"alpha": 0}, "alpha is 0; expected a finite number"),
-    ({"dropout": 1.0}, "dropout is 1.0; expected a number in"), ({"init": "zeros"}, "init is 'zeros'; expected one of gaus"),
+    ({"dropout": 1.0}, "dropout is 1.0; expected a number in"),
+    ({"init": "zeros"}, "init is 'zeros'; expected one of gaus"),
     ({"detach": 1}, "detach is 1; expected True or False"), ({"norm": "row"}, "norm is 'row'; expected 'output' or")])
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
