@@ -56,8 +56,8 @@ VARIANTS = {
     "LoRA r=8, ff": _lora(r"\.ff\."),                       # wi and wo, both stacks
     "LoRA r=8, attn+ff": _lora(r"\.(attn|ff)\."),           # all but cross-attention
     "DoRA r=8": Variant(minipeft.DoRA(rank=8, alpha=16, where=EVERY_LINEAR), 5e-3),
-    "VeRA r=64": Variant(minipeft.VeRA(rank=64, where=EVERY_LINEAR), 1e-2),
-    "(IA)^3": Variant(minipeft.IA3(), 1e-2),                # factors of all keys, values and hidden features
+    "VeRA r=64": Variant(minipeft.VeRA(rank=64, where=EVERY_LINEAR), 3e-2),
+    "(IA)^3": Variant(minipeft.IA3(), 3e-2),                # factors of all keys, values and hidden features
     "Houlsby adapters": Variant(minipeft.Bottleneck(placement="houlsby", size=16), 3e-3, always=True),
     "Pfeiffer adapters": Variant(minipeft.Bottleneck(placement="pfeiffer", size=16), 3e-3),
     "BitFit": Variant(minipeft.Selective(type="bias"), 1e-2, always=True),
@@ -65,7 +65,7 @@ VARIANTS = {
     "last layers": Variant(minipeft.Selective(last=1), 1e-3),                 # the last block of each stack
     "embedding": Variant(minipeft.Selective(component="embedding"), 3e-3),
     # Ten trained keys and values in every attention. They take no positions.
-    "prefix": Variant(minipeft.PrefixTuning(length=10), 1e-2),
+    "prefix": Variant(minipeft.PrefixTuning(length=10), 3e-2),
     # Prompt tuning. A prompt takes positions, and the base has only met words right behind "american: ". Moved by 20
     # positions, a word is unreadable to it, whatever the prompt is. Ten vectors in place of the ten characters of
     # "american: " leave the word where it was.
