@@ -36,7 +36,8 @@ class Place:
     @property
     def used(self) -> bool:
         """Whether any row of the present forward sees an entry here."""
-        return any(entries for entries, _ in view_of(self.host).groups(self))
+        view = view_of(self.host)
+        return self in view.state.entries if view.rows is None else any(entries for entries, _ in view.groups(self))
 
     def pieces(self) -> Iterator[Any]:
         """All objects here that may hold arrays, each once: the base, the attached pieces, merged constants."""
