@@ -25,6 +25,8 @@ IDS, TARGETS = [[5, 6, 1], [7, 1, 1]], [[0, 7], [0, 2]]
 MOVES = ("attach", "load", "plug", "unplug", "merge", "unmerge", "remove", "off")
 METHODS = {"lora": minipeft.LoRA(2), "delta": minipeft.Selective(component=("attention", "norm")),
            "adapter": minipeft.Bottleneck(size=2), "prompt": minipeft.PromptTuning(2),
+           "dora": minipeft.DoRA(2), "factors": minipeft.IA3(), "shared": minipeft.VeRA(2),
+           "prefix": minipeft.PrefixTuning(2, mlp=3),
            "wide": minipeft.LoRA(1, where=["^embedding", r"\.ff\."])}
 
 

@@ -15,7 +15,8 @@ from tests.train import hostile, tiny
 CONFIG = minipeft.T5Config(23, 12, 5, 3, 20, 1, 1, 8, 20)
 METHODS = {"LoRA": minipeft.LoRA(2), "Bottleneck": minipeft.Bottleneck("pfeiffer", size=3),
            "Selective": minipeft.Selective(mask={"embedding.weight": [3, 20, 100]}),
-           "PromptTuning": minipeft.PromptTuning(2)}
+           "PromptTuning": minipeft.PromptTuning(2), "PiSSA": minipeft.LoRA(2, init="pissa"),
+           "VeRA": minipeft.VeRA(3), "PrefixTuning": minipeft.PrefixTuning(2, mlp=3)}
 
 
 def bare() -> minipeft.T5:
