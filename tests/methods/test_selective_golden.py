@@ -1,4 +1,4 @@
-"""Selective tuning against PEFT on T5: LN tuning (tests/fixtures/adapters/ln_tuning), of which PEFT stores whole weights,
+"""Selective tuning against PEFT on T5: LN tuning (tests/fixtures/adapters/ln_tuning), where PEFT stores whole weights,
 so that d is their weight less the base's; and SHiRA (tests/fixtures/zoo/shira_t5), which trains single elements.
 
 The tolerances are the project's: float64 outputs to 1e-12 and gradients to 1e-10 of the tensor's largest entry."""
