@@ -25,6 +25,12 @@ OTHERS: dict[str, Any] = {
     "a mask": lambda name: minipeft.Selective(mask={name: numpy.arange(3)}),
     "rows": lambda name: minipeft.Selective(where=f"^{name}$", rows=(1, 4))}
 
+# methods that have no dropout here; a Selective above one of them asks it about the weights below
+SILENT: list[Any] = [
+    minipeft.LoRA(1), minipeft.LoRA(1, init="pissa"), minipeft.LoRA(1, enable=(True,)), minipeft.DoRA(1),
+    minipeft.DoRA(1, norm="input", detach=False), minipeft.IA3(), minipeft.VeRA(2), minipeft.LoHa(1), minipeft.LoKr(1),
+    minipeft.HiRA(1), minipeft.OFT(2)]
+
 
 def without_dropout(family: str) -> Any:
     """A model whose own layers drop nothing."""
@@ -74,6 +80,18 @@ def test_law_14_dropout_reaches_through_several_weights_above_it(above):
     for i, other in enumerate(above):
         moved(minipeft.attach(model, OTHERS[other](name), RNG(i), f"above{i}"), RNG([i, 1]))
     assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 2
+
+
+@pytest.mark.parametrize("silent", SILENT, ids=lambda method: f"{type(method).__name__} {method.fields()}")
+def test_law_14_a_method_without_dropout_hands_it_on_and_says_that_a_weight_below_has_it(silent):
+    name = "decoder.0.ff.wi.weight"
+    batch, model = Case(("t5 v1.0", "q and v"), 1, 1, "float64", 0).batch(), without_dropout("t5 v1.0")
+    stacked(model, name, "nothing", "below")
+    for called, method in (("silent", dataclasses.replace(silent, where=f"^{name}$")),
+                           ("above", OTHERS["Selective"](name))):
+        moved(minipeft.attach(model, method, RNG(1), called), RNG([1, 1]))
+        assert model.slots[name].fold().drops, called
+        assert len({float(model.loss(**batch, rng=RNG(seed))) for seed in (1, 2)}) == 2, called
 
 
 @pytest.mark.parametrize("order", ["below", "above"])

@@ -119,6 +119,8 @@ class Method(abc.ABC):
     where: Any  # a Where, as `nn/where.py` has it
 
     def __post_init__(self) -> None:
+        if isinstance(self.where, list):  # which cannot be hashed, and which the caller may change
+            object.__setattr__(self, "where", tuple(self.where))
         plain(self)
         check_settings(self)
 

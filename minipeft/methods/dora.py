@@ -33,6 +33,7 @@ from minipeft.attaching.fields import integer, number, one_of
 from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array, xp
 from minipeft.engine.ops import dropout, embedding, low_rank_linear
+from minipeft.engine.ops.overflow import quiet
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor
 from minipeft.methods.lora_inits import INITS
@@ -122,7 +123,12 @@ class DoRA(PerPlace):
 
         def length(shape: tuple, dtype: Any, rng: Rng) -> Array:
             W = xp.ascontiguousarray(slot.fold().dense().data)  # as V is, so that both are summed in one order
-            return lengths(Tensor(W), self._axis).data * W.any(axis=self._axis, keepdims=True)
+            with quiet(all="ignore"):
+                m = lengths(Tensor(W), self._axis).data * W.any(axis=self._axis, keepdims=True)
+            if not xp.isfinite(m).all():
+                raise ValueError(f"DoRA: |W| of {name} is not finite in {slot.dtype}; expected finite numbers, whose "
+                                 f"squares are finite")
+            return m
 
         return {"A": trained((rank, d_in), INITS[self.init](slot, rank)), "B": trained((d_out, rank)),
                 "m": trained((d_out, 1) if self._axis == 1 else (1, d_in), length)}

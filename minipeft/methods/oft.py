@@ -103,8 +103,9 @@ class OFT(Method):
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
         size, d_in = self.block_size, slot.shape[1]
         if d_in % size:
+            fitting = ", ".join(str(n) for n in range(2, d_in + 1) if d_in % n == 0)
             raise ValueError(f"OFT: block_size {size} does not divide {d_in}, the width of {name} {list(slot.shape)}; "
-                             f"expected one of {', '.join(str(n) for n in range(2, d_in + 1) if d_in % n == 0)}")
+                             + (f"expected one of {fitting}" if fitting else "a row of one number has no rotation"))
         return {"q": trained((1 if self.share else d_in // size, size * (size - 1) // 2))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Rotated:

@@ -36,7 +36,7 @@ from typing import Any
 from minipeft.attaching.attach import check_name
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.build import wanted
-from minipeft.attaching.fields import expect, integer, number, one_of
+from minipeft.attaching.fields import expect, finite_in, integer, number, one_of
 from minipeft.attaching.method import Declared, Method, register, setting, trained
 from minipeft.backend import Array, to_device, xp
 from minipeft.checks import shown
@@ -160,7 +160,9 @@ class PrefixTuning(Method):
     def arrays(self, name: str, site: Site, model: Any) -> dict[str, Declared]:
         width, m = site.width, self.mlp
         if m is None:
-            init = normal(0.02 if self.std is None else self.std)
+            std = 0.02 if self.std is None else self.std
+            expect(self, "std", finite_in(std, site.dtype), f"a finite number in {site.dtype}")
+            init = normal(std)
             return {"K": trained((self.length, width), init), "V": trained((self.length, width), init)}
         kind, d = _kind(name), model.config.d_model
         return {"P": trained((self.length, d), normal(1.0), shared=kind),

@@ -15,7 +15,8 @@ are trained, r + d_out numbers for each weight, and A and B are stored once, how
 On T5-small, q and v of all 18 attentions: 27,648 parameters of 60,506,624.
 
 A and B are as large as the largest weight needs. A smaller weight takes the first d_in columns of A and the first
-d_out rows of B. As A is frozen, a product with x keeps only d and x A^T [.., r] for the backward pass, and not x.
+d_out rows of B. As A is frozen, x is not kept for the backward pass. dd needs x A^T [.., r], and db needs what b
+multiplies [.., d_out].
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy
 
-from minipeft.attaching.fields import integer, number
+from minipeft.attaching.fields import expect, finite_in, integer, number
 from minipeft.attaching.method import Declared, Method, fixed, register, setting, trained
 from minipeft.backend import Array, to_device
 from minipeft.engine.ops import embedding, linear
@@ -94,6 +95,7 @@ class VeRA(Method):
                               "[0, 2^32)")
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
+        expect(self, "d_initial", finite_in(self.d_initial, slot.dtype), f"a finite number in {slot.dtype}")
         r, shapes = self.rank, [place.shape for place in self.places(model).values()]  # type: ignore[attr-defined]
         d_out, d_in = (max(shape[axis] for shape in shapes) for axis in (0, 1))
         A, B = (uniform(math.sqrt(6 / columns)) for columns in (d_in, r))

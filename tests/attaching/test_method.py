@@ -330,6 +330,14 @@ def test_the_method_that_the_refusals_start_from_is_accepted(methods):
                            RNG(0), "fields").state == "plugged"
 
 
+def test_a_method_with_a_list_of_patterns_has_a_hash_and_keeps_the_patterns_it_was_given():
+    where = ["q", "v"]
+    method = minipeft.LoRA(2, where=where)
+    assert hash(method) == hash(minipeft.LoRA(2, where=("q", "v"))) and method == minipeft.LoRA(2, where=["q", "v"])
+    where.append("k")
+    assert method.where == ("q", "v")
+
+
 def test_something_else_than_a_registered_method_is_refused():
     @dataclass(frozen=True)
     class Unregistered(ForeignIA3):

@@ -179,6 +179,17 @@ def test_fields_out_of_range_are_refused(fields, message):
         minipeft.DoRA(**fields)
 
 
+@pytest.mark.parametrize("norm", ["output", "input"])
+@pytest.mark.parametrize("value", [numpy.nan, numpy.inf, 1e20])
+def test_a_weight_without_a_finite_norm_is_refused_by_name_and_nothing_is_attached(value, norm):
+    model = model_of("t5 v1.0", "float32", 0)
+    model.slots["decoder.0.cross.q.weight"].base.data[1, 2] = value
+    rng = RNG(0)
+    with pytest.raises(ValueError, match=r"DoRA: \|W\| of decoder.0.cross.q.weight is not finite in float32"):
+        minipeft.attach(model, minipeft.DoRA(2, norm=norm), rng)
+    assert not model.attachments and rng.bit_generator.state == RNG(0).bit_generator.state
+
+
 def test_a_rank_or_scale_that_does_not_fit_is_refused_before_anything_is_attached():
     model = model_of("t5 v1.0", "float32", 0)
     before = bits(model.state())

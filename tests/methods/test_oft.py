@@ -107,6 +107,13 @@ def test_a_block_size_that_does_not_divide_the_width_is_refused_with_those_that_
     assert not model.attachments
 
 
+def test_a_row_of_one_number_is_refused_because_nothing_can_turn_it():
+    model = minipeft.T5(minipeft.T5Config(5, 1, 1, 1, 1, 1, 1, 8, 20), numpy.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"OFT: block_size 2 does not divide 1, the width of encoder.0.attn.q.weight "
+                                         r"\[1, 1\]; a row of one number has no rotation$"):
+        minipeft.attach(model, minipeft.OFT(2), numpy.random.default_rng(0))
+
+
 @pytest.mark.parametrize("field", [dict(block_size=1), dict(share=0), dict(cayley="exact"), dict(terms=3)])
 def test_fields_out_of_range_are_refused(field):
     with pytest.raises(ValueError, match=f"OFT: {next(iter(field))} is .*; expected"):

@@ -154,6 +154,13 @@ def test_initial_values_are_small_without_the_network_and_those_of_two_linear_la
             assert 0.9 * bound < abs(p.data).max() <= bound
 
 
+def test_a_spread_that_is_infinite_in_the_dtype_of_the_model_is_refused():
+    model = Case(("t5 v1.0", "q and v"), 1, 1, "float32", 0).model()
+    with pytest.raises(ValueError, match=r"PrefixTuning: std is 1e\+39; expected a finite number in float32"):
+        attach(model, PrefixTuning(2, std=1e39), RNG(0))
+    assert not model.attachments
+
+
 # ---- where the prefix stands
 
 

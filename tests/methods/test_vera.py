@@ -81,6 +81,9 @@ def test_x_is_not_kept_for_the_backward_pass_because_a_is_frozen():
     finally:
         minipeft.engine.tensor._observer.reset(token)
     assert kept and not any(array is x for array in kept)
+    d_out, r = slot.shape[0], attachment.method.rank
+    widths = {array.shape[-1] for array in kept if getattr(array, 'ndim', 0) == 3}
+    assert widths == {d_out, r}, "of x A^T, and of what b multiplies"
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -90,6 +93,13 @@ def test_x_is_not_kept_for_the_backward_pass_because_a_is_frozen():
 def test_fields_out_of_range_are_refused(fields, message):
     with pytest.raises(ValueError, match=f"VeRA: {message}|VeRA: key is 4294967296; {message}"):
         minipeft.VeRA(**fields)
+
+
+def test_a_start_of_d_that_is_infinite_in_the_dtype_of_the_weight_is_refused():
+    model = model_of("t5 v1.1", "float32", 0)
+    with pytest.raises(ValueError, match=r"VeRA: d_initial is 1e\+39; expected a finite number in float32"):
+        minipeft.attach(model, minipeft.VeRA(3, 1e39), numpy.random.default_rng(0))
+    assert not model.attachments
 
 
 def test_the_class_alone_is_the_equation_on_fractions():
