@@ -194,6 +194,21 @@ def refused(model: Any, batch: Any, adapter: Any, error: type, expected: str) ->
     assert bits({"base": logits(model, batch)}) == before
 
 
+@pytest.mark.parametrize("method, family, dtype, factor", [
+    ("LoRA", "pre-LN", "float64", 1e308), ("LoRA", "pre-LN", "float32", -1e38),
+    ("Selective", "t5 v1.0", "float32", 1e39), ("Bottleneck", "t5 v1.0", "float32", 1e308)])
+def test_a_factor_that_overflows_is_refused_before_anything_is_computed(method, family, dtype, factor):
+    variant = {"LoRA": "pissa", "Selective": "all", "Bottleneck": "houlsby, cross"}[method]
+    case = Variant(method, variant, family, dtype, 0)
+    model, batch = with_two(case), case.batch()
+    strength = 1e3
+    for piece in model.attachments["a"].at.values():
+        if piece.strength is not None:
+            setattr(piece, piece.strength, Fraction(strength))
+    refused(model, batch, {"b": 1, "a": factor}, ValueError, f"adapter {{'a': {factor:g}}}: the factor, times the "
+            f"strength of 'a' itself, overflows in {dtype}; expected a smaller factor")
+
+
 def test_a_prompt_takes_no_factor_but_1_and_the_error_comes_before_anything_is_computed():
     case = Variant("PromptTuning", "2", "t5 v1.0", "float64", 0)
     model, batch = with_two(case), case.batch()

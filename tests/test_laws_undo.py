@@ -7,6 +7,7 @@ same weights, against an oracle that knows the rules of the design:
     off <--unplug-- plugged <--unmerge-- merged            save: from any;   attach, load: from removed
     plug puts it back below what lay above it when it was unplugged, and otherwise on top
 
+plug needs nothing merged above that position, where a constant would hide it;
 merge needs all below at its places to be merged, and a method that acts on weights; unmerge needs nothing merged above;
 training needs "plugged". A swap unplugs the one on top, plugs another, and goes back and forth: A, B, A is A.
 """
@@ -54,8 +55,8 @@ TRIOS = {
 STATES = ("removed", "off", "plugged", "merged")
 MOVES = ("attach", "load", "plug", "unplug", "swap", "merge", "unmerge", "step", "save", "remove")
 PAIRS = {(move, state) for move in MOVES for state in STATES} | {
-    ("merge", "plugged above an unmerged one"), ("unmerge", "merged below a merged one"),
-    ("step", "base weight below a merged one")}
+    ("plug", "off below a merged one"), ("merge", "plugged above an unmerged one"),
+    ("unmerge", "merged below a merged one"), ("step", "base weight below a merged one")}
 REACHED: collections.Counter = collections.Counter()
 
 _CONFIG = minipeft.T5Config(11, 6, 5, 2, 9, 1, 1, 8, 20)
@@ -142,10 +143,14 @@ class Undo(RuleBasedStateMachine):
         self.order.append(name)
 
     def plug(self, name: str, move: str = "plug") -> None:
-        if self.made(move, name, self.state[name] == "off", self.handles[name].plug):
+        legal = self.state[name] == "off" and not self.shared(self.order[self.back(name):], name, "merged")
+        if self.made(move, name, legal, self.handles[name].plug):
             self.state[name] = "plugged"
-            at = next((i for i, n in enumerate(self.order) if n in self.above[name]), len(self.order))
-            self.order.insert(at, name)
+            self.order.insert(self.back(name), name)
+
+    def back(self, name: str) -> int:
+        """The position that `name` is plugged at."""
+        return next((i for i, n in enumerate(self.order) if n in self.above[name]), len(self.order))
 
     def unplug(self, name: str, move: str = "unplug") -> None:
         legal = self.state[name] == "plugged" and not self.merged_above(name)
@@ -218,6 +223,8 @@ class Undo(RuleBasedStateMachine):
     def where(self, move: str, name: str) -> str:
         """The state from which the move would start, said more exactly where the neighbours matter."""
         state, at = self.state[name], self.order.index(name) if name in self.order else 0
+        if (move, state) == ("plug", "off") and self.shared(self.order[self.back(name):], name, "merged"):
+            return "off below a merged one"
         if (move, state) == ("merge", "plugged") and self.shared(self.order[:at], name, "plugged"):
             return "plugged above an unmerged one"
         if (move, state) == ("unmerge", "merged") and self.shared(self.order[at + 1:], name, "merged"):
@@ -267,6 +274,16 @@ def test_law_4_any_sequence_of_moves_can_be_undone_and_illegal_ones_move_nothing
     run_state_machine_as_test(machine_of(trio), settings=settings(HALF, stateful_step_count=20))
 
 
+def merge_above_one_that_is_off(machine: Undo) -> None:
+    """And then plug that, which chance alone seldom tries."""
+    lower, upper = next((x, y) for x in machine.trio.weights for y in machine.trio.share[x])
+    for move, names in (("unmerge", 3 * "abc"), ("unplug", "abc"), ("remove", lower + upper), ("attach", lower + upper),
+                        ("unplug", lower), ("merge", upper), ("plug", lower), ("unmerge", upper)):
+        for name in names:
+            getattr(machine, move)(name)
+            machine.check()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trio", TRIOS)
 def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_times(trio):
@@ -280,6 +297,8 @@ def test_law_4_on_a_walk_that_makes_every_move_from_every_state_at_least_20_time
             move, name = chosen[0] if i % 2 else min(chosen, key=lambda pair: REACHED[pair[0], machine.where(*pair)])
             getattr(machine, move)(name)
             machine.check()
+            if i % 100 == 0:
+                merge_above_one_that_is_off(machine)
     finally:
         machine.teardown()
     print("\n".join(f"{move:8} {state:32} {REACHED[move, state]:5}" for move, state in sorted(PAIRS)))

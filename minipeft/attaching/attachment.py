@@ -6,7 +6,7 @@
 In PEFT's words, plug and unplug are enable and disable, and remove is delete.
 
 At every place the plugged attachments have one entry each, in an ordered list, and the place computes a fold of it. A
-merged entry is a constant, computed from the weight below it. So merge needs all entries below to be merged, and
+merged entry is a constant, computed from the weight below it. So merge needs all entries below to be merged, and plug,
 unplug, unmerge and remove need no merged entry above. Nothing is ever subtracted.
 
 A move makes the next `State` of the model and puts it in place by one assignment. Every illegal move raises before
@@ -81,8 +81,11 @@ class Attachment(Attached):
         """Switch it on (enable it) at every place. It returns to its old position, below the attachments that lay above
         it when it was unplugged and are still plugged. If there are none, it lies on top.
 
-        Raises ValueError unless it is off, and where one entry could not lie above another (see `Reparam.over`)."""
-        self._become(inserted(self._required("plug", "off"), self.name, None, self._above))
+        Raises ValueError unless it is off, where one entry could not lie above another (see `Reparam.over`), and where
+        an attachment is merged on top of its position: that constant would hide it."""
+        plugged = inserted(self._required("plug", "off"), self.name, None, self._above)
+        nothing_merged_above("plug", self.name, self._places, plugged)
+        self._become(plugged)
 
     def unplug(self) -> None:
         """Switch it off (disable it): take it out of the lists. The model then gives its old outputs, bit for bit.
@@ -96,7 +99,7 @@ class Attachment(Attached):
         attachment that was off before stays off; one that is removed or plugged inside the block stays so.
 
         Raises ValueError after `remove`, and while another attachment is merged on top of it; and, when the block ends,
-        if it was merged into weights that have since changed."""
+        if it was merged into weights that have since changed, or another one is merged on top of its position."""
         before = self._required("switch off", "off", "plugged", "merged")
         if self.name not in before.plugged:
             yield self
@@ -212,6 +215,7 @@ class Attachment(Attached):
             self._become(before)
         elif self._state_in(now) == "off":
             back = inserted(now, self.name, before.plugged[self.name], self._above)
+            nothing_merged_above("switch on", self.name, self._places, back)
             if self._state_in(back) == "merged" and not all(
                     lie_alike(place, self.name, before, back) for place in self.at):
                 raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "

@@ -15,6 +15,8 @@ import copy
 from fractions import Fraction
 from typing import Any, Self
 
+import numpy
+
 from minipeft.backend import Array
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam, Weight
@@ -22,15 +24,20 @@ from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam, Weight
 
 def scaled(name: str, place: Any, piece: Any, factor: float) -> Any:
     """`piece` of the attachment `name` at `place`, with its change multiplied by `factor`. At 1 it is the same object.
-    Raises ValueError at a site where a change cannot be multiplied."""
+    Raises ValueError at a site where a change cannot be multiplied, and where the factor overflows."""
     if factor == 1:
         return piece
     if place.kind in ("input", "keys_values"):
         raise ValueError(f"adapter {{{name!r}: {factor:g}}}: {name!r} adds positions at a site of kind {place.kind!r}, "
                          f"and no factor can weaken a position; expected the factor 1")
+    strength = Fraction(factor) * (1 if piece.strength is None else getattr(piece, piece.strength))
+    dtype = numpy.dtype(place.dtype)
+    if dtype.kind == "f" and not abs(strength) <= float(numpy.finfo(dtype).max):
+        raise ValueError(f"adapter {{{name!r}: {factor:g}}}: the factor, times the strength of {name!r} itself, "
+                         f"overflows in {dtype}; expected a smaller factor")
     if piece.strength is not None:
         twin = copy.copy(piece)
-        setattr(twin, piece.strength, getattr(piece, piece.strength) * Fraction(factor))
+        setattr(twin, piece.strength, strength)
         return twin
     return (ScaledOutput if place.kind == "sublayer" else ScaledWeight)(piece=piece, factor=factor)
 

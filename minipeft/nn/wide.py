@@ -36,8 +36,11 @@ def wide_weight(base: Weight, entries: Iterable[Any]) -> Weight:
 
 def relative_error(found: Any, wanted: Any) -> float:
     """|found - wanted| / |wanted| of arrays of one shape, [d_out, d_in] or [d], in Frobenius norms. Where nothing is
-    wanted it is 0 if nothing is found, and infinite otherwise."""
-    off, size = (float(numpy.linalg.norm(x.astype("float64").reshape(-1))) for x in (found - wanted, wanted))
+    wanted it is 0 if nothing is found, and infinite otherwise. Both are scaled by the same power of two first, so that
+    the squares of tiny and of huge numbers stay in range."""
+    n = numpy.frexp(abs(wanted).max() or abs(found).max())[1]
+    off, size = (float(numpy.linalg.norm(numpy.ldexp(x.astype("float64").reshape(-1), -n)))
+                 for x in (found - wanted, wanted))
     return off / size if size else math.inf if off else 0.0
 
 

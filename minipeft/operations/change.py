@@ -39,6 +39,15 @@ class Factors:
         """s B A [d_out, d_in] in float64."""
         return float(self.s) * (self.B.astype("float64") @ self.A.astype("float64"))
 
+    def stored(self, where: str, dtype: Any) -> "Factors":
+        """The same, with A and B rounded to `dtype`. Raises ValueError, naming the place, for NaN and overflow."""
+        with numpy.errstate(over="ignore"):
+            A, B = self.A.astype(dtype), self.B.astype(dtype)
+        if not (numpy.isfinite(A).all() and numpy.isfinite(B).all()):
+            raise ValueError(f"the factors of the change at {where} are not finite in {dtype}; expected attachments "
+                             f"without NaN, and a change that does not overflow")
+        return Factors(A, B, self.s)
+
 
 def factors(attachment: Attachment, slot: Slot) -> Factors | None:
     """The factors of an attachment's change at a slot; None for a method whose change depends on the weight below it,

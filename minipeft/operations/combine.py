@@ -22,8 +22,9 @@ import numpy
 
 from minipeft.attaching.attach import check_name
 from minipeft.attaching.attachment import Attachment
+from minipeft.attaching.fields import finite_in
 from minipeft.attaching.order import nothing_merged_above, replaced
-from minipeft.attaching.trained_on import TrainedOn, content_of_base, record
+from minipeft.attaching.trained_on import TrainedOn, content_of_base
 from minipeft.checks import integer, number, shown
 from minipeft.methods.lora import LoRA
 from minipeft.nn.slot import Slot
@@ -50,9 +51,10 @@ def combine(attachments: Sequence[Attachment], weights: Sequence[float], how: st
     as stored, is from the sum.
 
     Raises, before anything changes, TypeError for what is no attachment, and ValueError for attachments that are
-    merged, removed, given twice or on different models, or that lie below a merged one; for weights that are not as
-    many finite numbers; for methods, places and ranks that `how` cannot take; and for an attachment that was trained on
-    top of, or together with, one that is not combined with it, or on another base than the others."""
+    merged, removed, given twice or on different models; where another one is merged on top of the new one's position;
+    for weights that are not as many finite numbers; for methods, places and ranks that `how` cannot take; for NaN and
+    overflow; and for an attachment that was trained on top of, or together with, one that is not combined with it, or
+    on another base than the others."""
     inputs, ws = _checked(attachments, weights)
     model, name = inputs[0].model, "combined" if name is None else name
     if how not in HOW:
@@ -63,15 +65,12 @@ def combine(attachments: Sequence[Attachment], weights: Sequence[float], how: st
     rank = rank if rank is None else integer("rank", rank, least=1)
     check_name(model, name)
     now = model.host.now
-    for a in inputs:
-        if a.name in now.plugged:
-            nothing_merged_above("combine", a.name, a.places, now)
     if how == "cat" and len(inputs) == 1 and ws == [1]:
         made = _copied(inputs[0], name)
     else:
         made = _combined(inputs, ws, how, rank, name)
     state = replaced(now, [a.name for a in inputs], made)
-    model.host.recorder = record
+    nothing_merged_above("plug", name, {where: place for a in inputs for where, place in a.places.items()}, state)
     model.host.now = state
     return made
 
@@ -111,8 +110,11 @@ def _combined(inputs: list[Attachment], ws: list[Fraction], how: str, rank: int 
             if not isinstance(slot, Slot) or slot.kind not in LoRA.kinds:
                 raise ValueError(f"cannot combine {a.name!r}: at {where} it acts on a place of kind {slot.kind!r}; a "
                                  f"LoRA holds changes of matrices and embedding tables alone")
-            terms.setdefault(where, []).append((a, w, factors(a, slot)))
-            if how != "svd" and terms[where][-1][2] is None:
+            terms.setdefault(where, []).append((a, w, f := factors(a, slot)))
+            if f is not None and not finite_in(w * f.s, numpy.dtype("float64")):
+                raise ValueError(f"cannot combine {a.name!r}: at {where} the weight {float(w):g} times its scale "
+                                 f"{float(f.s):g} overflows; expected a smaller weight")
+            if how != "svd" and f is None:
                 method = type(a.method).__name__
                 raise ValueError(f"cannot combine {a.name!r} by how={how!r}: the change that {method} makes is no "
                                  f"product of two factors; use how='svd', or adapter={{{a.name!r}: "
@@ -121,9 +123,13 @@ def _combined(inputs: list[Attachment], ws: list[Fraction], how: str, rank: int 
     slots, parts, errors = inputs[0].model.slots, {}, {}
     for where in (where for where in slots if where in terms):
         slot, found = slots[where], terms[where]
-        dense: Any = sum(float(w) * (f.dense() if f else difference(a, slot)) for a, w, f in found)
+        with numpy.errstate(over="ignore", invalid="ignore"):
+            dense: Any = sum(float(w) * (f.dense() if f else difference(a, slot)) for a, w, f in found)
+        if not numpy.isfinite(dense).all():
+            raise ValueError(f"the sum of the changes at {where} is not finite; expected attachments without NaN and "
+                             f"infinity, and weights at which it does not overflow")
         part = {"cat": _cat, "factor-linear": _linear}[how](where, found) if how != "svd" else _svd(found, dense, rank)
-        parts[where] = Factors(part.A.astype(slot.dtype), part.B.astype(slot.dtype), part.s)
+        parts[where] = part.stored(where, slot.dtype)
         errors[where] = relative_error(parts[where].dense(), dense)
     return lora_of(inputs[0].model, name, parts, trained_on, errors)
 
@@ -163,10 +169,13 @@ def _svd(terms: list[Term], dense: numpy.ndarray, rank: int | None) -> Factors:
 def _trained_on(inputs: list[Attachment], dense: set[Attachment]) -> TrainedOn | None:
     """What the sum is valid on: the base. dense: those whose change depends on the weight below them."""
     model, combined = inputs[0].model, {a.layer.content for a in inputs}
-    bases = set()
+    bases, here = set(), content_of_base(model)
     for a in inputs:
-        said = a.trained_on.settled(model) if a.trained_on is not None else TrainedOn(content_of_base(model))
+        said = a.trained_on.settled(model) if a.trained_on is not None else TrainedOn(here)
         bases.add(said.base)
+        if a in dense and said.base != here:
+            raise ValueError(f"cannot combine {a.name!r}: it was trained on another base than the model has now, and "
+                             f"the change that {type(a.method).__name__} makes depends on it")
         for layer in (*said.below, *said.together):
             if layer.content not in combined:
                 raise ValueError(f"cannot combine {a.name!r}: it was trained on top of or together with attachment "

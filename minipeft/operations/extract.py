@@ -35,8 +35,8 @@ def extract(model: Model, tuned: Model, rank: int, name: str | None = None) -> A
     LoRA cannot hold.
 
     Raises, before anything changes, TypeError for what is no whole model; ValueError for models of another class,
-    configuration or shape, for attachments that are plugged or merged on either, for numbers that are not finite, for
-    models of which no matrix differs, and for a name that is taken."""
+    configuration or shape, for attachments that are plugged or merged on either, for numbers that are not finite or
+    overflow as factors, for models of which no matrix differs, and for a name that is taken."""
     check_name(model, name := "extracted" if name is None else name)
     _same_kind(model, whole(tuned))
     rank = integer("rank", rank, least=1)
@@ -53,7 +53,7 @@ def extract(model: Model, tuned: Model, rank: int, name: str | None = None) -> A
         if slot.kind in LoRA.kinds:
             U, S, Vt = numpy.linalg.svd(d, full_matrices=False)
             r = min(rank, max(1, int((S > S[0] * max(d.shape) * 2.0 ** -52).sum())))
-            parts[where] = Factors(Vt[:r].astype(slot.dtype), (U[:, :r] * S[:r]).astype(slot.dtype), Fraction(1))
+            parts[where] = Factors(Vt[:r], U[:, :r] * S[:r], Fraction(1)).stored(where, slot.dtype)
             errors[where] = relative_error(parts[where].dense(), d)
     if not parts:
         found = f"; only {', '.join(list(errors)[:5])} differ, which no LoRA can hold" if errors else ""

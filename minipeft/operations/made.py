@@ -22,7 +22,7 @@ from minipeft.operations.change import Factors
 def lora_of(model: Model, name: str, parts: Mapping[str, Factors], trained_on: TrainedOn | None,
             errors: Mapping[str, float]) -> Attachment:
     """A LoRA called `name` with the factors `parts`, {place: Factors}, not attached yet. trained_on, errors: of the
-    attachment. Raises ValueError for factors that are not finite in the dtype of the weights."""
+    attachment. Raises ValueError for a scale that is not finite in the dtype of the weights."""
     ranks = {place: part.rank for place, part in parts.items()}
     scales = {place: float(part.s) for place, part in parts.items()}
     rank, alpha = (collections.Counter(found.values()).most_common(1)[0][0] for found in (ranks, scales))

@@ -366,6 +366,22 @@ def test_with_off_is_refused_below_a_merged_one_and_a_merged_one_stays_off_where
     assert b.state == "off" and a.state == "plugged"
 
 
+def test_below_one_that_was_merged_meanwhile_nothing_is_plugged_because_the_constant_would_hide_it():
+    model, a, b, c = three()
+    a.unplug()
+    b.merge()
+    before, state = logits(model, CASE.batch()), model.host.now
+    with pytest.raises(ValueError, match="cannot plug 'a': 'b' was merged on top of it at .*; unmerge 'b' first"):
+        a.plug()
+    assert model.host.now is state
+    b.unmerge()
+    a.plug()
+    assert logits(model, CASE.batch()).tobytes() != before.tobytes() and model.plugged == ("a", "b", "c")
+    with pytest.raises(ValueError, match="cannot switch on 'a': 'b' was merged on top of it at"), a.off():
+        b.merge()
+    assert a.state == "off" and b.state == "merged"
+
+
 def test_a_move_replaces_the_state_once_and_never_changes_the_one_before():
     model, a, b, c = three()
     seen = [model.host.now]

@@ -103,7 +103,9 @@ def test_D7_a_hundred_cycles_of_merge_and_unmerge_on_a_half_precision_base_give_
 
 VARIANTS = {"LoRA": LoRA(3, 4), "rsLoRA": LoRA(3, 4, scaling="alpha/sqrt(r)"),
             "patterns": LoRA(3, 4, rank_pattern={"decoder": 2}, alpha_pattern={r"\.v\.": -7}),
-            "pissa": LoRA(2, 3, init="pissa"), "DoRA": ForeignDoRA()}
+            "pissa": LoRA(2, 3, init="pissa"), "merged q, k and v": LoRA(2, 3, enable=(True, False, True)),
+            "DoRA": minipeft.DoRA(2, 3), "DoRA written elsewhere": ForeignDoRA(), "LoHa": minipeft.LoHa(2, 3),
+            "VeRA": minipeft.VeRA(3)}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

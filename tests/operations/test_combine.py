@@ -107,7 +107,9 @@ def test_a_combination_in_float32_says_what_its_rounding_costs():
     model, inputs = model_with(METHODS["LoRA"], METHODS["rsLoRA"], dtype="float32")
     c = combine(inputs, [0.7, 0.3])
     assert all(p.data.dtype == numpy.float32 for p in c.parameters.values())
-    assert 0 < max(c.errors.values()) < 1e-6
+    assert 1e-9 < max(c.errors.values()) < 1e-6
+    for name, d in the_sum(inputs, [0.7, 0.3]).items():
+        assert abs(c.errors[name] - relative_error(change(c, name), d)) < 1e-12
     even = combine([inputs[0]], [2], name="even")
     assert max(even.errors.values()) == 0
 
@@ -232,6 +234,17 @@ def test_parts_of_different_bases_are_not_combined(tmp_path):
     assert combine([a], [2]).trained_on.base == "another"
 
 
+def test_a_change_that_depends_on_the_base_is_not_computed_on_another_one_than_it_was_trained_on():
+    model, (a, b) = model_with(LoRA(1, where=Q), ForeignDoRA(where=Q))
+    a.unplug()
+    minipeft.value_and_grad(lambda: model.loss(**CASE.batch()), b.parameters)
+    slot = next(iter(b.places.values()))
+    slot.base.data = slot.base.data + 1
+    unchanged(model, lambda: combine([b], [1], "svd"),
+              "'b': it was trained on another base than the model has now, and the change that ForeignDoRA makes")
+    assert combine([b], [1]).trained_on == b.trained_on
+
+
 # ---- what is refused
 
 
@@ -286,6 +299,38 @@ def test_what_lies_below_a_merged_one_is_refused():
     model, (a, b) = model_with(LoRA(2, where=Q), LoRA(2, where=Q))
     a.merge(), b.merge()
     unchanged(model, lambda: combine([a], [2]), "'a': it is merged")
+
+
+@pytest.mark.parametrize("first", [LoRA(2, where=Q), LoRA(2, where=[r"\.k\.weight$"])])
+def test_nothing_is_combined_below_a_constant_that_would_hide_it(first):
+    """b is merged between a and c, at a place that c alone shares with it."""
+    model, (a, b, c) = model_with(first, LoRA(2, where=V), LoRA(2, where=V))
+    b.merge()
+    unchanged(model, lambda: combine([a, c], [1, 1]), "cannot plug 'combined': 'b' was merged on top of it at")
+    wanted = logits(model, CASE.batch(), adapter={"b": 1, "a": 1, "c": 2})
+    combine([c], [2])
+    assert model.plugged == ("a", "b", "combined")
+    assert abs(logits(model, CASE.batch()) - wanted).max() < 1e-12 * abs(wanted).max()
+
+
+@pytest.mark.parametrize("how", ["cat", "svd", "factor-linear"])
+def test_numbers_that_are_not_finite_are_refused_before_anything_changes(how):
+    for dtype, weight, message in (("float64", 1e308, "cannot combine 'a': at .* weight 1e\\+308 times its scale 4 "),
+                                   ("float32", 1e307, "at .* are not finite in float32|alpha is 4e\\+307"),
+                                   ("float64", 1, "the sum of the changes at .*0.attn.q.weight is not finite")):
+        model, (a, b) = model_with(LoRA(2, 8, where=Q), LoRA(2, 8, where=Q), dtype=dtype)
+        if weight == 1:
+            a.at[next(iter(a.places.values()))].A.data[0, 0] = math.nan
+        unchanged(model, lambda: combine([a, b], [weight, 1], how), message)
+        unchanged(model, lambda: combine([a, b], [weight, weight], how), message)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-170, 1e170])
+def test_errors_of_tiny_and_huge_changes_are_told_as_those_of_others(size):
+    model, (a, b) = model_with(LoRA(2, 2, where=Q), LoRA(2, 2, where=Q))
+    errors = combine([a, b], [1, 1], "svd", 1).errors.values()
+    scaled = combine([a, b], [size, size], "svd", 1, "scaled").errors.values()
+    assert numpy.allclose(list(scaled), list(errors), rtol=1e-9) and min(errors) > 0.01
 
 
 @pytest.mark.parametrize("how", ["cat", "factor-linear"])

@@ -26,6 +26,10 @@ BUGS = [
         "if base.drops and type(self).project is Reparam.project:", "if False:",
         "test_laws_dropout.py::test_a_method_with_a_definition_alone_is_refused_above_a_weight_with_dropout_however_it_"
         "gets_there"),
+    # ---- moves
+    Bug("an attachment is plugged below a constant that hides it", MOVES,
+        '        nothing_merged_above("plug", self.name, self._places, plugged)\n', "",
+        MOVED + "below_one_that_was_merged_meanwhile_nothing_is_plugged_because_the_constant_would_hide_it"),
     # ---- which base, and what lies below
     Bug("the configuration is no part of a base", TRAINED_ON, "said = json.dumps(computes(), sort_keys=True)",
         'said = ""', LINEAGE + "a_transformer_that_computes_something_else_on_the_same_tensors_is_another_base"),
