@@ -171,9 +171,11 @@ def test_the_factors_that_rows_share_are_computed_once(dtype):
     ({"a": 10 ** 400}, ValueError, "expected a finite number"),
     ({"d": 0.5}, ValueError, "adapter 'd' is not attached to this model; attached: a, b"),
     (["a", {"d": 1}, None, None], ValueError, "'d' is not attached"),
-    ({1: 0.5}, TypeError, "adapter holds dict; expected names, tuples of names, dicts {name: factor}, or None"),
-    ([{"a"}] * 4, TypeError, "adapter holds set"),
-    (0.5, TypeError, "adapter holds float")])
+    ({1: 0.5}, TypeError, "adapter holds 1, of type int; expected names (of an attachment a: a.name), tuples of names, "
+     "dicts {name: factor}, or None"),
+    ([("a", 2)] * 4, TypeError, "adapter holds 2, of type int"),
+    ([{"a"}] * 4, TypeError, "adapter holds {'a'}, of type set"),
+    (0.5, TypeError, "adapter holds 0.5, of type float")])
 def test_a_bad_factor_raises_before_anything_is_computed_in_every_call(adapter, error, expected):
     model, batch = with_two(LORA), LORA.batch()
     refused(model, batch, adapter, error, expected)

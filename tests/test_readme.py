@@ -149,6 +149,18 @@ def test_the_page_of_methods_lists_all_of_them_with_the_counts_of_their_pages():
         assert re.search(rf"^On T5-small, .*: {count} parameters of 60,506,624\.$", source, re.MULTILINE), name
 
 
+def test_the_use_that_is_shown_for_every_method_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), rng)
+    model.save_pretrained("t5-folder")
+    pairs = [(rng.integers(2, 32, 5).tolist(), rng.integers(2, 32, 4).tolist()) for _ in range(9)]
+    names = {"minipeft": minipeft, "numpy": numpy, "model": model, "pairs": pairs,
+             "sources": rng.integers(2, 32, (3, 5))}
+    exec(block(ALL_METHODS, "use"), names)
+    assert numpy.array_equal(names["ids"], names["again"].model.generate(names["sources"], num_beams=4))
+
+
 def test_the_operations_that_are_shown_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rng = numpy.random.default_rng(0)
@@ -192,7 +204,7 @@ def test_the_program_that_tries_a_release_runs_in_another_folder(tmp_path):
 TESTED = {"README.md": ["LowRank", "from first_look.py"], "examples/conformance/README.md": [None],
           "minipeft/conformance/README.md": ["plug-in"],
           "docs/coming_from_peft.md": ["worked example", "loop by hand", "together"],
-          "docs/methods.md": ["operations"],
+          "docs/methods.md": ["use", "operations"],
           "CONTRIBUTING.md": ["laws of a method", "a planted bug"]}
 
 

@@ -1,12 +1,12 @@
 """Bottleneck adapters: two small trained layers inside a frozen block.
 
-    adapter(h) = U f(D h + b_D) + b_U                   Houlsby et al., 2019, arXiv:1902.00751, sec. 2.1
+    adapter(h) = U f(D h + b_D) + b_U                   Houlsby et al., 2019, arXiv:1902.00751
 
     h [.., d] -- D [m, d], b_D [m] -- f -- U [d, m], b_U [d] -- [.., d]     m much smaller than d; U and b_U start at 0
 
 x is the residual stream, F the sublayer's output, and n the sublayer's input. The block's x + F becomes
 
-    houlsby     x + F + s adapter(F)        after attention and after feed-forward, s = 1 (the same paper, fig. 2)
+    houlsby     x + F + s adapter(F)        after attention and after feed-forward, s = 1 (the same paper)
     pfeiffer    x + F + s adapter(x + F)    after feed-forward, s = 1 (Pfeiffer et al., 2020, arXiv:2005.00247)
     parallel    x + F + s adapter(x)        beside feed-forward, s = 4 (He et al., 2021, arXiv:2110.04366);
                                             adapter(n) with input="norm", as they apply it to pre-LN
@@ -109,11 +109,11 @@ class Bottleneck(Method):
     least 1). activation: f, one of ACTIVATIONS. scale: s. None for reduction, activation or scale means that of the
     placement. input: h of a parallel adapter, "stream" (x) or "norm" (n). cross: also after cross-attention (Houlsby's
     model has none, and AdapterHub adds none unless it is told to). stacks: encoder, decoder, or both. where: the sites;
-    it replaces the choice by placement, cross and stacks, but not their h and s.
+    it replaces the choice by placement, cross and stacks; h and s stay those of the placement.
 
     init: "zeros", U = 0 and D from U(-1/sqrt(d), 1/sqrt(d)): attaching changes nothing. "bert", AdapterHub's default:
     D and U from N(0, 0.02^2), so attaching changes the outputs (`transparent` is False). "houlsby", the near-identity
-    of the paper: D and U from N(0, 0.01^2) without what lies beyond two deviations. The biases start at 0.
+    of the paper: D and U from N(0, 0.01^2), truncated at two standard deviations. The biases start at 0.
 
     Departures: Houlsby et al. also train the block's norms (for that, attach Selective(component="norm") beside it).
     AdapterHub's seq_bn reads norm(x + F) in a post-LN block. Raises ValueError for fields out of range."""

@@ -19,8 +19,8 @@ On T5-small, q and v of all 18 attentions: 313,344 parameters of 60,506,624.
 (m / |V|) g, and dm = sum(g (x V^T)) / |V| over all positions. No op of the norm is recorded, and no array is kept for
 it. Each forward still computes V and |V|, which takes longer than LoRA's narrow product. Merged, it costs nothing.
 
-Which rows? In eq. (2), W is [d, k] and |W| is the norm of each column. Read for a weight [d_out, d_in], this is one m
-for each input (norm="input"). The authors' code, PEFT and AdapterHub have one for each output (norm="output", the
+Rows or columns? In eq. (2), W is [d, k] and |W| is the norm of each column. Read for a weight [d_out, d_in], this is
+one m for each input (norm="input"). The authors' code, PEFT and AdapterHub have one for each output (norm="output", the
 default). For an embedding table [vocab, d], PEFT has norm="input": one m for each of the d dimensions.
 """
 from __future__ import annotations
@@ -104,10 +104,10 @@ class DoRA(PerPlace):
     "output", of each row of V (m [d_out, 1]), or "input", of each column (m [1, d_in]). scaling, rank_pattern,
     alpha_pattern: another s, other ranks and alphas at some places (`per_place.py`).
 
-    m starts at |W| of the weight with everything that is plugged below, and at 0 for a row of zeros, which stays as it
-    is. Departures: in PEFT, dropout also acts on a part of x W0^T; here that is never dropped. AdapterHub's norm is
-    that of W0 + B A, without s. Raises ValueError for fields out of range, and on a model where r exceeds min(d_out,
-    d_in)."""
+    m starts at |W| of the weight with everything that is plugged below, and at 0 for a row of zeros, which training
+    leaves at 0. Departures: in PEFT, dropout also acts on a part of x W0^T; here that is never dropped. AdapterHub's
+    norm is that of W0 + B A, without s. Raises ValueError for fields out of range, and on a model where r exceeds
+    min(d_out, d_in)."""
 
     rank: int = setting(8, integer, "an integer >= 1")
     alpha: float = setting(16, nonzero, "a finite number other than 0")
@@ -144,13 +144,14 @@ class DoRA(PerPlace):
 
 # Mistakes that people make, from the threads of other libraries and from comparing them
 #
-# * The norm is not a constant for the gradient, or is recorded all the same, and costs arrays of the size of W.
+# * The gradient passes through the norm. Or it does not, and the norm is recorded all the same, with arrays of the
+#   size of W.
 # * Dropout acts on the frozen path: with B = 0, training differs from evaluation as soon as m differs from |V|
 #   (huggingface/peft #2153, #2122).
 # * Two adapters on one weight are merged in another order than they are computed in: the merged model is another model
 #   (huggingface/peft #3608, #3609).
 # * Unmerging divides by m / |V|: where an m is 0, the weight is lost. Here the base is kept.
-# * Merging takes B A without s, or resetting does not bring W0 back.
+# * Merging leaves out s, or resetting does not bring W0 back.
 #
 # Next: `methods/lora.py`, on V; `engine/stopped.py`, on values that count as constants; `methods/ia3.py`, on factors
 # alone.

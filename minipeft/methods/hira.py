@@ -4,8 +4,8 @@
 
     x [.., d_in] -- W0 [d_out, d_in] * (1 + B [d_out, r] A [r, d_in]) -- y [.., d_out]        B starts at 0
 
-The update W0 * (B A) has the full rank of W0, although only r (d_in + d_out) numbers are trained. Entries that are
-large in W0 move most, and an entry that is 0 in W0 stays 0.
+The update W0 * (B A) can have a full rank, although only r (d_in + d_out) numbers are trained. Entries that are large
+in W0 can move most, and an entry that is 0 in W0 stays 0.
 
     adapter = attach(model, HiRA(rank=8), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
@@ -14,7 +14,7 @@ large in W0 move most, and an entry that is 0 in W0 stays 0.
 On T5-small, q and v of all 18 attentions: 294,912 parameters of 60,506,624.
 
 The product with x needs the entries of the weight below, so above a quantized weight these are computed for every
-forward, and above another method the weight that it gives. dA and dB are products of W0 * (g^T x), of the size of W.
+forward, and above another method the weight that it gives. dA and dB are computed from W0 * (g^T x), of the size of W.
 """
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class HiRA(Method):
 #
 # * W0 is multiplied by B A alone, without the 1: the weight starts at 0.
 # * B A multiplies what W0 gives for x. That is another function: the product acts on the entries of W0.
-# * Unmerging by division by 1 + B A loses digits, and fails where an entry is -1 + 1 = 0. Here the base is kept.
+# * Unmerging by division by 1 + B A loses digits, and fails where an entry of it is 0. Here the base is kept.
 # * Two of these are applied in one step as W0 * (1 + B1 A1 + B2 A2), and merged one after the other as
 #   W0 * (1 + B1 A1) * (1 + B2 A2). Here the second always acts on the weight that the first one gives.
 #

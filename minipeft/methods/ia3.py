@@ -1,12 +1,12 @@
 """(IA)^3: keys, values and hidden features of the feed-forward, each times a trained factor.
 
-    softmax(Q (l_k o K)^T / sqrt(d_k)) (l_v o V)        Liu et al., 2022, arXiv:2205.05638, sec. 3.3
-    (l_ff o f(x W1)) W2                                 o: elementwise; f: the activation; each l starts at 1
+    softmax(Q (l_k * K)^T / sqrt(d_k)) (l_v * V)        Liu et al., 2022, arXiv:2205.05638, sec. 3.3
+    (l_ff * f(x W1)) W2                                 *: elementwise; f: the activation; each l starts at 1
 
     x [.., d] -- W_k [d_k, d] (+ b_k) -- * l_k [d_k] -- K        values likewise, with l_v
     x [.., d] -- W1 [d_ff, d] -- f -- * l_ff [d_ff] -- W2 [d, d_ff] -- [.., d]
 
-A frozen model already computes more features than a task needs. A factor for each can silence it, strengthen it or turn
+A frozen model already computes more features than a task needs. A factor for each can silence it, strengthen it or flip
 its sign, and that takes one number per feature.
 
     adapter = attach(model, IA3(), numpy.random.default_rng(0))
@@ -19,14 +19,14 @@ With L encoder and L decoder layers there are L (d_k + d_v + d_ff) + L (2 d_k + 
 are those of all heads together. A factor of a feature scales a row of the matrix that computes it, or a column of the
 matrix that reads it:
 
-    l o (x W^T + b) = x (l W)^T + l o b        rows of W_k and W_v [d_out, d_in]; their bias is scaled as well
-    (l o h) W^T = h (W l)^T                    columns of W2 [d_out, d_in]
+    l * (x W^T + b) = x (l W)^T + l * b        rows of W_k and W_v [d_out, d_in]; their bias is scaled as well
+    (l * h) W^T = h (W l)^T                    columns of W2 [d_out, d_in]
 
 So merging leaves no extra operation. It computes l W from W and keeps W; unmerging divides nothing.
 
 placement="before" is AdapterHub's: l_ff multiplies the output of W1, before f, and in a gated layer the linear branch.
-There both placements compute the same, as they do for relu with l > 0. For relu with an l < 0, and for gelu, they
-compute different functions.
+In a gated layer both placements compute the same, and so they do for relu with l > 0. For relu with an l < 0, and for
+gelu without a gate, they compute different functions.
 """
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ScaledOutput(Reparam):
         return (self.l.reshape(-1, 1) if len(self.shape) == 2 else self.l) * self.base.dense()
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
-        """x (l W)^T = l o (x W^T).   x [..., d_in] -> [..., d_out]."""
+        """x (l W)^T = l * (x W^T).   x [..., d_in] -> [..., d_out]."""
         return self.base.project(x, rng) * self.l
 
 
@@ -65,7 +65,7 @@ class ScaledInput(Reparam):
         return self.base.dense() * self.l
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
-        """x (W l)^T = (x o l) W^T.   x [..., d_in] -> [..., d_out]."""
+        """x (W l)^T = (x * l) W^T.   x [..., d_in] -> [..., d_out]."""
         return self.base.project(x * self.l, rng)
 
 
@@ -119,7 +119,8 @@ def _reads(name: str) -> bool:
 
 # Mistakes that people make, from comparing other libraries
 #
-# * The feed-forward is scaled before the activation: another function where l < 0, or without a gate and with gelu.
+# * The feed-forward is scaled before the activation: another function for relu with an l < 0, and for gelu without a
+#   gate.
 # * Unmerging divides by l + 1e-8: each cycle moves the weight a little, and an l of 0 loses its row. Here W is kept.
 # * Rows and columns are mixed up: on a square matrix no shape tells.
 # * The bias of k and v is not scaled, so merged and unmerged differ.

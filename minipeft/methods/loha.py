@@ -5,8 +5,8 @@
 
     x [.., d_in] -- W0 + s (B1 [d_out, r] A1 [r, d_in]) * (B2 [d_out, r] A2 [r, d_in]) -- y [.., d_out]
 
-A product of entries is not confined to r directions as a sum of r outer products is. With 2 r (d_in + d_out) numbers,
-the update can have the rank r^2, where LoRA with as many numbers has at most the rank 2 r.
+An elementwise product is not confined to the r directions of its factors, so its rank can be r^2. With 2 r (d_in +
+d_out) numbers trained, LoRA reaches at most the rank 2 r.
 
     adapter = attach(model, LoHa(rank=8), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
@@ -14,8 +14,9 @@ the update can have the rank r^2, where LoRA with as many numbers has at most th
 
 On T5-small, q and v of all 18 attentions: 589,824 parameters of 60,506,624.
 
-No product with x avoids the matrix of d_out d_in numbers: each forward forms it, and the backward pass keeps both of
-its factors. This is the price of the rank.
+Each forward forms the d_out d_in numbers of the update, and the backward pass keeps both of its factors. For small r
+there is a narrower way, not taken here: products of the rows of A1 and A2, and of the columns of B1 and B2, make it one
+product of rank r^2.
 """
 from __future__ import annotations
 

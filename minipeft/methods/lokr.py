@@ -7,8 +7,8 @@
     x [.., d_in] as X [.., m, n] --+-- W0 [d_out, d_in], frozen ---------+-- y [.., d_out]        w1 starts at 0
                                    +-- s w1 [l, m] X w2^T, w2 [k, n] ----+   as Y [.., l, k]
 
-Every block of the update is one small matrix w2, times a number of w1. The rank is that of w1 times that of w2, so a
-few hundred numbers can give a full rank.
+Every block of the update is one small matrix w2, times a number of w1. The rank is that of w1 times that of w2, so few
+numbers can give a high rank: with the settings below, 768 give the rank 128 to a weight [512, 512].
 
     adapter = attach(model, LoKr(rank=8), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-2))
@@ -16,8 +16,8 @@ few hundred numbers can give a full rank.
 
 On T5-small, q and v of all 18 attentions: 27,648 parameters of 60,506,624.
 
-A matrix w2 is trained as a product of rank r if r < max(k, n) / 2, and as it is otherwise. With decompose_both this
-holds for w1, too. kron(w1, w2) is formed for `dense` alone.
+w2 is trained as a product of rank r if r < max(k, n) / 2, and as a full matrix otherwise. With decompose_both the same
+holds for w1. kron(w1, w2) is formed for `dense` alone.
 """
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class LoKr(Method):
 # * The factors are exchanged: kron(w2, w1) has the same shape and the same numbers, in another order.
 # * alpha / r also where both factors are full matrices, and r means nothing: PEFT does this and LyCORIS does not, so a
 #   file alone does not say how strong it is. Here `full` says it.
-# * Layers get ranks of their own, and all of them the scale of the first: a factor of up to 32 between training and
-#   inference (WalkingMeatAxolotl/AnimaLoraStudio #241).
+# * Layers get ranks of their own and are trained with one scale, but inference divides alpha by each rank: a factor of
+#   up to 32 (WalkingMeatAxolotl/AnimaLoraStudio #241).
 # * kron(w1, w2) is formed for each product with x, which costs as much as the weight itself.
 #
 # Next: `methods/loha.py`, on another product; `engine/ops/fused.py`, on `linear`.

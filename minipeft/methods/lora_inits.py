@@ -2,11 +2,11 @@
 
     gaussian      N(0, 1 / (3 d_in))                  the paper's distribution, with the variance of its authors' code
     kaiming       U(-1/sqrt(d_in), 1/sqrt(d_in))      as in the authors' code and in PEFT
-                  N(0, 1) for an embedding table      there it is the other factor that is 0, and which is called A
+                  N(0, 1) for an embedding table      as there, where this factor is called B and the other A
     orthogonal    A A^T = I                           the rows are orthonormal: Saxe et al., 2014, arXiv:1312.6120
     pissa         A and B from the weight itself      `pissa.py`
 
-The paper gives no variance. The first two have the same one for linear layers.
+The paper gives no variance. On linear layers, the first two have the same one.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kaiming(slot: Slot, rank: int) -> Init:
 
 def orthogonal(slot: Slot, rank: int) -> Init:
     """Orthonormal rows, `rank` at a time: A = Q^T of G^T = Q R, with G [r, d_in] ~ N(0, 1) and the diagonal of R
-    positive. So all sets of r orthonormal rows are equally likely, and torch.nn.init.orthogonal_ defines it like this.
+    positive. So all sets of r orthonormal rows are equally likely. torch.nn.init.orthogonal_ is defined in this way.
 
     PEFT's "orthogonal" is something else: neither factor is 0 or has orthonormal rows. Both are Gaussian matrices times
     alternate rows of one orthogonal [r, r] matrix. Their product is 0 up to rounding, so there attaching moves the

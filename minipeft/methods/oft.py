@@ -5,8 +5,8 @@
 
     x [.., d_in] -- * R, d_in / b blocks [b, b] -- W0 [d_out, d_in], frozen -- y [.., d_out]        Q = 0: R = I
 
-A rotation changes neither the lengths of the rows nor the angles between them, and a good part of what the weight has
-learned lies in these angles. The Cayley form makes a rotation of any skew-symmetric Q, so that Q is trained freely.
+A rotation changes neither the lengths of the rows nor the angles between them, in which, the authors argue, much of the
+pretrained knowledge lies. The Cayley form makes a rotation of any skew-symmetric Q, so that Q is trained freely.
 
     adapter = attach(model, OFT(block_size=32), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
@@ -120,6 +120,7 @@ class OFT(Method):
 # * Two rotations are merged in one order and applied in the other, and rotations do not commute. Here the upper one
 #   always acts on the weight that the lower one gives.
 # * R is merged on the side of the outputs and applied on the side of the inputs (huggingface/peft #1996).
-# * The norm of Q is clipped in the forward, and the gradient ignores it (PEFT's coft): training follows no gradient.
+# * The bound on the norm of Q is kept by writing to the trained array in each forward (PEFT's coft). So a model may
+#   change because it is evaluated.
 #
 # Next: `engine/ops/linalg.py`, on the gradient of `solve`; `nn/weight.py`, on `rows`.

@@ -2,15 +2,15 @@
 
     W = W0 + s (B A - B0 A0),   s B0 A0 = U_r S_r V_r^T        Meng et al., 2024, arXiv:2404.02948, eqs. (2)-(5)
 
-    W0 = U S V^T, singular values falling;   B0 = sign(s) U_r sqrt(S_r / |s|),   A0 = sqrt(S_r / |s|) V_r^T
+    W0 = U S V^T, with falling S;   B0 = sign(s) U_r sqrt(S_r / |s|),   A0 = sqrt(S_r / |s|) V_r^T
     A [r, d_in] and B [d_out, r] are trained and start at A0 and B0, which stay as they are
 
-The first r directions are those in which W0 acts most, and they are trained themselves; the rest of W0 is frozen.
+W0 acts most along its first r singular directions. These are trained themselves, and the rest of W0 is frozen.
 
 Departures. The paper overwrites the frozen weight by the rest, W0 - s B0 A0. Here the base stays W0, and A0 and B0 are
 saved beside A and B. So attaching changes no bit, switching off gives the original model, and the file is valid on it
 (PEFT writes to the base). The paper has no factor s; it cancels at the start. Dropout acts on the whole change,
-s (B A - B0 A0), so it is nothing at the start; PEFT drops the principal part of the weight itself, too.
+s (B A - B0 A0), so it has no effect at the start; in PEFT it acts on the principal part of the weight, too.
 """
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PrincipalLowRank(Reparam):
 
 def principal(name: str, slot: Slot, rank: int, scale: Fraction) -> dict[str, Declared]:
     """The arrays of the place called `name`: A, B, A0 and B0 of this `rank`, for the factor `scale`. The weight is
-    decomposed once, when the first of them is drawn; it is the weight as it is then, with everything that is plugged.
+    decomposed once, when the first of them is drawn. It includes everything that is plugged at that moment.
 
     The init then raises ValueError for a weight that is not finite, or whose rank is lower."""
     factors = functools.cache(functools.partial(_factors, name, slot, rank, scale))

@@ -22,9 +22,9 @@ On T5-small, p = 20: 368,640 parameters of 60,506,624.
 
 A prefix takes no positions, so the tokens keep their distances and their positions. T5 adds a bias to each score, by
 the distance of key and query, and the paper does not say which one the keys of a prefix get. With bias="none" it is 0.
-With bias="earlier" the prefix stands like p earlier tokens directly in front of the row's first token, as in PEFT's
-decoder. In cross-attention, and in models that have no such bias, both are 0. A prefix is not a weight, so it cannot be
-merged; it lengthens every attention by p keys.
+With bias="earlier" the prefix counts as p tokens directly in front of the row's first token, as in PEFT's decoder. In
+cross-attention, and in models that have no such bias, both are 0. A prefix is not a weight, so it cannot be merged. It
+lengthens every attention by p keys.
 """
 from __future__ import annotations
 
@@ -124,10 +124,10 @@ SITES = {"encoder": r"^encoder\.\d+\.attn\.keys_values$", "decoder": r"^decoder\
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
     """Prefix tuning. length: p. sites: which kinds of attention, some of SITES. bias: of the prefix in T5's scores,
-    "none" or "earlier"; of two prefixes on one attention the one that is plugged later is earlier, and in rows padded
-    on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None trains K and V
-    directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites, instead
-    of the choice by sites.
+    "none" or "earlier". Of two prefixes on one attention, the one that is plugged later stands in front; in rows
+    padded on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None trains
+    K and V directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites,
+    instead of the choice by sites.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that

@@ -113,7 +113,7 @@ class VeRA(Method):
 # * A and B are drawn again from a seed when a file is loaded. The numbers then depend on the library's version, and in
 #   PEFT on the default dtype at that moment. Here they are in the file, once.
 # * A and B are drawn for each weight, and then stored for each weight: the small file is lost. Here all weights share
-#   one pair, also weights of different sizes.
+#   one pair, even those of different sizes.
 # * d starts at 0 as b does: then neither ever gets a gradient. Here d = 0 is refused.
 # * A scale alpha / r as in LoRA. VeRA has none: b and d are the scale.
 #

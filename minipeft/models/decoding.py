@@ -2,8 +2,8 @@
 
     greedy        y_t = argmax p(y | y_1 .. y_t-1)
     sampling      y_t drawn from p(y | y_1 .. y_t-1), after temperature, top_k and top_p
-    beam search   the num_beams most probable beginnings go on; of the answers that ended, the one with the largest
-                  log p(y_1 .. y_t) / t^length_penalty is given
+    beam search   the num_beams most probable beginnings go on; the result is the answer that ended with the largest
+                  log p(y_1 .. y_t) / t^length_penalty
 
 Sources: top_k, Fan et al., 2018, arXiv:1805.04833; top_p, Holtzman et al., 2019, arXiv:1904.09751; beam search by the
 rules of transformers 4.57 (`beam_search`). Logits move to the host for sampling and beam search, which compute there in
@@ -224,8 +224,8 @@ def decode(model: Any, input_ids: Any, attention_mask: Any = None, max_new_token
            use_cache: bool = True, num_beams: int = 1, length_penalty: float = 1.0,
            early_stopping: bool | str = False, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
            rng: numpy.random.Generator | None = None) -> tuple[numpy.ndarray, numpy.ndarray | None]:
-    """What `model.generate` gives, and the score of each row: (ids [batch, 1 + new tokens], scores [batch]). The
-    scores are None without beam search.
+    """The ids that `model.generate` gives, and the score of each row: (ids [batch, 1 + new tokens], scores [batch]).
+    The scores are None without beam search.
 
     input_ids [batch, source], attention_mask, max_new_tokens, adapter, use_cache, num_beams, length_penalty,
     early_stopping, temperature, top_k, top_p, rng: as in `generate`. Raises ValueError and TypeError as that

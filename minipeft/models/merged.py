@@ -2,13 +2,14 @@
 
     W' = round(f(W))        f(W) in float64 from the arrays as they are, then one rounding to the dtype of the file
 
-A half-precision number has few digits (bfloat16 8 bits, float16 11), so a change that is small beside W is rounded away
-where |d| is below half a unit in the last place of W, and coarsely rounded elsewhere. With d = f(W) - W
+A half-precision number has few digits (bfloat16 8 bits, float16 11). So the change d = f(W) - W is mostly rounded away
+where it is small beside the last place of W, and coarsely rounded elsewhere:
 
-    error = |(round(f(W)) - round(W)) - d| / |d|                     Frobenius norms; 0: all of it is there, 1: nothing
+    error = |(round(f(W)) - round(W)) - d| / |d|        Frobenius norms; 0: all of d is there, 1: as if nothing were
 
-The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u = 2^-8 or 2^-11. A large error says that
-the adapter should stay beside the weights, or that they should be stored as float32.
+The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u = 2^-8 or 2^-11. An error above 1 says
+that rounding did more than the adapter. Where it is large, the adapter should stay beside the weights, or they should
+be stored as float32.
 """
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from minipeft.nn.wide import relative_error, wide_base, wide_weight
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What `save_pretrained` merged. `print` it for the table.
+    """The weights that `save_pretrained` merged. `print` it for the table.
 
     errors: {name of a weight: relative error of its change, as in the formula at the top of this file}; empty where
     nothing was merged. dtypes: {name: how the weight is stored}."""

@@ -1,4 +1,4 @@
-"""What the argument `adapter` of a forward asks for: for each row of the batch, which attachments, and how strongly.
+"""The argument `adapter` of a forward: which attachments each row of the batch sees, and how strongly.
 
     None                    the base alone
     "a"                     this attachment
@@ -37,9 +37,10 @@ def asked_by_row(adapter: Any, batch: int, attachments: Mapping[str, Any]) -> li
 def _asked(item: Any) -> Asked:
     if item is None or isinstance(item, str):
         return () if item is None else ((item, 1.0),)
-    if not isinstance(item, (tuple, dict)) or not all(isinstance(name, str) for name in item):
-        raise TypeError(f"adapter holds {type(item).__name__}; expected names, tuples of names, dicts "
-                        f"{{name: factor}}, or None")
+    wrong = [name for name in (item if isinstance(item, (tuple, dict)) else [item]) if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"adapter holds {shown(wrong[0])}, of type {type(wrong[0]).__name__}; expected names (of an "
+                        f"attachment a: a.name), tuples of names, dicts {{name: factor}}, or None")
     if isinstance(item, tuple):
         return tuple((name, 1.0) for name in item)
     for name, factor in item.items():

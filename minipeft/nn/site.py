@@ -67,8 +67,8 @@ class Site(Place):
         return stream
 
     def _apart(self, here: Any, rows: numpy.ndarray, *stream: Any) -> Any:
-        """What the pieces of the entries `here` make of these rows of the stream. Places of the model that a piece
-        reads meanwhile see these rows alone."""
+        """These rows of the stream, changed by the pieces of the entries `here`. Places of the model that a piece reads
+        meanwhile see these rows alone."""
         view = view_of(self.host)
         token = _view.set(View(self.host, view.state, [(view.rows or [])[row] for row in rows]))
         try:

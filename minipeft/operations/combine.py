@@ -6,11 +6,11 @@
     "svd"             the best approximation of d of a given rank, by its singular vectors
     "factor-linear"   A = sum sign(c_i) sqrt|c_i| A_i, B = sum sqrt|c_i| B_i               not d: see below
 
-Where all c_i agree, that is the scale of the new LoRA and the B_i stay as they are, so no number is rounded.
+Where all c_i are equal, the new LoRA has this scale and the B_i stay as they are, so no number is rounded.
 
 The product of two sums has cross terms: "factor-linear" gives d plus sqrt|c_1 c_2| (+-B_1 A_2 +- B_2 A_1) and so on,
-which are as large as d itself for unrelated adapters. It is offered because PEFT calls it "linear", and many published
-mixtures were made with it. `errors` of the new attachment shows, for each place, |its change - d| / |d|.
+which are as large as d itself for unrelated adapters. It is offered because PEFT has it, under the name "linear".
+`errors` of the new attachment shows, for each place, |its change - d| / |d|.
 """
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _svd(terms: list[Term], dense: numpy.ndarray, rank: int | None) -> Factors:
 
 
 def _trained_on(inputs: list[Attachment], dense: set[Attachment]) -> TrainedOn | None:
-    """What the sum is valid on: the base. dense: those whose change depends on the weight below them."""
+    """The base that the sum is valid on. dense: those whose change depends on the weight below them."""
     model, combined = inputs[0].model, {a.layer.content for a in inputs}
     bases, here = set(), content_of_base(model)
     for a in inputs:

@@ -5,7 +5,8 @@
     error = |B A - d| / |d|
 
 Fine-tuning often changes a weight by a matrix that is close to one of low rank. The error says for each tensor whether
-it did. What a LoRA cannot hold, such as norm weights and biases, is lost, and has the error 1.
+it did. A LoRA cannot hold every change: those of norm weights, biases and T5's table of distances are lost, and have
+the error 1.
 """
 from __future__ import annotations
 
