@@ -9,6 +9,7 @@ import pytest
 import minipeft
 from minipeft.methods.hira import Modulated
 from minipeft.methods.lora import LowRank
+from minipeft.nn.slot import Slot
 from tests.strategies import fractions
 from tests.test_laws_exact import rank_of
 
@@ -61,6 +62,14 @@ def test_above_a_weight_with_dropout_the_dropout_acts_on_that_weight_alone():
     assert piece.drops and abs(dropped - lower.project(x).data).max() > 0.1
     assert abs(found - dropped - x @ (lower.dense().data * (B @ A)).T).max() < 1e-13
     assert abs(piece.project(x).data - x @ (lower.dense().data * (1 + B @ A)).T).max() < 1e-13
+
+
+def test_what_does_not_start_at_0_is_drawn_as_by_a_linear_layer_of_as_many_inputs():
+    """Uniform within +- 1/sqrt(columns)."""
+    slot, rng = Slot("linear", numpy.zeros((200, 300))), numpy.random.default_rng(0)
+    for leaf, declared in minipeft.HiRA(8).arrays("place", slot, None).items():
+        numbers, bound = declared.init(declared.shape, numpy.dtype("float64"), rng), declared.shape[1] ** -0.5
+        assert not numbers.any() if leaf == "B" else 0.9 * bound < abs(numbers).max() <= bound, leaf
 
 
 def test_a_rank_that_is_no_integer_of_at_least_1_is_refused():

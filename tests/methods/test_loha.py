@@ -9,6 +9,7 @@ import pytest
 import minipeft
 from minipeft.laws.models import model_of, moved
 from minipeft.methods.loha import Hadamard
+from minipeft.nn.slot import Slot
 from tests.strategies import fractions
 from tests.test_laws_exact import rank_of
 
@@ -51,6 +52,14 @@ def test_one_factor_starts_at_0_and_its_gradient_alone_is_not_0():
         "A1": False, "B1": False, "A2": False, "B2": True}
     assert {name[-2:]: bool(p.data.any()) for name, p in attachment.parameters.items()} == {
         "A1": True, "B1": True, "A2": True, "B2": False}
+
+
+def test_what_does_not_start_at_0_is_drawn_as_by_a_linear_layer_of_as_many_inputs():
+    """Uniform within +- 1/sqrt(columns)."""
+    slot, rng = Slot("linear", numpy.zeros((200, 300))), numpy.random.default_rng(0)
+    for leaf, declared in minipeft.LoHa(8).arrays("place", slot, None).items():
+        numbers, bound = declared.init(declared.shape, numpy.dtype("float64"), rng), declared.shape[1] ** -0.5
+        assert not numbers.any() if leaf == "B2" else 0.9 * bound < abs(numbers).max() <= bound, leaf
 
 
 def test_the_scale_is_alpha_over_r_and_1_by_default():

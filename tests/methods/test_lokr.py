@@ -43,7 +43,7 @@ def test_every_entry_is_that_of_the_equation_number_for_number(products):
 @pytest.mark.parametrize("d, factor, expected", [
     (512, None, (16, 32)), (24, None, (4, 6)), (36, None, (6, 6)), (17, None, (1, 17)), (1, None, (1, 1)),
     (2048, None, (32, 64)), (12, 4, (4, 3)), (12, 6, (6, 2)), (12, 5, (3, 4)), (24, 5, (4, 6)), (34, 4, (2, 17)),
-    (12, 100, (3, 4)), (7, 3, (1, 7)), (12, 1, (1, 12))])
+    (12, 100, (3, 4)), (7, 3, (1, 7)), (12, 1, (1, 12)), (30, 4, (3, 10))])
 def test_a_size_is_split_near_its_square_root_or_by_the_given_factor(d, factor, expected):
     assert split(d, factor) == expected
 
@@ -61,6 +61,15 @@ def test_factors_are_products_where_this_is_smaller_as_in_files_of_peft():
         "w1_a": (4, 1), "w1_b": (1, 4), "w2_a": (6, 1), "w2_b": (1, 4)}
     assert shapes(minipeft.LoKr(2, decompose_both=True), (24, 16)) == {"w1": (4, 4), "w2_a": (6, 2), "w2_b": (2, 4)}
     assert shapes(minipeft.LoKr(3), (24, 16)) == {"w1": (4, 4), "w2": (6, 4)}, "2 r = max(k, n) is no saving"
+
+
+@pytest.mark.parametrize("method", [minipeft.LoKr(5), minipeft.LoKr(20), minipeft.LoKr(5, decompose_both=True)])
+def test_what_does_not_start_at_0_is_drawn_as_by_a_linear_layer_of_as_many_inputs(method):
+    """Uniform within +- 1/sqrt(columns)."""
+    slot, rng = Slot("linear", numpy.zeros((512, 600))), numpy.random.default_rng(0)
+    for leaf, declared in method.arrays("place", slot, None).items():
+        numbers, bound = declared.init(declared.shape, numpy.dtype("float64"), rng), declared.shape[1] ** -0.5
+        assert not numbers.any() if leaf in ("w1", "w1_a") else 0.9 * bound < abs(numbers).max() <= bound, leaf
 
 
 def test_kron_is_not_formed_for_a_product_with_x():

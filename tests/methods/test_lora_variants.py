@@ -178,6 +178,15 @@ def test_pissa_starts_from_the_largest_singular_directions_of_the_weight(alpha, 
     numpy.testing.assert_allclose(numpy.linalg.norm(w - s * piece.B0.data @ piece.A0.data, 2), sigma[3], rtol=1e-12)
 
 
+def test_pissa_decomposes_a_float32_weight_in_float64_and_rounds_once():
+    slot = Slot("linear", RNG(0).standard_normal((40, 30)).astype("float32"))
+    piece = piece_on(minipeft.LoRA(3, init="pissa"), slot, RNG(0))
+    u, sigma, vt = numpy.linalg.svd(slot.base.data.astype("float64"), full_matrices=False)
+    root = numpy.sqrt(sigma[:3] / (16 / 3))
+    for found, wanted in ((piece.A0.data, root[:, None] * vt[:3]), (piece.B0.data, u[:, :3] * root)):
+        assert found.dtype == "float32" and abs(found - wanted).max() <= 2.0 ** -24 * abs(wanted).max()
+
+
 def test_pissa_is_the_equation_in_a_product_a_lookup_and_a_merge():
     slot = Slot("embedding", RNG(0).standard_normal((9, 6)))
     piece = piece_on(minipeft.LoRA(2, 5, init="pissa"), slot, RNG(0))
@@ -218,7 +227,8 @@ def test_pissa_forms_no_product_of_the_size_of_the_weight():
 @pytest.mark.parametrize("spoil, match", [
     (lambda w: w.__setitem__((1, 2), numpy.nan), r"encoder.0.attn.q.weight holds NaN or infinity"),
     (lambda w: w.__setitem__((1, 2), -numpy.inf), r"encoder.0.attn.q.weight holds NaN or infinity"),
-    (lambda w: w.__setitem__(..., 0), r"encoder.0.attn.q.weight has rank 0; expected at least 2")])
+    (lambda w: w.__setitem__(..., 0), r"encoder.0.attn.q.weight has rank 0; expected at least 2"),
+    (lambda w: w.__setitem__(..., numpy.pad([[1.0]], [(0, n - 1) for n in w.shape])), r".* has rank 1; expected at l")])
 def test_pissa_refuses_a_weight_that_it_cannot_decompose_and_changes_nothing(spoil, match):
     model, rng = CASE.model(), RNG(0)
     spoil(model.slots["encoder.0.attn.q.weight"].base.data)

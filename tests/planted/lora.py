@@ -6,6 +6,8 @@ LORA, PLACE, INITS, PISSA, MERGED = (f"methods/{name}.py" for name in ("lora", "
 OPTIM, MOVES = "train/optim.py", "attaching/attachment.py"
 HERE, GOLDEN = "methods/test_lora_variants.py::test_", "methods/test_lora_golden.py::test_"
 DEFECT, PLUS = "defects/test_lora.py::test_", "train/test_lora_plus.py::test_"
+DROPS = ("test_laws_dropout.py::test_law_14_a_method_without_dropout_hands_it_on_and_says_that_"
+         "a_weight_below_has_it")
 TO_THE_BASE = "        self._become(now.replace(plugged={**now.plugged, self.name: constants}))"
 
 BUGS = [
@@ -120,6 +122,13 @@ BUGS = [
         "return (y + self.scale * linear(linear(x, self.A), self.B)\n"
         "                - self.scale * linear(linear(x, self.A0), self.B0))",
         HERE + "attaching_changes_no_output_whatever_the_init"),
+    Bug("PiSSA decomposes in float32", PISSA, '.dense().data).astype("float64")', ".dense().data)",
+        HERE + "pissa_decomposes_a_float32_weight_in_float64_and_rounds_once"),
+    Bug("PiSSA denies the dropout below", PISSA, "self.p > 0 or self.base.drops", "self.p > 0", DROPS),
+    Bug("projections side by side deny the dropout below", MERGED, "self.p > 0 or self.base.drops",
+        "self.p > 0", DROPS),
+    Bug("PiSSA takes any weight that is not 0", PISSA, "if not s[rank - 1] > 0:", "if not s[0] > 0:",
+        HERE + "pissa_refuses_a_weight_that_it_cannot_decompose_and_changes_nothing"),
     Bug("PiSSA takes a weight with NaN", PISSA, "    if not numpy.isfinite(weight).all():\n", "    if False:\n",
         HERE + "pissa_refuses_a_weight_that_it_cannot_decompose_and_changes_nothing"),
     # ---- projections side by side

@@ -61,6 +61,10 @@ BUGS = [
     Bug("a row of zeros is divided by its norm", DORA, "return (squares + (squares.data == 0)) ** 0.5",
         "return squares ** 0.5", ZEROS),
     Bug("a row of zeros starts with a length of 1", DORA, " * W.any(axis=self._axis, keepdims=True)", "", ZEROS),
+    Bug("DoRA denies the dropout below", DORA, "self.p > 0 or self.base.drops", "self.p > 0",
+        "test_laws_dropout.py::test_law_14_a_method_without_dropout_hands_it_on_and_says_that_a_weight_below_has_it"),
+    Bug("a DoRA of weights without a norm is attached", DORA, "if not xp.isfinite(m).all():", "if False:",
+        OF_DORA + "a_weight_without_a_finite_norm_is_refused_by_name_and_nothing_is_attached"),
     Bug("DoRA's dropout acts on nothing", DORA, _PRODUCT, _PRODUCT.replace("dropout(x, self.p, rng)", "x"),
         OF_DORA + "dropout_acts_on_the_input_of_a_alone_and_not_on_a_lookup"),
     # ---- (IA)^3

@@ -8,6 +8,7 @@ LINALG, FLOPS = "engine/ops/linalg.py", "engine/flops.py"
 OF_VERA, OF_LOHA, OF_LOKR, OF_HIRA, OF_OFT = (
     f"methods/test_{name}.py::test_" for name in ("vera", "loha", "lokr", "hira", "oft"))
 ENTRY, CLASS = "every_entry_is_that_of_the_equation_number_for_number", "the_class_alone_is_the_equation_on_fractions"
+DRAWN = "what_does_not_start_at_0_is_drawn_as_by_a_linear_layer_of_as_many_inputs"
 GOLDEN = "methods/test_zoo_golden.py::test_"
 LOGITS = GOLDEN + "logits_plugged_merged_and_unplugged_are_those_of_peft"
 DEFECT = "defects/test_zoo.py::test_"
@@ -75,12 +76,20 @@ BUGS = [
     Bug("LoHa: a lookup forgets the scale", LOHA, "self.scale * (left * right)", "left * right", OF_LOHA + ENTRY),
     Bug("LoHa: both products start at 0", LOHA, '"B1": trained((d_out, r), kaiming(r))', '"B1": trained((d_out, r))',
         OF_LOHA + "one_factor_starts_at_0_and_its_gradient_alone_is_not_0"),
+    Bug("LoHa: B1 is drawn by the columns of A1", LOHA, '"B1": trained((d_out, r), kaiming(r))',
+        '"B1": trained((d_out, r), kaiming(d_in))', OF_LOHA + DRAWN),
+    Bug("HiRA: A is drawn by its rows", HIRA, "kaiming(d_in))", "kaiming(self.rank))", OF_HIRA + DRAWN),
+    Bug("LoKr: w2_a is drawn by its rows", LOKR, "trained((k, r), kaiming(r))", "trained((k, r), kaiming(k))",
+        OF_LOKR + DRAWN),
     Bug("LoHa: the scale is alpha", LOHA, "return Fraction(self.alpha) / self.rank", "return Fraction(self.alpha)",
         OF_LOHA + "the_scale_is_alpha_over_r_and_1_by_default"),
     # ---- LoKr
     Bug("LoKr: the factors of the product are exchanged", LOKR,
         "w1.reshape(l, 1, m, 1) * w2.reshape(1, k, 1, n)", "w1.reshape(1, l, 1, m) * w2.reshape(k, 1, n, 1)",
         OF_LOKR + ENTRY),
+    Bug("LoKr: a factor that does not divide is no bound", LOKR,
+        "math.isqrt(d) if factor is None else min(factor, math.isqrt(d))", "math.isqrt(d)",
+        OF_LOKR + "a_size_is_split_near_its_square_root_or_by_the_given_factor"),
     Bug("LoKr: x is cut the other way round", LOKR, "linear(linear(X, w2).mT, w1).mT", "linear(linear(X, w2).mT, w1)",
         OF_LOKR + ENTRY),
     Bug("LoKr: a lookup exchanges quotient and remainder", LOKR,
