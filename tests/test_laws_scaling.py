@@ -296,6 +296,26 @@ def test_law_14_dropout_reaches_through_a_scaled_piece_and_what_lies_below_drops
     assert over.drops and same_values(over.project(x, RNG(3)).data, over.project(x, RNG(3)).data)
 
 
+class Before(minipeft.Reparam):
+    """W0 (l x): a piece that gives the weight below another x."""
+
+    def dense(self) -> Tensor:
+        return self.base.dense() * self.l
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        return self.base.project(x * self.l, rng)
+
+
+def test_law_14_what_lies_below_a_scaled_piece_drops_the_same_for_another_x():
+    rng, x = RNG(0), Tensor(RNG(1).standard_normal((2, 3, 4)))
+    slot = Slot("linear", rng.standard_normal((5, 4)))
+    below = DropsBoth(d=minipeft.Parameter(rng.standard_normal((5, 4)))).over(slot.base)
+    piece = Before(l=minipeft.Parameter(rng.standard_normal(4)))
+    y, z = below.project(x, RNG(7)).data, below.project(x * piece.l, RNG(7)).data
+    found = scaled("a", slot, piece, -0.75).over(below)
+    assert numpy.allclose(found.project(x, RNG(7)).data, y - 0.75 * (z - y), rtol=0, atol=1e-13)
+
+
 def test_a_scaled_piece_that_cannot_lie_above_dropout_is_refused_as_the_piece_itself_is():
     class Alone(minipeft.Reparam):
         def dense(self) -> Tensor:
