@@ -40,7 +40,8 @@ class Factors:
         return float(self.s) * (self.B.astype("float64") @ self.A.astype("float64"))
 
     def stored(self, where: str, dtype: Any) -> "Factors":
-        """The same, with A and B rounded to `dtype`. Raises ValueError, naming the place, for NaN and overflow."""
+        """The same, with A and B rounded to `dtype`. Raises ValueError, naming the place `where`, for NaN and
+        overflow."""
         with numpy.errstate(over="ignore"):
             A, B = self.A.astype(dtype), self.B.astype(dtype)
         if not (numpy.isfinite(A).all() and numpy.isfinite(B).all()):
