@@ -154,10 +154,12 @@ def test_D24_a_mixed_batch_with_factors_is_each_row_alone_whatever_is_plugged_or
     """peft refuses mixed batches where something is merged, and DoRA in them."""
     model, g = adapted("mixed_batch")
     moved(attach(model, ForeignDoRA(where=Q), RNG(0), "dora"), RNG(1))
+    routing: list[Any] = [{"a": 0.75, "b": -0.5}, "dora", {"dora": 0.5, "b": 1}, None]
+    plugged = golden_logits(model, g, routing)
     for a in model.attachments.values():
         a.unplug() if state == "off" else a.merge()
-    routing: list[Any] = [{"a": 0.75, "b": -0.5}, "dora", {"dora": 0.5, "b": 1}, None]
     mixed = golden_logits(model, g, routing)
+    assert mixed.tobytes() == plugged.tobytes()
     for i, entry in enumerate(routing):
         assert off(mixed[i:i + 1], golden_logits(model, g, [entry], slice(i, i + 1))) < 1e-13
     assert off(mixed[3], g["logits_base"][3]) < 1e-13

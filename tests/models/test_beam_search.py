@@ -352,10 +352,10 @@ def test_prefixes_may_go_back_and_forth_between_rows():
     routing = ["lora", "prompt", None, ("prompt", "bottleneck")]
     with minipeft.nn.routing.routed(model.host, routing, 4):
         encoded, seen = model.encoder(model.embed(ids), mask.astype(bool))
-        step = Steps(model, encoded.data, seen, routing, model.new_cache(4, encoded.shape[1]))
+        step = Steps(model, encoded.data, seen, routing, model.new_cache(5, encoded.shape[1]))
         rows, prefixes = np.arange(4), np.full((4, 1), 5)
         for parents, tokens in (([0, 1, 2, 3], []), ([3, 3, 0, 1, 2, 1], [7, 8, 9, 7, 8, 9]), ([5, 0, 1], [6, 6, 9]),
-                                ([0, 1, 2], [10, 11, 12])):
+                                ([0, 1, 2], [10, 11, 12]), ([2, 0, 0], [13, 7, 8])):
             if tokens:
                 rows, prefixes = rows[parents], np.concatenate([prefixes[parents], np.array(tokens)[:, None]], axis=1)
             found = step(prefixes, np.array(parents))

@@ -36,6 +36,9 @@ BUGS = [
         "[self.adapter[i] for i in parents] if isinstance(self.adapter, list) else self.adapter",
         "[self.adapter[i % len(self.adapter)] for i in range(len(parents))] "
         "if isinstance(self.adapter, list) else self.adapter", MIXED),
+    Bug("as many prefixes as before are taken for those of the same rows", DECODING,
+        "numpy.array_equal(self.row[parents], self.row)", "len(parents) == len(self.row)",
+        BEAMS + "prefixes_may_go_back_and_forth_between_rows"),
     Bug("answers that end are not kept", DECODING, "row.finished += [", "row.finished = [", RULES),
     Bug("only as many candidates as beams are looked at", DECODING, "first, 2 * num_beams)", "first, num_beams)",
         RULES),
