@@ -41,7 +41,7 @@ class Row:
     american_on: float                   # exact match in the old task, with the trained weights on
     american_off: float | None           # the same, unplugged; None if it cannot be unplugged
     off_is_base: bool | None             # unplugged, every answer is the base's, id for id
-    inference: float                     # microseconds of the processor per word and decoding step, in one batch
+    inference: float | None              # microseconds of the processor per word and decoding step, in one batch
     inference_merged: float | None
     merged_gap: float | None             # max |merged - unmerged| over logits, relative to the largest logit
     curve: list[tuple[int, float]]
