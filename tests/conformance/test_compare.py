@@ -90,8 +90,8 @@ def test_a_float64_run_agrees_with_itself_to_the_last_bit_and_a_shuffled_sum_wit
 
 def scaled_q(p):
     q = p.model.encoder.blocks[0].attn.q
-    for slot in [q.weight, *([q.bias] if q.bias else [])]:
-        slot.base.data *= numpy.float32(math.sqrt(12))
+    for array in [*q.weight.base.arrays.values(), *q.bias.base.arrays.values()]:  # a T5 has no bias
+        array.data *= numpy.float32(math.sqrt(12))
     return "encoder.0.attn.q", r"MINE = 3.4641\d* x REF, and that is sqrt\(d_model\)"
 
 
