@@ -266,7 +266,7 @@ def test_law_13_accumulated_micro_batches_are_one_batch(method, kind, dtype, dat
 
 @pytest.mark.parametrize("law", sorted(laws.LAWS))
 @each()
-@share(6)
+@share(3)
 @given(st.data())
 def test_every_law_of_the_package_holds_for_every_method(law, method, kind, dtype, data):
     """The same functions that `minipeft.laws.check` runs on methods of other people."""
