@@ -28,7 +28,7 @@ def share(percent: int) -> settings:
     return settings(max_examples=max(1, settings.default.max_examples * percent // 100))  # type: ignore[union-attr]
 
 
-HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: at least 100 examples together
+HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: 50 examples together
 SOME = share(40)  # of a whole training step
 
 

@@ -7,7 +7,7 @@
     11 backends: test_backend.py.    1, 2, 3, 5, 8, 13 as equalities, on Fractions: test_laws_exact.py.
 
 Tolerances are derived in bounds.py; where nothing moves in mathematics, bits are compared. Each law is met by at least
-100 examples for every family of methods on every kind of model, and by 40 where a whole training step is repeated.
+50 examples for every family of methods on every kind of model, and by 20 where a whole training step is repeated.
 """
 from __future__ import annotations
 
