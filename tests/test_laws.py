@@ -29,10 +29,10 @@ from minipeft.engine import ops
 from minipeft.nn import layers
 from minipeft.engine.ops import definitions, fused
 from minipeft.laws.bounds import close, close_gradients
+from minipeft.laws.models import FAMILIES
 from minipeft.laws.values import _ops_run
 from tests.methods_under_test import (HALF, METHODS, ON_STREAMS, ON_WEIGHTS, OPAQUE, VARIANTS, WHOLE, Variant, each,
                                       fits, share, variants)
-from minipeft.laws.models import FAMILIES
 from tests.models_under_test import bits, logits, same_values
 
 
