@@ -1,4 +1,5 @@
-"""Adapters of PEFT on T5, in tests/fixtures/adapters: their numbers under our names, and a comparison with ours."""
+"""What the golden tests share: the comparison `close`, and adapters of PEFT on T5 (tests/fixtures/adapters) under our
+names."""
 from __future__ import annotations
 
 import dataclasses

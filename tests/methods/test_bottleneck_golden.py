@@ -12,17 +12,13 @@ import pytest
 
 from minipeft import T5, Bottleneck, attach, value_and_grad
 from minipeft.files import read_tensors
+from tests.methods.golden import close
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDERS = ["seq_bn", "double_seq_bn", "double_seq_bn_cross", "par_bn"]
 SUBLAYERS = {"encoder": ("attn", "ff"), "decoder": ("attn", "cross", "ff")}
 LEAVES = {"adapter_down.0.weight": "D", "adapter_down.0.bias": "b_D", "adapter_up.weight": "U",
           "adapter_up.bias": "b_U"}
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    """Relative to the tensor's largest entry."""
-    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def our_name(key: str) -> str:

@@ -16,6 +16,7 @@ from minipeft.files import read_tensors
 from minipeft.methods.merged import MergedLowRank
 from minipeft.nn.layers import Linear
 from minipeft.nn.module import Model
+from tests.methods.golden import close
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 # {folder: the fields of our LoRA that mean what peft's configuration says, beside r and alpha}
@@ -31,11 +32,6 @@ FIELDS: dict[str, dict[str, Any]] = {
 def golden(*path: str) -> dict[str, np.ndarray]:
     with np.load(FIXTURES.joinpath(*path)) as arrays:
         return dict(arrays)
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    """Relative to the tensor's largest entry."""
-    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def adapted(folder: str) -> tuple[T5, list[Any], dict[str, np.ndarray], dict[str, str]]:

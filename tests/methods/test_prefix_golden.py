@@ -13,14 +13,10 @@ import pytest
 
 from minipeft import T5, PrefixTuning, attach, value_and_grad
 from minipeft.files import read_tensors
+from tests.methods.golden import close
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDER = FIXTURES / "adapters" / "prefix_tuning"
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    """Relative to the tensor's largest entry."""
-    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.fixture

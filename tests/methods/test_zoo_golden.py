@@ -13,6 +13,7 @@ import pytest
 
 from minipeft import OFT, T5, HiRA, LoHa, LoKr, VeRA, attach, load, value_and_grad
 from minipeft.files import read_tensors
+from tests.methods.golden import close
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOLDERS = ["vera_t5", "loha_t5", "lokr_t5", "lokr_both_t5", "hira_t5", "oft_t5"]
@@ -20,11 +21,6 @@ SUBLAYERS = {"encoder": ("attn", "ff"), "decoder": ("attn", "cross", "ff")}
 LEAVES = {"vera_lambda_b": "b", "vera_lambda_d": "d", "hada_w1_a": "B1", "hada_w1_b": "A1", "hada_w2_a": "B2",
           "hada_w2_b": "A2", "hira_A": "A", "hira_B": "B", "oft_R.weight": "q",
           **{f"lokr_{leaf}": leaf for leaf in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b")}}
-
-
-def close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> bool:
-    """Relative to the tensor's largest entry."""
-    return found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def our_name(key: str) -> str:
