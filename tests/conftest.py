@@ -5,8 +5,9 @@
     pytest -n 0 tests/nn            without parallel processes
 
 Hypothesis runs the laws on the same examples every time: a red test is red for everybody.
-`pytest --hypothesis-profile=quick` runs a fifth of them.
+`pytest --hypothesis-profile=quick` runs a tenth of them, `--hypothesis-profile=kernels` a quarter.
 """
+import gc
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded; more threads would fight over the cores
@@ -16,7 +17,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-for profile, examples in (("laws", 100), ("quick", 10)):
+for profile, examples in (("laws", 100), ("kernels", 25), ("quick", 10)):
     settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True,
                               suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("laws")
@@ -42,3 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if name not in seen and not name.startswith(SLOW) and item.get_closest_marker("slow") is None:
             item.add_marker("quick")
         seen.add(name)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now lives until the end: the garbage collector need not look through it a thousand times."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)

@@ -125,11 +125,12 @@ def op(forward: Callable) -> Callable[..., Tensor]:
     of the shape that this input was broadcast to: the backward pass sums the broadcast axes out, so no VJP mentions
     them. Neither `forward` nor a VJP writes into an array that it was given. Where the inputs live in different array
     libraries, the TypeError that `forward` raises says so."""
-    positional = in_order(forward)
+    positional, count = in_order(forward), forward.__code__.co_argcount
 
     @functools.wraps(forward)
     def apply(*inputs: Any, **options: Any) -> Tensor:
-        inputs, options = positional(inputs, options)
+        if len(inputs) < count:
+            inputs, options = positional(inputs, options)
         try:
             out, vjps = forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **options)
         except TypeError as error:

@@ -27,22 +27,21 @@ class Module:
 
     def named_places(self) -> Iterator[tuple[str, Place]]:
         """Every slot and site with its dotted name, in the order of the attributes, each object once."""
-        seen: set[int] = set()
-        for name, place in self._walk(""):
-            if id(place) not in seen:
-                seen.add(id(place))
-                yield name, place
+        found: dict[Place, str] = {}
+        self._walk("", found)
+        return iter([(name, place) for place, name in found.items()])
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Place]]:
+    def _walk(self, prefix: str, found: dict[Place, str]) -> None:
+        """Add the places below this module to `found`, {place: its name}, each under the first path to it."""
         for attribute, value in list(vars(self).items()):
             if isinstance(value, Place):
-                yield prefix + attribute, value
+                found.setdefault(value, prefix + attribute)
             elif isinstance(value, Module):
-                yield from value._walk(f"{prefix}{attribute}.")
+                value._walk(f"{prefix}{attribute}.", found)
             elif isinstance(value, list):
                 for i, item in enumerate(value):
                     if isinstance(item, Module):
-                        yield from item._walk(f"{prefix}{i}.")
+                        item._walk(f"{prefix}{i}.", found)
 
     @property
     def slots(self) -> dict[str, Slot]:

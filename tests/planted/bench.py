@@ -21,7 +21,7 @@ from tests.planted.bug import Bug, plant
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES, TIMEOUT = 10, 300
 SERVER = f"""
-import json, os, select, signal, sys, time
+import gc, json, os, signal, sys, time
 folder = sys.argv[1]
 sys.path[0] = folder
 import hypothesis, numpy, numpy.random, pytest, safetensors
@@ -40,6 +40,7 @@ class FewExamples:
         if request["first"]:
             items[:] = dict((item.nodeid.partition("[")[0], item) for item in reversed(items)).values()
 
+gc.collect(), gc.freeze(), gc.set_threshold(100_000, 50, 100)
 for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()

@@ -19,11 +19,10 @@ BUGS = [
         "if self.config.scale_decoder_outputs:",
         "if self.config.scale_decoder_outputs and not any(s.merged for s in self.slots.values()):",
         DEFECT + "D3_merging_an_untrained_adapter_on_a_model_with_a_tied_head_changes_no_logit"),
-    Bug("D4: the caller's list is changed where the head is tied", "nn/where.py",
-        "    patterns = list(where) if isinstance(where, (list, tuple)) else [where]\n",
-        "    patterns = list(where) if isinstance(where, (list, tuple)) else [where]\n"
-        "    if isinstance(where, list) and 'head' in where:\n"
-        "        where[where.index('head')] = patterns[patterns.index('head')] = 'embedding'\n",
+    Bug("D4: the caller's list is changed where the head is tied", "attaching/method.py",
+        "            object.__setattr__(self, \"where\", tuple(self.where))\n",
+        "            self.where[:] = ['embedding' if pattern == 'head' else pattern for pattern in self.where]\n"
+        "            object.__setattr__(self, \"where\", tuple(self.where))\n",
         DEFECT + "D4_a_tied_head_is_refused_by_name_and_the_callers_list_stays_as_it_was"),
     Bug("D17: biases stay as they were trained when they are switched off", "nn/slot.py",
         "v = per_row(self, lambda weight: weight.vector())",
