@@ -7,7 +7,6 @@ from typing import Any
 
 from minipeft.attaching.attach import attach
 from minipeft.attaching.attachment import Attachment
-from minipeft.attaching.load import load
 from minipeft.attaching.method import Method, fixed, register, setting, trained
 from minipeft.attaching.report import report
 from minipeft.attaching.select import select
@@ -18,6 +17,7 @@ from minipeft.engine.check import check_gradients
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, value_and_grad
 from minipeft.engine.xray import xray
+from minipeft.formats.load import load
 from minipeft.methods.bias import AddedBias
 from minipeft.methods.bottleneck import Bottleneck
 from minipeft.methods.dora import DoRA

@@ -39,7 +39,10 @@ class Attachment(Attached):
     the pieces once, and trained_on, the weights that its tensors were last trained on (None if they never were).
 
     errors: {name: relative error}, for an attachment that `combine` or `extract` made: how far its change at a place is
-    from the change that it stands for (see there). Empty otherwise. No file holds it."""
+    from the change that it stands for (see there). Empty otherwise. No file holds it.
+
+    source: of an attachment that was read from another library's file, what that file says beyond method and tensors
+    (see `minipeft.formats`). None otherwise. No file of ours holds it."""
 
     def __init__(self, model: Model, name: str, method: Any, places: Mapping[str, Place], pieces: Mapping[str, Any],
                  arrays: Mapping[str, Parameter | Fixed], trained_on: TrainedOn | None = None):
@@ -47,6 +50,7 @@ class Attachment(Attached):
         self._places, self._arrays = dict(places), dict(arrays)
         self.at = {place: pieces[where] for where, place in places.items()}
         self.errors: dict[str, float] = {}
+        self.source: Any = None
         self.own = frozenset(p for p in self._arrays.values() if isinstance(p, Parameter))
         self._above: frozenset[str] = frozenset()  # those that lay above it when it was switched off
         self._known: tuple[list[int] | None, str] | None = None  # checksums, and the content they belong to

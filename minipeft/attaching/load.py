@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import warnings
-from typing import Any, Sequence, overload
+from typing import Any, Callable, Mapping, Sequence, overload
 
 import numpy
 
@@ -78,44 +78,52 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
 
 def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[AdapterFile, Attachment]:
     """The attachment of a file, made for this model and not attached yet."""
-    name = file.name if name is None else name
+    trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
+    return file, made(model, file.path, file.name if name is None else name, lambda: _method(model, file), file.tensors,
+                      trained_on)
+
+
+def made(model: Model, path: Any, name: str, method: Callable[[], Any], tensors: Mapping[str, numpy.ndarray],
+         trained_on: TrainedOn | None) -> Attachment:
+    """An attachment called `name`, made for this model of the file `path`, and not attached yet. method: makes the
+    method that the file describes. tensors: {"place.leaf": array}, on the host. Raises a ValueError that names the file
+    for a name that is taken, a method that does not fit the model, and tensors that do not fit the method. Shapes are
+    compared before anything of these sizes is made."""
     try:
         check_name(model, name)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
     try:
-        method = _method(model, file)
-        plan = wanted(model, method)
+        plan = wanted(model, method())
     except Exception as error:  # the method's own code read the file's fields
-        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
-    _same_shapes(file, plan)  # before anything of these sizes is made
+        raise ValueError(f"{path}: does not fit this model: {error}") from error
+    _same_shapes(path, plan, tensors)
     try:
         tried(plan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
+        raise ValueError(f"{path}: does not fit this model: {error}") from error
 
     def from_file(key: str, declared: Declared, dtype: Any) -> Array:
-        return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))
+        return to_device(_fitting(f"{path}: {key}", tensors[key], dtype))
 
-    trained_on = file.trained_on if file.version != "1" else _as_version_1_meant(model, file)
     pieces, arrays = plan.built(from_file)
     try:
         tried(plan, pieces, arrays)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file.path}: does not fit this model: {error}") from error
-    return file, Attachment(model, name, method, plan.places, pieces, arrays, trained_on)
+        raise ValueError(f"{path}: does not fit this model: {error}") from error
+    return Attachment(model, name, plan.method, plan.places, pieces, arrays, trained_on)
 
 
-def _same_shapes(file: AdapterFile, plan: Plan) -> None:
-    """Raises ValueError unless the file holds exactly the arrays that the method declares, in their shapes."""
+def _same_shapes(path: Any, plan: Plan, tensors: Mapping[str, numpy.ndarray]) -> None:
+    """Raises ValueError unless `tensors` are exactly the arrays that the method declares, in their shapes."""
     shapes = {key: declared.shape for key, (declared, _) in plan.arrays().items()}
-    if set(shapes) != set(file.tensors):
-        odd = sorted(set(shapes) ^ set(file.tensors))
-        raise ValueError(f"{file.path}: {shown(odd[0])} is {'missing' if odd[0] in shapes else 'not expected'} "
+    if set(shapes) != set(tensors):
+        odd = sorted(set(shapes) ^ set(tensors))
+        raise ValueError(f"{path}: {shown(odd[0])} is {'missing' if odd[0] in shapes else 'not expected'} "
                          f"({len(odd)} tensors do not match)")
     for key, shape in shapes.items():
-        if file.tensors[key].shape != shape:
-            raise ValueError(f"{file.path}: {key} has shape {list(file.tensors[key].shape)}; expected {list(shape)}")
+        if tensors[key].shape != shape:
+            raise ValueError(f"{path}: {key} has shape {list(tensors[key].shape)}; expected {list(shape)}")
 
 
 def _method(model: Model, file: AdapterFile) -> Any:

@@ -85,10 +85,14 @@ class PerPlace(Method):
                              f"{f'a part of ' if parts > 1 else ''}{name} {list(slot.shape)} can have")
         return rank
 
+    def alpha_at(self, name: str) -> float:
+        """alpha at the place called `name`."""
+        return _first(self.alpha_pattern, name, self.alpha)
+
     def scale_at(self, name: str, slot: Slot) -> Fraction:
         """s at the place called `name`: exact, but for the rounding of sqrt(r). It takes the dtype of the array that it
         multiplies. Raises ValueError where it is not finite there."""
-        rank, alpha = _first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)
+        rank, alpha = _first(self.rank_pattern, name, self.rank), self.alpha_at(name)
         divisor = {"alpha/r": rank, "alpha/sqrt(r)": math.sqrt(rank), "alpha": 1}[self.scaling]
         scale = Fraction(alpha) / Fraction(divisor)
         expect(self, "alpha" if alpha == self.alpha else "alpha_pattern", finite_in(scale, slot.dtype),

@@ -1,0 +1,1 @@
+"""Other people's adapters and models: their files, read and written."""

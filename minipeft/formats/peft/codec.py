@@ -1,0 +1,66 @@
+"""What a file of PEFT's means here, one class for each `peft_type`.
+
+    method(config, shapes, model)      which method of ours it is, on which places
+    rows(method, model, config)        under which keys its arrays are in the file
+    config(method, model)              the fields that PEFT needs in order to compute the same
+"""
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar, Mapping
+
+from minipeft.attaching.method import Method
+from minipeft.formats.peft.row import Row
+
+Config = Mapping[str, Any]                  # the fields of an adapter_config.json
+Shapes = Mapping[str, tuple[int, ...]]      # {key: shape}
+CODECS: dict[str, "Codec"] = {}             # by peft_type
+
+# fields that say nothing about what is computed
+HARMLESS = frozenset({"peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision",
+                      "auto_mapping"})
+
+
+class Codec(abc.ABC):
+    """How one `peft_type` is read and written.
+
+    used: the fields that `method` reads. harmless: fields whose values change no output of a trained adapter, such as a
+    dropout of a path that training alone has; they are kept and written back. neutral: {field: the values at which it
+    changes nothing}; with any other value the file is refused by the name of the field. needed: fields without which
+    PEFT would compute something else or fail, so they must be there."""
+
+    peft_type: ClassVar[str]
+    used: ClassVar[frozenset[str]] = frozenset()
+    harmless: ClassVar[frozenset[str]] = frozenset()
+    neutral: ClassVar[Mapping[str, tuple]] = {}
+    needed: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
+        """The method that the file describes, on the places of `model` that its config chooses. config: its fields,
+        checked against `used`, `neutral` and `needed`. shapes: of its tensors, under the keys that PEFT writes. Raises
+        ValueError for what does not fit or is not supported."""
+
+    @abc.abstractmethod
+    def rows(self, method: Method, model: Any, config: Config) -> list[Row]:
+        """Every array of `method` on `model`, trained or fixed, under both names. config: the fields of the file that
+        was read or is being written."""
+
+    @abc.abstractmethod
+    def writes(self, method: Method) -> bool:
+        """Whether a file of this peft_type is the one for such a method. `config` may still refuse it."""
+
+    @abc.abstractmethod
+    def config(self, method: Method, model: Any) -> dict[str, Any]:
+        """The fields that a file of `method` needs, each named as PEFT names it, without HARMLESS ones. Raises
+        ValueError for a method that PEFT cannot hold, saying why."""
+
+    def computed(self, method: Method, model: Any, config: Config) -> dict[str, Any]:
+        """{our key: array} of fixed arrays that the file leaves out, because PEFT computes them, too."""
+        return {}
+
+
+def codec(cls: type[Codec]) -> type[Codec]:
+    """Class decorator: makes `load` and `save` know the codec."""
+    CODECS[cls.peft_type] = cls()
+    return cls

@@ -1,0 +1,108 @@
+"""A directory of PEFT's, read as far as it can be without a model, and written.
+
+    adapter_config.json             what the method is and where: the fields of a PeftConfig
+    adapter_model.safetensors       its arrays
+
+Both are untrusted: sizes are checked before anything is allocated, and a pickle (adapter_model.bin) is not opened.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.atomic import missing_folder
+from minipeft.checks import shown
+from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_LIMIT = 2 ** 20           # bytes of a configuration
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def read_config(directory: Path) -> Config:
+    """The fields of adapter_config.json. Raises FileNotFoundError without one, and ValueError for a file that is no
+    JSON object or a pointer of Git LFS."""
+    path = directory / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
+    no_pointer(path)
+    return read_json(path, _LIMIT)
+
+
+def weights_of(directory: Path) -> Path:
+    """The file of the tensors. Raises ValueError for a pickle alone and for a pointer of Git LFS, FileNotFoundError
+    where there is none."""
+    path = directory / WEIGHTS
+    if not path.exists() and (directory / PICKLE).exists():
+        raise ValueError(f"{directory}: {PICKLE} is a pickle, which can run code when it is opened; minipeft reads only "
+                         f"safetensors. If you trust it, convert it once, in Python with torch: "
+                         f"safetensors.torch.save_file(torch.load({PICKLE!r}, weights_only=True), {WEIGHTS!r})")
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+    no_pointer(path)
+    return path
+
+
+def no_pointer(path: Path) -> None:
+    """Raises ValueError for a pointer of Git LFS, which stands for a file that was not fetched."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise ValueError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+
+
+def codec_for(config: Config) -> Codec:
+    """The codec of the file's peft_type, whose fields are checked. Raises ValueError for a peft_type that is missing or
+    not supported, a field that is needed and missing, and a field that changes what is computed and is not
+    supported."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in CODECS:
+        raise ValueError(f"peft_type is {shown(kind)}; expected one of {', '.join(sorted(CODECS))}")
+    codec = CODECS[kind]
+    for field in codec.needed:
+        if config.get(field) is None:
+            raise ValueError(f"{field} is {'null' if field in config else 'missing'}; expected it in a file of {kind}")
+    for field, value in config.items():
+        if field in HARMLESS or field in codec.used or field in codec.harmless:
+            continue
+        if field in codec.neutral:
+            if not any(value == usual and type(value) is type(usual) for usual in codec.neutral[field]):
+                raise ValueError(f"{field} is {shown(value)}, which changes what {kind} computes and is not supported; "
+                                 f"expected {' or '.join(json.dumps(v) for v in codec.neutral[field])}")
+        elif not _says_nothing(value):
+            raise ValueError(f"{field} is {shown(value)}, a field of {kind} that is not known and may change what is "
+                             f"computed; if it does not, take it out of {CONFIG}")
+    return codec
+
+
+def _says_nothing(value: Any) -> bool:
+    """Whether an unknown field can be left alone: it is null, off, empty, or text."""
+    return not value or isinstance(value, str)
+
+
+def write_directory(path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],
+                    dtype: str | None) -> None:
+    """Write both files into a new or empty folder, which is put in place whole. config: the fields; tensors: {key:
+    array}; dtype: as in `files.write_tensors`. Raises ValueError for a folder that is not empty, and FileNotFoundError
+    where the folder around it is missing."""
+    directory = Path(path)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} is not an empty folder; expected a new or an empty one")
+    parent = directory.absolute().parent
+    if not parent.is_dir():
+        raise missing_folder(path, parent)
+    beside = parent / f".{directory.name}-{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    beside.mkdir()
+    try:
+        write_tensors(beside / WEIGHTS, tensors, {"format": "pt"}, dtype)
+        write_atomic(beside / CONFIG, (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode())
+        os.replace(beside, directory)  # which replaces an empty folder, too
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise

@@ -1,0 +1,153 @@
+"""From a directory of PEFT's to an attachment, and back."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.attaching.attach import put
+from minipeft.attaching.attachment import Attachment
+from minipeft.attaching.load import made
+from minipeft.backend import to_host
+from minipeft.checks import shown
+from minipeft.files import read_shapes, read_tensors
+from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
+from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
+from minipeft.formats.peft.names import check_shapes, mapped, stripped
+from minipeft.formats.peft.row import shapes_of, to_ours, to_theirs
+from minipeft.models.folder import naming
+from minipeft.nn.module import Model
+
+VERSION = "0.21.2"  # of the PEFT whose files these are
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a directory of PEFT's says beyond method and tensors. config: all its fields. tensors: {key: array} of those
+    of which we use a part alone. notes: what was changed in order to read it."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, numpy.ndarray] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load(model: Model, path: str | os.PathLike, name: str | None = None) -> Attachment:
+    """The adapter in the directory `path`, attached to `model` and plugged. name: by default that of the directory.
+
+    Every tensor of the file has its place on the model, or nothing is changed. The base is not checked, because PEFT's
+    files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
+    field that is not supported, tensors that are missing, extra, empty, of another shape or not finite, and a taken
+    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read."""
+    attachment = read(model, Path(path), name)
+    put(model, [attachment])
+    for note in attachment.source.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return attachment
+
+
+def read(model: Model, directory: Path, name: str | None = None) -> Attachment:
+    """The attachment that `load` puts on the model, not attached yet."""
+    with naming(directory):
+        config, file = read_config(directory), weights_of(directory)
+        codec, stored = codec_for(config), read_shapes(file)
+        if not stored:
+            raise ValueError(f"{file.name} holds no tensor at all: this adapter does nothing")
+        method = codec.method(config, {stripped(key): shape for key, shape in stored.items()}, model)
+        rows = codec.rows(method, model, config)
+        expected = shapes_of(rows)
+        renamed, notes = mapped(stored, expected)
+        check_shapes({renamed[key]: shape for key, shape in stored.items()}, expected)
+        theirs = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
+        for key, array in theirs.items():
+            if not numpy.isfinite(array).all():
+                raise ValueError(f"{key} holds NaN or infinity")
+        ours = {**to_ours(rows, theirs), **codec.computed(method, model, config)}
+        found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
+        whole = {row.theirs for row in rows if row.at is ...}
+        found.source = Source(config, {key: array for key, array in theirs.items() if key not in whole}, tuple(notes))
+        return found
+
+
+def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None = None,
+         dtype: str | None = None) -> None:
+    """Write the attachment as a directory that PEFT reads, with adapter_config.json and adapter_model.safetensors.
+
+    path: a new or empty folder. base_model: what base_model_name_or_path says; by default as in the directory that the
+    attachment came from, else null. dtype: how tensors are stored ("float32", "bfloat16", ...); None keeps their own.
+    Fields that were read and mean nothing here are written back. Raises ValueError, before anything is written, for a
+    method that PEFT does not have or cannot hold, and for numbers that are not finite."""
+    codec, config = _codec(attachment), written_config(attachment)
+    arrays = {key: to_host(array) for key, array in attachment.tensors.items()}
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not numpy.isfinite(array).all():
+            raise ValueError(f"{key} holds NaN or infinity: {path} is not written")
+    rows = codec.rows(attachment.method, attachment.model, config)
+    config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
+    write_directory(path, config, to_theirs(rows, arrays, True, _kept(attachment)), dtype)
+
+
+def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool | None = None) -> dict[str, Any]:
+    """{PEFT's key: array}: arrays of the attachment under PEFT's keys, in its shapes and orientations.
+
+    arrays: {name: array}, with names as in `attachment.parameters` or `attachment.tensors`: values or gradients.
+    gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
+    such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
+    gradients. Raises ValueError for an unknown name and for another shape."""
+    own = {key: to_host(array) for key, array in attachment.tensors.items()}
+    found = {}
+    for name, array in arrays.items():
+        key = name.replace(f"@{attachment.name}.", ".")
+        if key not in own:
+            raise ValueError(f"{shown(name)} is no array of {attachment!r}; expected names as in its parameters")
+        found[key] = to_host(array)
+        if found[key].shape != own[key].shape:
+            raise ValueError(f"{name} has shape {list(found[key].shape)}; expected {list(own[key].shape)}")
+    if gradients is None:
+        gradients = not all(numpy.array_equal(array, own[key]) for key, array in found.items())
+    rows = _codec(attachment).rows(attachment.method, attachment.model, written_config(attachment))
+    return to_theirs(rows, found, not gradients, _kept(attachment))
+
+
+def written_config(attachment: Attachment) -> dict[str, Any]:
+    """All fields of the adapter_config.json that `save` writes for the attachment."""
+    codec = _codec(attachment)
+    config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
+              "auto_mapping": None, **_source(attachment)}
+    return {**config, **codec.config(attachment.method, attachment.model), "peft_type": codec.peft_type,
+            "inference_mode": True}
+
+
+def _source(attachment: Attachment) -> Mapping[str, Any]:
+    """The fields of the file that the attachment came from that still hold: those that no method decides."""
+    source = attachment.source
+    if not isinstance(source, Source):
+        return {}
+    codec = _codec(attachment)
+    return {field: value for field, value in source.config.items() if field not in codec.used or field in HARMLESS}
+
+
+def _kept(attachment: Attachment) -> Mapping[str, numpy.ndarray]:
+    return attachment.source.tensors if isinstance(attachment.source, Source) else {}
+
+
+def _codec(attachment: Attachment) -> Codec:
+    """The codec that writes the attachment: that of the file that it came from, else the first for its method."""
+    method = attachment.method
+    said = attachment.source.config["peft_type"] if isinstance(attachment.source, Source) else None
+    found = [codec for codec in CODECS.values() if codec.writes(method)]
+    if not attachment.places:
+        raise ValueError(f"{attachment.name!r} was removed from its model")
+    if not found:
+        raise ValueError(f"{attachment.name!r} cannot be written for PEFT, which has nothing like {shown(method)}")
+    return next((codec for codec in found if codec.peft_type == said), found[0])
+
+
+def default_name(directory: Path) -> str:
+    """A name for the attachment: the directory's, with '_' for other characters."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"
+
