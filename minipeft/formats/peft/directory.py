@@ -40,8 +40,8 @@ def weights_of(directory: Path) -> Path:
     where there is none."""
     path = directory / WEIGHTS
     if not path.exists() and (directory / PICKLE).exists():
-        raise ValueError(f"{directory}: {PICKLE} is a pickle, which can run code when it is opened; minipeft reads only "
-                         f"safetensors. If you trust it, convert it once, in Python with torch: "
+        raise ValueError(f"{directory}: {PICKLE} is a pickle, which can run code when it is opened; minipeft reads "
+                         f"safetensors alone. If you trust it, convert it once, in Python with torch: "
                          f"safetensors.torch.save_file(torch.load({PICKLE!r}, weights_only=True), {WEIGHTS!r})")
     if not path.exists():
         raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")

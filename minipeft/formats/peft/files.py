@@ -150,4 +150,3 @@ def _codec(attachment: Attachment) -> Codec:
 def default_name(directory: Path) -> str:
     """A name for the attachment: the directory's, with '_' for other characters."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"
-

@@ -31,8 +31,8 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
     found = [path for path in modules if targeted(path) and in_layer(path) and not excluded(path)
              and not any(is_at_or_below(path, name) for name in saved)]
     if not found:
-        raise ValueError(f"target_modules is {shown(targets)}, which chooses none of the {len(modules)} modules of this "
-                         f"model; they are called {', '.join(modules[:3])}, ...")
+        raise ValueError(f"target_modules is {shown(targets)}, which chooses none of the {len(modules)} modules of "
+                         f"this model; they are called {', '.join(modules[:3])}, ...")
     return found
 
 
