@@ -14,6 +14,7 @@ import pytest
 
 import minipeft
 from minipeft.attaching.method import METHODS
+from tests.methods.golden import FIXTURES
 from tests.planted.bug import Bug
 from tests.test_planted_bugs import BUGS
 
@@ -117,6 +118,21 @@ def test_the_programs_beside_those_of_peft_run(tmp_path, monkeypatch, capsys):
     assert numpy.array_equal(merged.generate(names["ids"]), names["after"])
 
 
+def test_a_folder_of_peft_is_loaded_merged_and_written_back_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t5-folder").symlink_to(FIXTURES / "t5" / "v11")
+    (tmp_path / "lora-folder").symlink_to(FIXTURES / "adapters" / "lora_qv")
+    exec(block(README, "a folder of peft"), names := {"minipeft": minipeft})
+    written, merged = names["minipeft"].T5.from_pretrained("t5-folder"), minipeft.T5.from_pretrained("merged-folder")
+    minipeft.load(written, "written-back")
+    ids = numpy.array([[5, 6, 7, 1]])
+    plugged = names["model"](ids, ids).data
+    assert written(ids, ids).data.tobytes() == plugged.tobytes()
+    assert abs(merged(ids, ids).data - plugged).max() <= 1e-5 * abs(plugged).max()
+    with names["lora"].off():
+        assert abs(names["model"](ids, ids).data - plugged).max() > 1e-2 * abs(plugged).max()
+
+
 CALLS = sorted({call.replace("\\|", "|") for page in (README, DICTIONARY, ALL_METHODS) for call in re.findall(
     rf"`((?:AdamW|{'|'.join(METHODS)})\([^`]*\))`", page) if "..." not in call})
 
@@ -201,7 +217,7 @@ def test_the_program_that_tries_a_release_runs_in_another_folder(tmp_path):
     assert done.stdout.startswith(minipeft.__version__) and "all laws hold" in done.stdout
 
 
-TESTED = {"README.md": ["LowRank", "from first_look.py"], "examples/conformance/README.md": [None],
+TESTED = {"README.md": ["LowRank", "from first_look.py", "a folder of peft"], "examples/conformance/README.md": [None],
           "minipeft/conformance/README.md": ["plug-in"],
           "docs/coming_from_peft.md": ["worked example", "loop by hand", "together"],
           "docs/methods.md": ["use", "operations"],
