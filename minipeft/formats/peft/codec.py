@@ -27,13 +27,15 @@ class Codec(abc.ABC):
     used: the fields that `method` reads. harmless: fields whose values change no output of a trained adapter, such as a
     dropout of a path that training alone has; they are kept and written back. neutral: {field: the values at which it
     changes nothing}; with any other value the file is refused by the name of the field. needed: fields without which
-    PEFT would compute something else or fail, so they must be there."""
+    PEFT would compute something else or fail, so they must be there. defaults: {field: the value that PEFT takes where
+    it is missing or null}; the other methods see it, and it is written."""
 
     peft_type: ClassVar[str]
     used: ClassVar[frozenset[str]] = frozenset()
     harmless: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, tuple]] = {}
     needed: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
@@ -55,9 +57,18 @@ class Codec(abc.ABC):
         """The fields that a file of `method` needs, each named as PEFT names it, without HARMLESS ones. Raises
         ValueError for a method that PEFT cannot hold, saying why."""
 
+    def config_again(self, method: Method, model: Any, read: Config) -> dict[str, Any]:
+        """`config`, for a method that came from a file with the fields `read`. A codec that can write a method in two
+        ways overrides it, so that a file is written as it was."""
+        return self.config(method, model)
+
     def computed(self, method: Method, model: Any, config: Config) -> dict[str, Any]:
         """{our key: array} of fixed arrays that the file leaves out, because PEFT computes them, too."""
         return {}
+
+    def notes(self, method: Method, model: Any, config: Config) -> list[str]:
+        """What somebody who loads the file should know: `load` warns of each."""
+        return []
 
 
 def codec(cls: type[Codec]) -> type[Codec]:

@@ -29,7 +29,7 @@ VERSION = "0.21.2"  # of the PEFT whose files these are
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a directory of PEFT's says beyond method and tensors. config: all its fields. tensors: {key: array} of those
-    of which we use a part alone. notes: what was changed in order to read it."""
+    of which we use a part alone. notes: what was changed in order to read it, and what else is worth knowing."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, numpy.ndarray] = dataclasses.field(default_factory=dict)
@@ -42,7 +42,8 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None) -> Atta
     Every tensor of the file has its place on the model, or nothing is changed. The base is not checked, because PEFT's
     files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
     field that is not supported, tensors that are missing, extra, empty, of another shape or not finite, and a taken
-    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read."""
+    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read, and of what the
+    file says or PEFT does otherwise."""
     attachment = read(model, Path(path), name)
     put(model, [attachment])
     for note in attachment.source.notes:
@@ -55,6 +56,7 @@ def read(model: Model, directory: Path, name: str | None = None) -> Attachment:
     with naming(directory):
         config, file = read_config(directory), weights_of(directory)
         codec, stored = codec_for(config), read_shapes(file)
+        config = {**config, **{field: v for field, v in codec.defaults.items() if config.get(field) is None}}
         if not stored:
             raise ValueError(f"{file.name} holds no tensor at all: this adapter does nothing")
         method = codec.method(config, {stripped(key): shape for key, shape in stored.items()}, model)
@@ -69,6 +71,7 @@ def read(model: Model, directory: Path, name: str | None = None) -> Attachment:
         ours = {**to_ours(rows, theirs), **codec.computed(method, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
         whole = {row.theirs for row in rows if row.at is ...}
+        notes = [*notes, *codec.notes(method, model, config)]
         found.source = Source(config, {key: array for key, array in theirs.items() if key not in whole}, tuple(notes))
         return found
 
@@ -115,11 +118,11 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
 
 def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment."""
-    codec = _codec(attachment)
+    codec, read = _codec(attachment), attachment.source.config if isinstance(attachment.source, Source) else {}
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
-              "auto_mapping": None, **_source(attachment)}
-    return {**config, **codec.config(attachment.method, attachment.model), "peft_type": codec.peft_type,
-            "inference_mode": True}
+              "auto_mapping": None, **codec.defaults}
+    return {**config, **codec.config_again(attachment.method, attachment.model, read), **_source(attachment),
+            "peft_type": codec.peft_type, "inference_mode": True}
 
 
 def _source(attachment: Attachment) -> Mapping[str, Any]:
