@@ -4,7 +4,7 @@ import time
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minipeft.formats.peft.expression import Expression, Steps
@@ -32,6 +32,9 @@ EXPRESSIONS = st.recursive(ATOMS, lambda inner: st.one_of(
     ATOMS.map(lambda p: f"(?<={p})"), ATOMS.map(lambda p: f"(?<!{p})")), max_leaves=8)
 
 
+@example(text="(a){1,2}", path="aaa")
+@example(text="(a){2,}b?", path="a")
+@example(text="(?!a).", path="a")
 @given(text=EXPRESSIONS, path=st.text("abA.1", min_size=1, max_size=6))
 def test_a_match_is_there_where_python_finds_one(text, path):
     try:
