@@ -59,7 +59,7 @@ class Codec(abc.ABC):
 
     def config_again(self, method: Method, model: Any, read: Config) -> dict[str, Any]:
         """`config`, for a method that came from a file with the fields `read`. A codec that can write a method in two
-        ways overrides it, so that a file is written as it was."""
+        ways overrides it, so that a file is written as it was. Raises ValueError as `config` does."""
         return self.config(method, model)
 
     def computed(self, method: Method, model: Any, config: Config) -> dict[str, Any]:

@@ -33,13 +33,13 @@ _KINDS: dict[str, Callable[[str], bool]] = {
 
 
 class Steps:
-    """How much may still be computed, by all the expressions that share it."""
+    """How much may still be computed, by all the expressions that share it. left: so many steps."""
 
     def __init__(self, left: int = STEPS):
         self.left = left
 
     def take(self, steps: int = 1) -> None:
-        """Raises ValueError where not enough is left."""
+        """Take so many `steps`. Raises ValueError where not enough is left."""
         self.left -= steps
         if self.left < 0:
             raise ValueError("its regular expressions take too long on the names of this model; expected simpler ones, "
@@ -78,7 +78,8 @@ class Expression:
         return self._quick(text, "fullmatch") if self._re else len(text) in self.ends(text)
 
     def ends(self, text: str) -> list[int]:
-        """The positions in `text` at which a match can end that begins at its start, in rising order."""
+        """The positions in `text` at which a match can end that begins at its start, in rising order. Raises ValueError
+        for an expression that is nested too deeply, or takes too long."""
         try:
             ends = _Text(text, self._steps).ends(self._parts, 1, self._flags)
         except RecursionError:

@@ -37,14 +37,16 @@ def where(paths: list[str], model: Any) -> tuple[str, ...]:
     return tuple(f"^{re.escape(slots[path])}$" for path in paths)
 
 
-def targets(config: Config, model: Any, shapes: Shapes = {}) -> list[str]:
-    """The paths that the config chooses on the model. Where it does not say which, they are those of the tensors
-    `shapes`. Raises ValueError where there are none."""
+def targets(config: Config, model: Any, shapes: Shapes = {}, prefix: str = "lora_") -> list[str]:
+    """The paths that the config chooses on the model. Where it does not say which, they are those that stand in the
+    keys of `shapes` before a word that begins with `prefix`. Raises ValueError where there are none."""
     if config.get("target_modules") is not None or not shapes:
         return chosen(config, list(modules(model)), linear_modules(model))
     paths = {words(path): path for path in modules(model)}
-    found = {paths.get(words(key)[:n]) for key in shapes for n in range(len(words(key)) + 1)}
-    if found == {None}:
+    longest = max(map(len, paths))
+    found = {paths.get(said[:at]) for said in map(words, shapes) for at, word in enumerate(said)
+             if word.startswith(prefix) and at <= longest}
+    if not found - {None}:
         raise ValueError(f"target_modules is not given, and no tensor belongs to a module of this model: "
                          f"{', '.join(shown(key) for key in list(shapes)[:3])}")
     return [path for path in modules(model) if path in found]
@@ -58,7 +60,7 @@ def rank(config: Config, field: str = "r") -> int:
 
 
 def alpha(value: Any, field: str) -> float:
-    """The alpha in `field`. Raises ValueError for 0, text, null and what is not finite."""
+    """The alpha `value` of the field called `field`. Raises ValueError for 0, text, null and what is not finite."""
     if not is_number(value) or value == 0:
         raise ValueError(f"{field} is {shown(value)}; expected a finite number other than 0, which would switch the "
                          f"adapter off")
@@ -78,7 +80,10 @@ def by_place(config: Config, field: str, paths: list[str], model: Any, usual: An
     given, slots = pattern(config, field), modules(model)
     for key, value in given.items():
         what = f"{field}[{shown(key)}]"
-        rank({what: value}, what) if field == "rank_pattern" else alpha(value, what)
+        if field == "rank_pattern":
+            rank({what: value}, what)
+        else:
+            alpha(value, what)
     found = {path: first_match(given, path) for path in paths}
     return tuple((f"^{re.escape(slots[path])}$", value) for path, value in found.items()
                  if value is not None and value != usual)
@@ -99,7 +104,7 @@ def usual(method: PerPlace, times: int = 1) -> tuple[int, float]:
 
 def patterns(method: PerPlace, names: Mapping[str, Any], model: Any, times: int = 1) -> dict[str, dict[str, Any]]:
     """PEFT's rank_pattern and alpha_pattern of a method on the places `names`: an entry for each place whose rank or
-    alpha is not the `usual` one, under its path."""
+    alpha is not the `usual` one, under its path. times: as in `usual`."""
     r, a = usual(method, times)
     ranks = {path_of(model, name): times * method.rank_at(name, slot) for name, slot in names.items()}
     alphas = {path_of(model, name): _alpha(method, method.alpha_at(name), method.rank_at(name, slot), times)
@@ -108,11 +113,11 @@ def patterns(method: PerPlace, names: Mapping[str, Any], model: Any, times: int 
             "alpha_pattern": {path: found for path, found in alphas.items() if found != a}}
 
 
-def _alpha(method: PerPlace, alpha: float, r: int, times: int) -> float:
-    """The alpha that gives the same s beside a rank of times * r."""
+def _alpha(method: PerPlace, value: float, r: int, times: int) -> float:
+    """The alpha that gives, beside a rank of times * r, the s that an alpha of `value` gives here beside r."""
     if method.scaling == "alpha":
-        return alpha * r * times
-    return alpha if times == 1 else alpha * (times if method.scaling == "alpha/r" else math.sqrt(times))
+        return value * r * times
+    return value if times == 1 else value * (times if method.scaling == "alpha/r" else math.sqrt(times))
 
 
 def target_modules(names: Mapping[str, Any], model: Any) -> list[str]:
@@ -126,6 +131,8 @@ def target_modules(names: Mapping[str, Any], model: Any) -> list[str]:
 
 @codec
 class LoRAFile(Codec):
+    """peft_type "LORA": LoRA and DoRA, which is a LoRA with use_dora in PEFT."""
+
     peft_type = "LORA"
     used = PLACES | {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_dropout",
                      "fan_in_fan_out"}
@@ -147,7 +154,8 @@ class LoRAFile(Codec):
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         paths, r, pissa = targets(config, model, shapes), rank(config), starts_from_base(config)
-        kinds = {path: model.slots[name].kind for path, name in modules(model).items() if path in set(paths)}
+        slots, names = model.slots, modules(model)
+        kinds = {path: slots[names[path]].kind for path in paths}
         for path, kind in kinds.items():
             if kind not in LoRA.kinds:
                 raise ValueError(f"the adapter acts on {path}, a weight of the kind {kind!r}; expected linear layers "
@@ -235,7 +243,7 @@ def _is_pissa(method: Any) -> bool:
 
 def _dropout(config: Config) -> float:
     """lora_dropout, which acts in training alone. Raises ValueError unless it is a number in [0, 1) or null."""
-    value = config.get("lora_dropout") or 0.0
+    value = 0.0 if config.get("lora_dropout") is None else config["lora_dropout"]
     if not is_number(value) or not 0 <= value < 1:
         raise ValueError(f"lora_dropout is {shown(value)}; expected a number in [0, 1)")
     return value

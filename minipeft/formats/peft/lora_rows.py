@@ -31,7 +31,7 @@ def factors(name: str, slot: Any, path: str, r: int) -> list[Row]:
 
 
 def magnitude(name: str, slot: Any, path: str) -> Row:
-    """The row of m [d_out, 1], or [1, d] of a table."""
+    """The row of m [d_out, 1], or [1, d] of a table. name, slot, path: as in `factors`."""
     d_out, d_in = slot.shape
     shape = (1, d_in) if slot.kind == "embedding" else (d_out, 1)
     return Row(f"{name}.m", f"{PREFIX}{path}.lora_magnitude_vector", (max(shape),), lambda m: m.reshape(-1),
@@ -39,7 +39,7 @@ def magnitude(name: str, slot: Any, path: str) -> Row:
 
 
 def doubled(name: str, slot: Any, path: str, r: int) -> list[Row]:
-    """The rows of A, A0 [r, d_in] and B, B0 [d_out, r] as one product of rank 2 r."""
+    """The rows of A, A0 [r, d_in] and B, B0 [d_out, r] as one product, of rank 2 r. name, slot, path: see `factors`."""
     first, second = factors(name, slot, path, 2 * r)
     rows = []
     for row, start, rest in ((first, numpy.s_[:r], numpy.s_[r:]), (second, numpy.s_[:, :r], numpy.s_[:, r:])):

@@ -49,9 +49,9 @@ def starts_from_base(config: Config) -> bool:
 
 
 def principal(name: str, slot: Slot, r: int, s: Fraction) -> dict[str, numpy.ndarray]:
-    """{"name.A0": [r, d_in], "name.B0": [d_out, r]} of the base of the slot called `name`, whatever is plugged there.
-    Raises ValueError for a base whose rank is lower, and where singular values r and r + 1 are the same in float32, so
-    that the file does not say which part of the base PEFT takes away."""
+    """{"name.A0": [r, d_in], "name.B0": [d_out, r]} of the base of the slot called `name`, whatever is plugged there,
+    for the factor `s`. Raises ValueError for a base whose rank is lower, and where singular values r and r + 1 are the
+    same in float32, so that the file does not say which part of the base PEFT takes away."""
     weight = to_host(slot.base.dense().data).astype("float64")
     A0, B0 = factors_of(name, weight, slot.dtype, r, s)
     rest = numpy.linalg.norm(weight - float(s) * B0 @ A0, 2)

@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+import re
 from typing import Any, Iterable, Mapping
 
 from minipeft.checks import shown
@@ -19,20 +20,27 @@ _UNSAID = frozenset({*LEFT_BEHIND, "base_model", "model", "weight"})
 def modules(model: Any) -> dict[str, str]:
     """{path: name of the slot of its weight}, of every module of `model` that has one, in the order of the model.
     Raises ValueError for a model without names in Hugging Face's libraries."""
-    if not hasattr(model, "to_hf_name"):
-        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
+    check_model(model)
     return {model.to_hf_name(name).removesuffix(".weight"): name for name, slot in model.slots.items()
             if name.endswith(".weight")}
 
 
+def check_model(model: Any) -> None:
+    """Raises ValueError for a model without names in Hugging Face's libraries."""
+    if not hasattr(model, "to_hf_name"):
+        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
+
+
 def linear_modules(model: Any) -> list[str]:
     """The paths of all linear layers except the head: those of target_modules="all-linear"."""
-    head = None if "head.weight" not in model.slots else model.to_hf_name("head.weight").removesuffix(".weight")
-    return [path for path, name in modules(model).items() if model.slots[name].kind == "linear" and path != head]
+    slots = model.slots
+    head = path_of(model, "head.weight") if "head.weight" in slots else None
+    return [path for path, name in modules(model).items() if slots[name].kind == "linear" and path != head]
 
 
 def path_of(model: Any, slot: str) -> str:
-    """The path of the module whose weight is the slot called `slot`."""
+    """The path of the module whose weight is the slot called `slot`. Raises ValueError as `modules` does."""
+    check_model(model)
     return model.to_hf_name(slot).removesuffix(".weight")
 
 
@@ -49,9 +57,7 @@ def words(key: str) -> tuple[str, ...]:
 def stripped(key: str) -> str:
     """A key without what tools leave behind, and with exactly one prefix if it had any."""
     key = ".".join(word for word in key.split(".") if word not in LEFT_BEHIND)
-    while key.startswith(PREFIX * 2):
-        key = key.removeprefix(PREFIX)
-    return key
+    return re.sub(rf"^(?:{re.escape(PREFIX)})+", PREFIX, key)
 
 
 def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -80,8 +86,8 @@ def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str]
         raise ValueError(f"the tensors of the file are not those of its configuration on this model. "
                          f"{_some('Not expected', extra)}. {_some('Missing', missing)}")
     changed = [key for key in keys if found[key] != key]
-    return found, [f"{len(changed)} keys were read under the names that PEFT gives them: {shown(changed[0])} as "
-                   f"{shown(found[changed[0]])}"] if changed else []
+    return found, [f"keys were read under the names that PEFT gives them ({len(changed)} in all): {shown(changed[0])} "
+                   f"as {shown(found[changed[0]])}"] if changed else []
 
 
 def _only(some: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]) -> set[str]:
@@ -99,7 +105,8 @@ def _some(what: str, keys: list[str]) -> str:
 
 
 def check_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless every tensor has the shape that is expected of it, and none is empty."""
+    """Raises ValueError unless every tensor has the shape that is expected of it, and none is empty. found, expected:
+    {key: shape}."""
     for key, shape in expected.items():
         if 0 in found[key]:
             raise ValueError(f"{key} has shape {list(found[key])}, no number at all; expected {list(shape)}")

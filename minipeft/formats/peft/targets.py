@@ -44,7 +44,7 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
 
 
 def names_in(config: Mapping[str, Any], field: str) -> list[str]:
-    """The names in a field that holds a list of them, or null. Raises ValueError for anything else."""
+    """The names in a `field` of the `config`: a list of them, or null. Raises ValueError for anything else."""
     names = config.get(field)
     if names is None:
         return []
@@ -60,11 +60,12 @@ def is_at_or_below(path: str, name: str) -> bool:
 
 def ends_with(path: str, names: Iterable[str]) -> bool:
     """Whether `path` is one of the names or ends with "." and one of them."""
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    parts = path.split(".")
+    return not {".".join(parts[at:]) for at in range(len(parts))}.isdisjoint(names)
 
 
 class Patterns(dict[str, Any]):
-    """The {regular expression: value} of a rank_pattern or alpha_pattern."""
+    """A rank_pattern or alpha_pattern. given: {regular expression: value}. Raises ValueError for a wrong expression."""
 
     def __init__(self, given: Mapping[str, Any]):
         super().__init__(given)
@@ -82,13 +83,13 @@ class Patterns(dict[str, Any]):
 
 
 def first_match(patterns: Mapping[str, Any], path: str) -> Any:
-    """The value of the first key of a rank_pattern or alpha_pattern that matches the end of `path`; None if none."""
+    """The value of the first of the `patterns` {regular expression: value} that matches the end of `path`, or None."""
     return (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).first(path)
 
 
 def pattern(config: Mapping[str, Any], field: str) -> Patterns:
-    """A rank_pattern or alpha_pattern, {regular expression: number}; {} for null. Raises ValueError for anything
-    else."""
+    """The rank_pattern or alpha_pattern in `field` of the `config`, {regular expression: number}; {} for null. Raises
+    ValueError for anything else."""
     found = config.get(field)
     if found is not None and not isinstance(found, dict):
         raise ValueError(f"{field} is {shown(found)}; expected {{regular expression: number}}")
@@ -101,7 +102,8 @@ def _rule(field: str, value: Any, steps: Steps) -> Callable[[str], bool]:
     if isinstance(value, str):
         return Expression(value, steps=steps).whole
     if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
-        return lambda path: ends_with(path, value)
+        names = frozenset(value)
+        return lambda path: ends_with(path, names)
     raise ValueError(f"{field} is {shown(value)}; expected a list of names, or a regular expression")
 
 

@@ -187,6 +187,10 @@ def test_rank_and_alpha_are_looked_up_one_by_one(tmp_path):
 # ---- what is said
 
 
+def put(key, array):
+    return lambda tensors: {**tensors, key: array}
+
+
 def loaded_with(match, path):
     with pytest.warns(UserWarning, match=match) as said:
         attachment = minipeft.load(base().clone(), path)
@@ -210,6 +214,8 @@ def test_without_targets_they_are_those_of_the_tensors_and_this_is_said_where_pe
     some = loaded_with("target_modules is not given; it was taken from the tensors. PEFT would take q and v",
                        edited(QV, tmp_path / "b", fields, lambda t: {k: a for k, a in t.items() if ".q." in k}))
     assert len(some.places) == 6 and written(some, tmp_path / "c")[0]["target_modules"] == ["q"]
+    head = put("base_model.model.lm_head.weight", numpy.zeros((53, 16), "f4"))
+    refused(edited(QV, tmp_path / "copy", fields, head), r"Not expected: 'base_model.model.lm_head.weight' \(1 in ")
     refused(edited(QV, tmp_path / "d", fields, lambda t: {f"x{i}": a for i, a in enumerate(t.values())}),
             "no tensor belongs to a module of this model: 'x0', 'x1', 'x10'")
     refused(edited(QV, tmp_path / "e", fields, lambda t: {k: a for k, a in t.items() if k != f"{Q0}.lora_B.weight"}),
@@ -232,7 +238,7 @@ def test_changed_keys_are_read_under_the_right_ones_and_this_is_said(change, tmp
     """In PEFT such a file loads with a warning, and the outputs are those of the base."""
     plain = minipeft.load(base().clone(), FIXTURES / QV)
     path = edited(QV, tmp_path / "a", tensors=lambda t: {change(key): array for key, array in t.items()})
-    attachment = loaded_with("24 keys were read under the names that PEFT gives them", path)
+    attachment = loaded_with(r"keys were read under the names that PEFT gives them \(24 in all\)", path)
     assert {k: a.tobytes() for k, a in attachment.tensors.items()} == {
         k: a.tobytes() for k, a in plain.tensors.items()}
     assert set(written(attachment, tmp_path / "b")[1]) == set(read_tensors(FIXTURES / QV / WEIGHTS)[0])
@@ -245,10 +251,6 @@ def test_a_magnitude_vector_of_a_live_model_is_read(tmp_path):
 
 
 # ---- tensors
-
-
-def put(key, array):
-    return lambda tensors: {**tensors, key: array}
 
 
 @pytest.mark.parametrize("tensors, dtype, match", [
@@ -372,6 +374,16 @@ def test_what_peft_cannot_hold_is_refused_before_anything_is_written(method, mat
     with pytest.raises(ValueError, match=match):
         save(attachment, tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_hugging_face_does_not_have_is_refused(tmp_path):
+    model = minipeft.Transformer(minipeft.TransformerConfig(vocab_size=7, d_model=8, num_heads=2, d_ff=4, num_layers=1),
+                                 numpy.random.default_rng(0))
+    attachment = attach(model, LoRA(2), numpy.random.default_rng(0))
+    with pytest.raises(ValueError, match="Transformer is no model of Hugging Face's"):
+        save(attachment, tmp_path / "a")
+    with pytest.raises(ValueError, match="Transformer is no model of Hugging Face's"):
+        minipeft.load(model, FIXTURES / QV)
 
 
 def test_the_fields_that_decide_what_is_computed_are_never_taken_from_the_file_that_was_read():
