@@ -53,7 +53,7 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None, as_peft
 
 
 def read(model: Model, directory: Path, name: str | None = None, as_peft: bool = False) -> Attachment:
-    """The attachment that `load` puts on the model, not attached yet."""
+    """The attachment that `load` puts on the model, not attached yet. name, as_peft, what it raises: as in `load`."""
     with naming(directory):
         config, file = read_config(directory), weights_of(directory)
         codec, stored = codec_for(config), read_shapes(file)

@@ -9,6 +9,9 @@ layers has slices of its own. Otherwise layers i and i + L / 2 share theirs. Suc
 alone, as PrefixTuning(slices="peft"). Slices that no layer uses are kept, and written back.
 
 A prefix of the decoder with a K and a V for each layer is written with an odd L. PEFT reads that, too.
+
+Outputs are those of PEFT's forward. Its generation (0.21.2, transformers 4.57) counts the positions of the tokens as if
+there were no prefix, and gives other logits than its forward.
 """
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ from minipeft.methods.prefix import PrefixTuning, key_slice
 
 @codec
 class PrefixFile(Codec):
+    """Prefix tuning, in the decoder alone."""
+
     peft_type = "PREFIX_TUNING"
     used = frozenset({"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"})
     harmless = frozenset({"encoder_hidden_size", "init_weights", "prefix_projection"})

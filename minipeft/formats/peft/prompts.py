@@ -37,7 +37,7 @@ def size(config: Config, field: str, usual: int | None) -> int:
 
 
 def check_shape(shapes: Shapes, shape: tuple[int, int], meaning: str) -> None:
-    """Raises ValueError for prompt_embeddings of another shape, saying what makes the expected one."""
+    """Raises ValueError for prompt_embeddings of another shape. meaning: of the expected shape, for the message."""
     found = shapes.get(KEY, shape)
     if tuple(found) != shape:
         raise ValueError(f"{KEY} has shape {list(found)}; expected {shown(list(shape))}: {meaning}")
@@ -87,6 +87,8 @@ def _sizes(model: Any) -> dict[str, int]:
 
 @codec
 class PromptTuningFile(PromptFile):
+    """Prompt tuning: the type of every prompt that is made here."""
+
     peft_type = "PROMPT_TUNING"
     harmless = frozenset({"num_transformer_submodules", "prompt_tuning_init", "prompt_tuning_init_text",
                           "tokenizer_name_or_path", "tokenizer_kwargs"})
@@ -98,6 +100,8 @@ class PromptTuningFile(PromptFile):
 
 @codec
 class PTuningFile(PromptFile):
+    """P-tuning: only the type of prompts that were read from such a file."""
+
     peft_type = "P_TUNING"
     harmless = frozenset({"num_transformer_submodules", "encoder_reparameterization_type", "encoder_hidden_size",
                           "encoder_num_layers", "encoder_dropout"})
