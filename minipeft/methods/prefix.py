@@ -201,7 +201,7 @@ class PrefixTuning(Method):
         if layers is None:
             return None
         expect(self, "slices", _kind(name) == "decoder" and int(name.split(".")[1]) < layers,
-               f"'own' for {name}: PEFT has slices for the self-attention of {layers} layers of a decoder alone")
+               f"'own' for {name}: PEFT has slices for the self-attention of L = {layers} layers of a decoder alone")
         at = key_slice(int(name.split(".")[1]), layers)
         return f"decoder.slices_{at}_{at + 1}"
 

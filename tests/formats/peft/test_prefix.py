@@ -174,8 +174,8 @@ def test_a_prefix_made_here_is_written_with_as_many_slices_as_it_needs_and_every
 
 @pytest.mark.parametrize("method, message", [
     (PrefixTuning(2, bias="earlier"),
-     "this prefix is at encoder.0.attn.keys_values; expected sites='decoder': PEFT has a prefix in the self-attention of "
-     "every layer of the decoder, and nowhere else"),
+     "this prefix is at encoder.0.attn.keys_values; expected sites='decoder': PEFT has a prefix in the self-attention "
+     "of every layer of the decoder, and nowhere else"),
     (PrefixTuning(2, ("decoder", "cross"), "earlier"), "this prefix is at decoder.0.cross.keys_values; expected"),
     (PrefixTuning(2, "decoder", "earlier", where=r"decoder\.0\.attn"), "this prefix leaves out some layers; expected"),
     (PrefixTuning(2, "decoder"), "bias is 'none'; expected 'earlier': PEFT's prefix stands in front of the tokens"),

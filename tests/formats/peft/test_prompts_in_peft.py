@@ -67,7 +67,8 @@ def close(found: numpy.ndarray, wanted: numpy.ndarray) -> bool:
 @pytest.mark.parametrize("sizes, fields, config", [
     ((2, 3), {}, lambda: prompt(1)), ((1, 1), WIDE, lambda: prompt(3, 1)), ((3, 1), WIDE, lambda: prompt(2, 3)),
     ((2, 2), {}, lambda: encoder(1, "MLP")), ((3, 2), WIDE, lambda: encoder(3, "LSTM")),
-    ((1, 1), {}, lambda: prefix(1)), ((2, 2), {}, lambda: prefix(3)), ((3, 3), {"tie_word_embeddings": False}, lambda: prefix(2)),
+    ((1, 1), {}, lambda: prefix(1)), ((2, 2), {}, lambda: prefix(3)),
+    ((3, 3), {"tie_word_embeddings": False}, lambda: prefix(2)),
     ((4, 4), {}, lambda: prefix(1)), ((4, 3), {}, lambda: prefix(2, prefix_projection=True, encoder_hidden_size=6)),
     ((4, 2), {}, lambda: prefix(2)), ((3, 2), WIDE, lambda: prefix(2, token_dim=15)),
     ((2, 4), {}, lambda: prefix(2, num_layers=4)), ((2, 3), WIDE, lambda: prefix(1, num_layers=3, token_dim=15)),
