@@ -101,16 +101,16 @@ class IA3(Method):
                 raise ValueError(f"IA3: where chooses {name}, and no matrix beside it; expected {_layer(name)}.weight, "
                                  f"whose l scales its bias as well")
         return {name: place for name, place in model.named_places() if _layer(name) in layers
-                and (place.kind == "linear" or place.kind == "bias" and not self._reads(name))}
+                and (place.kind == "linear" or place.kind == "bias" and not self.scales_input(name))}
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        return {"l": trained(slot.shape[1:] if self._reads(name) else slot.shape[:1], ones, shared=_layer(name))}
+        return {"l": trained(slot.shape[1:] if self.scales_input(name) else slot.shape[:1], ones, shared=_layer(name))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Reparam:
-        return ScaledInput(**arrays) if self._reads(name) else ScaledOutput(**arrays)
+        return ScaledInput(**arrays) if self.scales_input(name) else ScaledOutput(**arrays)
 
-    def _reads(self, name: str) -> bool:
-        """Whether l scales the input of this layer, and not its output."""
+    def scales_input(self, name: str) -> bool:
+        """Whether l scales the input of the layer of this place, and not its output."""
         return re.search(self.inputs, f"{_layer(name)}.weight") is not None
 
 

@@ -82,7 +82,7 @@ BUGS = [
     Bug("(IA)^3's rows are columns where the matrix is square", IA3, "if len(self.shape) == 2 else self.l)",
         "if len(self.shape) == 2 and self.shape[0] != self.shape[1] else self.l)", BIASED),
     Bug("the bias of k and v is not scaled", IA3,
-        'place.kind == "linear" or place.kind == "bias" and not self._reads(name))', 'place.kind == "linear")', BIASED),
+        'place.kind == "linear" or place.kind == "bias" and not self.scales_input(name))', 'place.kind == "linear")', BIASED),
     Bug("the bias of wo is scaled as well", IA3, 're.search(self.inputs, f"{_layer(name)}.weight")',
         "re.search(self.inputs, name)", BIASED),
     Bug("the bias has an l of its own", IA3, "ones, shared=_layer(name))", "ones, shared=name + \"'s\")", BIASED),

@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from minipeft.checks import is_integer, is_number, shown
 from minipeft.formats.peft.codec import Config
 from minipeft.formats.peft.names import linear_modules, modules, path_of
 from minipeft.formats.peft.targets import chosen, first_match, pattern
-from minipeft.methods.per_place import PerPlace
+from minipeft.methods.per_place import PerPlace, RankPerPlace
 
-PLACES = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"})
+TARGETS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+PLACES = TARGETS | {"modules_to_save"}
+NO_MODULES: Mapping[str, tuple] = {"modules_to_save": (None, [])}
+_WORDS = {"linear": "a linear layer", "embedding": "an embedding table", "norm": "a norm",
+          "position": "a table of positions"}
 
 
 def where(paths: list[str], model: Any) -> tuple[str, ...]:
@@ -23,9 +27,16 @@ def where(paths: list[str], model: Any) -> tuple[str, ...]:
     return tuple(f"^{re.escape(slots[path])}$" for path in paths)
 
 
-def targets(config: Config, model: Any) -> list[str]:
-    """The paths that the config chooses on the model."""
-    return chosen(config, list(modules(model)), linear_modules(model))
+def targets(config: Config, model: Any, *kinds: str) -> list[str]:
+    """The paths that the config chooses on the model. kinds: those of slots that may be chosen, by default any. Raises
+    ValueError for a module of another kind."""
+    slots = modules(model)
+    found = chosen(config, list(slots), linear_modules(model))
+    for path in found if kinds else ():
+        if (kind := model.slots[slots[path]].kind) not in kinds:
+            raise ValueError(f"target_modules is {shown(config.get('target_modules'))}, which chooses {path}, "
+                             f"{_WORDS[kind]}; expected {' or '.join(_WORDS[kind] for kind in kinds)}, as in PEFT")
+    return found
 
 
 def rank(config: Config, field: str = "r") -> int:
@@ -43,6 +54,14 @@ def alpha(value: Any, field: str) -> float:
     return value
 
 
+def flag(config: Config, field: str, usual: bool) -> bool:
+    """The True or False in `field`; `usual` where the file has nothing. Raises ValueError for anything else."""
+    value = config.get(field, usual)
+    if type(value) is not bool:
+        raise ValueError(f"{field} is {shown(value)}; expected true or false")
+    return value
+
+
 def by_place(config: Config, field: str, paths: list[str], model: Any, usual: Any) -> tuple[tuple[str, Any], ...]:
     """Our pattern, ((regular expression, value), ...), of PEFT's rank_pattern or alpha_pattern in `field`: an entry for
     each of `paths` whose value differs from the usual one."""
@@ -52,13 +71,24 @@ def by_place(config: Config, field: str, paths: list[str], model: Any, usual: An
                  if value is not None and value != usual)
 
 
-def patterns(method: PerPlace, names: Mapping[str, Any], model: Any) -> dict[str, dict[str, Any]]:
-    """PEFT's rank_pattern and alpha_pattern of a method on the places `names`: an entry for each place whose rank or
-    alpha is not the usual one, under its path."""
-    ranks = {path_of(model, name): method.rank_at(name, slot) for name, slot in names.items()}
-    alphas = {path_of(model, name): method.alpha_at(name) for name in names}
-    return {"rank_pattern": {path: r for path, r in ranks.items() if r != method.rank},
-            "alpha_pattern": {path: a for path, a in alphas.items() if a != method.alpha}}
+def patterns(method: RankPerPlace, names: Iterable[str], model: Any) -> dict[str, dict[str, Any]]:
+    """PEFT's rank_pattern and, for a method with alphas, alpha_pattern, on the places `names`: an entry for each place
+    whose rank or alpha is not the usual one, under its path."""
+    found: dict[str, dict[str, Any]] = {"rank_pattern": {
+        path_of(model, name): r for name in names if (r := method.own_rank(name)) != method.rank}}
+    if isinstance(method, PerPlace):
+        found["alpha_pattern"] = {path_of(model, name): a for name in names
+                                  if (a := method.alpha_at(name)) != method.alpha}
+    return found
+
+
+def only(peft_type: str, names: Mapping[str, Any], *kinds: str) -> None:
+    """Raises ValueError unless all places {name: slot} are of one of the `kinds`, those that PEFT has the peft_type
+    for."""
+    for name, slot in names.items():
+        if slot.kind not in kinds:
+            raise ValueError(f"{name} is {_WORDS.get(slot.kind, slot.kind)}; {peft_type} of PEFT is for "
+                             f"{' or '.join(_WORDS[kind] for kind in kinds)}")
 
 
 def target_modules(names: Mapping[str, Any], model: Any) -> list[str]:
