@@ -5,10 +5,12 @@
     HIRA    W * (1 + B A)                      path.hira_A [r, d_in], path.hira_B [d_out, r]
 
 s = alpha / r, in LOKR also where neither w1 nor w2 is a product and r means nothing. A table [V, d] has
-path.hira_embedding_A [r, V] and path.hira_embedding_B [d, r], the factors of the transposed weight.
+path.hira_embedding_A [r, V] and path.hira_embedding_B [d, r], the factors of the transposed weight. PEFT 0.21 ignores
+the rank_pattern of HIRA. So where all tensors have the rank r, it is ignored here, too.
 """
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 from minipeft.attaching.method import Method
@@ -118,7 +120,9 @@ class HiRAFile(Products):
     needed = ("r",)
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
-        return HiRA(**self.ranks(config, model))
+        fields = self.ranks(config, model)
+        found = {shape[0] for key, shape in shapes.items() if re.search(r"\.hira_(embedding_)?A(\.|$)", key) and shape}
+        return HiRA(**{**fields, "rank_pattern": ()} if found == {fields["rank"]} else fields)
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:
         found = []
@@ -135,7 +139,11 @@ class HiRAFile(Products):
         return isinstance(method, HiRA)
 
     def config(self, method: Any, model: Any) -> dict[str, Any]:
-        return {**super().config(method, model), "hira_dropout": 0.0, "fan_in_fan_out": False}
+        found = super().config(method, model)
+        if found["rank_pattern"]:
+            raise ValueError(f"rank_pattern is {shown(method.rank_pattern)}; HIRA of PEFT 0.21 ignores it and gives "
+                             f"all weights the rank r, so that it could not load the file")
+        return {**found, "hira_dropout": 0.0, "fan_in_fan_out": False}
 
     def notes(self, method: Any, model: Any, config: Config) -> tuple[str, ...]:
         return (MERGED_ALONE,) if any(p.kind == "embedding" for p in method.places(model).values()) else ()
