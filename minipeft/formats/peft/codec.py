@@ -67,10 +67,9 @@ class Codec(abc.ABC):
         the shapes that `rows` gave. Raises ValueError for arrays that say something impossible."""
         return method
 
-    def notes(self, method: Method, model: Any, config: Config) -> tuple[str, ...]:
-        """In words, where PEFT gives other numbers for this adapter than the method does here. `load` and `save` warn
-        of it."""
-        return ()
+    def notes(self, method: Method, model: Any, config: Config) -> list[str]:
+        """What somebody who loads the file should know: `load` warns of each."""
+        return []
 
 
 def codec(cls: type[Codec]) -> type[Codec]:

@@ -42,8 +42,8 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None) -> Atta
     Every tensor of the file has its place on the model, or nothing is changed. The base is not checked, because PEFT's
     files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
     field that is not supported, tensors that are missing, extra, empty, of another shape or not finite, and a taken
-    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read, and where PEFT itself
-    would give other numbers."""
+    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read, and of what the
+    file says or PEFT does otherwise."""
     attachment = read(model, Path(path), name)
     put(model, [attachment])
     for note in attachment.source.notes:
@@ -85,8 +85,7 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     path: a new or empty folder. base_model: what base_model_name_or_path says; by default as in the directory that the
     attachment came from, else null. dtype: how tensors are stored ("float32", "bfloat16", ...); None keeps their own.
     Fields that were read and mean nothing here are written back. Raises ValueError, before anything is written, for a
-    method that PEFT does not have or cannot hold, and for numbers that are not finite. Warns where PEFT will give other
-    numbers."""
+    method that PEFT does not have or cannot hold, and for numbers that are not finite."""
     codec, config = _codec(attachment), written_config(attachment)
     arrays = {key: to_host(array) for key, array in attachment.tensors.items()}
     for key, array in arrays.items():
@@ -95,8 +94,6 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     rows = codec.rows(attachment.method, attachment.model, config)
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
     write_directory(path, config, to_theirs(rows, arrays, True, _kept(attachment)), dtype)
-    for note in codec.notes(attachment.method, attachment.model, config):
-        warnings.warn(f"{path}: {note}", stacklevel=2)
 
 
 def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool | None = None) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment."""
     codec = _codec(attachment)
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
-              "auto_mapping": None}
+              "auto_mapping": None, **codec.defaults}
     return {**config, **codec.config(attachment.method, attachment.model), **_source(attachment),
             "peft_type": codec.peft_type, "inference_mode": True}
 

@@ -23,7 +23,6 @@ from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import NO_MODULES, TARGETS, flag, only, target_modules, targets, where
 from minipeft.formats.peft.row import Row, same
-from minipeft.formats.peft.selective import MERGED_ALONE
 from minipeft.methods.oft import OFT
 
 
@@ -34,7 +33,10 @@ class OFTFile(Codec):
     harmless = frozenset({"init_weights", "module_dropout", "eps"})
     neutral = {"coft": (False,), "bias": ("none",), "fan_in_fan_out": (False,), **NO_MODULES}
     needed = ("oft_block_size", "use_cayley_neumann")
-    defaults = {"target_modules": ["q", "v"], "r": 0, "num_cayley_neumann_terms": 5}
+    defaults = {"target_modules": ["q", "v"], "exclude_modules": None, "layers_to_transform": None,
+                "layers_pattern": None, "r": 0, "num_cayley_neumann_terms": 5, "block_share": False, "coft": False,
+                "eps": 6e-5, "module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True,
+                "modules_to_save": None}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         paths, slots = targets(config, model, "linear", "embedding"), modules(model)
@@ -68,16 +70,13 @@ class OFTFile(Codec):
         only("OFT", places, "linear", "embedding")
         return {**written_size({(slot.shape[1], method.size_at(name)) for name, slot in places.items()}),
                 "target_modules": target_modules(places, model), "block_share": method.share,
-                "use_cayley_neumann": method.cayley == "neumann", "num_cayley_neumann_terms": method.terms,
-                "coft": False, "eps": 6e-5, "module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
-                "init_weights": True, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None,
-                "modules_to_save": None}
+                "use_cayley_neumann": method.cayley == "neumann", "num_cayley_neumann_terms": method.terms}
 
-    def notes(self, method: Any, model: Any, config: Config) -> tuple[str, ...]:
-        unsure = method.cayley == "neumann" and not config.get("peft_version")
-        return ((MERGED_ALONE,) if any(p.kind == "embedding" for p in method.places(model).values()) else ()) + (
-            ("peft_version is missing; before 0.18, use_cayley_neumann meant another series than the one of now",)
-            if unsure else ())
+    def notes(self, method: Any, model: Any, config: Config) -> list[str]:
+        if method.cayley != "neumann" or config.get("peft_version") is not None:
+            return []
+        return ["peft_version is missing; before 0.18, use_cayley_neumann meant another series, which is not the one "
+                "that is computed now"]
 
 
 def block_size(config: Mapping[str, Any], width: int) -> int:
@@ -108,11 +107,13 @@ def written_size(sizes: Iterable[tuple[int, int]]) -> dict[str, int]:
     """The fields oft_block_size and r that give each width its b, of pairs (width, b). Raises ValueError where there
     are none."""
     sizes = sorted(sizes)
-    for n in range(1, max(width for width, _ in sizes) + 1):
-        for field, other in (("oft_block_size", "r"), ("r", "oft_block_size")):
-            found = {field: n, other: 0}
-            if all(_gives(found, width, b) for width, b in sizes):
-                return found
+    every = range(1, max(width for width, _ in sizes) + 1)
+    found, counts = {b for _, b in sizes}, {width // b for width, b in sizes}
+    exact = [(b, 0) for b in found if len(found) == 1] + [(0, n) for n in counts if len(counts) == 1]
+    for size, blocks in (*exact, *((b, 0) for b in found), *((n, 0) for n in every), *((0, n) for n in every)):
+        fields = {"oft_block_size": size, "r": blocks}
+        if all(_gives(fields, width, b) for width, b in sizes):
+            return fields
     said = ", ".join(f"{b} for a width of {width}" for width, b in sizes)
     raise ValueError(f"block sizes are {said}; OFT of PEFT has one oft_block_size or one r for all weights")
 

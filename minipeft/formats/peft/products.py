@@ -20,10 +20,10 @@ from minipeft.formats.peft.names import PREFIX, path_of
 from minipeft.formats.peft.places import (NO_MODULES, TARGETS, alpha, by_place, flag, only, patterns, rank,
                                           target_modules, targets, where)
 from minipeft.formats.peft.row import Row, transposed
-from minipeft.formats.peft.selective import MERGED_ALONE
 from minipeft.methods.hira import HiRA
 from minipeft.methods.loha import LoHa
 from minipeft.methods.lokr import LoKr
+from minipeft.methods.per_place import PerPlace
 
 
 class Products(Codec):
@@ -34,7 +34,8 @@ class Products(Codec):
     harmless = frozenset({"init_weights", "rank_dropout", "module_dropout", "use_effective_conv2d"})
     neutral = NO_MODULES
     needed: ClassVar[tuple[str, ...]] = ("r", "alpha")
-    defaults = {"target_modules": ["q", "v"]}
+    defaults = {"target_modules": ["q", "v"], "exclude_modules": None, "layers_to_transform": None,
+                "layers_pattern": None, "init_weights": True, "modules_to_save": None}
 
     def ranks(self, config: Config, model: Any) -> dict[str, Any]:
         """The fields rank, where and rank_pattern of our method."""
@@ -52,16 +53,18 @@ class Products(Codec):
         only(self.peft_type, places, *self.kinds)
         if getattr(method, "scaling", "alpha/r") != "alpha/r":
             raise ValueError(f"scaling is {shown(method.scaling)}; {self.peft_type} of PEFT has 'alpha/r' alone")
-        shared = {"r": method.rank, "target_modules": target_modules(places, model), **patterns(method, places, model),
-                  "init_weights": True, "exclude_modules": None, "layers_to_transform": None, "layers_pattern": None,
-                  "modules_to_save": None}
-        return shared if self.peft_type == "HIRA" else {
-            **shared, "alpha": method.alpha, "rank_dropout": 0.0, "module_dropout": 0.0, "use_effective_conv2d": False}
+        alphas = {"alpha": method.alpha} if isinstance(method, PerPlace) else {}
+        return {"r": method.rank, **alphas, "target_modules": target_modules(places, model),
+                **patterns(method, places, model)}
+
+
+DROPOUTS = {"rank_dropout": 0.0, "module_dropout": 0.0, "use_effective_conv2d": False}
 
 
 @codec
 class LoHaFile(Products):
     peft_type = "LOHA"
+    defaults = {**Products.defaults, **DROPOUTS}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         return LoHa(**self.ranks(config, model), **self.alphas(config, model))
@@ -83,7 +86,8 @@ class LoKrFile(Products):
     peft_type = "LOKR"
     used = Products.used | {"decompose_both", "decompose_factor"}
     harmless = Products.harmless | {"rank_dropout_scale"}
-    defaults = {**Products.defaults, "decompose_both": False, "decompose_factor": -1}
+    defaults = {**Products.defaults, **DROPOUTS, "rank_dropout_scale": False, "decompose_both": False,
+                "decompose_factor": -1}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         factor = config["decompose_factor"]
@@ -106,7 +110,7 @@ class LoKrFile(Products):
             alphas = {path_of(model, name): method.own_rank(name) for name, slot in method.places(model).items()
                       if {"w1", "w2"} == set(method.arrays(name, slot, model))}
             found["alpha_pattern"] = {**found["alpha_pattern"], **alphas}
-        return {**found, "decompose_both": method.decompose_both, "rank_dropout_scale": False,
+        return {**found, "decompose_both": method.decompose_both,
                 "decompose_factor": -1 if method.factor is None else method.factor}
 
 
@@ -118,6 +122,7 @@ class HiRAFile(Products):
     harmless = frozenset({"init_weights", "hira_dropout"})
     neutral = {"fan_in_fan_out": (False,), **NO_MODULES}
     needed = ("r",)
+    defaults = {**Products.defaults, "hira_dropout": 0.0, "fan_in_fan_out": False}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         fields = self.ranks(config, model)
@@ -143,7 +148,4 @@ class HiRAFile(Products):
         if found["rank_pattern"]:
             raise ValueError(f"rank_pattern is {shown(method.rank_pattern)}; HIRA of PEFT 0.21 ignores it and gives "
                              f"all weights the rank r, so that it could not load the file")
-        return {**found, "hira_dropout": 0.0, "fan_in_fan_out": False}
-
-    def notes(self, method: Any, model: Any, config: Config) -> tuple[str, ...]:
-        return (MERGED_ALONE,) if any(p.kind == "embedding" for p in method.places(model).values()) else ()
+        return found

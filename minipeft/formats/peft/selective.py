@@ -27,8 +27,6 @@ from minipeft.methods.mask import indices_of_mask
 from minipeft.methods.selective import Selective
 
 TABLE = "embedding.weight"
-MERGED_ALONE = ("PEFT leaves an adapter of shared out of the forward of a T5, and applies it once it merges; here it "
-                "acts at once")
 
 
 @codec
@@ -36,7 +34,7 @@ class LNTuningFile(Codec):
     peft_type = "LN_TUNING"
     used = frozenset({"target_modules", "exclude_modules"})
     neutral = NO_MODULES
-    defaults = {"target_modules": ["layer_norm", "final_layer_norm"]}
+    defaults = {"target_modules": ["layer_norm", "final_layer_norm"], "exclude_modules": None, "modules_to_save": None}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         return Selective(where=where(targets(config, model, "norm", "linear", "position"), model))
@@ -51,7 +49,7 @@ class LNTuningFile(Codec):
     def config(self, method: Any, model: Any) -> dict[str, Any]:
         places = method.places(model)
         only("LN_TUNING", places, "norm", "linear", "position")
-        return {"target_modules": target_modules(places, model), "exclude_modules": None, "modules_to_save": None}
+        return {"target_modules": target_modules(places, model)}
 
 
 @codec
@@ -60,7 +58,7 @@ class TrainableTokensFile(Codec):
     used = frozenset({"target_modules", "token_indices"})
     harmless = frozenset({"init_weights"})
     needed = ("token_indices",)
-    defaults = {"target_modules": "shared"}
+    defaults = {"target_modules": "shared", "init_weights": True}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         chosen, ids = targets(config, model), config["token_indices"]
@@ -86,11 +84,7 @@ class TrainableTokensFile(Codec):
     def config(self, method: Any, model: Any) -> dict[str, Any]:
         places = method.places(model)
         only("TRAINABLE_TOKENS", places, "embedding")
-        return {"target_modules": target_modules(places, model), "token_indices": list(method.rows),
-                "init_weights": True}
-
-    def notes(self, method: Method, model: Any, config: Config) -> tuple[str, ...]:
-        return () if tied(model) else (MERGED_ALONE,)
+        return {"target_modules": target_modules(places, model), "token_indices": list(method.rows)}
 
 
 @codec
@@ -100,7 +94,8 @@ class ShiraFile(Codec):
     harmless = frozenset({"init_weights", "mask_type", "random_seed"})
     neutral = {"fan_in_fan_out": (False,), **NO_MODULES}
     needed = ("r",)
-    defaults = {"target_modules": ["q", "v"]}
+    defaults = {"target_modules": ["q", "v"], "mask_type": "random", "random_seed": None, "init_weights": True,
+                "fan_in_fan_out": False, "modules_to_save": None}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         paths, r, slots = targets(config, model, "linear"), rank(config), modules(model)
@@ -145,8 +140,7 @@ class ShiraFile(Codec):
             if ranks[name] != (r, 0) or not r:
                 raise ValueError(f"the mask of {name} has {size_of(method.mask[name])} elements; SHIRA of PEFT has "
                                  f"r ({slot.shape[1]} + {slot.shape[0]}), with one r for all weights")
-        return {"target_modules": target_modules(places, model), "r": r, "mask_type": "random", "random_seed": None,
-                "fan_in_fan_out": False, "init_weights": True, "modules_to_save": None}
+        return {"target_modules": target_modules(places, model), "r": r}
 
 
 def base(slot: Any) -> numpy.ndarray:

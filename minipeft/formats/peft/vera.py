@@ -7,7 +7,8 @@ With save_projection false the file has neither A nor B: they are drawn from pro
 """
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Iterable
 
 import numpy
 
@@ -16,7 +17,7 @@ from minipeft.attaching.method import Method
 from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
-from minipeft.formats.peft.names import PREFIX, path_of
+from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import NO_MODULES, flag, only, rank, target_modules, targets, where
 from minipeft.formats.peft.row import Row
 from minipeft.methods.vera import VeRA
@@ -30,7 +31,9 @@ class VeRAFile(Codec):
     harmless = frozenset({"save_projection", "vera_dropout", "init_weights"})  # the first is how it is stored
     neutral = {"bias": ("none",), "fan_in_fan_out": (False,), **NO_MODULES}
     needed = ("r",)
-    defaults = {"target_modules": ["q", "v"], "projection_prng_key": 0, "d_initial": 0.1}
+    defaults = {"target_modules": ["q", "v"], "projection_prng_key": 0, "d_initial": 0.1, "save_projection": True,
+                "vera_dropout": 0.0, "init_weights": True, "bias": "none", "fan_in_fan_out": False,
+                "layers_to_transform": None, "layers_pattern": None, "modules_to_save": None}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         paths, key, start = targets(config, model, "linear"), config["projection_prng_key"], config["d_initial"]
@@ -39,8 +42,14 @@ class VeRAFile(Codec):
                 raise ValueError(f"projection_prng_key is {shown(key)}; expected an integer from 0 to 2^32 - 1, from "
                                  f"which A and B are drawn (save_projection is false)")
             key = None  # A and B are in the file
+        r, slots = rank(config), modules(model)
+        drawn = r * sum(largest(model.slots[slots[path]] for path in paths))
+        whole = sum(math.prod(slot.shape) for slot in model.slots.values())
+        if drawn > whole and not flag(config, "save_projection", True):
+            raise ValueError(f"r is {shown(r)}, for which A and B would have {drawn:,} numbers, more than the whole "
+                             f"model ({whole:,}); expected a smaller one, or A and B in the file")
         start = start if number(start) and start else VeRA.d_initial  # where training began
-        return VeRA(rank(config), start, where(paths, model), key)
+        return VeRA(r, start, where(paths, model), key)
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:
         found, places = [], method.places(model)
@@ -48,7 +57,7 @@ class VeRAFile(Codec):
             at = f"{PREFIX}{path_of(model, name)}.vera_lambda_"
             found += [Row(f"{name}.b", f"{at}b", (slot.shape[0],)), Row(f"{name}.d", f"{at}d", (method.rank,))]
         if flag(config, "save_projection", True):
-            d_out, d_in = (max(slot.shape[axis] for slot in places.values()) for axis in (0, 1))
+            d_out, d_in = largest(places.values())
             found += [Row("vera.A", "base_model.vera_A", (method.rank, d_in)),
                       Row("vera.B", "base_model.vera_B", (d_out, method.rank))]
         return found
@@ -67,6 +76,10 @@ class VeRAFile(Codec):
         places = method.places(model)
         only("VERA", places, "linear")
         return {"r": method.rank, "d_initial": method.d_initial, "projection_prng_key": method.key or 0,
-                "save_projection": True, "target_modules": target_modules(places, model), "vera_dropout": 0.0,
-                "bias": "none", "fan_in_fan_out": False, "init_weights": True, "layers_to_transform": None,
-                "layers_pattern": None, "modules_to_save": None}
+                "target_modules": target_modules(places, model)}
+
+
+def largest(slots: Iterable[Any]) -> tuple[int, int]:
+    """(the largest d_out, the largest d_in) of matrices [d_out, d_in]."""
+    d_out, d_in = zip(*(slot.shape for slot in slots))
+    return max(d_out), max(d_in)
