@@ -70,7 +70,8 @@ def test_the_scale_is_alpha_over_r_and_1_by_default():
         return slot.fold().dense().data - slot.base.data
 
     assert numpy.allclose(change(alpha=10), 2.5 * change(alpha=4), rtol=1e-12, atol=0)
-    assert minipeft.LoHa().scale_at("w", Slot("linear", numpy.zeros((2, 3)))) == 1
+    attachment = minipeft.attach(model_of("t5 v1.1", "float64", 0), minipeft.LoHa(), numpy.random.default_rng(0))
+    assert {piece.scale for piece in attachment.at.values()} == {1}
 
 
 @pytest.mark.parametrize("kind", [minipeft.LoHa, minipeft.LoKr, minipeft.HiRA])
