@@ -67,6 +67,11 @@ class Codec(abc.ABC):
         """{our key: array} of fixed arrays that the file leaves out, because PEFT computes them, too."""
         return {}
 
+    def completed(self, method: Method, theirs: Mapping[str, Any], model: Any) -> Method:
+        """`method`, with what the arrays of the file alone say, such as the indices of a mask. theirs: {key: array}, of
+        the shapes that `rows` gave. Raises ValueError for arrays that say something impossible."""
+        return method
+
     def notes(self, method: Method, model: Any, config: Config) -> list[str]:
         """What somebody who loads the file should know: `load` warns of each."""
         return []

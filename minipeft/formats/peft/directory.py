@@ -19,6 +19,7 @@ from minipeft.atomic import missing_folder
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
+from minipeft.formats.peft.others import refused
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LIMIT = 2 ** 20           # bytes of a configuration
@@ -63,7 +64,7 @@ def codec_for(config: Config) -> Codec:
     supported."""
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in CODECS:
-        raise ValueError(f"peft_type is {shown(kind)}; expected one of {', '.join(sorted(CODECS))}")
+        raise ValueError(refused(kind, sorted(CODECS)))
     codec = CODECS[kind]
     for field in codec.needed:
         if config.get(field) is None:

@@ -72,6 +72,8 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
                 raise ValueError(f"{key} holds NaN or infinity")
+        method = codec.completed(method, theirs, model)
+        rows = codec.rows(method, model, config)
         ours = {**to_ours(rows, theirs), **codec.computed(method, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
         whole = {row.theirs for row in rows if row.at is ...}

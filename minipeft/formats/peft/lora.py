@@ -9,124 +9,24 @@ sqrt(r) with use_rslora.
 """
 from __future__ import annotations
 
-import math
-import re
-from typing import Any, Mapping
+from typing import Any
 
 import numpy
 
 from minipeft.attaching.method import Method
-from minipeft.checks import is_integer, is_number, shown
+from minipeft.checks import is_number, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.lora_rows import doubled, factors, magnitude
 from minipeft.formats.peft.lora_start import principal, starts_from_base
-from minipeft.formats.peft.names import linear_modules, modules, path_of, words
+from minipeft.formats.peft.names import modules, path_of, words
+from minipeft.formats.peft.places import (PLACES, alpha, by_place, flag, patterns, rank, target_modules, targets,
+                                          unused_patterns, usual, where)
 from minipeft.formats.peft.row import Row
-from minipeft.formats.peft.targets import chosen, ends_with, first_match, pattern
+from minipeft.formats.peft.targets import ends_with
 from minipeft.methods.dora import DoRA
 from minipeft.methods.lora import LoRA
-from minipeft.methods.per_place import PerPlace
 
-PLACES = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"})
 USUAL = ("q", "v")  # target_modules of LoRA on T5, where PEFT finds none
-
-
-def where(paths: list[str], model: Any) -> tuple[str, ...]:
-    """The pattern list that chooses exactly the slots of the modules at `paths`."""
-    slots = modules(model)
-    return tuple(f"^{re.escape(slots[path])}$" for path in paths)
-
-
-def targets(config: Config, model: Any, shapes: Shapes = {}, prefix: str = "lora_") -> list[str]:
-    """The paths that the config chooses on the model. Where it does not say which, they are those that stand in the
-    keys of `shapes` before a word that begins with `prefix`. Raises ValueError where there are none."""
-    if config.get("target_modules") is not None or not shapes:
-        return chosen(config, list(modules(model)), linear_modules(model))
-    paths = {words(path): path for path in modules(model)}
-    longest = max(map(len, paths))
-    found = {paths.get(said[:at]) for said in map(words, shapes) for at, word in enumerate(said)
-             if word.startswith(prefix) and at <= longest}
-    if not found - {None}:
-        raise ValueError(f"target_modules is not given, and no tensor belongs to a module of this model: "
-                         f"{', '.join(shown(key) for key in list(shapes)[:3])}")
-    return [path for path in modules(model) if path in found]
-
-
-def rank(config: Config, field: str = "r") -> int:
-    """The rank in `field`. Raises ValueError unless it is an integer of at least 1."""
-    if not is_integer(config.get(field), 1):
-        raise ValueError(f"{field} is {shown(config.get(field))}; expected an integer >= 1")
-    return config[field]
-
-
-def alpha(value: Any, field: str) -> float:
-    """The alpha `value` of the field called `field`. Raises ValueError for 0, text, null and what is not finite."""
-    if not is_number(value) or value == 0:
-        raise ValueError(f"{field} is {shown(value)}; expected a finite number other than 0, which would switch the "
-                         f"adapter off")
-    return value
-
-
-def flag(config: Config, field: str) -> bool:
-    """Whether `field` is on. Raises ValueError unless it is true, false, null or missing."""
-    if config.get(field) is not None and type(config[field]) is not bool:
-        raise ValueError(f"{field} is {shown(config[field])}; expected true or false")
-    return bool(config.get(field))
-
-
-def by_place(config: Config, field: str, paths: list[str], model: Any, usual: Any) -> tuple[tuple[str, Any], ...]:
-    """Our pattern, ((regular expression, value), ...), of PEFT's rank_pattern or alpha_pattern in `field`: an entry for
-    each of `paths` whose value differs from the usual one. Raises ValueError for a value that is no rank or alpha."""
-    given, slots = pattern(config, field), modules(model)
-    for key, value in given.items():
-        what = f"{field}[{shown(key)}]"
-        if field == "rank_pattern":
-            rank({what: value}, what)
-        else:
-            alpha(value, what)
-    found = {path: first_match(given, path) for path in paths}
-    return tuple((f"^{re.escape(slots[path])}$", value) for path, value in found.items()
-                 if value is not None and value != usual)
-
-
-def unused_patterns(config: Config, paths: list[str]) -> list[str]:
-    """A sentence for each of rank_pattern and alpha_pattern that has a key which matches none of `paths`."""
-    unused = {field: pattern(config, field).unused(paths) for field in ("rank_pattern", "alpha_pattern")}
-    return [f"{field} has {', '.join(map(shown, keys[:3]))} ({len(keys)} in all), which no adapted module matches"
-            for field, keys in unused.items() if keys]
-
-
-def usual(method: PerPlace, times: int = 1) -> tuple[int, float]:
-    """The r and alpha of a file of `method`, whose scale is alpha / r, or alpha / sqrt(r). times: how much larger a
-    rank is written than it is here."""
-    return times * method.rank, _alpha(method, method.alpha, method.rank, times)
-
-
-def patterns(method: PerPlace, names: Mapping[str, Any], model: Any, times: int = 1) -> dict[str, dict[str, Any]]:
-    """PEFT's rank_pattern and alpha_pattern of a method on the places `names`: an entry for each place whose rank or
-    alpha is not the `usual` one, under its path. times: as in `usual`."""
-    r, a = usual(method, times)
-    ranks = {path_of(model, name): times * method.rank_at(name, slot) for name, slot in names.items()}
-    alphas = {path_of(model, name): _alpha(method, method.alpha_at(name), method.rank_at(name, slot), times)
-              for name, slot in names.items()}
-    return {"rank_pattern": {path: found for path, found in ranks.items() if found != r},
-            "alpha_pattern": {path: found for path, found in alphas.items() if found != a}}
-
-
-def _alpha(method: PerPlace, value: float, r: int, times: int) -> float:
-    """The alpha that gives, beside a rank of times * r, the s that an alpha of `value` gives here beside r."""
-    if method.scaling == "alpha":
-        return value * r * times
-    return value if times == 1 else value * (times if method.scaling == "alpha/r" else math.sqrt(times))
-
-
-def target_modules(names: Mapping[str, Any], model: Any) -> list[str]:
-    """target_modules for the places `names`: the last words of their paths where these choose exactly them, else whole
-    paths."""
-    paths = [path_of(model, name) for name in names]
-    last = sorted({path.rpartition(".")[2] for path in paths})
-    short = {"target_modules": last}
-    return last if sorted(chosen(short, list(modules(model)), [])) == sorted(paths) else sorted(paths)
 
 
 @codec
@@ -153,7 +53,7 @@ class LoRAFile(Codec):
                                  "velora_config"))}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
-        paths, r, pissa = targets(config, model, shapes), rank(config), starts_from_base(config)
+        paths, r, pissa = targets(config, model, shapes=shapes), rank(config), starts_from_base(config)
         slots, names = model.slots, modules(model)
         kinds = {path: slots[names[path]].kind for path in paths}
         for path, kind in kinds.items():
