@@ -108,7 +108,7 @@ class Union(Method):
         return self._owners[place].make(name, place, arrays)
 
     def fields(self) -> dict[str, Any]:
-        """{"parts": ((kind, where, ((field, value), ...)), ...)}. Raises ValueError for a `where` that is a function."""
+        """{"parts": ((kind, where, ((field, value), ...)), ...)}. Raises ValueError where a `where` is a function."""
         return {"parts": tuple((type(part).__name__, self._where(i), tuple(part.fields().items()))
                                for i, part in enumerate(self.parts))}
 
@@ -162,5 +162,5 @@ def _listed(value: Any, length: int | None = None) -> Sequence[Any]:
 # * A mix of adapters is trained with one learning rate, though a prefix needs a larger one than a matrix:
 #   AdamW(lr_ratio={pattern: factor}) sets them by name.
 #
-# Next: `methods/selective.py`, the part for whole weights and rows; `methods/bottleneck.py` and `methods/prefix.py`, the
+# Next: `methods/selective.py`, a part for whole weights and rows; `methods/bottleneck.py` and `methods/prefix.py`, the
 # parts of a Mix-And-Match adapter; `attaching/method.py`, on the contract.

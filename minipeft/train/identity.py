@@ -47,9 +47,9 @@ def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> 
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are numbers, strings, or tuples of these and of methods. (`where` is left out, because it may be a
-    function. It shows in the parameters' names, and a mask in the arrays. A field that a file omits at its default is
-    left out there, so that a field which is added later refuses no older checkpoint.)"""
+    """The fields of a dataclass that are numbers, strings, or tuples of these and of methods. (`where` is left out,
+    because it may be a function. It shows in the parameters' names, and a mask in the arrays. A field that a file omits
+    at its default is left out there, so that a field which is added later refuses no older checkpoint.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
     values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)

@@ -6,6 +6,9 @@
 On a table [V, d] PEFT's factors are those of the transposed weight: our B [V, r] is its A transposed, and our A [r, d]
 its B. r and alpha may differ from path to path (rank_pattern, alpha_pattern); s = alpha / r, or alpha / sqrt(r) with
 use_rslora.
+
+bias="all" and "lora_only" store biases of the base that were trained. T5 has none, so nothing is stored. A tied head is
+one weight with the table, so ensure_weight_tying says nothing here.
 """
 from __future__ import annotations
 
@@ -83,13 +86,13 @@ class LoRAFile(Codec):
     used = PLACES | {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
                      "lora_dropout"}
     needed = ("r", "lora_alpha")
-    harmless = frozenset({"megatron_core", "qalora_group_size", "eva_config"})
-    neutral = {"bias": ("none",), "use_dora": (False,), "lora_bias": (False,), "fan_in_fan_out": (False,),
+    harmless = frozenset({"megatron_core", "qalora_group_size", "eva_config", "ensure_weight_tying"})
+    neutral = {"bias": ("none", "all", "lora_only"), "use_dora": (False,), "lora_bias": (False,),
+               "fan_in_fan_out": (False,),
                "use_qalora": (False,), "use_bdlora": (None,), "layer_replication": (None,), "loftq_config": ({}, None),
                "megatron_config": (None,), "corda_config": (None,), "arrow_config": (None,), "kasa_config": (None,),
                "lora_ga_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
-               "target_parameters": (None, []), "trainable_token_indices": (None,), "ensure_weight_tying": (False,),
-               "alora_invocation_tokens": (None,)}
+               "target_parameters": (None, []), "alora_invocation_tokens": (None,)}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         paths, r = targets(config, model), rank(config)
@@ -109,7 +112,7 @@ class LoRAFile(Codec):
         places = method.places(model)
         return {"r": method.rank, "lora_alpha": method.alpha, "lora_dropout": method.dropout, "bias": "none",
                 "use_rslora": method.scaling == "alpha/sqrt(r)", "use_dora": False, "lora_bias": False,
-                "fan_in_fan_out": False, "init_lora_weights": True, "modules_to_save": None,
+                "fan_in_fan_out": False, "init_lora_weights": True,
                 "target_modules": target_modules(places, model), **patterns(method, places, model)}
 
 

@@ -18,16 +18,64 @@ LEFT_BEHIND = ("_orig_mod.", "module.")  # by torch.compile, and by data-paralle
 def modules(model: Any) -> dict[str, str]:
     """{path: name of the slot of its weight}, of every module of `model` that has one, in the order of the model.
     Raises ValueError for a model without names in Hugging Face's libraries."""
-    if not hasattr(model, "to_hf_name"):
-        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
+    check_model(model)
     return {model.to_hf_name(name).removesuffix(".weight"): name for name, slot in model.slots.items()
             if name.endswith(".weight")}
+
+
+def check_model(model: Any) -> None:
+    """Raises ValueError for a model without names in Hugging Face's libraries."""
+    if not hasattr(model, "to_hf_name"):
+        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
 
 
 def linear_modules(model: Any) -> list[str]:
     """The paths of all linear layers except the head: those of target_modules="all-linear"."""
     head = None if "head.weight" not in model.slots else model.to_hf_name("head.weight").removesuffix(".weight")
     return [path for path, name in modules(model).items() if model.slots[name].kind == "linear" and path != head]
+
+
+def uses(model: Any) -> dict[str, str]:
+    """{path: path of the module whose weight it uses}, of the modules without a weight of their own: T5's encoder and
+    decoder use the table "shared", and so does a tied head."""
+    check_model(model)
+    tied = {"lm_head": "shared"} if "head.weight" not in model.slots else {}
+    return {"encoder.embed_tokens": "shared", "decoder.embed_tokens": "shared", **tied}
+
+
+def modules_and_uses(model: Any) -> dict[str, str]:
+    """{path: name of the slot of its weight}, of every module that has or uses one."""
+    own = modules(model)
+    return {**own, **{path: own[table] for path, table in uses(model).items()}}
+
+
+def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
+    """Raises ValueError where some uses of a weight are among the `paths`, and others are not: here they are one
+    weight. what: the field that chose the paths."""
+    chosen, found = set(paths), uses(model)
+    some = [path for path in found if path in chosen]
+    others = [path for path in found if path not in chosen]
+    if some and others:
+        raise ValueError(f"{what} chooses {some[0]}, but not {others[0]}: {_one_weight(some[0], model)}")
+
+
+def check_keys(keys: Iterable[str], model: Any) -> None:
+    """Raises ValueError for a key, without its place among the expected ones, of a module that has no weight of its own
+    here, or of a bias that the model lacks."""
+    for key in keys:
+        path = key.removeprefix("base_model.").removeprefix("model.")
+        for use in uses(model):
+            if path.startswith(f"{use}."):
+                raise ValueError(f"{shown(key)} is for {use} alone: {_one_weight(use, model)}")
+        if path.endswith(".bias") and ".lora_" not in path:
+            raise ValueError(f"{shown(key)} is a bias, and T5 has none")
+
+
+def _one_weight(use: str, model: Any) -> str:
+    advice = ("" if use != "lm_head" else "; load it on a model with a head of its own: tie_word_embeddings=False, "
+              "scale_decoder_outputs=True, and a copy of embedding.weight as head.weight")
+    return (f"on this model {use} has the weight of {uses(model)[use]}, and one weight cannot be changed for one of "
+            f"its uses{advice}")
 
 
 def path_of(model: Any, slot: str) -> str:
@@ -40,12 +88,13 @@ def slot_of(model: Any, path: str) -> Slot:
     return model.slots[modules(model)[path]]
 
 
-def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def mapped(keys: Iterable[str], expected: Iterable[str], model: Any) -> tuple[dict[str, str], list[str]]:
     """({key in the file: key as PEFT writes it}, what was changed, in words).
 
     A prefix that a tool left behind is stripped, and a doubled or missing "base_model.model." is mended, where this
     gives every key a partner of its own among `expected`. Raises ValueError, with three keys of each side, for keys
-    that have none, and for expected keys that the file lacks."""
+    that have none, and for expected keys that the file lacks; with the reason, where it is known, for keys that have no
+    place on this `model`."""
     keys, wanted = list(keys), set(expected)
     for change, words in _CHANGES:
         renamed = {key: change(key) for key in keys}
@@ -54,6 +103,7 @@ def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str]
     best = min((({key: change(key) for key in keys}) for change, _ in _CHANGES),
                key=lambda renamed: len(set(renamed.values()) ^ wanted))
     extra = [key for key, found in best.items() if found not in wanted]
+    check_keys(extra, model)
     missing = [key for key in wanted if key not in set(best.values())]
     raise ValueError(f"the tensors of the file are not those of its configuration on this model. "
                      f"{_some('Not expected', extra)}. {_some('Missing', sorted(missing))}")

@@ -48,7 +48,7 @@ def names_in(config: Mapping[str, Any], field: str) -> list[str]:
 
 def is_at_or_below(path: str, name: str) -> bool:
     """Whether the module `path` is one that modules_to_save calls `name`, or lies inside of such a one."""
-    return re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) is not None
+    return f".{name}." in f".{path}."
 
 
 def ends_with(path: str, names: Iterable[str]) -> bool:

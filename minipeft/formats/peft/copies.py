@@ -1,0 +1,36 @@
+"""Copies of base weights in a file of PEFT's (save_embedding_layers).
+
+    path.base_layer.weight     beside an adapter on an embedding layer or a head
+    path.weight                of an embedding layer or a head without one, when the vocabulary was resized
+
+They are no part of the adapter, so they must be equal to the weights of this model. They are kept, and written back.
+"""
+from __future__ import annotations
+
+from typing import Any, Collection, Iterable, Mapping
+
+import numpy
+
+from minipeft.backend import to_host
+from minipeft.formats.peft.names import PREFIX, modules_and_uses, stripped
+
+
+def copies(stored: Iterable[str], expected: Collection[str], model: Any) -> dict[str, numpy.ndarray]:
+    """{key: the weight of this model}, of the copies among the keys `stored` in the file. expected: the keys of the
+    adapter itself."""
+    if all(key in expected for key in stored):
+        return {}
+    weights = {f"{PREFIX}{path}.{name}": slot for path, slot in modules_and_uses(model).items()
+               for name in ("weight", "base_layer.weight")}
+    keys = [key for said in stored for key in (stripped(said), PREFIX + stripped(said))
+            if key in weights and key not in expected]
+    return {key: to_host(model.slots[weights[key]].base.dense().data) for key in keys}
+
+
+def check_copies(theirs: Mapping[str, numpy.ndarray], bases: Mapping[str, numpy.ndarray]) -> None:
+    """Raises ValueError for a copy whose numbers are not those of this model, as one of the two dtypes holds them."""
+    for key, base in bases.items():
+        found = theirs[key]
+        if not any(map(numpy.array_equal, (found.astype(base.dtype), found), (base, base.astype(found.dtype)))):
+            raise ValueError(f"{key} is a copy of a weight of the base, and this model has other numbers there: load "
+                             f"the adapter on the base that it was trained on")
