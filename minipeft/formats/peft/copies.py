@@ -20,8 +20,9 @@ def copies(stored: Iterable[str], expected: Collection[str], model: Any) -> dict
     adapter itself."""
     if all(key in expected for key in stored):
         return {}
-    weights = {f"{PREFIX}{path}.{name}": slot for path, slot in modules_and_uses(model).items()
-               for name in ("weight", "base_layer.weight")}
+    own = modules_and_uses(model)
+    weights = {**{f"{PREFIX}{path}.base_layer.weight": slot for path, slot in own.items()},
+               **{f"{PREFIX}{path}.weight": own[path] for path in ("shared", "lm_head")}}
     keys = [key for said in stored for key in (stripped(said), PREFIX + stripped(said))
             if key in weights and key not in expected]
     return {key: to_host(model.slots[weights[key]].base.dense().data) for key in keys}
@@ -32,5 +33,7 @@ def check_copies(theirs: Mapping[str, numpy.ndarray], bases: Mapping[str, numpy.
     for key, base in bases.items():
         found = theirs[key]
         if not any(map(numpy.array_equal, (found.astype(base.dtype), found), (base, base.astype(found.dtype)))):
-            raise ValueError(f"{key} is a copy of a weight of the base, and this model has other numbers there: load "
-                             f"the adapter on the base that it was trained on")
+            trained = "" if key.endswith("base_layer.weight") else (
+                "; or, if the module was trained as a whole, name it in modules_to_save")
+            raise ValueError(f"{key} should be a copy of the base, and this model has other numbers there: load the "
+                             f"adapter on the base that it was trained on{trained}")
