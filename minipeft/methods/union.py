@@ -129,8 +129,8 @@ class Union(Method):
         """The `where` of part i, as a file can hold it."""
         where = self.parts[i].described_where()
         if not all(isinstance(p, str) for p in (where if isinstance(where, tuple) else [where or ""])):
-            raise ValueError(f"Union: the `where` of {self._said(i)} is a function, which no file can hold, and a file "
-                             f"has to say which places are whose; expected a pattern or a list of names")
+            raise ValueError(f"Union: the `where` of {self._said(i)} is {shown(where)}; expected a pattern or a list of "
+                             f"patterns, because a file has to say which places are whose, and can hold no function")
         return where
 
     def _said(self, i: int) -> str:

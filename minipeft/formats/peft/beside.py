@@ -28,8 +28,8 @@ def fields(codec: Codec) -> set[str]:
 
 
 def joined(main: Method, codec: Codec, config: Config, model: Any) -> Method:
-    """`main`, or the union of it and of what stands beside it in the file. Raises ValueError for malformed fields, and
-    where two fields choose the same weight."""
+    """`main`, or the union of it and of what stands beside it in a file with these fields. Raises ValueError for
+    malformed fields, and where two of them choose the same weight."""
     saved, tokens = _read(codec, config, model)
     owner: dict[str, str] = {}
     for what, names in (("the method itself", main.places(model)), (saved_modules.FIELD, dict.fromkeys(saved.values())),
@@ -49,7 +49,8 @@ def _read(codec: Codec, config: Config, model: Any) -> tuple[dict[str, str], dic
 
 
 def main_of(method: Method, model: Any) -> Method:
-    """The method without what stands beside it in a file: of a union the part that is no Selective, or the first."""
+    """The method without what stands beside it in a file: of a union the part that is no Selective, or the first.
+    Raises ValueError for a union with two parts that are no Selective."""
     return _split(method, model)[0]
 
 

@@ -29,7 +29,8 @@ def copies(stored: Iterable[str], expected: Collection[str], model: Any) -> dict
 
 
 def check_copies(theirs: Mapping[str, numpy.ndarray], bases: Mapping[str, numpy.ndarray]) -> None:
-    """Raises ValueError for a copy whose numbers are not those of this model, as one of the two dtypes holds them."""
+    """Raises ValueError for one of the arrays in a file, `theirs`, that should be one of `bases`, the weights of this
+    model, and has other numbers, whichever of the two dtypes is the wider one."""
     for key, base in bases.items():
         found = theirs[key]
         if not any(map(numpy.array_equal, (found.astype(base.dtype), found), (base, base.astype(found.dtype)))):

@@ -60,8 +60,8 @@ def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
 
 
 def check_keys(keys: Iterable[str], model: Any) -> None:
-    """Raises ValueError for a key, without its place among the expected ones, of a module that has no weight of its own
-    here, or of a bias that the model lacks."""
+    """Raises ValueError if one of these `keys`, which are not expected, is of a module without a weight of its own, or
+    of a bias, which no layer of the model has."""
     for key in keys:
         path = key.removeprefix("base_model.").removeprefix("model.")
         for use in uses(model):

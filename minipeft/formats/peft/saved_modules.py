@@ -25,7 +25,7 @@ FIELD = "modules_to_save"
 
 
 def saved(config: Mapping[str, Any], model: Any) -> dict[str, str]:
-    """{path: name of the slot of its weight}, of all modules that the config saves. Raises ValueError for a malformed
+    """{path: name of the slot of its weight}, of all modules that a config saves. Raises ValueError for a malformed
     field, and where some uses of a weight are saved and others are not."""
     found = _chosen(names_in(config, FIELD), model)
     check_uses(FIELD, found, model)
@@ -33,7 +33,7 @@ def saved(config: Mapping[str, Any], model: Any) -> dict[str, str]:
 
 
 def idle(config: Mapping[str, Any], model: Any) -> list[str]:
-    """The names in the field that choose no module of this model."""
+    """The names in the field of a config that choose no module of this model."""
     names = names_in(config, FIELD)
     there = {end for path in (modules_and_uses(model) if names else {}) for end in _ends(path)}
     return [name for name in names if name not in there]
@@ -58,7 +58,7 @@ def part(slots: Iterable[str]) -> Selective:
 
 
 def rows(paths: Mapping[str, str], model: Any, prefix: str) -> list[Row]:
-    """A row for each of `paths`, {path: slot}."""
+    """A row for each of `paths`, {path: slot}. prefix: of the keys."""
     return [Row(f"{name}.d", f"{prefix}{path}.weight", model.slots[name].shape,
                 base=to_host(model.slots[name].base.dense().data)) for path, name in paths.items()]
 

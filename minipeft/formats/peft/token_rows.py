@@ -27,7 +27,7 @@ FIELD, KEY = "trainable_token_indices", "token_adapter.trainable_tokens_delta"
 
 
 def trained(config: Mapping[str, Any], model: Any) -> dict[str, list[int]]:
-    """{path: ids} of the modules whose rows the file stores, in the order of the file. Raises ValueError for a
+    """{path: ids} of the modules whose rows a file with this config stores, in its order. Raises ValueError for a
     malformed field, a name that chooses no module, ids that its weight lacks, and different ids for the uses of one
     weight."""
     given = config.get(FIELD)
@@ -54,8 +54,8 @@ def trained(config: Mapping[str, Any], model: Any) -> dict[str, list[int]]:
     for path, ids in found.items():
         other = first.setdefault(modules[path], path)
         if found[other] != ids:
-            raise ValueError(f"{FIELD} has {shown(found[other])} for {other} and {shown(ids)} for {path}, which are one "
-                             f"weight on this model; expected the same ids")
+            raise ValueError(f"{FIELD} has {shown(found[other])} for {other} and {shown(ids)} for {path}, which are "
+                             f"one weight on this model; expected the same ids")
     if "lm_head" in uses(model) and "shared" in found:  # tied: PEFT stores the rows once
         return {path: ids for path, ids in found.items() if path not in uses(model)}
     check_uses(FIELD, found, model)
@@ -101,7 +101,7 @@ def _row(name: str, key: str, slot: Any, ids: list[int]) -> Row:
 
 
 def computed(ids: Mapping[str, list[int]], model: Any) -> dict[str, numpy.ndarray]:
-    """{our key: array}: the indices of the masks."""
+    """{our key: array}: the indices of the masks for {path: ids}."""
     modules = modules_and_uses(model)
     slots = {modules[path]: (model.slots[modules[path]], some) for path, some in ids.items()}
     return {f"{name}.indices": indices_of_mask(name, slot.shape, _flat(slot, some))

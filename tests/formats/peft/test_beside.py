@@ -329,7 +329,7 @@ def test_a_union_without_some_of_the_places_of_its_parts_is_written_without_them
 
 
 @pytest.mark.parametrize("parts, message", [
-    ([minipeft.IA3()], r"PEFT holds one method in a file, and beside it whole modules and rows of tables; this is LoRA"),
+    ([minipeft.IA3()], "PEFT holds one method in a file, and beside it whole modules and rows of tables; this is LoRA"),
     ([Selective(mask={"head.weight": numpy.arange(11)})], "the mask of head.weight is not made of whole rows"),
     ([Selective(mask={"encoder.norm.weight": [3]})], "the mask of encoder.norm.weight is not made of whole rows")])
 def test_parts_that_peft_cannot_hold_are_refused_before_anything_is_written(parts, message, tmp_path):
