@@ -94,7 +94,7 @@ class Selective(Method):
         return cls(**fields, where=where, mask=masks or None)
 
     def described_where(self) -> Any:
-        return self.where if self.mask is None else exactly(matching(self.mask, self.where))
+        return self.where if self.mask is None else exactly(sorted(matching(self.mask, self.where)))
 
     def places(self, model: Any) -> dict[str, Place]:
         """The slots that all conditions choose. Raises ValueError for conditions that choose nothing on this model."""

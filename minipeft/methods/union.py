@@ -66,7 +66,7 @@ class Union(Method):
             if isinstance(checked(part), Union):
                 raise ValueError("Union: one of its parts is a Union; expected the parts of that one instead, as in "
                                  "Union(*union.parts, LoRA(8))")
-        self.fields()  # it refuses a `where` that no file can hold
+        object.__setattr__(self, "parts", tuple(map(self._as_from_file, range(len(self.parts)))))
         kinds = tuple(kind for kind in Union.kinds if any(kind in part.kinds for part in self.parts))
         object.__setattr__(self, "kinds", kinds)
 
@@ -108,9 +108,8 @@ class Union(Method):
         return self._owners[place].make(name, place, arrays)
 
     def fields(self) -> dict[str, Any]:
-        """{"parts": ((kind, where, ((field, value), ...)), ...)}. Raises ValueError where a `where` is a function."""
-        return {"parts": tuple((type(part).__name__, self._where(i), tuple(part.fields().items()))
-                               for i, part in enumerate(self.parts))}
+        """{"parts": ((kind, where, ((field, value), ...)), ...)}."""
+        return {"parts": tuple((type(part).__name__, part.where, tuple(part.fields().items())) for part in self.parts)}
 
     @classmethod
     def from_file(cls, fields: Mapping[str, Any], where: Where, tensors: Mapping[str, Array]) -> Self:
@@ -125,13 +124,14 @@ class Union(Method):
             parts.append(class_of(kind, values).from_file(values, own_where, own))
         return cls(*parts, where=where)
 
-    def _where(self, i: int) -> Where | None:
-        """The `where` of part i, as a file can hold it."""
-        where = self.parts[i].described_where()
+    def _as_from_file(self, i: int) -> Method:
+        """Part i with the `where` that a file has for it. Raises ValueError for one that no file can hold."""
+        part: Any = self.parts[i]
+        where = part.described_where()
         if not all(isinstance(p, str) for p in (where if isinstance(where, tuple) else [where or ""])):
-            raise ValueError(f"Union: the `where` of {self._said(i)} is {shown(where)}; expected a pattern or a list of "
-                             f"patterns, because a file has to say which places are whose, and can hold no function")
-        return where
+            raise ValueError(f"Union: the `where` of {self._said(i)} is {shown(where)}; expected a pattern or a list "
+                             f"of patterns, because a file has to say which places are whose, and holds no function")
+        return part if where == part.where else dataclasses.replace(part, where=where)
 
     def _said(self, i: int) -> str:
         return f"part {i + 1} ({type(self.parts[i]).__name__})"

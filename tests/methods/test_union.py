@@ -27,8 +27,9 @@ MASKED = "decoder.0.cross.k.weight"
 
 def masks() -> list[Selective]:
     """Two parts that a file describes in part by arrays, and one that chooses by a condition."""
-    return [Selective(mask={"embedding.weight": [3, 5, 8]}), Selective(mask={MASKED: [1, 2], "encoder.0.attn.o.weight": [
-        7]}, where="cross"), Selective(component="norm")]
+    return [Selective(mask={"embedding.weight": [3, 5, 8], "decoder.0.attn.k.weight": [4]}),
+            Selective(mask={MASKED: [1, 2], "encoder.0.attn.o.weight": [7]}, where="cross"),
+            Selective(component="norm")]
 
 
 def attached(method, family="t5 v1.1", name="a"):
@@ -109,7 +110,7 @@ def test_two_parts_at_one_place_are_refused_by_name():
 def test_two_parts_with_a_shared_array_of_one_name_are_refused():
     """Both are random projections of their own, and as one array the second would be the first."""
     model = model_of("t5 v1.1", "float64", 0)
-    with pytest.raises(ValueError, match=r"part 1 \(VeRA\) and part 3 \(VeRA\) both have an array called vera\.A, which"):
+    with pytest.raises(ValueError, match=r"part 1 \(VeRA\) and part 3 \(VeRA\) both have an array called vera\.A,"):
         minipeft.attach(model, Union(VeRA(3, where=["q"]), IA3(), VeRA(3, where=["o"], key=1)), RNG(0))
     assert not model.attachments
 
@@ -167,11 +168,10 @@ def test_masks_of_several_parts_come_back_to_the_parts_that_they_belong_to(tmp_p
     attachment.save(tmp_path / "a")
     again = minipeft.load(model_of("t5 v1.1", "float64", 0), tmp_path / "a")
     assert bits(again.tensors) == bits(attachment.tensors)
-    assert again.method.fields() == attachment.method.fields()
+    assert again.method.fields() == attachment.method.fields() and again.method.parts == attachment.method.parts
     first, second, norms = again.method.parts
-    assert list(first.mask) == ["embedding.weight"] and list(second.mask) == [MASKED] and norms.mask is None
-    again.save(tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert set(first.mask) == {"embedding.weight", "decoder.0.attn.k.weight"} and list(second.mask) == [MASKED]
+    assert norms.mask is None and logits(again.model, BATCH).tobytes() == logits(model, BATCH).tobytes()
 
 
 def test_a_file_says_kind_where_and_fields_of_each_part(tmp_path):

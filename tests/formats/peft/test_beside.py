@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_a_saved_table_that_peft_ignores_acts_here_with_a_warning(tied, plain, t
     other.load_state({**other.state(), "embedding.weight": table})
     minipeft.load(other, plain)
     assert close(logits(model, BATCH), logits(other, BATCH), 1e-13)
+
+
+def test_a_warning_that_is_turned_into_an_error_changes_nothing(plain, tmp_path):
+    folder = edited(plain, tmp_path / "a", {"modules_to_save": ["nothing"]})
+    model = t5()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="names 'nothing'"):
+            minipeft.load(model, folder)
+    assert not model.attachments
 
 
 def test_copies_of_the_table_for_all_its_uses_are_one_weight_if_they_are_equal(plain, tmp_path):
