@@ -88,6 +88,8 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "DoRA, columns of the table": _fixed(minipeft.DoRA(2, 3, where="^embedding", norm="input", detach=False)),
         "(IA)^3": _fixed(minipeft.IA3()),
         "(IA)^3, before": _fixed(minipeft.IA3("before")),
+        "LoRA, norms": _fixed(minipeft.Union(minipeft.LoRA(2, -3), minipeft.Selective(component="norm"))),
+        "LoRA, a mask": lambda model, rng: minipeft.Union(minipeft.LoRA(1), minipeft.Selective(mask=_mask(model, rng))),
         "added biases": lambda model, rng: minipeft.AddedBias(**{} if "relative" in str(model.config) else
                                                               {"where": "^head"})},
     "Zoo": {

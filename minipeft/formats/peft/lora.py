@@ -6,6 +6,9 @@
 
 r and alpha may differ from path to path (rank_pattern, alpha_pattern, looked up one by one); s = alpha / r, or alpha /
 sqrt(r) with use_rslora.
+
+bias="all" and "lora_only" store biases of the base that were trained. T5 has none, so nothing is stored. A tied head is
+one weight with the table, so ensure_weight_tying says nothing here.
 """
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ class LoRAFile(Codec):
                      "fan_in_fan_out"}
     needed = ("r", "lora_alpha")
     harmless = frozenset({"init_lora_weights", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
-                          "corda_config", "lora_ga_config", "loftq_config"})
-    neutral = {"bias": ("none",), "lora_bias": (False, None), "use_qalora": (False, None), "use_bdlora": (None,),
+                          "corda_config", "lora_ga_config", "loftq_config", "ensure_weight_tying"})
+    neutral = {"bias": ("none", "all", "lora_only"), "lora_bias": (False, None), "use_qalora": (False, None),
+               "use_bdlora": (None,),
                "layer_replication": (None, []), "megatron_config": (None,), "arrow_config": (None,),
                "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
-               "target_parameters": (None, []), "trainable_token_indices": (None,),
-               "ensure_weight_tying": (False, None), "alora_invocation_tokens": (None,)}
+               "target_parameters": (None, []), "alora_invocation_tokens": (None,)}
     defaults = {"init_lora_weights": True, "bias": "none", "lora_bias": False, "use_qalora": False,
                 "qalora_group_size": 16, "ensure_weight_tying": False, "loftq_config": {},
                 "megatron_core": "megatron.core",
@@ -105,9 +108,6 @@ class LoRAFile(Codec):
         if flag(config, "fan_in_fan_out"):
             notes.append("fan_in_fan_out is true, for weights that are stored [d_in, d_out]; those of this model are "
                          "[d_out, d_in], so it was ignored, as in PEFT")
-        if "shared" in paths:
-            notes.append("it adapts the shared table: PEFT's forward ignores that, and PEFT's merge does not; here it "
-                         "acts wherever the table is used, merged or not")
         return notes
 
     def writes(self, method: Any) -> bool:
@@ -133,7 +133,7 @@ class LoRAFile(Codec):
         return {"r": r, "lora_alpha": a, "lora_dropout": method.dropout,
                 "use_rslora": method.scaling == "alpha/sqrt(r)", "use_dora": isinstance(method, DoRA),
                 "fan_in_fan_out": False, "target_modules": target_modules(places, model), "exclude_modules": None,
-                "layers_to_transform": None, "layers_pattern": None, "modules_to_save": None,
+                "layers_to_transform": None, "layers_pattern": None,
                 **patterns(method, places, model, times)}
 
 

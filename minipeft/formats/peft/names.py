@@ -38,6 +38,49 @@ def linear_modules(model: Any) -> list[str]:
     return [path for path, name in modules(model).items() if slots[name].kind == "linear" and path != head]
 
 
+def uses(model: Any) -> dict[str, str]:
+    """{path: path of the module whose weight it uses}, of the modules without a weight of their own: T5's encoder and
+    decoder use the table "shared", and so does a tied head."""
+    check_model(model)
+    tied = {"lm_head": "shared"} if "head.weight" not in model.slots else {}
+    return {"encoder.embed_tokens": "shared", "decoder.embed_tokens": "shared", **tied}
+
+
+def modules_and_uses(model: Any) -> dict[str, str]:
+    """{path: name of the slot of its weight}, of every module that has or uses one."""
+    own = modules(model)
+    return {**own, **{path: own[table] for path, table in uses(model).items()}}
+
+
+def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
+    """Raises ValueError where some uses of a weight are among the `paths`, and others are not: here they are one
+    weight. what: the field that chose the paths."""
+    chosen, found = set(paths), uses(model)
+    some = [path for path in found if path in chosen]
+    others = [path for path in found if path not in chosen]
+    if some and others:
+        raise ValueError(f"{what} chooses {some[0]}, but not {others[0]}: {_one_weight(some[0], model)}")
+
+
+def check_keys(keys: Iterable[str], model: Any) -> None:
+    """Raises ValueError if one of these `keys`, which are not expected, is of a module without a weight of its own, or
+    of a bias, which no layer of the model has."""
+    for key in keys:
+        path = key.removeprefix("base_model.").removeprefix("model.")
+        for use in uses(model):
+            if path.startswith(f"{use}."):
+                raise ValueError(f"{shown(key)} is for {use} alone: {_one_weight(use, model)}")
+        if path.endswith(".bias") and ".lora_" not in path:
+            raise ValueError(f"{shown(key)} is a bias, and T5 has none")
+
+
+def _one_weight(use: str, model: Any) -> str:
+    advice = ("" if use != "lm_head" else "; load it on a model with a head of its own: tie_word_embeddings=False, "
+              "scale_decoder_outputs=True, and a copy of embedding.weight as head.weight")
+    return (f"on this model {use} has the weight of {uses(model)[use]}, and one weight cannot be changed for one of "
+            f"its uses{advice}")
+
+
 def path_of(model: Any, slot: str) -> str:
     """The path of the module whose weight is the slot called `slot`. Raises ValueError as `modules` does."""
     check_model(model)
@@ -60,14 +103,14 @@ def stripped(key: str) -> str:
     return re.sub(rf"^(?:{re.escape(PREFIX)})+", PREFIX, key)
 
 
-def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def mapped(keys: Iterable[str], expected: Iterable[str], model: Any) -> tuple[dict[str, str], list[str]]:
     """({key in the file: key as PEFT writes it}, what was changed, in words).
 
     Keys that tools have changed are compared by their `words`. Beyond that, either the file may have words in every key
     that no expected key has, such as "language_model", or the other way round; not both, because then a decoder's keys
     would be those of an encoder. Numbers are never left out. Every key needs a partner of its own among `expected`.
-    Raises ValueError, with three keys of each side, for keys that have none, and for expected keys that the file
-    lacks."""
+    Raises ValueError, with three keys of each side, for keys that have none, and for expected keys that the file lacks;
+    with the reason, where it is known, for keys that have no place on this `model`."""
     wanted = set(expected)
     keys = list(keys)
     theirs, ours = {key: words(key) for key in keys}, {key: words(key) for key in wanted}
@@ -82,6 +125,7 @@ def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str]
             found[key] = partner
             taken.add(partner)
     extra, missing = [key for key in keys if key not in found], sorted(wanted - taken)
+    check_keys(extra, model)
     if extra or missing:
         raise ValueError(f"the tensors of the file are not those of its configuration on this model. "
                          f"{_some('Not expected', extra)}. {_some('Missing', missing)}")

@@ -17,7 +17,6 @@ from minipeft.methods.per_place import PerPlace, RankPerPlace
 
 TARGETS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
 PLACES = TARGETS | {"modules_to_save"}
-NO_MODULES: Mapping[str, tuple] = {"modules_to_save": (None, [])}
 _WORDS = {"linear": "a linear layer", "embedding": "an embedding table", "norm": "a norm",
           "position": "a table of positions"}
 

@@ -33,7 +33,7 @@ class PrefixFile(Codec):
     peft_type = "PREFIX_TUNING"
     used = frozenset({"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"})
     harmless = frozenset({"encoder_hidden_size", "init_weights", "prefix_projection"})
-    neutral = {"num_transformer_submodules": (2, None), "modules_to_save": (None, [])}
+    neutral = {"num_transformer_submodules": (2, None)}
     needed = NEEDED
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:

@@ -49,7 +49,6 @@ class PromptFile(Codec):
     used = frozenset({"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"})
     needed = NEEDED
     defaults = {"num_transformer_submodules": 2}
-    neutral = {"modules_to_save": (None, [])}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         length, n = virtual_tokens(config, model), size(config, "num_transformer_submodules", None)

@@ -55,7 +55,7 @@ def names_in(config: Mapping[str, Any], field: str) -> list[str]:
 
 def is_at_or_below(path: str, name: str) -> bool:
     """Whether the module `path` is one that modules_to_save calls `name`, or lies inside of such a one."""
-    return Expression(name, r"(^|.*\.)", r"($|\..*)").begins(path)
+    return f".{name}." in f".{path}."
 
 
 def ends_with(path: str, names: Iterable[str]) -> bool:

@@ -52,7 +52,7 @@ def test_a_directory_of_peft_gives_its_logits_gradients_and_merged_logits_and_is
 @pytest.mark.parametrize("folder", ["lora_embedding", "dora_embedding"])
 def test_an_adapter_of_the_shared_table_acts_wherever_the_table_is_used_and_this_is_said(folder, tmp_path):
     """In PEFT it acts once it is merged, and not before."""
-    with pytest.warns(UserWarning, match="shared table: PEFT's forward ignores that, and PEFT's merge does not"):
+    with pytest.warns(UserWarning, match="PEFT's own forward ignores what is stored for 'shared'"):
         check(f"adapters/{folder}", tmp_path, "logits_peft_merged")
 
 

@@ -2,13 +2,19 @@
 import pytest
 
 from minipeft import T5
-from minipeft.formats.peft.names import PREFIX, check_shapes, linear_modules, mapped, modules, stripped
+from minipeft.formats.peft import names
+from minipeft.formats.peft.names import PREFIX, check_shapes, linear_modules, modules, stripped
 from tests.methods.golden import FIXTURES
 
 PATHS = ("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.1.layer.0.SelfAttention.q",
          "decoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.1.EncDecAttention.q")
 RIGHT = [f"{PREFIX}{path}.lora_{factor}.weight" for path in PATHS for factor in "AB"]
+MODEL = T5.from_pretrained(FIXTURES / "t5" / "v11")
 BARE = [key.removeprefix(PREFIX) for key in RIGHT]
+
+
+def mapped(keys, expected):
+    return names.mapped(keys, expected, MODEL)
 
 
 def changed(change):
