@@ -91,8 +91,9 @@ def computed(method: Method, codec: Codec, model: Any, config: Config) -> dict[s
 
 def notes(keys: Iterable[str], codec: Codec, config: Config, model: Any) -> list[str]:
     """What the reader of a file should know, in words: names that choose nothing, and keys of "shared"."""
-    found = [f"{saved_modules.FIELD} names {shown(name)}, which is no module of this model" for name in
-             (saved_modules.idle(config, model) if saved_modules.FIELD in fields(codec) else [])]
+    idle = saved_modules.idle(config, model) if saved_modules.FIELD in fields(codec) else []
+    found = [f"{saved_modules.FIELD} names {', '.join(map(shown, idle[:3]))}{', ...' if idle[3:] else ''}, which is no "
+             f"module of this model"] if idle else []
     paths = [key.removeprefix("base_model.").removeprefix("model.") for key in keys]
     ignored = [path for path in paths if path.startswith("shared.")
                and not (path.endswith("trainable_tokens_delta") and "lm_head" in uses(model))]
