@@ -19,7 +19,7 @@ from minipeft.files import read_shapes, read_tensors
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
 from minipeft.formats.peft.names import check_shapes, mapped, stripped
-from minipeft.formats.peft.row import shapes_of, to_ours, to_theirs
+from minipeft.formats.row import shapes_of, to_ours, to_theirs
 from minipeft.models.folder import naming
 from minipeft.nn.module import Model
 

@@ -1,4 +1,4 @@
-"""One array under two names: ours, and PEFT's. The equation of a file format is a list of rows.
+"""One array under two names: ours, and another library's. The equation of a file format is a list of rows.
 
     theirs[at] = out(ours) (+ base)           for values; a gradient goes through `out` alone, which is linear
     ours       = back(theirs[at] (- base))
@@ -27,7 +27,7 @@ def transposed(array: numpy.ndarray) -> numpy.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """ours: "place.leaf", as in `Attachment.tensors`. theirs: the key in PEFT's file. shape: of their array. out, back:
+    """ours: "place.leaf", as in `Attachment.tensors`. theirs: the key in their file. shape: of their array. out, back:
     linear maps, ours to theirs and back. base: the part of the model that their value includes and ours does not. at:
     the part of their array that this row is about; by default the whole.
 
