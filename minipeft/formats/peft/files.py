@@ -13,9 +13,9 @@ import numpy
 from minipeft.attaching.attach import put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.load import made
-from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
+from minipeft.formats.arrays import finite, named
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
 from minipeft.formats.peft.names import check_shapes, mapped, stripped
@@ -81,11 +81,7 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     attachment came from, else null. dtype: how tensors are stored ("float32", "bfloat16", ...); None keeps their own.
     Fields that were read and mean nothing here are written back. Raises ValueError, before anything is written, for a
     method that PEFT does not have or cannot hold, and for numbers that are not finite."""
-    codec, config = _codec(attachment), written_config(attachment)
-    arrays = {key: to_host(array) for key, array in attachment.tensors.items()}
-    for key, array in arrays.items():
-        if array.dtype.kind == "f" and not numpy.isfinite(array).all():
-            raise ValueError(f"{key} holds NaN or infinity: {path} is not written")
+    codec, config, arrays = _codec(attachment), written_config(attachment), finite(attachment, path)
     rows = codec.rows(attachment.method, attachment.model, config)
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
     write_directory(path, config, to_theirs(rows, arrays, True, _kept(attachment)), dtype)
@@ -98,17 +94,7 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
     gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
     such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
     gradients. Raises ValueError for an unknown name and for another shape."""
-    own = {key: to_host(array) for key, array in attachment.tensors.items()}
-    found = {}
-    for name, array in arrays.items():
-        key = name.replace(f"@{attachment.name}.", ".")
-        if key not in own:
-            raise ValueError(f"{shown(name)} is no array of {attachment!r}; expected names as in its parameters")
-        found[key] = to_host(array)
-        if found[key].shape != own[key].shape:
-            raise ValueError(f"{name} has shape {list(found[key].shape)}; expected {list(own[key].shape)}")
-    if gradients is None:
-        gradients = not all(numpy.array_equal(array, own[key]) for key, array in found.items())
+    found, gradients = named(attachment, arrays, gradients)
     rows = _codec(attachment).rows(attachment.method, attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))
 

@@ -16,8 +16,8 @@ from minipeft.attaching.method import Method
 from minipeft.checks import is_integer, is_number, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, linear_modules, modules, path_of
-from minipeft.formats.row import Row, transposed
 from minipeft.formats.peft.targets import chosen, first_match, pattern
+from minipeft.formats.row import Row, transposed
 from minipeft.methods.lora import LoRA
 from minipeft.methods.per_place import PerPlace
 
