@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Iterator
@@ -22,6 +23,11 @@ def no_pointer(path: Path) -> None:
         with open(path, "rb") as file:
             if file.read(len(LFS)) == LFS:
                 raise ValueError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+
+
+def default_name(directory: Path) -> str:
+    """A name for an attachment that comes from `directory`: the directory's, with '_' for other characters."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"
 
 
 @contextlib.contextmanager

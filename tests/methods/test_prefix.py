@@ -125,7 +125,7 @@ def test_where_replaces_the_choice_by_sites_and_is_what_a_file_keeps(tmp_path):
 
 @pytest.mark.parametrize("fields, message", [
     ({"length": 0}, "length is 0; expected an integer >= 1"), ({"length": True}, "length is True"),
-    ({"bias": "later"}, "bias is 'later'; expected 'none' or 'earlier'"),
+    ({"bias": "later"}, "bias is 'later'; expected 'none', 'earlier' or 'adapterhub'"),
     ({"mlp": 0}, "mlp is 0; expected an integer >= 1, or None"),
     ({"sites": ()}, r"sites is \(\); expected some of encoder, decoder, cross"),
     ({"sites": "head"}, r"sites is \('head',\); expected some of"), ({"sites": 3}, "sites is 3; expected some of"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Mapping
@@ -16,6 +15,7 @@ from minipeft.attaching.load import made
 from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
 from minipeft.formats.arrays import finite, named
+from minipeft.formats.folder import default_name
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
 from minipeft.formats.peft.names import check_shapes, mapped, stripped
@@ -131,8 +131,3 @@ def _codec(attachment: Attachment) -> Codec:
     if not found:
         raise ValueError(f"{attachment.name!r} cannot be written for PEFT, which has nothing like {shown(method)}")
     return next((codec for codec in found if codec.peft_type == said), found[0])
-
-
-def default_name(directory: Path) -> str:
-    """A name for the attachment: the directory's, with '_' for other characters."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"

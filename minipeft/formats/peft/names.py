@@ -6,13 +6,12 @@
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping
 
 from minipeft.checks import shown
 from minipeft.nn.slot import Slot
 
 PREFIX = "base_model.model."
-Changes = Sequence[tuple[Callable[[str], str], str]]
 LEFT_BEHIND = ("_orig_mod.", "module.")  # by torch.compile, and by data-parallel training
 
 
@@ -41,21 +40,18 @@ def slot_of(model: Any, path: str) -> Slot:
     return model.slots[modules(model)[path]]
 
 
-def mapped(keys: Iterable[str], expected: Iterable[str],
-           changes: Changes | None = None) -> tuple[dict[str, str], list[str]]:
-    """({key in the file: key as the library writes it}, what was changed, in words).
+def mapped(keys: Iterable[str], expected: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """({key in the file: key as PEFT writes it}, what was changed, in words).
 
-    changes: ((key -> key, in words), ...), of which the first is made that gives every key a partner of its own among
-    `expected`. By default those of PEFT's files: a prefix that a tool left behind is stripped, and a doubled or missing
-    "base_model.model." is mended. Raises ValueError, with three keys of each side, for keys that have no partner, and
-    for expected keys that the file lacks."""
+    A prefix that a tool left behind is stripped, and a doubled or missing "base_model.model." is mended, where this
+    gives every key a partner of its own among `expected`. Raises ValueError, with three keys of each side, for keys
+    that have none, and for expected keys that the file lacks."""
     keys, wanted = list(keys), set(expected)
-    changes = _CHANGES if changes is None else changes
-    for change, words in changes:
+    for change, words in _CHANGES:
         renamed = {key: change(key) for key in keys}
         if len(set(renamed.values())) == len(keys) and set(renamed.values()) == wanted:
             return renamed, [words] if words else []
-    best = min((({key: change(key) for key in keys}) for change, _ in changes),
+    best = min((({key: change(key) for key in keys}) for change, _ in _CHANGES),
                key=lambda renamed: len(set(renamed.values()) ^ wanted))
     extra = [key for key, found in best.items() if found not in wanted]
     missing = [key for key in wanted if key not in set(best.values())]
