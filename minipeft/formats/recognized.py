@@ -97,7 +97,7 @@ def recognize(path: str | os.PathLike) -> Kind:
 
 
 def by_keys(keys: Iterable[str]) -> Kind | None:
-    """What tensors of these names belong to; None where that is not known."""
+    """What tensors with these `keys` belong to; None where that is not known."""
     keys = list(keys)
     found = next((kind for kind, pattern in _KEYS if any(re.search(pattern, key) for key in keys)), None)
     return found if found or not any(re.search(_OF_A_MODEL, key) for key in keys) else MODEL

@@ -16,12 +16,12 @@ Map = Callable[[numpy.ndarray], numpy.ndarray]
 
 
 def same(array: numpy.ndarray) -> numpy.ndarray:
-    """The array as it is."""
+    """The array [...] as it is."""
     return array
 
 
 def transposed(array: numpy.ndarray) -> numpy.ndarray:
-    """[m, n] -> [n, m]."""
+    """array [m, n] -> [n, m]."""
     return array.T
 
 
@@ -44,15 +44,15 @@ class Row:
 
 
 def shapes_of(rows: Iterable[Row]) -> dict[str, tuple[int, ...]]:
-    """{their key: shape}."""
+    """{their key: shape}, of all `rows`."""
     return {row.theirs: row.shape for row in rows}
 
 
 def to_theirs(rows: Iterable[Row], ours: Mapping[str, numpy.ndarray], values: bool,
               kept: Mapping[str, numpy.ndarray] = {}) -> dict[str, numpy.ndarray]:
-    """{their key: array} of {our key: array}. values: whether `ours` are values; if not, they are gradients. kept:
-    {their key: array}, from which the parts that no row is about are taken; where there is none, they are 0. A key of
-    which none of our arrays is given is left out."""
+    """{their key: array} of `ours` {our key: array}, by the `rows`. values: whether `ours` are values; if not, they are
+    gradients. kept: {their key: array}, from which the parts that no row is about are taken; where there is none, they
+    are 0. A key of which none of our arrays is given is left out."""
     found: dict[str, numpy.ndarray] = {}
     for row in rows:
         if row.ours not in ours:
@@ -71,7 +71,8 @@ def to_theirs(rows: Iterable[Row], ours: Mapping[str, numpy.ndarray], values: bo
 
 
 def to_ours(rows: Iterable[Row], theirs: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
-    """{our key: array} of {their key: array}. Raises ValueError where copies of one array differ."""
+    """{our key: array} of `theirs` {their key: array}, by the `rows`. Raises ValueError where copies of one array
+    differ."""
     found: dict[str, numpy.ndarray] = {}
     first: dict[str, str] = {}
     for row in rows:

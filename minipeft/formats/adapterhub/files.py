@@ -60,7 +60,8 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None, with_he
 
 def read(model: Model, directory: Path, name: str | None = None, with_head: bool = True,
          as_adapterhub: bool = False) -> Attachment:
-    """The attachment that `load` puts on the model, not attached yet. The arguments and errors are those of `load`."""
+    """The attachment that `load` puts on the model, not attached yet. name, with_head and as_adapterhub are those of
+    `load`. Raises as in `load`."""
     with naming(directory):
         if not isinstance(model, T5):
             raise ValueError(f"AdapterHub's files are read for T5 alone, and this is a {type(model).__name__}")

@@ -70,7 +70,7 @@ def where(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def left_out(config: Mapping[str, Any]) -> list[int]:
-    """The layers in leave_out. Raises ValueError unless it is null or a list of numbers of layers."""
+    """The layers in leave_out, a field of `config`. Raises ValueError unless it is null or a list of numbers."""
     layers = config.get("leave_out")
     if layers is None:
         return []
@@ -80,7 +80,8 @@ def left_out(config: Mapping[str, Any]) -> list[int]:
 
 
 def switch(config: Mapping[str, Any], field: str, usual: bool = False) -> bool:
-    """The boolean in `field`. usual: what AdapterHub takes where it is missing. Raises ValueError for anything else."""
+    """The boolean in a `field` of `config`. usual: what AdapterHub takes where it is missing. Raises ValueError for
+    anything else."""
     value = config.get(field, usual)
     if type(value) is not bool:
         raise ValueError(f"{field} is {shown(value)}; expected true or false")
