@@ -25,8 +25,8 @@ the distance of key and query, and the paper does not say which one the keys of 
 With bias="earlier" the prefix counts as p tokens directly in front of the row's first token, as in PEFT's decoder. In
 cross-attention, and in models that have no such bias, both are 0. With bias="adapterhub" the distances between tokens
 change, too: each key is p positions later than it was, and the queries stay where they are. It is there for adapters of
-AdapterHub, whose numbers depend on it. A prefix is not a weight, so it cannot be merged. It
-lengthens every attention by p keys.
+AdapterHub, whose numbers depend on it. A prefix is not a weight, so it cannot be merged. It lengthens every attention
+by p keys.
 """
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def earlier_bias(position: Any, p: int, bias: Any) -> Any:
 def shifted_bias(position: Any, p: int, bias: Any) -> Any:
     """The bias of p keys and of the row's own, as AdapterHub's T5 has it: [1 or batch, 1 or heads, query, p + key].
 
-    position, bias: as in `earlier_bias`. The p + key keys are at the positions 0, 1, ..., and the query of the row's
-    token i is at i. A key that `bias` hides stays hidden."""
+    position, bias: as in `earlier_bias`. The p + key keys are at the positions 0, 1, ..., and the query of key i is at
+    i. Padding on the left takes positions. A key that `bias` hides stays hidden."""
     queries, keys = bias.shape[-2:]
     given = array_of(bias)[:, :1]
     hidden = xp.concatenate([xp.zeros((*given.shape[:-1], p), dtype=bias.dtype),
