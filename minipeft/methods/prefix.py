@@ -71,10 +71,10 @@ class Prefix(Piece):
         query, key] -> the same with p + key; None says that every key is seen and has no bias, and stays None."""
         K, V = self.prefix
         each_row = xp.zeros((k.shape[0], 1, 1), dtype=k.dtype)
-        if bias is not None:
-            p = K.shape[0]
-            bias = shifted_bias(self.position, p, bias) if self.shifts else \
-                _beside(earlier_bias(self.position, p, bias), bias)
+        if bias is not None and self.shifts:
+            bias = shifted_bias(self.position, K.shape[0], bias)
+        elif bias is not None:
+            bias = _beside(earlier_bias(self.position, K.shape[0], bias), bias)
         return concat(K + each_row, k, axis=1), concat(V + each_row, v, axis=1), bias
 
 

@@ -77,6 +77,7 @@ CASES = {
                r"lora_A = lora_a\^T .*lora_alpha = scale \* r"),
     "mlx-lm without a configuration": ([tensors("adapters.safetensors", "model.layers.0.mlp.up_proj.lora_a")], None,
                                        "MLX", "an adapter of mlx-lm's"),
+    "mlx-lm without tensors": ([text("adapter_config.json", {"fine_tune_type": "lora"})], None, "MLX", "mlx-lm"),
     "mlx-lm, its file": ([tensors("x.safetensors", "model.layers.0.mlp.up_proj.lora_b")], "x.safetensors", "MLX",
                          "mlx-lm"),
     "kohya": ([tensors("x.safetensors", *KOHYA)], "x.safetensors", "KOHYA", "lora_down is PEFT's lora_A"),
