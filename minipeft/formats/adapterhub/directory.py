@@ -59,9 +59,9 @@ def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]
     if "version" not in outer and isinstance(said := config.get("non_linearity"), str) and said in _RENAMED:
         config = {**config, "non_linearity": _RENAMED[said]}
         notes.append(f"without a version, non_linearity {said!r} means {_RENAMED[said]!r}")
-    if config.get("architecture") == "lora" and "r" in config and config.get("alpha") != config["r"] \
+    if config.get("architecture") == "lora" and {"r", "alpha"} <= set(config) and config["alpha"] != config["r"] \
             and _is_before(version, _LORA_SCALED):
-        notes.append(f"in files of {version}, alpha {shown(config.get('alpha'))} did nothing; it is read as "
+        notes.append(f"in files of {version}, alpha {shown(config['alpha'])} did nothing; it is read as "
                      f"{shown(config['r'])}")
         config = {**config, "alpha": config["r"]}
     return outer, config, notes
