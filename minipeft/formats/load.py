@@ -19,15 +19,16 @@ PathLike = str | os.PathLike
 
 
 @overload
-def load(model: Model, path: PathLike, force: bool = False, name: str | None = None) -> Attachment: ...
+def load(model: Model, path: PathLike, force: bool = False, name: str | None = None,
+         as_peft: bool = False) -> Attachment: ...
 
 
 @overload
 def load(model: Model, path: list[PathLike] | tuple[PathLike, ...], force: bool = False,
-         name: Sequence[str] | None = None) -> list[Attachment]: ...
+         name: Sequence[str] | None = None, as_peft: bool = False) -> list[Attachment]: ...
 
 
-def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
+def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft: bool = False) -> Any:
     """The attachment in the adapter file or folder `path`, attached to `model` and plugged.
 
     path: an adapter file of ours (`Attachment.save`), a folder of PEFT's or one of AdapterHub's; which of them it is
@@ -36,8 +37,9 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
     above those that it was trained on. name: by default that in the file, or that of the folder.
 
     A file of ours says which weights it was trained on, and is refused on others; force=True skips this check alone
-    (see `attaching.load`). Folders do not say it, and are not checked for it. What the two libraries do otherwise than
-    the paper of a method is loaded by `formats.peft.load` and `formats.adapterhub.load`, which have an option for it.
+    (see `attaching.load`). Folders do not say it, and are not checked for it. as_peft: where PEFT departs from the
+    paper of a method, do as PEFT does; without it such a folder is refused. It says nothing about files of ours and
+    folders of AdapterHub's, for which `formats.adapterhub.load` has an option.
 
     Raises ValueError, naming the file or folder, and leaves the model as it was: for what `formats.peft.load`,
     `formats.adapterhub.load` and the reader of our files refuse, for the formats of other tools, a whole model, a
@@ -58,7 +60,7 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
     names = [name] * len(paths) if name is None or not several else list(name)
     if len(names) != len(paths):
         raise ValueError(f"{len(paths)} folders and {len(names)} names; expected a name for each")
-    attachments = [_read(model, Path(p), kind, n) for p, kind, n in zip(paths, kinds, names)]
+    attachments = [_read(model, Path(p), kind, n, as_peft) for p, kind, n in zip(paths, kinds, names)]
     _together(model, paths, attachments)
     for p, attachment in zip(paths, attachments):
         for note in attachment.source.notes:
@@ -72,8 +74,10 @@ def _refuse(path: Any, kind: Kind) -> None:
         raise (ValueError if kind.exists else FileNotFoundError)(f"{path} is {kind.name}. {kind.hint}")
 
 
-def _read(model: Model, directory: Path, kind: Kind, name: str | None) -> Attachment:
-    return (peft.read if kind.reader == "peft" else adapterhub.read)(model, directory, name)
+def _read(model: Model, directory: Path, kind: Kind, name: str | None, as_peft: bool) -> Attachment:
+    if kind.reader == "peft":
+        return peft.read(model, directory, name, as_peft)
+    return adapterhub.read(model, directory, name)
 
 
 def _together(model: Model, paths: list, attachments: list[Attachment]) -> None:

@@ -119,7 +119,7 @@ def test_a_damaged_directory_changes_nothing_or_loads_whole(folder, data, tmp_pa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            attachment = minipeft.load(model, target)
+            attachment = minipeft.load(model, target, as_peft=True)
     except (ValueError, FileNotFoundError) as error:
         assert str(target) in str(error), "the error names the directory"
     else:

@@ -100,6 +100,13 @@ def test_what_was_changed_in_order_to_read_a_folder_is_said_where_load_was_calle
     assert [(w.filename, str(path) in str(w.message)) for w in caught] == [(__file__, True)]
 
 
+def test_as_peft_is_handed_to_the_reader_of_pefts_folders_and_says_nothing_about_others():
+    tied, prefix = T5.from_pretrained(FIXTURES / "t5" / "v10"), FIXTURES / "adapters" / "prefix_tuning"
+    refused(tied, prefix, "Pass as_peft=True to get the numbers of PEFT")
+    hub = FIXTURES / "bottleneck" / "double_seq_bn"
+    assert [a.name for a in minipeft.load(tied, [prefix, hub], as_peft=True)] == ["prefix_tuning", "double_seq_bn"]
+
+
 def test_it_says_which_arguments_the_readers_of_folders_have():
     for reader in (peft.load, adapterhub.load):
         assert list(inspect.signature(reader).parameters)[:3] == ["model", "path", "name"]

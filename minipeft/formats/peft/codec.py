@@ -27,13 +27,15 @@ class Codec(abc.ABC):
     used: the fields that `method` reads. harmless: fields whose values change no output of a trained adapter, such as a
     dropout of a path that training alone has; they are kept and written back. neutral: {field: the values at which it
     changes nothing}; with any other value the file is refused by the name of the field. needed: fields without which
-    PEFT would compute something else or fail, so they must be there."""
+    PEFT would compute something else or fail, so they must be there. defaults: {field: what PEFT takes where the file
+    has nothing or null}; `method` and `rows` see the field as if it were there, and it is written back."""
 
     peft_type: ClassVar[str]
     used: ClassVar[frozenset[str]] = frozenset()
     harmless: ClassVar[frozenset[str]] = frozenset()
     neutral: ClassVar[Mapping[str, tuple]] = {}
     needed: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @abc.abstractmethod
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
@@ -52,12 +54,18 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def config(self, method: Method, model: Any) -> dict[str, Any]:
-        """The fields that a file of `method` needs, each named as PEFT names it, without HARMLESS ones. Raises
-        ValueError for a method that PEFT cannot hold, saying why."""
+        """The fields that a file of `method` needs, each named as PEFT names it, without HARMLESS ones. Fields that are
+        not `used` are written as they were in the file that the method came from, if there is one. Raises ValueError
+        for a method that PEFT cannot hold, saying why."""
 
     def computed(self, method: Method, model: Any, config: Config) -> dict[str, Any]:
         """{our key: array} of fixed arrays that the file leaves out, because PEFT computes them, too."""
         return {}
+
+    def departure(self, method: Method, model: Any) -> str | None:
+        """In words, how PEFT departs from the paper in such a method. It is then loaded with as_peft=True alone. None
+        where PEFT does not depart from it."""
+        return None
 
 
 def codec(cls: type[Codec]) -> type[Codec]:

@@ -36,28 +36,34 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def load(model: Model, path: str | os.PathLike, name: str | None = None) -> Attachment:
+def load(model: Model, path: str | os.PathLike, name: str | None = None, as_peft: bool = False) -> Attachment:
     """The adapter in the directory `path`, attached to `model` and plugged. name: by default that of the directory.
+    as_peft: where PEFT departs from the paper of a method, do as PEFT does; without it such a file is refused.
 
     Every tensor of the file has its place on the model, or nothing is changed. The base is not checked, because PEFT's
     files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
-    field that is not supported, tensors that are missing, extra, empty, of another shape or not finite, and a taken
-    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read."""
-    attachment = read(model, Path(path), name)
+    field that is not supported, a departure from the paper without as_peft, tensors that are missing, extra, empty, of
+    another shape or not finite, and a taken name; FileNotFoundError for a missing file. Warns where keys were renamed
+    in order to be read."""
+    attachment = read(model, Path(path), name, as_peft)
     put(model, [attachment])
     for note in attachment.source.notes:
         warnings.warn(f"{path}: {note}", stacklevel=2)
     return attachment
 
 
-def read(model: Model, directory: Path, name: str | None = None) -> Attachment:
-    """The attachment that `load` puts on the model, not attached yet."""
+def read(model: Model, directory: Path, name: str | None = None, as_peft: bool = False) -> Attachment:
+    """The attachment that `load` puts on the model, not attached yet. name, as_peft, what it raises: as in `load`."""
     with naming(directory):
         config, file = read_config(directory), weights_of(directory)
         codec, stored = codec_for(config), read_shapes(file)
+        config = {**config, **{field: v for field, v in codec.defaults.items() if config.get(field) is None}}
         if not stored:
             raise ValueError(f"{file.name} holds no tensor at all: this adapter does nothing")
         method = codec.method(config, {stripped(key): shape for key, shape in stored.items()}, model)
+        departure = codec.departure(method, model)
+        if departure and not as_peft:
+            raise ValueError(f"{departure}. Pass as_peft=True to get the numbers of PEFT")
         rows = codec.rows(method, model, config)
         expected = shapes_of(rows)
         renamed, notes = mapped(stored, expected)
@@ -103,9 +109,9 @@ def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment."""
     codec = _codec(attachment)
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
-              "auto_mapping": None, **_source(attachment)}
-    return {**config, **codec.config(attachment.method, attachment.model), "peft_type": codec.peft_type,
-            "inference_mode": True}
+              "auto_mapping": None}
+    return {**config, **codec.config(attachment.method, attachment.model), **_source(attachment),
+            "peft_type": codec.peft_type, "inference_mode": True}
 
 
 def _source(attachment: Attachment) -> Mapping[str, Any]:

@@ -18,10 +18,15 @@ LEFT_BEHIND = ("_orig_mod.", "module.")  # by torch.compile, and by data-paralle
 def modules(model: Any) -> dict[str, str]:
     """{path: name of the slot of its weight}, of every module of `model` that has one, in the order of the model.
     Raises ValueError for a model without names in Hugging Face's libraries."""
-    if not hasattr(model, "to_hf_name"):
-        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
+    check_model(model)
     return {model.to_hf_name(name).removesuffix(".weight"): name for name, slot in model.slots.items()
             if name.endswith(".weight")}
+
+
+def check_model(model: Any) -> None:
+    """Raises ValueError for a model without names in Hugging Face's libraries."""
+    if not hasattr(model, "to_hf_name"):
+        raise ValueError(f"{type(model).__name__} is no model of Hugging Face's; PEFT's files are for T5")
 
 
 def linear_modules(model: Any) -> list[str]:
