@@ -1,4 +1,4 @@
-"""Directories of other libraries: what is refused before a file is opened, and writing them whole.
+"""Directories of other libraries: they are written whole, and read only where the files themselves are there.
 
     no_pointer(path)                    a pointer of Git LFS stands for a file that was not fetched
     with whole("folder") as beside:     the files are written into a folder beside it, which takes its place at the end

@@ -31,20 +31,20 @@ def load(model: Model, path: list[PathLike] | tuple[PathLike, ...], force: bool 
 def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft: bool = False) -> Any:
     """The attachment in the adapter file or folder `path`, attached to `model` and plugged.
 
-    path: an adapter file of ours (`Attachment.save`), a folder of PEFT's or one of AdapterHub's; which of them it is
-    says what lies there (`formats.recognized`). A list of files, or a list of folders, gives a list of attachments, and
-    `name` is then a list too. They are plugged together or not at all: folders in the order of the list, files each
-    above those that it was trained on. name: by default that in the file, or that of the folder.
+    path: an adapter file of ours (`Attachment.save`), or a folder of PEFT's or AdapterHub's; it is recognized by its
+    contents (`formats.recognized`). A list of files, or a list of folders, gives a list of attachments, and `name` is
+    then a list too. They are plugged together or not at all: folders in the order of the list, each file above those
+    that it was trained on. name: by default that in the file, or that of the folder.
 
-    A file of ours says which weights it was trained on, and is refused on others; force=True skips this check alone
-    (see `attaching.load`). Folders do not say it, and are not checked for it. as_peft: where PEFT departs from the
-    paper of a method, do as PEFT does; without it such a folder is refused. It says nothing about files of ours and
-    folders of AdapterHub's, for which `formats.adapterhub.load` has an option.
+    A file of ours names the weights that it was trained on, and is refused on others; force=True skips this check
+    alone (see `attaching.load`). Folders do not name them, and are not checked for it. as_peft: where PEFT departs from
+    the paper of a method, do as PEFT does; without it such a folder is refused. It means nothing for files of ours, and
+    for folders of AdapterHub's, whose reader, `formats.adapterhub.load`, has an option of its own.
 
-    Raises ValueError, naming the file or folder, and leaves the model as it was: for what `formats.peft.load`,
-    `formats.adapterhub.load` and the reader of our files refuse, for the formats of other tools, a whole model, a
-    pickle, a list of both files and folders, and a name that is taken; FileNotFoundError where there is nothing to
-    load. Warns where keys or fields were changed in order to be read."""
+    Raises ValueError, naming the file or folder, and leaves the model as it was, as `formats.peft.load`,
+    `formats.adapterhub.load` and `attaching.load` do; and for formats of other tools, a whole model, a pickle, and a
+    list of both files and folders. Raises FileNotFoundError if there is nothing to load. Warns of keys and fields that
+    were changed in order to be read."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]
     kinds = [recognize(p) if isinstance(p, (str, os.PathLike)) else UNKNOWN for p in paths]
@@ -69,7 +69,7 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft
 
 
 def _refuse(path: Any, kind: Kind) -> None:
-    """Raises for a kind that nothing reads. What is unknown or missing is left to the reader of our files."""
+    """Raises for a kind that nothing reads. An unknown or missing path is left to the reader of our files."""
     if kind.reader is None and kind.hint:
         raise (ValueError if kind.exists else FileNotFoundError)(f"{path} is {kind.name}. {kind.hint}")
 

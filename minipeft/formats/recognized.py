@@ -1,11 +1,11 @@
-"""What a file or folder is, by the names of its files, the keys of its tensors and its configuration.
+"""Files and folders are told apart by the names of files, the keys of tensors and the configuration.
 
     read here       an adapter file of ours; a folder of PEFT's; a folder of AdapterHub's
     not read        mlx-lm, kohya's scripts, torchtune, LyCORIS, loralib; a whole model; a checkpoint of training; GGUF;
                     a pickle; a pointer of Git LFS; a part of a folder instead of the folder
 
-No tensor is read: of a safetensors file the header alone, of other files the first bytes. A damaged file counts as what
-its name says, and its reader says what is wrong with it.
+No tensor is read: of a safetensors file the header alone, of other files the first bytes. A damaged file is told by its
+name, and the damage is left to its reader.
 """
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _MANY = 100  # files of a folder that are looked at
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """name: what a path is, in words. reader: what loads it, "minipeft", "peft" or "adapterhub"; None where nothing
-    does. hint: what to do in that case. exists: whether there is an adapter at all."""
+    """A kind of path. name: in words. reader: the part of the library that loads it, "minipeft", "peft" or
+    "adapterhub"; None if there is none. hint: advice in that case. exists: whether anything is there at all."""
 
     name: str
     reader: str | None = None
@@ -86,7 +86,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def recognize(path: str | os.PathLike) -> Kind:
-    """What `path`, a file or a folder, is. Raises nothing for a damaged file. A symbolic link is followed."""
+    """The kind of `path`, a file or a folder; a symbolic link is followed. Raises nothing, whatever lies there."""
     where = Path(path)
     try:
         return _folder(where) if where.is_dir() else _file(where)
@@ -97,7 +97,7 @@ def recognize(path: str | os.PathLike) -> Kind:
 
 
 def by_keys(keys: Iterable[str]) -> Kind | None:
-    """What tensors with these `keys` belong to; None where that is not known."""
+    """The kind of file that has tensors with these `keys`; None if they say nothing."""
     keys = list(keys)
     found = next((kind for kind, pattern in _KEYS if any(re.search(pattern, key) for key in keys)), None)
     return found if found or not any(re.search(_OF_A_MODEL, key) for key in keys) else MODEL
@@ -140,7 +140,7 @@ def _other_folder(where: Path, names: list[str]) -> Kind:
 
 
 def _by_config(config: Mapping[str, Any]) -> Kind | None:
-    """What a configuration alone says, if it says anything."""
+    """The kind of a folder with such a configuration; None if it does not decide."""
     if "peft_type" in config:
         return None  # another library may write such a file, too; then the keys say so
     if "fine_tune_type" in config or "lora_parameters" in config:
@@ -175,7 +175,7 @@ def _file(where: Path) -> Kind:
 
 
 def _by_header(path: Path) -> Kind | None:
-    """What the header of a safetensors file says; None where that is not known, and for another or a damaged file."""
+    """The kind of a safetensors file, by its header; None if it says nothing, and for another or a damaged file."""
     if path.suffix in _PICKLES:
         return None
     try:

@@ -5,7 +5,6 @@
     minipeft.formats.adapterhub.to_adapterhub(attachment, arrays)    {key: array} under AdapterHub's keys
 
 Read and written are bottleneck adapters, LoRA, DoRA with alpha = r, (IA)^3 before the activation, and prefix tuning
-with as_adapterhub=True. In Python, AdapterHub loads what was written with
-`model.load_adapter("folder", use_safetensors=True)`.
+with as_adapterhub=True. AdapterHub loads such a folder with `model.load_adapter("folder", use_safetensors=True)`.
 """
 from minipeft.formats.adapterhub.files import load, save, to_adapterhub  # noqa: F401

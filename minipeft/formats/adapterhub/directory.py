@@ -37,15 +37,15 @@ _LORA_SCALED = (1, 1, 0)  # the first version whose LoRA is multiplied by alpha 
 
 
 def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]:
-    """(the fields of adapter_config.json, those of its "config" as they are meant today, what was changed in them in
-    words). Raises FileNotFoundError without the file, and ValueError for one that is no JSON object, a pointer of Git
-    LFS, or about another model than a T5 of this width."""
+    """(the fields of adapter_config.json, those of its "config" as they are meant today, the changes in words). Raises
+    FileNotFoundError without the file, and ValueError for one that is no JSON object, a pointer of Git LFS, or about
+    another model than a T5 of this width."""
     path = directory / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
     no_pointer(path)
     outer = read_json(path, _LIMIT)
-    config, name, version = outer.get("config"), outer.get("name"), outer.get("version", "")
+    config, name = outer.get("config"), outer.get("name")
     if not isinstance(config, dict):
         raise ValueError(f"config is {shown(config)}; expected an object with the fields of the adapter")
     if not isinstance(name, str) or not re.fullmatch(r"[^.{}]{1,200}", name):
@@ -55,8 +55,13 @@ def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]
     if outer.get("hidden_size", model.config.d_model) != model.config.d_model:
         raise ValueError(f"hidden_size is {shown(outer['hidden_size'])}; expected {model.config.d_model}, the d_model "
                          f"of this model")
+    return outer, *_as_meant(config, outer.get("version", ""))
+
+
+def _as_meant(config: Config, version: Any) -> tuple[Config, list[str]]:
+    """(the fields of a file of this version, "" for none, as they are meant today; the changes in words)."""
     notes = []
-    if "version" not in outer and isinstance(said := config.get("non_linearity"), str) and said in _RENAMED:
+    if version == "" and isinstance(said := config.get("non_linearity"), str) and said in _RENAMED:
         config = {**config, "non_linearity": _RENAMED[said]}
         notes.append(f"without a version, non_linearity {said!r} means {_RENAMED[said]!r}")
     if config.get("architecture") == "lora" and {"r", "alpha"} <= set(config) and config["alpha"] != config["r"] \
@@ -64,7 +69,7 @@ def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]
         notes.append(f"in files of {version}, alpha {shown(config['alpha'])} did nothing; it is read as "
                      f"{shown(config['r'])}")
         config = {**config, "alpha": config["r"]}
-    return outer, config, notes
+    return config, notes
 
 
 def _is_before(version: Any, bound: tuple[int, ...]) -> bool:
@@ -77,7 +82,7 @@ def _is_before(version: Any, bound: tuple[int, ...]) -> bool:
 
 
 def codec_for(config: Config) -> tuple[str, Codec]:
-    """(what the adapter is, its codec), whose fields are checked. Raises ValueError for an architecture that is not
+    """(the name of the method, its codec), whose fields are checked. Raises ValueError for an architecture that is not
     supported, and as `check_fields` does."""
     kind = config.get("architecture")
     if kind == "union":

@@ -32,8 +32,8 @@ _MODEL = "transformer."  # in front of every key of a T5AdapterModel
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a directory of AdapterHub's says beyond method and tensors. outer: all fields of adapter_config.json.
-    config: those of its "config", as they are meant today. notes: what was changed in order to read it."""
+    """The contents of a directory of AdapterHub's beyond method and tensors. outer: all fields of adapter_config.json.
+    config: those of its "config", as they are meant today. notes: the changes that were made in order to read it."""
 
     outer: Mapping[str, Any]
     config: Mapping[str, Any]
@@ -97,7 +97,7 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
          dtype: str | None = None) -> None:
     """Write the attachment as a directory that AdapterHub reads, with adapter_config.json and adapter.safetensors.
 
-    path: a new or empty folder. base_model: what model_name says; by default as in the directory that the attachment
+    path: a new or empty folder. base_model: the value of model_name; by default as in the directory that the attachment
     came from, else null. dtype: how tensors are stored ("float32", "bfloat16", ...); None keeps their own. Fields that
     were read and mean nothing here are written back. No head is written: it belongs to the base. Raises ValueError,
     before anything is written, for a method that AdapterHub does not have or cannot hold, and for numbers that are not
@@ -118,7 +118,7 @@ def to_adapterhub(attachment: Attachment, arrays: Mapping[str, Any], gradients: 
 
 def written_config(attachment: Attachment, base_model: str | None = None) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment; base_model as in `save`. Raises
-    ValueError for what AdapterHub cannot hold."""
+    ValueError for a method that AdapterHub cannot hold."""
     source, model = attachment.source, attachment.model
     config = _codec(attachment).config(attachment.method, model)
     width = model.config.d_model  # type: ignore[attr-defined]  # _codec has seen that it is a T5

@@ -33,7 +33,7 @@ SWITCHES = {**{letter: rf"\.(attn|cross)\.{letter}\.weight$" for letter in "qkv"
 
 
 class _File(Codec):
-    """What the three have in common: where they act, and what does nothing."""
+    """The part that the three have in common: the places, and the fields without an effect."""
 
     used = frozenset({"architecture", "composition_mode", "selfattn_lora", "intermediate_lora", "output_lora",
                       "attn_matrices", "leave_out", "r", "alpha", "dropout", "use_dora"})

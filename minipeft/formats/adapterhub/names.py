@@ -4,8 +4,8 @@
     slot       "encoder.0.attn.q.weight"       "encoder.block.0.layer.0.SelfAttention.q"
     layer      0 ... L - 1 are the blocks of the encoder, L, L + 1, ... those of the decoder; leave_out lists some
 
-A switch of a configuration, such as mh_adapter, stands for one place in each layer. So what a configuration chooses is
-the places of some switches in all layers but those that are left out. A key is the path of a place with the name of the
+A switch of a configuration, such as mh_adapter, stands for one place in each layer. So a configuration chooses the
+places of some switches, in all layers but those that are left out. A key is the path of a place with the name of the
 adapter in it; HERE stands for that name until a file is read or written.
 """
 from __future__ import annotations
@@ -80,8 +80,8 @@ def left_out(config: Mapping[str, Any]) -> list[int]:
 
 
 def switch(config: Mapping[str, Any], field: str, usual: bool = False) -> bool:
-    """The boolean in a `field` of `config`. usual: what AdapterHub takes where it is missing. Raises ValueError for
-    anything else."""
+    """The boolean in a `field` of `config`. usual: the one that AdapterHub takes if it is missing. Raises ValueError
+    for anything else."""
     value = config.get(field, usual)
     if type(value) is not bool:
         raise ValueError(f"{field} is {shown(value)}; expected true or false")
