@@ -22,11 +22,12 @@ import dataclasses
 from typing import Any
 
 from minipeft.attaching.fields import integer
-from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array
 from minipeft.engine.ops import embedding
 from minipeft.engine.tensor import Tensor
 from minipeft.methods.delta import Added
+from minipeft.methods.per_place import RankPerPlace
 from minipeft.nn.init import kaiming
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
@@ -53,8 +54,9 @@ class Modulated(Added):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class HiRA(Method):
-    """HiRA. rank: r. where: which matrices. A starts as LoRA's with init="kaiming", B at 0; there is no scale.
+class HiRA(RankPerPlace):
+    """HiRA. rank: r. where: which matrices. rank_pattern: other ranks at some places (`per_place.py`). A starts as
+    LoRA's with init="kaiming", B at 0; there is no scale.
 
     Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
 
@@ -62,11 +64,8 @@ class HiRA(Method):
     where: Where = r"\.(q|v)\.weight$"
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        d_out, d_in = slot.shape
-        if self.rank > min(slot.shape):
-            raise ValueError(f"HiRA: rank {self.rank} exceeds {min(slot.shape)}, the largest that "
-                             f"{name} {list(slot.shape)} can have")
-        return {"A": trained((self.rank, d_in), kaiming(d_in)), "B": trained((d_out, self.rank))}
+        (d_out, d_in), r = slot.shape, self.rank_at(name, slot)
+        return {"A": trained((r, d_in), kaiming(d_in)), "B": trained((d_out, r))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Modulated:
         return Modulated(**arrays)

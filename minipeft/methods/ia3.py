@@ -31,11 +31,13 @@ gelu without a gate, they compute different functions.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from minipeft.attaching.fields import one_of
 from minipeft.attaching.method import Declared, Method, register, setting, trained
 from minipeft.engine.tensor import Tensor
+from minipeft.methods.per_place import is_expression
 from minipeft.nn.init import ones
 from minipeft.nn.place import Place
 from minipeft.nn.slot import Slot
@@ -87,6 +89,7 @@ class IA3(Method):
     kinds = ("linear", "bias")
     placement: str = setting("after", lambda v: one_of(v, PLACEMENTS), "'after' or 'before'")
     where: Where | None = None
+    inputs: str = setting(r"\.wo\.weight$", is_expression, "a regular expression", optional=True)
 
     def places(self, model: Any) -> dict[str, Place]:
         if self.where is None:
@@ -98,23 +101,22 @@ class IA3(Method):
                 raise ValueError(f"IA3: where chooses {name}, and no matrix beside it; expected {_layer(name)}.weight, "
                                  f"whose l scales its bias as well")
         return {name: place for name, place in model.named_places() if _layer(name) in layers
-                and (place.kind == "linear" or place.kind == "bias" and not _reads(name))}
+                and (place.kind == "linear" or place.kind == "bias" and not self.scales_input(name))}
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        return {"l": trained(slot.shape[1:] if _reads(name) else slot.shape[:1], ones, shared=_layer(name))}
+        return {"l": trained(slot.shape[1:] if self.scales_input(name) else slot.shape[:1], ones, shared=_layer(name))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Reparam:
-        return ScaledInput(**arrays) if _reads(name) else ScaledOutput(**arrays)
+        return ScaledInput(**arrays) if self.scales_input(name) else ScaledOutput(**arrays)
+
+    def scales_input(self, name: str) -> bool:
+        """Whether l scales the input of the layer of this place, and not its output."""
+        return re.search(self.inputs, f"{_layer(name)}.weight") is not None
 
 
 def _layer(name: str) -> str:
     """encoder.0.attn.k, of encoder.0.attn.k.weight and encoder.0.attn.k.bias."""
     return name.rpartition(".")[0]
-
-
-def _reads(name: str) -> bool:
-    """Whether l scales the input of this layer, and not its output."""
-    return _layer(name).endswith(".wo")
 
 
 # Mistakes that people make, from comparing other libraries

@@ -24,12 +24,13 @@ import dataclasses
 from fractions import Fraction
 from typing import Any
 
-from minipeft.attaching.fields import expect, finite_in, integer, number
-from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.attaching.fields import integer
+from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array
 from minipeft.engine.ops import embedding
 from minipeft.engine.tensor import Tensor
 from minipeft.methods.delta import Added
+from minipeft.methods.per_place import PerPlace, nonzero
 from minipeft.nn.init import kaiming
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
@@ -58,31 +59,25 @@ class Hadamard(Added):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LoHa(Method):
+class LoHa(PerPlace):
     """LoHa. rank: r of both products. alpha: in s = alpha / r; by default s is 1, as in FedPara. where: which matrices.
-    B2 starts at 0, and the others as LoRA's A with init="kaiming", each by its own number of columns.
+    scaling, rank_pattern, alpha_pattern: another s, other ranks and alphas at some places (`per_place.py`). B2 starts
+    at 0, and the others as LoRA's A with init="kaiming", each by its own number of columns.
 
     Raises ValueError for fields out of range, and on a model where r exceeds min(d_out, d_in)."""
 
     rank: int = setting(8, integer, "an integer >= 1")
-    alpha: float = setting(8, lambda v: number(v) and v != 0, "a finite number other than 0")
+    alpha: float = setting(8, nonzero, "a finite number other than 0")
     where: Where = r"\.(q|v)\.weight$"
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        (d_out, d_in), r = slot.shape, self.rank
-        expect(self, "alpha", finite_in(self._scale, slot.dtype), f"a finite alpha / r in {slot.dtype}")
-        if r > min(slot.shape):
-            raise ValueError(f"LoHa: rank {r} exceeds {min(slot.shape)}, the largest that {name} {list(slot.shape)} "
-                             f"can have")
+        (d_out, d_in), r = slot.shape, self.rank_at(name, slot)
+        self.scale_at(name, slot)  # raises where it is not finite
         return {"A1": trained((r, d_in), kaiming(d_in)), "B1": trained((d_out, r), kaiming(r)),
                 "A2": trained((r, d_in), kaiming(d_in)), "B2": trained((d_out, r))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Hadamard:
-        return Hadamard(**arrays, scale=self._scale)
-
-    @property
-    def _scale(self) -> Fraction:
-        return Fraction(self.alpha) / self.rank
+        return Hadamard(**arrays, scale=self.scale_at(name, slot))
 
 
 # Mistakes that people make

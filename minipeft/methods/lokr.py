@@ -26,11 +26,12 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from minipeft.attaching.fields import expect, finite_in, integer, number
-from minipeft.attaching.method import Declared, Method, register, setting, trained
+from minipeft.attaching.fields import integer
+from minipeft.attaching.method import Declared, register, setting, trained
 from minipeft.backend import Array
 from minipeft.engine.ops import embedding, linear, reshape
 from minipeft.engine.tensor import Tensor, array_of
+from minipeft.methods.per_place import PerPlace, nonzero
 from minipeft.nn.init import kaiming, zeros
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Reparam
@@ -82,22 +83,23 @@ def split(d: int, factor: int | None) -> tuple[int, int]:
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LoKr(Method):
+class LoKr(PerPlace):
     """LoKr. rank: r. alpha: in s = alpha / r; by default s is 1. where: which matrices. factor: how d_out and d_in are
     split (see `split`). decompose_both: whether w1 may be a product, too. full: s where neither w1 nor w2 is a product
-    and r means nothing, "1" as in LyCORIS or "alpha / r" as in PEFT. w1 (or w1_a) starts at 0, and the others as LoRA's
-    A with init="kaiming", each by its own number of columns. Raises ValueError for fields out of range."""
+    and r means nothing, "1" as in LyCORIS or "alpha / r" as in PEFT. scaling, rank_pattern, alpha_pattern: another s,
+    other ranks and alphas at some places (`per_place.py`). w1 (or w1_a) starts at 0, and the others as LoRA's A with
+    init="kaiming", each by its own number of columns. Raises ValueError for fields out of range."""
 
     rank: int = setting(8, integer, "an integer >= 1")
-    alpha: float = setting(8, lambda v: number(v) and v != 0, "a finite number other than 0")
+    alpha: float = setting(8, nonzero, "a finite number other than 0")
     where: Where = r"\.(q|v)\.weight$"
     factor: int | None = setting(None, lambda v: v is None or integer(v), "None or an integer >= 1")
     decompose_both: bool = setting(False, lambda v: type(v) is bool, "True or False")
     full: str = setting("1", lambda v: v in ("1", "alpha / r"), "'1' or 'alpha / r'")
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        r, scale = self.rank, Fraction(self.alpha) / self.rank
-        expect(self, "alpha", finite_in(scale, slot.dtype), f"a finite alpha / r in {slot.dtype}")
+        r = self.own_rank(name)
+        self.scale_at(name, slot)  # raises where it is not finite
         (l, k), (m, n) = (split(d, self.factor) for d in slot.shape)        # noqa: E741
         found = {"w1": trained((l, m))}
         if self.decompose_both and 2 * r < max(l, m):
@@ -107,7 +109,7 @@ class LoKr(Method):
         return {**found, "w2": trained((k, n), kaiming(n))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Kronecker:
-        scale = Fraction(self.alpha) / self.rank
+        scale = self.scale_at(name, slot)
         return Kronecker(**arrays, scale=Fraction(1) if {"w1", "w2"} == set(arrays) and self.full == "1" else scale)
 
 

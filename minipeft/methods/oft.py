@@ -20,7 +20,7 @@ changes no bit. Left out: the constraint of COFT, which bounds the norm of Q.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Mapping
 
 import numpy
 
@@ -29,6 +29,8 @@ from minipeft.attaching.method import Declared, Method, register, setting, train
 from minipeft.backend import Array, to_device, xp
 from minipeft.engine.ops import reshape, scatter, solve
 from minipeft.engine.tensor import Tensor, array_of
+from minipeft.methods.per_place import Pattern, all_match, as_pairs, first, pattern_setting
+from minipeft.nn.place import Place
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter, Reparam
 from minipeft.nn.where import Where
@@ -92,6 +94,7 @@ class OFT(Method):
         "neumann"       I + 2 Q + 2 Q^2 + .. + 2 Q^(t-2) + Q^(t-1); in PEFT by default, t = num_cayley_neumann_terms.
                         Near the paper's for small Q, and no rotation
 
+    block_size_pattern: {regular expression: b} for places in whose name the expression is found (`per_place.py`).
     Raises ValueError for fields out of range, and on a model where b does not divide d_in."""
 
     block_size: int = setting(32, lambda v: integer(v, 2), "an integer >= 2")
@@ -99,9 +102,24 @@ class OFT(Method):
     share: bool = setting(False, lambda v: type(v) is bool, "True or False")
     cayley: str = setting("paper", lambda v: v in CAYLEY, f"one of {', '.join(CAYLEY)}")
     terms: int = setting(5, lambda v: integer(v, 4), "an integer >= 4")
+    block_size_pattern: Mapping[str, int] | Pattern = pattern_setting(lambda v: integer(v, 2), "an integer >= 2")
+
+    def __post_init__(self) -> None:
+        as_pairs(self, "block_size_pattern")
+        super().__post_init__()
+
+    def places(self, model: Any) -> dict[str, Place]:
+        """{name: place}, as in `Method.places`. Raises ValueError where a pattern matches none of these names."""
+        found = super().places(model)
+        all_match(self, "block_size_pattern", found)
+        return found
+
+    def size_at(self, name: str) -> int:
+        """b at the place called `name`."""
+        return first(self.block_size_pattern, name, self.block_size)
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
-        size, d_in = self.block_size, slot.shape[1]
+        size, d_in = self.size_at(name), slot.shape[1]
         if d_in % size:
             fitting = ", ".join(str(n) for n in range(2, d_in + 1) if d_in % n == 0)
             raise ValueError(f"OFT: block_size {size} does not divide {d_in}, the width of {name} {list(slot.shape)}; "
@@ -109,7 +127,7 @@ class OFT(Method):
         return {"q": trained((1 if self.share else d_in // size, size * (size - 1) // 2))}
 
     def make(self, name: str, slot: Slot, arrays: Any) -> Rotated:
-        return Rotated(**arrays, size=self.block_size, cayley=self.cayley, terms=self.terms)
+        return Rotated(**arrays, size=self.size_at(name), cayley=self.cayley, terms=self.terms)
 
 
 # Mistakes that people make

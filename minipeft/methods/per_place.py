@@ -32,13 +32,15 @@ def nonzero(value: Any) -> bool:
     return number(value) and value != 0
 
 
-def _pattern(holds: Callable[[Any], bool], values: str) -> Any:
+def pattern_setting(holds: Callable[[Any], bool], values: str) -> Any:
+    """A field of a method that is a pattern. holds: the check of its values, which `values` names in an error."""
     return setting((), lambda v: isinstance(v, tuple) and all(
-        isinstance(p, tuple) and len(p) == 2 and _is_expression(p[0]) and holds(p[1]) for p in v),
+        isinstance(p, tuple) and len(p) == 2 and is_expression(p[0]) and holds(p[1]) for p in v),
         f"{{regular expression: {values}}}", optional=True)
 
 
-def _is_expression(text: Any) -> bool:
+def is_expression(text: Any) -> bool:
+    """Whether `text` is a regular expression."""
     try:
         return isinstance(text, str) and re.compile(text) is not None
     except (re.error, RecursionError, OverflowError):
@@ -46,53 +48,69 @@ def _is_expression(text: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PerPlace(Method):
-    """A method with a rank and an alpha at each place; a subclass gives both their defaults. scaling: what s is, one of
-    the names in the table at the top of this file. rank_pattern, alpha_pattern: {regular expression: rank or alpha},
-    or a tuple of such pairs, for the places in whose name the expression is found. The first match counts, and the
-    other places have `rank` and `alpha`.
+class RankPerPlace(Method):
+    """A method with a rank at each place; a subclass gives the default. rank_pattern: {regular expression: rank}, or a
+    tuple of such pairs, for the places in whose name the expression is found. The first match counts, and the other
+    places have `rank`.
 
     Raises ValueError for fields out of range and, on a model, for a pattern that matches none of the places."""
 
     rank: int
-    alpha: float
-    scaling: str = setting("alpha/r", lambda v: v in SCALINGS, f"one of {', '.join(SCALINGS)}", optional=True)
-    rank_pattern: Mapping[str, int] | Pattern = _pattern(integer, "an integer >= 1")
-    alpha_pattern: Mapping[str, float] | Pattern = _pattern(nonzero, "a finite number other than 0")
+    rank_pattern: Mapping[str, int] | Pattern = pattern_setting(integer, "an integer >= 1")
 
     def __post_init__(self) -> None:
-        for field in ("rank_pattern", "alpha_pattern"):  # a file can hold pairs, and a mapping cannot be hashed
-            if isinstance(given := getattr(self, field), Mapping):
-                object.__setattr__(self, field, tuple(given.items()))
+        as_pairs(self, "rank_pattern")
         super().__post_init__()
 
     def places(self, model: Any) -> dict[str, Place]:
         """{name: place}, as in `Method.places`. Raises ValueError where a pattern matches none of these names."""
         found = super().places(model)
-        for field in ("rank_pattern", "alpha_pattern"):
-            for expression, _ in getattr(self, field):
-                if not any(re.search(expression, name) for name in found):
-                    raise ValueError(f"{type(self).__name__}: {field} has {shown(expression)}, which matches none of "
-                                     f"the {len(found)} places; expected one found in {next(iter(found))}, for example")
+        all_match(self, "rank_pattern", found)
         return found
+
+    def own_rank(self, name: str) -> int:
+        """r at the place called `name`."""
+        return first(self.rank_pattern, name, self.rank)
 
     def rank_at(self, name: str, slot: Slot, parts: int = 1) -> int:
         """r at the place called `name`. parts: into how many equal parts d_out is split; each has a rank of its own.
         Raises ValueError for a rank that no matrix of this shape can have."""
-        rank, most = _first(self.rank_pattern, name, self.rank), min(slot.shape[0] // parts, slot.shape[1])
+        rank, most = self.own_rank(name), min(slot.shape[0] // parts, slot.shape[1])
         if rank > most:
             raise ValueError(f"{type(self).__name__}: rank {rank} exceeds {most}, the largest that "
                              f"{f'a part of ' if parts > 1 else ''}{name} {list(slot.shape)} can have")
         return rank
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerPlace(RankPerPlace):
+    """A method with a rank and an alpha at each place; a subclass gives both their defaults. scaling: what s is, one of
+    the names in the table at the top of this file. rank_pattern, alpha_pattern: as in `RankPerPlace`.
+
+    Raises ValueError for fields out of range and, on a model, for a pattern that matches none of the places."""
+
+    alpha: float
+    scaling: str = setting("alpha/r", lambda v: v in SCALINGS, f"one of {', '.join(SCALINGS)}", optional=True)
+    alpha_pattern: Mapping[str, float] | Pattern = pattern_setting(nonzero, "a finite number other than 0")
+
+    def __post_init__(self) -> None:
+        as_pairs(self, "alpha_pattern")
+        super().__post_init__()
+
+    def places(self, model: Any) -> dict[str, Place]:
+        """{name: place}, as in `Method.places`. Raises ValueError where a pattern matches none of these names."""
+        found = super().places(model)
+        all_match(self, "alpha_pattern", found)
+        return found
+
     def alpha_at(self, name: str) -> float:
         """alpha at the place called `name`."""
-        return _first(self.alpha_pattern, name, self.alpha)
+        return first(self.alpha_pattern, name, self.alpha)
 
     def scale_at(self, name: str, slot: Slot) -> Fraction:
         """s at the place called `name`: exact, but for the rounding of sqrt(r). It takes the dtype of the array that it
         multiplies. Raises ValueError where it is not finite there."""
-        rank, alpha = _first(self.rank_pattern, name, self.rank), self.alpha_at(name)
+        rank, alpha = self.own_rank(name), self.alpha_at(name)
         divisor = {"alpha/r": rank, "alpha/sqrt(r)": math.sqrt(rank), "alpha": 1}[self.scaling]
         scale = Fraction(alpha) / Fraction(divisor)
         expect(self, "alpha" if alpha == self.alpha else "alpha_pattern", finite_in(scale, slot.dtype),
@@ -100,6 +118,20 @@ class PerPlace(Method):
         return scale
 
 
-def _first(pattern: Any, name: str, otherwise: Any) -> Any:
-    """The value of the first expression that is found in `name`."""
+def as_pairs(method: Method, field: str) -> None:
+    """Turn a mapping in `field` of a frozen method into pairs: a file can hold those, and a mapping has no hash."""
+    if isinstance(given := getattr(method, field), Mapping):
+        object.__setattr__(method, field, tuple(given.items()))
+
+
+def all_match(method: Method, field: str, found: Mapping[str, Place]) -> None:
+    """Raises ValueError where an expression in `field` is found in none of the names of the places `found`."""
+    for expression, _ in getattr(method, field):
+        if not any(re.search(expression, name) for name in found):
+            raise ValueError(f"{type(method).__name__}: {field} has {shown(expression)}, which matches none of the "
+                             f"{len(found)} places; expected one found in {next(iter(found))}, for example")
+
+
+def first(pattern: Any, name: str, otherwise: Any) -> Any:
+    """The value of the first expression of `pattern` that is found in `name`."""
     return next((value for expression, value in pattern if re.search(expression, name)), otherwise)

@@ -93,7 +93,21 @@ def test_where_chooses_matrices_and_their_biases_come_with_them():
     assert all(name.endswith("wo.weight") for name in attachment.places) and len(attachment.places) == 3
 
 
+def test_inputs_chooses_the_matrices_whose_columns_are_scaled():
+    model = model_of("post-LN", "float64", 0)
+    where = [r"encoder\.0\.attn\.[qk]\.weight$", r"encoder\.0\.ff\.wo\.weight$"]
+    attachment = moved(minipeft.attach(model, minipeft.IA3(where=where, inputs=r"\.q\."), RNG(0), "a"), RNG(1), 1.0)
+    layer, x = model.encoder.blocks[0], RNG(2).standard_normal((2, 6, 12))
+    q, wo = layer.attn.q, layer.ff.wo
+    wanted = (x * factor(attachment, "encoder.0.attn.q")) @ q.weight.base.data.T + q.bias.base.data
+    assert abs(q(x).data - wanted).max() < 1e-13 and "encoder.0.attn.q.bias" not in attachment.places
+    h = RNG(3).standard_normal((2, 6, 17))
+    wanted = (h @ wo.weight.base.data.T + wo.bias.base.data) * factor(attachment, "encoder.0.ff.wo")
+    assert abs(wo(h).data - wanted).max() < 1e-13 and "encoder.0.ff.wo.bias" in attachment.places
+
+
 @pytest.mark.parametrize("fields, message", [
+    ({"inputs": "("}, "IA3: inputs is '\\('; expected a regular expression"),
     ({"placement": "output"}, "IA3: placement is 'output'; expected 'after' or 'before'"),
     ({"placement": ["after"]}, "IA3: placement is")])
 def test_fields_out_of_range_are_refused(fields, message):

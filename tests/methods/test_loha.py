@@ -70,7 +70,28 @@ def test_the_scale_is_alpha_over_r_and_1_by_default():
         return slot.fold().dense().data - slot.base.data
 
     assert numpy.allclose(change(alpha=10), 2.5 * change(alpha=4), rtol=1e-12, atol=0)
-    assert minipeft.LoHa()._scale == 1
+    attachment = minipeft.attach(model_of("t5 v1.1", "float64", 0), minipeft.LoHa(), numpy.random.default_rng(0))
+    assert {piece.scale for piece in attachment.at.values()} == {1}
+
+
+@pytest.mark.parametrize("kind", [minipeft.LoHa, minipeft.LoKr, minipeft.HiRA])
+def test_a_pattern_gives_some_places_another_rank_and_another_alpha(kind):
+    """There the piece is that of the method with this rank and this alpha."""
+    scaled = kind is not minipeft.HiRA
+    where, there = [r"encoder\.0\.attn\.(q|o)\."], r"\.o\."
+    patterns = {"rank_pattern": {there: 1}, **({"alpha_pattern": {there: 5}} if scaled else {})}
+    alphas = [(dict(alpha=3), 3), (dict(alpha=5), 5)] if scaled else [({}, 1), ({}, 1)]
+    model = model_of("t5 v1.1", "float64", 0)
+    both = minipeft.attach(model, kind(2, where=where, **alphas[0][0], **patterns), numpy.random.default_rng(0))
+    for place, rank, (fields, alpha) in (("q", 2, alphas[0]), ("o", 1, alphas[1])):
+        name = f"encoder.0.attn.{place}.weight"
+        alone = kind(rank, where=rf"encoder\.0\.attn\.{place}\.", **fields)
+        slot = both.places[name]
+        assert {leaf: d.shape for leaf, d in both.method.arrays(name, slot, model).items()} == {
+            leaf: d.shape for leaf, d in alone.arrays(name, slot, model).items()}
+        assert getattr(both.at[slot], "scale", 1) == Fraction(alpha) / (rank if scaled else 1)
+    with pytest.raises(ValueError, match=f"{kind.__name__}: rank_pattern has 'wi', which matches none of the 2 places"):
+        minipeft.attach(model, kind(2, where=where, rank_pattern={"wi": 1}), numpy.random.default_rng(0), "b")
 
 
 @pytest.mark.parametrize("fields, message", [(dict(rank=0), "rank is 0"), (dict(alpha=0), "alpha is 0"),

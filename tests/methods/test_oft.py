@@ -107,6 +107,19 @@ def test_a_block_size_that_does_not_divide_the_width_is_refused_with_those_that_
     assert not model.attachments
 
 
+def test_a_pattern_gives_some_places_another_block_size():
+    model = model_of("t5 v1.1", "float64", 0)
+    method = minipeft.OFT(4, [r"encoder\.0\.attn\.(q|o)\."], block_size_pattern={r"\.o\.": 5})
+    attachment = minipeft.attach(model, method, numpy.random.default_rng(0), "a")
+    assert {name: p.shape for name, p in attachment.parameters.items()} == {
+        "encoder.0.attn.q.weight@a.q": (3, 6), "encoder.0.attn.o.weight@a.q": (3, 10)}
+    slot = moved(attachment, numpy.random.default_rng(1)).places["encoder.0.attn.o.weight"]
+    W, q = slot.base.data, attachment.parameters["encoder.0.attn.o.weight@a.q"].data
+    assert (slot.fold().dense().data == piece_of(q, 5).over(minipeft.Parameter(W)).dense().data).all()
+    with pytest.raises(ValueError, match=r"OFT: block_size_pattern has 'wi', which matches none of the 4 places"):
+        minipeft.attach(model, minipeft.OFT(3, r"\.q\.", block_size_pattern={"wi": 2}), numpy.random.default_rng(0))
+
+
 def test_a_row_of_one_number_is_refused_because_nothing_can_turn_it():
     model = minipeft.T5(minipeft.T5Config(5, 1, 1, 1, 1, 1, 1, 8, 20), numpy.random.default_rng(0))
     with pytest.raises(ValueError, match=r"OFT: block_size 2 does not divide 1, the width of encoder.0.attn.q.weight "

@@ -51,7 +51,8 @@ for line in sys.stdin:
         import minipeft
         assert minipeft.__file__.startswith(folder), minipeft.__file__
         code = pytest.main(["-x", "--assert=plain", "-o", "addopts=-q --strict-markers", "-p",
-                            "no:cacheprovider", "-p", "_hypothesis_pytestplugin", *request["tests"]], plugins=[FewExamples()])
+                            "no:cacheprovider", "-p", "_hypothesis_pytestplugin", *request["tests"]],
+                           plugins=[FewExamples()])
         sys.stdout.flush()
         os._exit(int(code))
     end, status = time.monotonic() + {TIMEOUT}, None

@@ -73,8 +73,7 @@ BUGS = [
     Bug("a fixed scale is divided by the rank", PLACE, '"alpha": 1}', '"alpha": rank}',
         HERE + "the_scale_is_what_the_name_of_the_scaling_says"),
     Bug("the scale takes the general rank where a pattern gives another", PLACE,
-        "_first(self.rank_pattern, name, self.rank), _first(self.alpha_pattern, name, self.alpha)",
-        "self.rank, _first(self.alpha_pattern, name, self.alpha)",
+        "rank, alpha = self.own_rank(name), self.alpha_at(name)", "rank, alpha = self.rank, self.alpha_at(name)",
         GOLDEN + "every_gradient_of_the_summed_loss_is_that_of_peft"),
     # ---- patterns
     Bug("of several patterns the last one counts", PLACE,

@@ -21,7 +21,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import is_number, shown
 from minipeft.formats.adapterhub.names import HERE, choice, left_out, path_of, places, switch, where
 from minipeft.formats.peft.codec import Codec, Config, Shapes
-from minipeft.formats.peft.lora import alpha, rank
+from minipeft.formats.peft.places import alpha, rank
 from minipeft.formats.row import Row
 from minipeft.methods.dora import DoRA
 from minipeft.methods.ia3 import IA3, ScaledInput

@@ -18,6 +18,7 @@ from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
 from minipeft.formats.folder import no_pointer, whole
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
+from minipeft.formats.peft.others import refused
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LIMIT = 2 ** 20           # bytes of a configuration
@@ -53,7 +54,7 @@ def codec_for(config: Config) -> Codec:
     supported."""
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in CODECS:
-        raise ValueError(f"peft_type is {shown(kind)}; expected one of {', '.join(sorted(CODECS))}")
+        raise ValueError(refused(kind, sorted(CODECS)))
     check_fields(CODECS[kind], config, kind)
     return CODECS[kind]
 

@@ -29,7 +29,7 @@ VERSION = "0.21.2"  # of the PEFT whose files these are
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a directory of PEFT's says beyond method and tensors. config: all its fields. tensors: {key: array} of those
-    of which we use a part alone. notes: what was changed in order to read it."""
+    of which we use a part alone. notes: what was changed in order to read it, and what else is worth knowing."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, numpy.ndarray] = dataclasses.field(default_factory=dict)
@@ -44,7 +44,7 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None, as_peft
     files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
     field that is not supported, a departure from the paper without as_peft, tensors that are missing, extra, empty, of
     another shape or not finite, and a taken name; FileNotFoundError for a missing file. Warns where keys were renamed
-    in order to be read."""
+    in order to be read, and of what the file says or PEFT does otherwise."""
     attachment = read(model, Path(path), name, as_peft)
     put(model, [attachment])
     for note in attachment.source.notes:
@@ -72,9 +72,12 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
                 raise ValueError(f"{key} holds NaN or infinity")
+        method = codec.completed(method, theirs, model)
+        rows = codec.rows(method, model, config)
         ours = {**to_ours(rows, theirs), **codec.computed(method, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
         whole = {row.theirs for row in rows if row.at is ...}
+        notes = [*notes, *codec.notes(method, model, config)]
         found.source = Source(config, {key: array for key, array in theirs.items() if key not in whole}, tuple(notes))
         return found
 
@@ -107,10 +110,10 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
 
 def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment."""
-    codec = _codec(attachment)
+    codec, read = _codec(attachment), attachment.source.config if isinstance(attachment.source, Source) else {}
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
-              "auto_mapping": None}
-    return {**config, **codec.config(attachment.method, attachment.model), **_source(attachment),
+              "auto_mapping": None, **codec.defaults}
+    return {**config, **codec.config_again(attachment.method, attachment.model, read), **_source(attachment),
             "peft_type": codec.peft_type, "inference_mode": True}
 
 
