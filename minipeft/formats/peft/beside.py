@@ -13,7 +13,7 @@ from minipeft.checks import shown
 from minipeft.formats.peft import saved_modules, token_rows
 from minipeft.formats.peft.codec import Codec, Config
 from minipeft.formats.peft.names import PREFIX, modules_and_uses, uses
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.selective import Selective
 from minipeft.methods.union import Union
 from minipeft.nn.where import exactly
