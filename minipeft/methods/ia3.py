@@ -80,8 +80,9 @@ PLACEMENTS = {"after": r"\.(attn|cross)\.(k|v)\.weight$|\.ff\.wo\.weight$",
 @dataclasses.dataclass(frozen=True)
 class IA3(Method):
     """(IA)^3. placement: where l_ff multiplies, "after" the activation, as in the paper and in PEFT, or "before" it, as
-    in AdapterHub. where: the matrices; it replaces the choice by placement. Of a matrix called "wo" the columns are
-    scaled. Of any other the rows are scaled, and its bias with the same l; one that AddedBias adds is not.
+    in AdapterHub. where: the matrices; it replaces the choice by placement. inputs: a regular expression, found in the
+    names of those matrices whose columns are scaled, by default of what is called "wo". Of any other the rows are
+    scaled, and its bias with the same l; one that AddedBias adds is not.
 
     Each l starts at 1, so attaching changes nothing. Raises ValueError for fields out of range, and on a model where
     `where` finds no matrix."""
