@@ -28,6 +28,8 @@ USUAL = IA3.inputs  # the columns of what is called "wo"
 
 @codec
 class IA3File(Codec):
+    """(IA)^3, with its inputs by feedforward_modules."""
+
     peft_type = "IA3"
     used = frozenset({"target_modules", "exclude_modules", "feedforward_modules"})
     harmless = frozenset({"init_ia3_weights"})
@@ -66,7 +68,8 @@ class IA3File(Codec):
 
 
 def feedforward(value: Any, paths: list[str]) -> list[str]:
-    """Those of `paths` that feedforward_modules chooses. Raises ValueError for a malformed field."""
+    """Those of `paths` that feedforward_modules chooses, whose `value` is a list of endings or a regular expression.
+    Raises ValueError for anything else."""
     if isinstance(value, list) and all(isinstance(end, str) and end for end in value):
         return [path for path in paths if path.endswith(tuple(value))]
     if not isinstance(value, str):

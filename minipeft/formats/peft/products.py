@@ -63,6 +63,8 @@ DROPOUTS = {"rank_dropout": 0.0, "module_dropout": 0.0, "use_effective_conv2d": 
 
 @codec
 class LoHaFile(Products):
+    """LoHa, with ranks and alphas by path."""
+
     peft_type = "LOHA"
     defaults = {**Products.defaults, **DROPOUTS}
 
@@ -83,6 +85,8 @@ class LoHaFile(Products):
 
 @codec
 class LoKrFile(Products):
+    """LoKr, with ranks and alphas by path. Two full factors have a scale."""
+
     peft_type = "LOKR"
     used = Products.used | {"decompose_both", "decompose_factor"}
     harmless = Products.harmless | {"rank_dropout_scale"}
@@ -116,6 +120,8 @@ class LoKrFile(Products):
 
 @codec
 class HiRAFile(Products):
+    """HiRA, also of the table."""
+
     peft_type = "HIRA"
     kinds = ("linear", "embedding")
     used = TARGETS | {"r", "rank_pattern"}

@@ -31,6 +31,8 @@ TABLE = "embedding.weight"
 
 @codec
 class LNTuningFile(Codec):
+    """Selective tuning of whole weights, in place of the old ones."""
+
     peft_type = "LN_TUNING"
     used = frozenset({"target_modules", "exclude_modules"})
     neutral = NO_MODULES
@@ -54,6 +56,8 @@ class LNTuningFile(Codec):
 
 @codec
 class TrainableTokensFile(Codec):
+    """Selective tuning of rows of the table, in place of the old ones."""
+
     peft_type = "TRAINABLE_TOKENS"
     used = frozenset({"target_modules", "token_indices"})
     harmless = frozenset({"init_weights"})
@@ -89,6 +93,8 @@ class TrainableTokensFile(Codec):
 
 @codec
 class ShiraFile(Codec):
+    """Selective tuning of single elements, with a mask."""
+
     peft_type = "SHIRA"
     used = frozenset({"target_modules", "r"})
     harmless = frozenset({"init_weights", "mask_type", "random_seed"})
@@ -144,7 +150,7 @@ class ShiraFile(Codec):
 
 
 def base(slot: Any) -> numpy.ndarray:
-    """The base weight of a slot, on the host."""
+    """The base weight of a slot, on the host: [d_out, d_in] or [d]."""
     return to_host(slot.base.dense().data)
 
 
@@ -159,7 +165,7 @@ def tables(model: Any) -> tuple[str, ...]:
 
 
 def orders(numbers: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(permutation from ascending to the order of `numbers`, permutation back), for arrays whose first axis they
+    """(permutation from ascending to the order of `numbers` [n], permutation back), for arrays whose first axis they
     count."""
     to_ours = numpy.argsort(numbers, kind="stable")
     return numpy.argsort(to_ours, kind="stable"), to_ours
@@ -188,6 +194,6 @@ def elements(name: str, slot: Any, path: str, mask: Any) -> list[Row]:
 
 
 def in_file(mask: Any, name: str, slot: Any) -> numpy.ndarray:
-    """The flat indices of a mask, in the order in which a file has them; of booleans, ascending."""
+    """The flat indices [n] of a mask of the slot called `name`, in the order of a file; of booleans, ascending."""
     array = to_host(mask)
     return indices_of_mask(name, slot.shape, array) if array.dtype == bool else array
