@@ -82,8 +82,8 @@ class OFTFile(Codec):
 
 
 def block_size(config: Mapping[str, Any], width: int) -> int:
-    """b of a weight of the given width, by the fields of `config`. Raises ValueError unless one of oft_block_size and r is an integer of at least
-    1 and the other is 0, and where b would be 1."""
+    """b of a weight of the given width, by the fields of `config`. Raises ValueError unless one of oft_block_size and r
+    is an integer of at least 1 and the other is 0, and where b would be 1."""
     size, blocks = config["oft_block_size"], config["r"]
     if not is_integer(size, 0) or not is_integer(blocks, 0) or (size == 0) == (blocks == 0):
         raise ValueError(f"oft_block_size is {shown(size)} and r is {shown(blocks)}; expected two integers, one of "
