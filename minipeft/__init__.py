@@ -32,6 +32,7 @@ from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
+from minipeft.methods.union import Union
 from minipeft.methods.vera import VeRA
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
@@ -53,7 +54,7 @@ __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", 
            "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning",
            "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
            "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
-           "uniform", "use", "value_and_grad", "VeRA", "Where", "xray", "zeros"]
+           "uniform", "Union", "use", "value_and_grad", "VeRA", "Where", "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:

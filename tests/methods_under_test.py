@@ -81,12 +81,15 @@ VARIANTS: dict[str, dict[str, Callable]] = {
     "PrefixTuning": {
         "3": _fixed(minipeft.PrefixTuning(3)), "2 earlier": _fixed(minipeft.PrefixTuning(2, bias="earlier")),
         "2 mlp": _fixed(minipeft.PrefixTuning(2, mlp=4)),
-        "1, decoder": _fixed(minipeft.PrefixTuning(1, "decoder", "earlier", std=1.0))},
+        "1, decoder": _fixed(minipeft.PrefixTuning(1, "decoder", "earlier", std=1.0)),
+        "2, slices": _fixed(minipeft.PrefixTuning(2, "decoder", "earlier", slices=2))},
     "Relatives": {     # of LoRA: other ways to change a weight, a page each
         "DoRA": lambda model, rng: minipeft.DoRA(int(rng.choice([1, 3])), float(rng.choice([5, -3])), 0.3),
         "DoRA, columns of the table": _fixed(minipeft.DoRA(2, 3, where="^embedding", norm="input", detach=False)),
         "(IA)^3": _fixed(minipeft.IA3()),
         "(IA)^3, before": _fixed(minipeft.IA3("before")),
+        "LoRA, norms": _fixed(minipeft.Union(minipeft.LoRA(2, -3), minipeft.Selective(component="norm"))),
+        "LoRA, a mask": lambda model, rng: minipeft.Union(minipeft.LoRA(1), minipeft.Selective(mask=_mask(model, rng))),
         "added biases": lambda model, rng: minipeft.AddedBias(**{} if "relative" in str(model.config) else
                                                               {"where": "^head"})},
     "Zoo": {

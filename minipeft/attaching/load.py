@@ -1,9 +1,7 @@
 """Loading attachments from files onto a model: everything is checked before the model is touched."""
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import warnings
 from typing import Any, Callable, Mapping, Sequence, overload
 
@@ -14,16 +12,16 @@ from minipeft.attaching.adapter_file import AdapterFile
 from minipeft.attaching.attach import check_name, put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.build import Plan, wanted
-from minipeft.attaching.fields import file_fields
-from minipeft.attaching.method import METHODS, Declared
+from minipeft.attaching.method import Declared, class_of
 from minipeft.attaching.trained_on import TrainedOn, content, content_of_base
 from minipeft.attaching.trial import tried
 from minipeft.backend import Array, to_device
 from minipeft.checks import shown
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.nn.module import Model
+from minipeft.nn.where import exactly
 
-_ADDED_LATER = {"PromptTuning": {"next_to_text"}}  # fields that early files of version 1 do not have
+_ADDED_LATER = {"PromptTuning": frozenset({"next_to_text"})}  # fields that early files of version 1 do not have
 Path = str | os.PathLike
 
 
@@ -129,28 +127,15 @@ def _same_shapes(path: Any, plan: Plan, tensors: Mapping[str, numpy.ndarray]) ->
 def _method(model: Model, file: AdapterFile) -> Any:
     """The method of a file, on the places that the file names. ValueError for one that the model lacks, for fields that
     are missing, and for texts that were altered."""
-    if file.kind not in METHODS:
-        raise ValueError(f"method {shown(file.kind)} is not known; known are {', '.join(METHODS)} (a method of your "
-                         f"own is known once its module was imported, with @minipeft.register above its class)")
-    kind = METHODS[file.kind]
-    expected = set(file_fields(kind))
-    later = {field.name for field in dataclasses.fields(kind) if field.metadata.get("optional")}  # type: ignore
-    later |= _ADDED_LATER.get(file.kind, set()) if file.version == "1" else set()
-    missing = sorted(expected - set(file.fields) - later)
-    if missing:
-        raise ValueError(f"{file.kind}: the field {missing[0]!r} is missing")
-    unknown = sorted(set(file.fields) - expected)
-    if unknown:
-        raise ValueError(f"{file.kind}: the field {shown(unknown[0])} is unknown; expected "
-                         f"{', '.join(sorted(expected))}")
+    kind = class_of(file.kind, file.fields, _ADDED_LATER.get(file.kind, frozenset()) if file.version == "1"
+                    else frozenset())
     if file.altered:
         raise ValueError("its metadata was changed after it was written: the signature does not match")
     known = {name for name, _ in model.named_places()}
     unknown = [place for place in file.places if place not in known]
     if unknown:
         raise ValueError(f"it has no place {shown(unknown[0])} ({len(unknown)} of {len(file.places)} are missing)")
-    where = tuple(f"^{re.escape(place)}$" for place in file.places)
-    return kind.from_file(file.fields, where, file.tensors)
+    return kind.from_file(file.fields, exactly(file.places), file.tensors)
 
 
 def _fitting(what: str, array: numpy.ndarray, dtype: Any) -> numpy.ndarray:

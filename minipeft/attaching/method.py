@@ -153,6 +153,11 @@ class Method(abc.ABC):
         Raises ValueError for fields out of range."""
         return cls(**fields, where=where)  # type: ignore[call-arg]
 
+    def described_where(self) -> Any:
+        """`where`, as the file of a `Union` holds it for each of its parts. A method that is described in part by
+        arrays names its places one by one: `from_file` is given the arrays of these places."""
+        return self.where
+
 
 def register(cls: M) -> M:
     """Class decorator: `attach` accepts the method from now on, and `load` makes it from files that name its class.
@@ -184,6 +189,25 @@ def register(cls: M) -> M:
         raise ValueError(f"a method named {what} is registered already, from {known.__module__}; expected another name")
     METHODS[what] = cls
     return cls
+
+
+def class_of(kind: Any, fields: Mapping[str, Any], absent: frozenset[str] = frozenset()) -> type[Method]:
+    """The class of the method that a file calls `kind`. fields: {field: value} in the file. absent: fields that the
+    file may lack, beside those that are `optional`. Raises ValueError for a kind that is not known, and for fields that
+    are missing or unknown."""
+    if not isinstance(kind, str) or kind not in METHODS:
+        raise ValueError(f"method {shown(kind)} is not known; known are {', '.join(METHODS)} (a method of your own is "
+                         f"known once its module was imported, with @minipeft.register above its class)")
+    expected = set(file_fields(METHODS[kind]))
+    optional = {field.name for field in dataclasses.fields(METHODS[kind])  # type: ignore[arg-type]
+                if field.metadata.get("optional")}
+    missing = sorted(expected - set(fields) - optional - absent)
+    if missing:
+        raise ValueError(f"{kind}: the field {missing[0]!r} is missing")
+    unknown = sorted(set(fields) - expected)
+    if unknown:
+        raise ValueError(f"{kind}: the field {shown(unknown[0])} is unknown; expected {', '.join(sorted(expected))}")
+    return METHODS[kind]
 
 
 def checked(method: Any) -> Method:

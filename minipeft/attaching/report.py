@@ -88,8 +88,9 @@ def report(model: Model, params: Any = None) -> Report:
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
     held = {id(p): p for a in attachments.values() for p in a.arrays.values()}
     arrays = [*{**everything, **held}.values(), *constants]
-    ranks = dict.fromkeys(attachments[name].method.rank for name in plugged
-                          if type(attachments[name].method).__name__ == "LoRA")
+    methods = [attachments[name].method for name in plugged]
+    parts = [part for method in methods for part in getattr(method, "parts", [method])]
+    ranks = dict.fromkeys(part.rank for part in parts if type(part).__name__ == "LoRA")
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
         all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),

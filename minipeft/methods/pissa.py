@@ -77,8 +77,14 @@ def principal(name: str, slot: Slot, rank: int, scale: Fraction) -> dict[str, De
 
 
 def _factors(name: str, slot: Slot, rank: int, scale: Fraction) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """A0 and B0, in float64."""
     weight = to_host(slot.fold().dense().data).astype("float64")
+    return factors_of(name, weight, slot.dtype, rank, scale)
+
+
+def factors_of(name: str, weight: numpy.ndarray, dtype: Any, rank: int,
+               scale: Fraction) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """A0 [r, d_in] and B0 [d_out, r] of a weight [d_out, d_in], all in float64. name: of its place, for errors. dtype:
+    in which they have to be finite. Raises ValueError as `principal` says."""
     if not numpy.isfinite(weight).all():
         raise ValueError(f"LoRA: init is 'pissa', and {name} holds NaN or infinity; expected finite numbers")
     u, s, vt = numpy.linalg.svd(weight, full_matrices=False)
@@ -87,7 +93,7 @@ def _factors(name: str, slot: Slot, rank: int, scale: Fraction) -> tuple[numpy.n
                          f"a part of size 0 would never be trained")
     with quiet(all="ignore"):
         root = numpy.sqrt(s[:rank] / abs(float(scale)))
-    if not finite_in(root[0], slot.dtype):  # the largest
+    if not finite_in(root[0], dtype):  # the largest
         raise ValueError(f"LoRA: init is 'pissa', and s is {float(scale)}; expected a larger one: A and B of {name} "
-                         f"are not finite in {slot.dtype}")
+                         f"are not finite in {dtype}")
     return root[:, None] * vt[:rank], (u[:, :rank] * root) * (1 if scale > 0 else -1)

@@ -25,6 +25,11 @@ the distance of key and query, and the paper does not say which one the keys of 
 With bias="earlier" the prefix counts as p tokens directly in front of the row's first token, as in PEFT's decoder. In
 cross-attention, and in models that have no such bias, both are 0. A prefix is not a weight, so it cannot be merged. It
 lengthens every attention by p keys.
+
+PEFT cuts one array [p, 2 L d] into 2 L slices, where L is the number of layers of the encoder. Layer i of the decoder
+has its K in slice 4 i mod 2 L and its V in the slice after it. If L is even, layers i and i + L / 2 have the same two,
+and at least half of the slices are never used. With slices="peft" the layers share K and V in this way, and train them
+together. It is there for the files of PEFT, whose numbers depend on it.
 """
 from __future__ import annotations
 
@@ -120,6 +125,12 @@ SITES = {"encoder": r"^encoder\.\d+\.attn\.keys_values$", "decoder": r"^decoder\
          "cross": r"^decoder\.\d+\.cross\.keys_values$"}  # {kind: where}
 
 
+def key_slice(layer: int, layers: int) -> int:
+    """Which of the 2 * layers slices of PEFT's are the keys of this layer of the decoder. The next one has its
+    values."""
+    return 4 * layer % (2 * layers)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
@@ -127,13 +138,15 @@ class PrefixTuning(Method):
     "none" or "earlier". Of two prefixes on one attention, the one that is plugged later stands in front; in rows
     padded on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None trains
     K and V directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites,
-    instead of the choice by sites.
+    instead of the choice by sites. slices: "own", or "peft" for a decoder whose layers share K and V as in PEFT. An
+    integer is the L of a PEFT file that does not have that of the model.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that
     at first the prefix adds little; PEFT and AdapterHub draw them from N(0, 1). With mlp, P starts from N(0, 1) and a
     matrix with n inputs from U(-1/sqrt(n), 1/sqrt(n)), as in both, and b, b_K, b_V at 0. As in AdapterHub each kind has
-    its own P, W and b. `without_mlp` drops the network after training. Raises ValueError for fields out of range."""
+    its own P, W and b. `without_mlp` drops the network after training. Raises ValueError for fields out of range and,
+    on a model, for slices at a place where PEFT has none."""
 
     kinds = ("keys_values",)
     transparent = False
@@ -143,6 +156,8 @@ class PrefixTuning(Method):
     mlp: int | None = setting(None, lambda v: v is None or integer(v), "an integer >= 1, or None")
     std: float | None = None
     where: Where | None = None
+    slices: str | int = setting("own", lambda v: one_of(v, ("own", "peft")) or integer(v),
+                                "'own', 'peft' or an integer >= 1", optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,21 +173,37 @@ class PrefixTuning(Method):
         return dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)
 
     def arrays(self, name: str, site: Site, model: Any) -> dict[str, Declared]:
-        width, m = site.width, self.mlp
+        width, m, pair = site.width, self.mlp, self._pair(name, model)
         if m is None:
             std = 0.02 if self.std is None else self.std
             expect(self, "std", finite_in(std, site.dtype), f"a finite number in {site.dtype}")
             init = normal(std)
-            return {"K": trained((self.length, width), init), "V": trained((self.length, width), init)}
+            return {leaf: trained((self.length, width), init, pair) for leaf in "KV"}
         kind, d = _kind(name), model.config.d_model
         return {"P": trained((self.length, d), normal(1.0), shared=kind),
                 "W": trained((m, d), uniform(d ** -0.5), shared=kind), "b": trained((m,), shared=kind),
-                "W_K": trained((width, m), uniform(m ** -0.5)), "b_K": trained((width,)),
-                "W_V": trained((width, m), uniform(m ** -0.5)), "b_V": trained((width,))}
+                "W_K": trained((width, m), uniform(m ** -0.5), pair), "b_K": trained((width,), shared=pair),
+                "W_V": trained((width, m), uniform(m ** -0.5), pair), "b_V": trained((width,), shared=pair)}
 
     def make(self, name: str, site: Site, arrays: Any) -> Prefix:
         piece = Prefix if self.mlp is None else ComputedPrefix
         return piece(**arrays, position=site.position if self.bias == "earlier" else None)
+
+    def slice_layers(self, model: Any) -> int | None:
+        """L of the 2 L slices that the layers of `model` share; None if each has its own."""
+        if isinstance(self.slices, int):
+            return self.slices
+        return model.config.num_layers if self.slices == "peft" else None
+
+    def _pair(self, name: str, model: Any) -> str | None:
+        """A name for the two slices of the site called `name`, under which layers share them; None for its own."""
+        layers = self.slice_layers(model)
+        if layers is None:
+            return None
+        expect(self, "slices", _kind(name) == "decoder" and int(name.split(".")[1]) < layers,
+               f"'own' for {name}: PEFT has slices for the self-attention of L = {layers} layers of a decoder alone")
+        at = key_slice(int(name.split(".")[1]), layers)
+        return f"decoder.slices_{at}_{at + 1}"
 
 
 def _kind(name: str) -> str:
@@ -194,10 +225,11 @@ def without_mlp(attachment: Attachment, name: str | None = None) -> Attachment:
                          f"model")
     name = f"{attachment.name}-plain" if name is None else name
     check_name(model, name)
-    made: dict[str, Array] = {f"{where}.{leaf}": array_of(x) for where, place in attachment.places.items()
-                              for leaf, x in zip("KV", attachment.at[place].prefix)}
     plain = dataclasses.replace(method, mlp=None)
     plan = wanted(model, plain)
+    made: dict[str, Array] = {plan.declared[where][leaf].key(where, leaf): array_of(x)
+                              for where, place in attachment.places.items()
+                              for leaf, x in zip("KV", attachment.at[place].prefix)}
     pieces, arrays = plan.built(lambda key, declared, dtype: made[key])
     trained_on = attachment.trained_on and attachment.trained_on.settled(model)
     new = Attachment(model, name, plain, plan.places, pieces, arrays, trained_on)
@@ -208,7 +240,7 @@ def without_mlp(attachment: Attachment, name: str | None = None) -> Attachment:
 # Mistakes that people make
 #
 # * An encoder-decoder gets a prefix in the self-attention of its decoder alone (huggingface/peft #410 and #1188).
-# * Layers share their K and V by mistake, and half of the parameters never get a gradient.
+# * Layers share their K and V by mistake, and half of the parameters never get a gradient. See slices.
 # * K and V are d_model wide, and as many as the encoder has layers. That fails where heads * d_k is another number, and
 #   where the decoder has more layers. Where it has fewer, some are never used (huggingface/peft #385).
 # * The keys of the tokens move by p and the queries stay where they are, so T5's distances are wrong.

@@ -34,7 +34,7 @@ from minipeft.methods.mask import check_rows, indices_of_mask
 from minipeft.nn.parts import COMPONENTS, TYPES, slots_having
 from minipeft.nn.place import Place
 from minipeft.nn.slot import Slot
-from minipeft.nn.where import Where, matching
+from minipeft.nn.where import Where, exactly, matching
 
 
 def _all(value: Any, holds: Callable[[Any], bool]) -> bool:
@@ -92,6 +92,9 @@ class Selective(Method):
             if indices.ndim == 1 and indices.dtype.kind == "i" and (numpy.diff(indices) < 0).any():
                 raise ValueError(f"Selective: the indices of {name} do not ascend; expected them as save() writes them")
         return cls(**fields, where=where, mask=masks or None)
+
+    def described_where(self) -> Any:
+        return self.where if self.mask is None else exactly(sorted(matching(self.mask, self.where)))
 
     def places(self, model: Any) -> dict[str, Place]:
         """The slots that all conditions choose. Raises ValueError for conditions that choose nothing on this model."""

@@ -43,6 +43,11 @@ def matching(names: Iterable[str], where: Where, what: str = "parameter") -> lis
     return [name for name in names if name in chosen]
 
 
+def exactly(names: Iterable[str]) -> tuple[str, ...]:
+    """The list of patterns that chooses these `names` and no others."""
+    return tuple(f"^{re.escape(name)}$" for name in names)
+
+
 def _predicate(pattern: object, listed: bool) -> Callable[[str], object]:
     if isinstance(pattern, str):
         if listed and re.fullmatch(r"[A-Za-z0-9_]+", pattern):

@@ -47,15 +47,20 @@ def start_of(params: Mapping[str, Leaf], batches: Batches, optimizer: AdamW) -> 
 
 
 def _plain_fields(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are numbers, strings or tuples of these. (`where` is left out, because it may be a
-    function. It shows in the parameters' names, and a mask in the arrays. A field that a file omits at its default is
-    left out there, so that a field which is added later refuses no older checkpoint.)"""
+    """The fields of a dataclass that are numbers, strings, or tuples of these and of methods. (`where` is left out,
+    because it may be a function. It shows in the parameters' names, and a mask in the arrays. A field that a file omits
+    at its default is left out there, so that a field which is added later refuses no older checkpoint.)"""
     if not dataclasses.is_dataclass(settings):
         return {}
     values = {field.name: python(getattr(settings, field.name)) for field in dataclasses.fields(settings)
               if not (field.metadata.get("optional") and getattr(settings, field.name) == field.default)}
-    return {name: list(map(python, value)) if isinstance(value, tuple) else value for name, value in values.items()
+    return {name: list(map(_plain, value)) if isinstance(value, tuple) else value for name, value in values.items()
             if name != "where" and isinstance(value, (str, int, float, tuple))}
+
+
+def _plain(value: Any) -> Any:
+    """An item of a tuple: a number, a string, a tuple, or a method (a part of a `Union`) with its fields."""
+    return {"kind": type(value).__name__, **_plain_fields(value)} if dataclasses.is_dataclass(value) else python(value)
 
 
 def difference(there: Any, here: Any, at: str = "") -> str | None:

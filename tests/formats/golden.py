@@ -50,18 +50,20 @@ def check(folder: str, tmp_path: Path, key: str = "logits", **options: Any) -> A
         attachment.unmerge()
     with attachment.off():
         assert logits(model, g).tobytes() == base.tobytes()
-    check_written(attachment, path, tmp_path / "written")
+    check_written(attachment, path, tmp_path / "written", **options)
     return attachment
 
 
-def check_written(attachment: Any, path: Path, target: Path) -> None:
-    """Written, it has the tensors and the fields of the directory that it came from, and it loads again."""
+def check_written(attachment: Any, path: Path, target: Path, **options: Any) -> None:
+    """Written, it has the tensors and the fields of the directory that it came from, and it loads again. options: of
+    `load`."""
     save(attachment, target)
     theirs, ours = (read_tensors(folder / "adapter_model.safetensors")[0] for folder in (path, target))
     assert set(ours) == set(theirs)
+    values = to_peft(attachment, attachment.tensors)
     for name, array in theirs.items():
         assert numpy.array_equal(ours[name].astype(array.dtype), array), name
-        assert numpy.array_equal(to_peft(attachment, attachment.tensors).get(name, ours[name]), ours[name]), name
-    again = minipeft.load(attachment.model.clone(), target, name="again")
+        assert numpy.array_equal(values.get(name, ours[name]), ours[name]), name
+    again = minipeft.load(attachment.model.clone(), target, name="again", **options)
     assert {k: v.tobytes() for k, v in again.tensors.items()} == {
         k: v.tobytes() for k, v in attachment.tensors.items()}

@@ -22,7 +22,8 @@ from tests.methods.golden import FIXTURES
 from tests.methods_under_test import share
 
 FOLDERS = sorted(str(path.parent.relative_to(FIXTURES)) for kind in ("adapters", "zoo", "bottleneck")
-                 for path in (FIXTURES / kind).glob("*/adapter_config.json"))
+                 for path in (FIXTURES / kind).glob("*/adapter_config.json")
+                 if (path.parent / "golden.npz").exists())
 ODD = st.one_of(st.none(), st.booleans(), st.integers(-2, 2 ** 70), st.floats(), st.text(max_size=8),
                 st.sampled_from(["../x", "/etc/passwd", "(a+)+$", "(.*.*)*x", "(", "all-linear", "q", "*", ".*"]),
                 st.lists(st.sampled_from(["q", "../x", "wo", ""]), max_size=2),
@@ -119,7 +120,7 @@ def test_a_damaged_directory_changes_nothing_or_loads_whole(folder, data, tmp_pa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            attachment = minipeft.load(model, target)
+            attachment = minipeft.load(model, target, as_peft=True)
     except (ValueError, FileNotFoundError) as error:
         assert str(target) in str(error), "the error names the directory"
     else:

@@ -25,6 +25,7 @@ from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
 from minipeft.methods.selective import Selective
+from minipeft.methods.union import Union
 from minipeft.methods.vera import VeRA
 from minipeft.models.t5 import T5, T5Config
 
@@ -33,7 +34,8 @@ PACKAGE = Path(minipeft.__file__).parent
 PAGES = {"lora": LoRA(), "bottleneck": Bottleneck("houlsby"), "prompt": PromptTuning(20, init="random"),
          "selective": Selective(component="norm"), "dora": DoRA(), "ia3": IA3(), "bias": AddedBias(),
          "prefix": PrefixTuning(20),
-         "vera": VeRA(), "loha": LoHa(), "lokr": LoKr(), "hira": HiRA(), "oft": OFT()}
+         "vera": VeRA(), "loha": LoHa(), "lokr": LoKr(), "hira": HiRA(), "oft": OFT(),
+         "union": Union(LoRA(8), Selective(component="norm"))}
 ZOO = {"vera": 60, "loha": 60, "hira": 60, "lokr": 90, "oft": 90}  # lines of code that a page may have
 IN_THE_KIT = ("lora", "bottleneck", "prompt", "selective")  # pages of methods that `minipeft.conformance` checks
 T5_SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, num_heads=8, d_ff=2048, num_layers=6, num_decoder_layers=6)

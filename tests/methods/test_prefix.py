@@ -127,6 +127,8 @@ def test_where_replaces_the_choice_by_sites_and_is_what_a_file_keeps(tmp_path):
     ({"length": 0}, "length is 0; expected an integer >= 1"), ({"length": True}, "length is True"),
     ({"bias": "later"}, "bias is 'later'; expected 'none' or 'earlier'"),
     ({"mlp": 0}, "mlp is 0; expected an integer >= 1, or None"),
+    ({"slices": "shared"}, "slices is 'shared'; expected 'own', 'peft' or an integer >= 1"),
+    ({"slices": 0}, "slices is 0; expected 'own', 'peft' or"), ({"slices": None}, "slices is None; expected 'own'"),
     ({"sites": ()}, r"sites is \(\); expected some of encoder, decoder, cross"),
     ({"sites": "head"}, r"sites is \('head',\); expected some of"), ({"sites": 3}, "sites is 3; expected some of"),
     ({"std": -1}, "std is -1; expected a finite number >= 0 without mlp, or None"),
@@ -336,6 +338,69 @@ def test_a_network_of_one_kind_is_one_and_those_of_the_three_kinds_are_three():
     pieces = {name: attachment.at[place] for name, place in attachment.places.items()}
     assert pieces["decoder.0.attn.keys_values"].P is pieces["decoder.1.attn.keys_values"].P
     assert pieces["decoder.0.attn.keys_values"].P is not pieces["decoder.0.cross.keys_values"].P
+
+
+# ---- slices of PEFT's
+
+
+def t5(layers: int, decoder_layers: int) -> Any:
+    return minipeft.T5(minipeft.T5Config(23, d_model=12, d_kv=5, num_heads=3, d_ff=7, num_layers=layers,
+                                         num_decoder_layers=decoder_layers), RNG(0), "float64")
+
+
+@pytest.mark.parametrize("layers, depth, slices, pairs", [
+    (2, 2, "peft", [0, 0]), (4, 4, "peft", [0, 4, 0, 4]), (3, 3, "peft", [0, 4, 2]), (4, 3, "peft", [0, 4, 0]),
+    (6, 6, "peft", [0, 4, 8, 0, 4, 8]), (2, 4, 4, [0, 4, 0, 4]), (4, 4, 8, [0, 4, 8, 12]), (1, 1, "peft", [0])])
+@pytest.mark.parametrize("mlp", [None, 3])
+def test_with_slices_the_layers_of_a_decoder_share_their_arrays_as_in_peft(layers, depth, slices, pairs, mlp):
+    model = t5(layers, depth)
+    attachment = attach(model, PrefixTuning(2, "decoder", slices=slices, mlp=mlp), RNG(0), "a")
+    leaves = ("K", "V") if mlp is None else ("W_K", "b_K", "W_V", "b_V")
+    first = [f"decoder@a.{leaf}" for leaf in ("P", "W", "b") if mlp]
+    assert sorted(attachment.parameters) == sorted(first + [
+        f"decoder.slices_{at}_{at + 1}@a.{leaf}" for at in set(pairs) for leaf in leaves])
+    pieces = list(attachment.at.values())
+    assert [[getattr(a, leaf) is getattr(b, leaf) for b in pieces] for a in pieces for leaf in leaves] == [
+        [one == other for other in pairs] for one in pairs for _ in leaves]
+
+
+def test_slices_are_in_a_file_where_they_are_not_each_layers_own_and_a_loaded_prefix_shares_them_again(tmp_path):
+    model = t5(2, 2)
+    for name, slices in (("own", "own"), ("peft", "peft")):
+        attachment = moved(attach(model, PrefixTuning(2, "decoder", slices=slices), RNG(0), name), RNG(1))
+        assert attachment.method.fields().get("slices", "own") == slices
+        assert ("slices" in attachment.method.fields()) == (slices == "peft")
+        attachment.save(tmp_path / name)
+        again = minipeft.load(t5(2, 2), tmp_path / name)
+        assert list(again.parameters) == list(attachment.parameters) and bits(again.tensors) == bits(attachment.tensors)
+        assert again.method.slices == slices and len(again.parameters) == {"own": 4, "peft": 2}[slices]
+        attachment.remove()
+
+
+@pytest.mark.parametrize("method, message", [
+    (PrefixTuning(2, slices="peft"), "slices is 'peft'; expected 'own' for encoder.0.attn.keys_values: PEFT has slices "
+                                     "for the self-attention of L = 2 layers of a decoder alone"),
+    (PrefixTuning(2, "cross", slices="peft"), "expected 'own' for decoder.0.cross.keys_values"),
+    (PrefixTuning(2, "decoder", where="keys_values", slices=3), "slices is 3; expected 'own' for encoder.0.attn"),
+    (PrefixTuning(2, "decoder", slices="peft"), "expected 'own' for decoder.2.attn.keys_values: .* L = 2 layers"),
+    (PrefixTuning(2, "decoder", slices=1), "slices is 1; expected 'own' for decoder.1.attn.keys_values: .* L = 1")],
+    ids=repr)
+def test_slices_are_refused_at_a_place_where_peft_has_none(method, message):
+    model = t5(2, 3)
+    with pytest.raises(ValueError, match=message):
+        attach(model, method, RNG(0))
+    assert not model.attachments
+
+
+def test_without_its_network_a_prefix_with_slices_shares_them_still():
+    model = t5(4, 4)
+    network = moved(attach(model, PrefixTuning(2, "decoder", mlp=3, slices="peft"), RNG(0), "a"), RNG(1))
+    before = logits(model, BATCH)
+    plain = without_mlp(network)
+    assert list(plain.parameters) == [f"decoder.slices_{at}@a-plain.{leaf}" for at in ("0_1", "4_5") for leaf in "KV"]
+    network.unplug()
+    plain.plug()
+    assert logits(model, BATCH).tobytes() == before.tobytes()
 
 
 # ---- rows of one batch

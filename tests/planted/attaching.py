@@ -91,7 +91,7 @@ BUGS = [
         "read_tensors(path)", LINEAGE + "a_file_without_its_digest_is_refused"),
     Bug("NaN is saved over a good file", MOVES, 'array.dtype.kind == "f" and not to_host(', "False and not to_host(",
         LINEAGE + "numbers_that_are_not_finite_are_not_saved"),
-    Bug("a field that is missing becomes its default", LOAD, "    if missing:\n", "    if False:\n",
+    Bug("a field that is missing becomes its default", "attaching/method.py", "    if missing:\n", "    if False:\n",
         "attaching/test_load.py::test_tampered_metadata_is_refused"),
     Bug("texts that were altered are taken", LOAD, "    if file.altered:\n", "    if False:\n",
         LINEAGE + "texts_that_were_altered_and_not_signed_are_refused"),

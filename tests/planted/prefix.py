@@ -11,7 +11,7 @@ D14 = DEFECT + "D14_padding_on_the_left_changes_nothing"
 BUGS = [
     # ---- defects of peers
     Bug("D1: all layers of a kind share their keys and values", PREFIX,
-        'return {"K": trained((self.length, width), init), "V": trained((self.length, width), init)}',
+        'return {leaf: trained((self.length, width), init, pair) for leaf in "KV"}',
         'return {leaf: trained((self.length, width), init, _kind(name)) for leaf in "KV"}',
         DEFECT + "D1_every_layer_of_every_kind_has_keys_and_values_of_its_own_and_all_that_is_trained_has_a_gradient"),
     Bug("D8: generation does not know what is switched off", "models/decoding.py", "    c, tokens = model.config,",
@@ -20,8 +20,8 @@ BUGS = [
     Bug("D9: half of a prompt's rows are never read", PROMPT, "xp.arange(self.P.shape[0])",
         "xp.arange((self.P.shape[0] + 1) // 2)",
         DEFECT + "D9_a_prompt_of_p_vectors_has_p_rows_and_each_gets_a_gradient"),
-    Bug("D13: keys and values are d_model wide", PREFIX, "width, m = site.width, self.mlp",
-        "width, m = model.config.d_model, self.mlp", D13),
+    Bug("D13: keys and values are d_model wide", PREFIX, "width, m, pair = site.width, self.mlp",
+        "width, m, pair = model.config.d_model, self.mlp", D13),
     Bug("D13: a decoder has as many prefixes as the encoder has layers", PREFIX,
         "        return dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)",
         "        found = dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)\n"

@@ -58,6 +58,11 @@ class Codec(abc.ABC):
         not `used` are written as they were in the file that the method came from, if there is one. Raises ValueError
         for a method that PEFT cannot hold, saying why."""
 
+    def config_again(self, method: Method, model: Any, read: Config) -> dict[str, Any]:
+        """`config`, for a method that came from a file with the fields `read`. A codec that can write a method in two
+        ways overrides it, so that a file is written as it was. Raises ValueError as `config` does."""
+        return self.config(method, model)
+
     def computed(self, method: Method, model: Any, config: Config) -> dict[str, Any]:
         """{our key: array} of fixed arrays that the file leaves out, because PEFT computes them, too."""
         return {}
@@ -70,6 +75,11 @@ class Codec(abc.ABC):
     def notes(self, method: Method, model: Any, config: Config) -> list[str]:
         """What somebody who loads the file should know: `load` warns of each."""
         return []
+
+    def departure(self, method: Method, model: Any) -> str | None:
+        """In words, how PEFT departs from the paper in such a method. It is then loaded with as_peft=True alone. None
+        where PEFT does not depart from it."""
+        return None
 
 
 def codec(cls: type[Codec]) -> type[Codec]:

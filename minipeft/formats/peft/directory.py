@@ -18,6 +18,7 @@ import numpy
 from minipeft.atomic import missing_folder
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.formats.peft.beside import fields
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
 from minipeft.formats.peft.others import refused
 
@@ -70,7 +71,7 @@ def codec_for(config: Config) -> Codec:
         if config.get(field) is None:
             raise ValueError(f"{field} is {'null' if field in config else 'missing'}; expected it in a file of {kind}")
     for field, value in config.items():
-        if field in HARMLESS or field in codec.used or field in codec.harmless:
+        if field in HARMLESS or field in codec.used or field in codec.harmless or field in fields(codec):
             continue
         if field in codec.neutral:
             if not any(value == usual and type(value) is type(usual) for usual in codec.neutral[field]):

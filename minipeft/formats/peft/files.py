@@ -16,7 +16,9 @@ from minipeft.attaching.load import made
 from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
+from minipeft.formats.peft import beside
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
+from minipeft.formats.peft.copies import check_copies, copies
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
 from minipeft.formats.peft.names import check_shapes, mapped, stripped
 from minipeft.formats.peft.row import shapes_of, to_ours, to_theirs
@@ -29,52 +31,62 @@ VERSION = "0.21.2"  # of the PEFT whose files these are
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a directory of PEFT's says beyond method and tensors. config: all its fields. tensors: {key: array} of those
-    of which we use a part alone. notes: what was changed in order to read it."""
+    of which we use a part alone, or the difference from the base. notes: what the reader should know."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, numpy.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def load(model: Model, path: str | os.PathLike, name: str | None = None) -> Attachment:
+def load(model: Model, path: str | os.PathLike, name: str | None = None, as_peft: bool = False) -> Attachment:
     """The adapter in the directory `path`, attached to `model` and plugged. name: by default that of the directory.
+    as_peft: where PEFT departs from the paper of a method, do as PEFT does; without it such a file is refused.
 
     Every tensor of the file has its place on the model, or nothing is changed. The base is not checked, because PEFT's
     files do not say which tensors they were trained on. Raises ValueError, naming the directory, for a peft_type or
-    field that is not supported, tensors that are missing, extra, empty, of another shape or not finite, and a taken
-    name; FileNotFoundError for a missing file. Warns where keys were renamed in order to be read, and of what the
-    file says or PEFT does otherwise."""
-    attachment = read(model, Path(path), name)
-    put(model, [attachment])
-    for note in attachment.source.notes:
+    field that is not supported, a departure from the paper without as_peft, tensors that are missing, extra, empty, of
+    another shape or not finite, and a taken name; FileNotFoundError for a missing file. Warns where keys were renamed
+    in order to be read, of names that choose nothing, and of what PEFT does otherwise."""
+    attachment = read(model, Path(path), name, as_peft)
+    for note in attachment.source.notes:  # first, for those who turn warnings into errors
         warnings.warn(f"{path}: {note}", stacklevel=2)
+    put(model, [attachment])
     return attachment
 
 
-def read(model: Model, directory: Path, name: str | None = None) -> Attachment:
-    """The attachment that `load` puts on the model, not attached yet."""
+def read(model: Model, directory: Path, name: str | None = None, as_peft: bool = False) -> Attachment:
+    """The attachment that `load` puts on the model, not attached yet. name, as_peft, what it raises: as in `load`."""
     with naming(directory):
         config, file = read_config(directory), weights_of(directory)
         codec, stored = codec_for(config), read_shapes(file)
         config = {**config, **{field: v for field, v in codec.defaults.items() if config.get(field) is None}}
         if not stored:
             raise ValueError(f"{file.name} holds no tensor at all: this adapter does nothing")
-        method = codec.method(config, {stripped(key): shape for key, shape in stored.items()}, model)
-        rows = codec.rows(method, model, config)
-        expected = shapes_of(rows)
-        renamed, notes = mapped(stored, expected)
+        main = codec.method(config, {stripped(key): shape for key, shape in stored.items()}, model)
+        departure = codec.departure(main, model)
+        if departure and not as_peft:
+            raise ValueError(f"{departure}. Pass as_peft=True to get the numbers of PEFT")
+        method = beside.joined(main, codec, config, model)
+        rows = beside.rows(method, codec, model, config)
+        bases = copies(stored, {row.theirs for row in rows}, model)
+        expected = {**shapes_of(rows), **{key: array.shape for key, array in bases.items()}}
+        renamed, notes = mapped(stored, expected, model)
         check_shapes({renamed[key]: shape for key, shape in stored.items()}, expected)
         theirs = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
                 raise ValueError(f"{key} holds NaN or infinity")
-        method = codec.completed(method, theirs, model)
-        rows = codec.rows(method, model, config)
-        ours = {**to_ours(rows, theirs), **codec.computed(method, model, config)}
+        check_copies(theirs, bases)
+        main = codec.completed(main, theirs, model)
+        method = beside.joined(main, codec, config, model)
+        rows = beside.rows(method, codec, model, config)
+        ours = {**to_ours(rows, theirs), **beside.computed(method, codec, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
-        whole = {row.theirs for row in rows if row.at is ...}
-        found.source = Source(config, {key: array for key, array in theirs.items() if key not in whole},
-                              (*notes, *codec.notes(method, model, config)))
+        restored = {row.theirs for row in rows if row.at is ... and row.base is None}
+        notes += [*codec.notes(main, model, config),
+                  *beside.notes([row.theirs for row in rows], codec, config, model)]
+        found.source = Source(config, {key: array for key, array in theirs.items() if key not in restored},
+                              tuple(notes))
         return found
 
 
@@ -91,9 +103,12 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     for key, array in arrays.items():
         if array.dtype.kind == "f" and not numpy.isfinite(array).all():
             raise ValueError(f"{key} holds NaN or infinity: {path} is not written")
-    rows = codec.rows(attachment.method, attachment.model, config)
+    rows, kept = beside.rows(attachment.method, codec, attachment.model, config), _kept(attachment)
+    tensors = {**kept, **to_theirs(rows, arrays, True, kept)}
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
-    write_directory(path, config, to_theirs(rows, arrays, True, _kept(attachment)), dtype)
+    for note in beside.notes([row.theirs for row in rows], codec, config, attachment.model):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    write_directory(path, config, tensors, dtype)
 
 
 def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool | None = None) -> dict[str, Any]:
@@ -114,16 +129,18 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
             raise ValueError(f"{name} has shape {list(found[key].shape)}; expected {list(own[key].shape)}")
     if gradients is None:
         gradients = not all(numpy.array_equal(array, own[key]) for key, array in found.items())
-    rows = _codec(attachment).rows(attachment.method, attachment.model, written_config(attachment))
+    rows = beside.rows(attachment.method, _codec(attachment), attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))
 
 
 def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment."""
-    codec = _codec(attachment)
+    codec, read = _codec(attachment), attachment.source.config if isinstance(attachment.source, Source) else {}
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
               "auto_mapping": None, **codec.defaults}
-    return {**config, **codec.config(attachment.method, attachment.model), **_source(attachment),
+    main = beside.main_of(attachment.method, attachment.model)
+    return {**config, **codec.config_again(main, attachment.model, read), **_source(attachment),
+            **beside.written(attachment.method, codec, attachment.model, read),
             "peft_type": codec.peft_type, "inference_mode": True}
 
 
@@ -132,8 +149,8 @@ def _source(attachment: Attachment) -> Mapping[str, Any]:
     source = attachment.source
     if not isinstance(source, Source):
         return {}
-    codec = _codec(attachment)
-    return {field: value for field, value in source.config.items() if field not in codec.used or field in HARMLESS}
+    decided = (_codec(attachment).used | beside.fields(_codec(attachment))) - HARMLESS
+    return {field: value for field, value in source.config.items() if field not in decided}
 
 
 def _kept(attachment: Attachment) -> Mapping[str, numpy.ndarray]:
@@ -144,9 +161,10 @@ def _codec(attachment: Attachment) -> Codec:
     """The codec that writes the attachment: that of the file that it came from, else the first for its method."""
     method = attachment.method
     said = attachment.source.config["peft_type"] if isinstance(attachment.source, Source) else None
-    found = [codec for codec in CODECS.values() if codec.writes(method)]
     if not attachment.places:
         raise ValueError(f"{attachment.name!r} was removed from its model")
+    main = beside.main_of(method, attachment.model)
+    found = [codec for codec in CODECS.values() if codec.writes(main)]
     if not found:
         raise ValueError(f"{attachment.name!r} cannot be written for PEFT, which has nothing like {shown(method)}")
     return next((codec for codec in found if codec.peft_type == said), found[0])

@@ -18,7 +18,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
-from minipeft.formats.peft.places import NO_MODULES, only, target_modules, targets, where
+from minipeft.formats.peft.places import only, target_modules, targets, where
 from minipeft.formats.peft.row import Row
 from minipeft.formats.peft.targets import chosen
 from minipeft.methods.ia3 import IA3
@@ -33,7 +33,7 @@ class IA3File(Codec):
     peft_type = "IA3"
     used = frozenset({"target_modules", "exclude_modules", "feedforward_modules"})
     harmless = frozenset({"init_ia3_weights"})
-    neutral = {"fan_in_fan_out": (False,), **NO_MODULES}
+    neutral = {"fan_in_fan_out": (False,)}
     defaults = {"target_modules": ["k", "v", "wo"], "feedforward_modules": ["wo"], "exclude_modules": None,
                 "init_ia3_weights": True, "fan_in_fan_out": False, "modules_to_save": None}
 

@@ -21,7 +21,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
-from minipeft.formats.peft.places import NO_MODULES, TARGETS, flag, only, target_modules, targets, where
+from minipeft.formats.peft.places import TARGETS, flag, only, target_modules, targets, where
 from minipeft.formats.peft.row import Row, same
 from minipeft.methods.oft import OFT
 
@@ -33,7 +33,7 @@ class OFTFile(Codec):
     peft_type = "OFT"
     used = TARGETS | {"r", "oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"}
     harmless = frozenset({"init_weights", "module_dropout", "eps"})
-    neutral = {"coft": (False,), "bias": ("none",), "fan_in_fan_out": (False,), **NO_MODULES}
+    neutral = {"coft": (False,), "bias": ("none",), "fan_in_fan_out": (False,)}
     needed = ("oft_block_size", "use_cayley_neumann")
     defaults = {"target_modules": ["q", "v"], "exclude_modules": None, "layers_to_transform": None,
                 "layers_pattern": None, "r": 0, "num_cayley_neumann_terms": 5, "block_share": False, "coft": False,

@@ -17,7 +17,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, path_of
-from minipeft.formats.peft.places import (NO_MODULES, TARGETS, alpha, by_place, flag, only, patterns, rank,
+from minipeft.formats.peft.places import (TARGETS, alpha, by_place, flag, only, patterns, rank,
                                           target_modules, targets, where)
 from minipeft.formats.peft.row import Row, transposed
 from minipeft.methods.hira import HiRA
@@ -32,7 +32,6 @@ class Products(Codec):
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     used = TARGETS | {"r", "rank_pattern", "alpha", "alpha_pattern"}
     harmless = frozenset({"init_weights", "rank_dropout", "module_dropout", "use_effective_conv2d"})
-    neutral = NO_MODULES
     needed: ClassVar[tuple[str, ...]] = ("r", "alpha")
     defaults = {"target_modules": ["q", "v"], "exclude_modules": None, "layers_to_transform": None,
                 "layers_pattern": None, "init_weights": True, "modules_to_save": None}
@@ -126,7 +125,7 @@ class HiRAFile(Products):
     kinds = ("linear", "embedding")
     used = TARGETS | {"r", "rank_pattern"}
     harmless = frozenset({"init_weights", "hira_dropout"})
-    neutral = {"fan_in_fan_out": (False,), **NO_MODULES}
+    neutral = {"fan_in_fan_out": (False,)}
     needed = ("r",)
     defaults = {**Products.defaults, "hira_dropout": 0.0, "fan_in_fan_out": False}
 

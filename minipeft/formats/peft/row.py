@@ -51,15 +51,20 @@ def shapes_of(rows: Iterable[Row]) -> dict[str, tuple[int, ...]]:
 def to_theirs(rows: Iterable[Row], ours: Mapping[str, numpy.ndarray], values: bool,
               kept: Mapping[str, numpy.ndarray] = {}) -> dict[str, numpy.ndarray]:
     """{their key: array} of {our key: array}. values: whether `ours` are values; if not, they are gradients. kept:
-    {their key: array}, from which the parts that no row is about are taken; where there is none, they are 0. A key of
-    which none of our arrays is given is left out."""
+    {their key: array} as they were read, from which the parts that no row is about are taken; where there is none, they
+    are 0. A value that includes the base, and whose difference is still the one that was read, is the one in `kept`,
+    because adding what was subtracted may round. A key of which none of our arrays is given is left out."""
     found: dict[str, numpy.ndarray] = {}
     for row in rows:
         if row.ours not in ours:
             continue
         array = row.out(ours[row.ours])
         if values and row.base is not None:
-            array = array + row.base
+            read = kept.get(row.theirs)
+            if read is not None and numpy.array_equal((read - row.base).astype(array.dtype), array):
+                array = read
+            else:
+                array = array + row.base
         if row.at is ...:
             found[row.theirs] = numpy.ascontiguousarray(array)
             continue

@@ -21,7 +21,7 @@ from minipeft.backend import to_host
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
-from minipeft.formats.peft.places import NO_MODULES, only, rank, target_modules, targets, where
+from minipeft.formats.peft.places import only, rank, target_modules, targets, where
 from minipeft.formats.peft.row import Row
 from minipeft.methods.mask import indices_of_mask
 from minipeft.methods.selective import Selective
@@ -35,7 +35,6 @@ class LNTuningFile(Codec):
 
     peft_type = "LN_TUNING"
     used = frozenset({"target_modules", "exclude_modules"})
-    neutral = NO_MODULES
     defaults = {"target_modules": ["layer_norm", "final_layer_norm"], "exclude_modules": None, "modules_to_save": None}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
@@ -98,7 +97,7 @@ class ShiraFile(Codec):
     peft_type = "SHIRA"
     used = frozenset({"target_modules", "r"})
     harmless = frozenset({"init_weights", "mask_type", "random_seed"})
-    neutral = {"fan_in_fan_out": (False,), **NO_MODULES}
+    neutral = {"fan_in_fan_out": (False,)}
     needed = ("r",)
     defaults = {"target_modules": ["q", "v"], "mask_type": "random", "random_seed": None, "init_weights": True,
                 "fan_in_fan_out": False, "modules_to_save": None}

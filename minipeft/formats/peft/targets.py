@@ -2,12 +2,17 @@
 
     target_modules=["q", "v"]            a module is chosen if its path is one of these or ends with "." and one of them
     target_modules=".*decoder.*\\.q"     a string must match the whole path
-    target_modules="all-linear"          every linear layer except the head
-    exclude_modules                      the same two rules; what it matches is not chosen
-    layers_to_transform, layers_pattern  with a list of targets: only these layers, by the number in the path
+    target_modules="all-linear"          every linear layer except the head, in any case of letters
+    exclude_modules                      the first two rules; what it matches is not chosen
+    layers_to_transform=[1]              with a list of targets: only these layers, by the first number in the path that
+                                         has two words before it; a path that is listed whole is chosen in any layer
+    layers_pattern="block"               the number counts that stands behind this word
     modules_to_save                      a module at or below one of these is never chosen
+    rank_pattern, alpha_pattern          {regular expression: value}; the first counts that matches the end of the path
 
-A path is the module's name in the Hugging Face model, "encoder.block.0.layer.0.SelfAttention.q".
+A path is the module's name in the Hugging Face model, "encoder.block.0.layer.0.SelfAttention.q". In T5, the number of
+the layer is that of a block, of the encoder and of the decoder. Measured with peft 0.21.2; the last number in the path,
+which older versions took, is in T5 that of a sublayer.
 """
 from __future__ import annotations
 
@@ -15,21 +20,23 @@ import re
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from minipeft.checks import shown
+from minipeft.formats.peft.expression import Expression, Steps
 
 
 def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[str]) -> list[str]:
     """The paths among `modules` that the fields of `config` choose, in order. linear: those of "all-linear". Raises
     ValueError for a malformed field, and where nothing is chosen."""
-    targets = config.get("target_modules")
-    excluded, saved = _rule("exclude_modules", config.get("exclude_modules")), names_in(config, "modules_to_save")
-    if targets == "all-linear":
-        wanted = set(linear)
-        targeted: Callable[[str], bool] = wanted.__contains__
+    targets, steps = config.get("target_modules"), Steps()
+    excluded = _rule("exclude_modules", config.get("exclude_modules"), steps)
+    saved = [Expression(name, r"(^|.*\.)", r"($|\..*)", steps) for name in names_in(config, "modules_to_save")]
+    in_layer = _layers(config, steps)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        targeted: Callable[[str], bool] = set(linear).__contains__
     else:
-        targeted = _rule("target_modules", targets)
-    in_layer = _layers(config) if isinstance(targets, (list, tuple)) else lambda path: True
-    found = [path for path in modules if targeted(path) and in_layer(path) and not excluded(path)
-             and not any(is_at_or_below(path, name) for name in saved)]
+        targeted = _rule("target_modules", targets, steps)
+    whole = targets if isinstance(targets, list) else ()
+    found = [path for path in modules if targeted(path) and (path in whole or in_layer(path)) and not excluded(path)
+             and not any(expression.begins(path) for expression in saved)]
     if not found:
         raise ValueError(f"target_modules is {shown(targets)}, which chooses none of the {len(modules)} modules of "
                          f"this model; they are called {', '.join(modules[:3])}, ...")
@@ -37,7 +44,7 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
 
 
 def names_in(config: Mapping[str, Any], field: str) -> list[str]:
-    """The names in a field that holds a list of them, or null. Raises ValueError for anything else."""
+    """The names in a `field` of the `config`: a list of them, or null. Raises ValueError for anything else."""
     names = config.get(field)
     if names is None:
         return []
@@ -48,67 +55,79 @@ def names_in(config: Mapping[str, Any], field: str) -> list[str]:
 
 def is_at_or_below(path: str, name: str) -> bool:
     """Whether the module `path` is one that modules_to_save calls `name`, or lies inside of such a one."""
-    return re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) is not None
+    return f".{name}." in f".{path}."
 
 
 def ends_with(path: str, names: Iterable[str]) -> bool:
     """Whether `path` is one of the names or ends with "." and one of them."""
-    return any(path == name or path.endswith(f".{name}") for name in names)
+    parts = path.split(".")
+    return not {".".join(parts[at:]) for at in range(len(parts))}.isdisjoint(names)
+
+
+class Patterns(dict[str, Any]):
+    """A rank_pattern or alpha_pattern. given: {regular expression: value}. Raises ValueError for a wrong expression."""
+
+    def __init__(self, given: Mapping[str, Any]):
+        super().__init__(given)
+        steps = Steps()
+        self._expressions = {key: Expression(key, r"(.*\.)?(", ")$", steps) for key in given}
+
+    def first(self, path: str) -> Any:
+        """The value of the first expression that matches the end of `path`; None if none does."""
+        return next((self[key] for key, expression in self._expressions.items() if expression.begins(path)), None)
+
+    def unused(self, paths: Iterable[str]) -> list[str]:
+        """The expressions that match the end of none of the `paths`."""
+        paths = list(paths)
+        return [key for key, expression in self._expressions.items() if not any(map(expression.begins, paths))]
 
 
 def first_match(patterns: Mapping[str, Any], path: str) -> Any:
-    """The value of the first key of a rank_pattern or alpha_pattern that matches the end of `path`; None if none."""
-    return next((value for key, value in patterns.items() if _compiled(rf"(.*\.)?({key})$", key).match(path)), None)
+    """The value of the first of the `patterns` {regular expression: value} that matches the end of `path`, or None."""
+    return (patterns if isinstance(patterns, Patterns) else Patterns(patterns)).first(path)
 
 
-def pattern(config: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """A rank_pattern or alpha_pattern, {regular expression: number}; {} for null. Raises ValueError for anything
-    else."""
+def pattern(config: Mapping[str, Any], field: str) -> Patterns:
+    """The rank_pattern or alpha_pattern in `field` of the `config`, {regular expression: number}; {} for null. Raises
+    ValueError for anything else."""
     found = config.get(field)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
+    if found is not None and not isinstance(found, dict):
         raise ValueError(f"{field} is {shown(found)}; expected {{regular expression: number}}")
-    for key in found:
-        _compiled(key, key)
-    return found
+    return Patterns(found or {})
 
 
-def _rule(field: str, value: Any) -> Callable[[str], bool]:
+def _rule(field: str, value: Any, steps: Steps) -> Callable[[str], bool]:
     if value is None or value == []:
         return lambda path: False
     if isinstance(value, str):
-        expression = _compiled(value, value)
-        return lambda path: expression.fullmatch(path) is not None
+        return Expression(value, steps=steps).whole
     if isinstance(value, list) and all(isinstance(name, str) and name for name in value):
-        return lambda path: ends_with(path, value)
+        names = frozenset(value)
+        return lambda path: ends_with(path, names)
     raise ValueError(f"{field} is {shown(value)}; expected a list of names, or a regular expression")
 
 
-def _layers(config: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Whether a path is in one of layers_to_transform. Without layers_pattern the number counts that stands last among
-    those between dots, as in PEFT: in T5 that is the number of a sublayer."""
+def _layers(config: Mapping[str, Any], steps: Steps) -> Callable[[str], bool]:
+    """Whether a path is in one of layers_to_transform. Raises ValueError for fields that PEFT refuses, too."""
     layers, names = config.get("layers_to_transform"), config.get("layers_pattern")
-    if layers is None or layers == []:
-        return lambda path: True
     layers = [layers] if type(layers) is int else layers
-    if not isinstance(layers, list) or not all(type(i) is int for i in layers):
+    if layers is not None and not (isinstance(layers, list) and all(type(i) is int for i in layers)):
         raise ValueError(f"layers_to_transform is {shown(layers)}; expected a number or a list of numbers")
-    names = [names] if isinstance(names, str) else names or []
+    names = [names] if isinstance(names, str) and names else names or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"layers_pattern is {shown(names)}; expected a name or a list of names")
-    expressions = [_compiled(rf".*\.{name}\.(\d+)\.", name) for name in names] or [re.compile(r".*\.[^.]*\.(\d+)\.")]
+    if names and layers is None:
+        raise ValueError(f"layers_pattern is {shown(names)} without layers_to_transform; expected both")
+    if layers and not isinstance(targets := config.get("target_modules"), list):
+        raise ValueError(f"layers_to_transform is {shown(layers)} and target_modules {shown(targets)}; expected a list "
+                         f"of targets")
+    if not layers:
+        return lambda path: True
+    before = [Expression(name, r"(?:^|.*?\.)", r"\.", steps) for name in names] \
+        or [Expression(r".*?\.[^.]*\.", steps=steps)]
 
     def holds(path: str) -> bool:
-        match = next((m for expression in expressions if (m := expression.match(path))), None)
-        return match is not None and int(match[1]) in layers
+        numbers = (re.compile(r"(\d+)\.").match(path, at) for expression in before for at in expression.ends(path))
+        found = next((number for number in numbers if number), None)
+        return found is not None and int(found[1]) in layers
     return holds
-
-
-def _compiled(expression: str, said: str) -> re.Pattern:
-    if not isinstance(expression, str) or len(expression) > 10_000:
-        raise ValueError(f"{shown(said)} is no regular expression of a sensible length")
-    try:
-        return re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{shown(said)} is not a regular expression: {error}") from None

@@ -18,7 +18,7 @@ from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
-from minipeft.formats.peft.places import NO_MODULES, flag, only, rank, target_modules, targets, where
+from minipeft.formats.peft.places import flag, only, rank, target_modules, targets, where
 from minipeft.formats.peft.row import Row
 from minipeft.methods.vera import VeRA
 
@@ -31,7 +31,7 @@ class VeRAFile(Codec):
     used = frozenset({"target_modules", "layers_to_transform", "layers_pattern", "r", "d_initial",
                       "projection_prng_key"})
     harmless = frozenset({"save_projection", "vera_dropout", "init_weights"})  # the first is how it is stored
-    neutral = {"bias": ("none",), "fan_in_fan_out": (False,), **NO_MODULES}
+    neutral = {"bias": ("none",), "fan_in_fan_out": (False,)}
     needed = ("r",)
     defaults = {"target_modules": ["q", "v"], "projection_prng_key": 0, "d_initial": 0.1, "save_projection": True,
                 "vera_dropout": 0.0, "init_weights": True, "bias": "none", "fan_in_fan_out": False,
