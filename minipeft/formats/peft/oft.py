@@ -28,7 +28,7 @@ from minipeft.methods.oft import OFT
 
 @codec
 class OFTFile(Codec):
-    """peft_type "OFT": rotations of the input, in blocks."""
+    """OFT, with a block size for each width. COFT is refused."""
 
     peft_type = "OFT"
     used = TARGETS | {"r", "oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"}
@@ -107,7 +107,7 @@ def _divisors(width: int) -> tuple[int, ...]:
 
 def written_size(sizes: Iterable[tuple[int, int]]) -> dict[str, int]:
     """The fields oft_block_size and r that give each width its b. sizes: pairs (width, b). Raises ValueError where
-    there are no such fields."""
+    there are none."""
     sizes = sorted(sizes)
     every = range(1, max(width for width, _ in sizes) + 1)
     found, counts = {b for _, b in sizes}, {width // b for width, b in sizes}
