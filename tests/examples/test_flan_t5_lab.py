@@ -425,6 +425,17 @@ def test_the_dry_run_measures_a_step_of_each_kind_where_memory_allows(program, e
     assert ("is not made: it needs about" not in capsys.readouterr().out) == made
 
 
+def test_the_table_of_the_page_is_that_of_the_recorded_dry_run(example):
+    base, tables = example("lab.flan_base"), example("lab.tables")
+    run = json.loads((EXAMPLES / "recorded" / "flan_t5_dry_run.json").read_text("utf-8"))
+    assert all(run["claims"].values()) and len(run["claims"]) == 4
+    assert [run[name] for name in ("batch", "source", "target", "rank", "threads")] == [2, 128, 32, 32, "1"]
+    page, rows = (EXAMPLES / "README.md").read_text("utf-8"), [base.Row(**row) for row in run["rows"]]
+    assert f"<!-- dry run -->\n{tables.as_markdown(rows, base.COLUMNS[:-1])}\n" in page
+    assert round(rows[1].peak / rows[0].peak) == 7 and "a seventh of the memory" in page
+    assert f"which take {4 * rows[1].all / 2 ** 20:.0f} MiB" in page
+
+
 def test_free_memory_is_what_the_system_and_the_container_leave(example, tmp_path, monkeypatch):
     memory = example("lab.free_memory")
     for name, text in (("meminfo", "MemTotal: 9 kB\nMemAvailable:    5 kB\n"), ("max", "4000\n"), ("now", "1000\n")):
