@@ -18,8 +18,9 @@ The notebook has five pitfalls, which are avoided here:
     (a) It pads summaries and trains on the padding (its first losses are near 50). Here the labels of padding are -100,
         which the loss does not count. A loss is the mean over the summaries' own tokens.
     (b) It passes no attention_mask, so the padding of a dialogue is read as text. Here every call gets the mask.
-    (c) Its prompts differ in white space between training and test. Here one template makes both. A dialogue that is
-        too long loses its own end, not the last words of the template.
+    (c) Its prompts differ in white space between training and test. (A SentencePiece tokenizer drops the difference,
+        another need not.) Here one template makes both. A dialogue that is too long loses its own end, not the last
+        words of the template.
     (d) Its "original" is changed by training, so its ROUGE-1 is .166 in one cell and .236 in another. Here full
         fine-tuning works on a copy, and the LoRA beside the weights. Checks compare the original bit for bit.
     (e) One of its texts says "+18.82 %" for absolute points, another "+80.63 %" for a relative change of the same kind

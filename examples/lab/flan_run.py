@@ -16,6 +16,7 @@ import minipeft
 from lab import rouge
 from lab.dialogues import read, split
 from lab.prompts import Prompts
+from minipeft.formats.peft.directory import no_pointer
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.train.data import label_tokens
 from minipeft.train.progress import progress_bar
@@ -51,6 +52,8 @@ class Lab:
         rows = read(args.data, args.columns)
         test = read(args.test, args.columns) if isinstance(args.test, Path) else args.test
         self.train, self.test = split(rows, test, args.train, args.seed)
+        for file in args.model.glob("*.safetensors"):
+            no_pointer(file)
         self.base = minipeft.T5.from_pretrained(args.model, args.dtype)
         minipeft.attach(self.base, lora_of(args), numpy.random.default_rng(0)).remove()     # raises if it does not fit
         self.prompts = Prompts(args.model, self.base.config, args.max_source, args.max_target)

@@ -60,7 +60,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def program(example):
+def program(example, monkeypatch):
+    monkeypatch.setattr(minipeft, "keep_heap", lambda: True)            # it would be for all tests of this process
     return example("flan_t5_lab")
 
 
@@ -164,12 +165,25 @@ def test_the_check_of_padding_fails_if_padding_is_learned_or_read(lab_of, exampl
         assert not padding(lab)[1]
 
 
+def test_an_answer_is_asked_for_with_the_mask_of_the_padding(lab_of, monkeypatch):
+    lab, asked, generate = lab_of(*SHORT, "--max-new", "1"), [], minipeft.T5.generate
+    monkeypatch.setattr(minipeft.T5, "generate", lambda self, *ids_and_mask, **more: asked.append(
+        ids_and_mask) or generate(self, *ids_and_mask, **more))
+    assert len(lab.ids(lab.base)) == 4
+    (ids, mask), = asked
+    lengths = [len(source) for source, _ in lab.test_pairs]
+    assert mask.sum(axis=1).tolist() == lengths and len(set(lengths)) > 1
+    assert all((row[length:] == 0).all() and row[length - 1] == 1 for row, length in zip(ids, lengths))
+
+
 def test_what_is_trained_on_is_what_is_asked_and_a_long_dialogue_keeps_the_last_words_of_the_template(lab_of):
     lab = lab_of(*SHORT)
     asked = lab.prompts.prompt(lab.train[0].dialogue)
     assert asked == BEFORE + lab.train[0].dialogue + AFTER
     assert lab.train_pairs[0][0] == [*lab.prompts.tokenizer.encode(asked).ids, 1]
-    assert lab.prompts.text(lab.train_pairs[0][1]) == lab.train[0].summary
+    said = lab.train_pairs[0][1]
+    assert lab.prompts.text(said) == lab.train[0].summary == lab.prompts.text([0, *said, 5, 6, 0])  # up to </s>
+    assert lab.prompts.text([*said[:-1], lab.base.config.vocab_size - 1]) == lab.train[0].summary   # an id of no token
     few = lab_of(*SHORT, "--max-source", "12", "--max-target", "5")
     source, target = few.train_pairs[0]
     words = asked.split()
@@ -181,6 +195,7 @@ def test_what_is_trained_on_is_what_is_asked_and_a_long_dialogue_keeps_the_last_
 
 def test_the_checks_of_the_original_fail_when_a_weight_was_written_to(lab_of, example):
     lab, untouched = lab_of(*SHORT, "--steps", "1"), example("lab.flan_lab").untouched
+    assert not lab.base.attachments
     original = lab.original()
     _, trained_copy = lab.instruct()
     _, lora = lab.peft()
@@ -336,6 +351,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ((None, None, without("tokenizer.json")), [], r"holds no tokenizer.json; expected the tokenizer of the model"),
     ((None, None, written("tokenizer.json", "{}")), [], r"tokenizer.json is not a file of the tokenizers package: "),
     ((None, None, written("tokenizer.json", LFS)), [], r"tokenizer.json is a Git LFS pointer"),
+    ((None, None, written("model.safetensors", LFS)), [], r"model.safetensors is a Git LFS pointer"),
     ((None, None, of_another_model), [], r"</s> has the id 7; expected 1, the model's eos_token_id: it is the "
      r"tokenizer of another model"),
     ((None, None, a_smaller_table), ["--rank", "8"], r"the token '▁\S+' has the id \d+, and the model's table only 40 "
@@ -413,15 +429,16 @@ def test_the_dry_run_measures_a_step_of_each_kind_where_memory_allows(program, e
                                                                       capsys, free, made):
     base = example("lab.flan_base")
     monkeypatch.setattr(base, "free_memory", lambda: free)
-    args = program.arguments(["--dry-run", "--rank", "4", "--max-source", "24", "--max-target", "8", "--out",
-                              str(tmp_path)])
-    tiny = dataclasses.replace(base.CONFIG, vocab_size=64, d_model=48, d_kv=4, d_ff=96, num_layers=1,
-                               num_decoder_layers=1)
+    args = program.arguments(["--dry-run", "--rank", "4", "--batch", "1", "--max-source", "6", "--max-target", "4",
+                              "--out", str(tmp_path)])
+    tiny = dataclasses.replace(base.CONFIG, vocab_size=512, d_model=96, d_kv=8, d_ff=192, num_layers=1,
+                               num_decoder_layers=1)           # whose weights are larger than the activations
     assert base.run(base.Base(args, tiny)) == 0
     found = json.loads((tmp_path / "dry_run.json").read_text("utf-8"))
     lora, full = found["rows"]
     assert lora["seconds"] > 0 and lora["peak"] > lora["training"] > 0
     assert (full["peak"] is not None) == made == (full["seconds"] is not None)
+    assert not made or full["training"] < full["peak"] < 1.5 * full["training"]
     assert ("is not made: it needs about" not in capsys.readouterr().out) == made
 
 
