@@ -83,8 +83,7 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         ours = {**to_ours(rows, theirs), **beside.computed(method, codec, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
         restored = {row.theirs for row in rows if row.at is ... and row.base is None}
-        notes += [*codec.notes(main, model, config),
-                  *beside.notes([row.theirs for row in rows], codec, config, model)]
+        notes += [*codec.notes(main, model, config), *beside.notes([row.theirs for row in rows], codec, config, model)]
         found.source = Source(config, {key: array for key, array in theirs.items() if key not in restored},
                               tuple(notes))
         return found
@@ -106,8 +105,6 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     rows, kept = beside.rows(attachment.method, codec, attachment.model, config), _kept(attachment)
     tensors = {**kept, **to_theirs(rows, arrays, True, kept)}
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
-    for note in beside.notes([row.theirs for row in rows], codec, config, attachment.model):
-        warnings.warn(f"{path}: {note}", stacklevel=2)
     write_directory(path, config, tensors, dtype)
 
 
