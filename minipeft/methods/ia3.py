@@ -110,7 +110,7 @@ class IA3(Method):
         return ScaledInput(**arrays) if self.scales_input(name) else ScaledOutput(**arrays)
 
     def scales_input(self, name: str) -> bool:
-        """Whether l scales the input of the layer of this place, and not its output."""
+        """Whether l scales the input of the layer whose place is called `name`, and not its output."""
         return re.search(self.inputs, f"{_layer(name)}.weight") is not None
 
 

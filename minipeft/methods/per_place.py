@@ -133,5 +133,5 @@ def all_match(method: Method, field: str, found: Mapping[str, Place]) -> None:
 
 
 def first(pattern: Any, name: str, otherwise: Any) -> Any:
-    """The value of the first expression of `pattern` that is found in `name`."""
+    """The value of the first expression of `pattern` that is found in `name`; `otherwise` if none is."""
     return next((value for expression, value in pattern if re.search(expression, name)), otherwise)

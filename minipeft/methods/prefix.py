@@ -23,8 +23,10 @@ On T5-small, p = 20: 368,640 parameters of 60,506,624.
 A prefix takes no positions, so the tokens keep their distances and their positions. T5 adds a bias to each score, by
 the distance of key and query, and the paper does not say which one the keys of a prefix get. With bias="none" it is 0.
 With bias="earlier" the prefix counts as p tokens directly in front of the row's first token, as in PEFT's decoder. In
-cross-attention, and in models that have no such bias, both are 0. A prefix is not a weight, so it cannot be merged. It
-lengthens every attention by p keys.
+cross-attention, and in models that have no such bias, both are 0. With bias="adapterhub" the distances between tokens
+change, too: each key is p positions later than it was, and the queries stay where they are. It is there for adapters of
+AdapterHub, whose numbers depend on it. A prefix is not a weight, so it cannot be merged. It lengthens every attention
+by p keys.
 
 PEFT cuts one array [p, 2 L d] into 2 L slices, where L is the number of layers of the encoder. Layer i of the decoder
 has its K in slice 4 i mod 2 L and its V in the slice after it. If L is even, layers i and i + L / 2 have the same two,
@@ -56,11 +58,13 @@ from minipeft.nn.where import Where
 
 
 class Prefix(Piece):
-    """[K; k] and [V; v].   K, V [p, heads * d_k]. position: None for bias="none"; for "earlier" that of the site."""
+    """[K; k] and [V; v].   K, V [p, heads * d_k]. position: None for bias="none"; else that of the site. shifts: for
+    bias="adapterhub"."""
 
     K: Parameter
     V: Parameter
     position: Any
+    shifts: bool
 
     @property
     def prefix(self) -> tuple[Any, Any]:
@@ -72,7 +76,9 @@ class Prefix(Piece):
         query, key] -> the same with p + key; None says that every key is seen and has no bias, and stays None."""
         K, V = self.prefix
         each_row = xp.zeros((k.shape[0], 1, 1), dtype=k.dtype)
-        if bias is not None:
+        if bias is not None and self.shifts:
+            bias = shifted_bias(self.position, K.shape[0], bias)
+        elif bias is not None:
             bias = _beside(earlier_bias(self.position, K.shape[0], bias), bias)
         return concat(K + each_row, k, axis=1), concat(V + each_row, v, axis=1), bias
 
@@ -114,6 +120,19 @@ def earlier_bias(position: Any, p: int, bias: Any) -> Any:
     return found.reshape(*found.shape[:2], heads, p).transpose(0, 2, 1, 3)
 
 
+def shifted_bias(position: Any, p: int, bias: Any) -> Any:
+    """The bias of p keys and of the row's own, as AdapterHub's T5 has it: [1 or batch, 1 or heads, query, p + key].
+
+    position, bias: as in `earlier_bias`. The p + key keys are at the positions 0, 1, ..., and the query of key i is at
+    i. Padding on the left takes positions. A key that `bias` hides stays hidden."""
+    queries, keys = bias.shape[-2:]
+    given = array_of(bias)[:, :1]
+    hidden = xp.concatenate([xp.zeros((*given.shape[:-1], p), dtype=bias.dtype),
+                             xp.where(given == -math.inf, given, xp.zeros((), dtype=bias.dtype))], axis=-1)
+    table = None if position is None else position.bias(queries, p + keys, keys - queries)
+    return hidden if table is None else add(table, hidden)
+
+
 def _beside(a: Any, b: Any) -> Tensor:
     """[a; b] along the keys, of biases whose other axes broadcast."""
     lead = tuple(map(max, a.shape[:-1], b.shape[:-1]))
@@ -135,11 +154,11 @@ def key_slice(layer: int, layers: int) -> int:
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
     """Prefix tuning. length: p. sites: which kinds of attention, some of SITES. bias: of the prefix in T5's scores,
-    "none" or "earlier". Of two prefixes on one attention, the one that is plugged later stands in front; in rows
-    padded on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None trains
-    K and V directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values sites,
-    instead of the choice by sites. slices: "own", or "peft" for a decoder whose layers share K and V as in PEFT. An
-    integer is the L of a PEFT file that does not have that of the model.
+    "none", "earlier" or "adapterhub". Of two prefixes on one attention, the one that is plugged later stands in front;
+    in rows padded on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None
+    trains K and V directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values
+    sites, instead of the choice by sites. slices: "own", or "peft" for a decoder whose layers share K and V as in PEFT.
+    An integer is the L of a PEFT file that does not have that of the model.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that
@@ -152,7 +171,8 @@ class PrefixTuning(Method):
     transparent = False
     length: int = setting(20, integer, "an integer >= 1")
     sites: tuple[str, ...] = tuple(SITES)
-    bias: str = setting("none", lambda v: one_of(v, ("none", "earlier")), "'none' or 'earlier'")
+    bias: str = setting("none", lambda v: one_of(v, ("none", "earlier", "adapterhub")),
+                        "'none', 'earlier' or 'adapterhub'")
     mlp: int | None = setting(None, lambda v: v is None or integer(v), "an integer >= 1, or None")
     std: float | None = None
     where: Where | None = None
@@ -187,7 +207,8 @@ class PrefixTuning(Method):
 
     def make(self, name: str, site: Site, arrays: Any) -> Prefix:
         piece = Prefix if self.mlp is None else ComputedPrefix
-        return piece(**arrays, position=site.position if self.bias == "earlier" else None)
+        return piece(**arrays, position=None if self.bias == "none" else site.position,
+                     shifts=self.bias == "adapterhub")
 
     def slice_layers(self, model: Any) -> int | None:
         """L of the 2 L slices that the layers of `model` share; None if each has its own."""

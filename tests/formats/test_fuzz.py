@@ -21,7 +21,7 @@ from minipeft import T5
 from tests.methods.golden import FIXTURES
 from tests.methods_under_test import share
 
-FOLDERS = sorted(str(path.parent.relative_to(FIXTURES)) for kind in ("adapters", "zoo", "bottleneck")
+FOLDERS = sorted(str(path.parent.relative_to(FIXTURES)) for kind in ("adapters", "zoo", "bottleneck", "adapterhub")
                  for path in (FIXTURES / kind).glob("*/adapter_config.json")
                  if (path.parent / "golden.npz").exists())
 ODD = st.one_of(st.none(), st.booleans(), st.integers(-2, 2 ** 70), st.floats(), st.text(max_size=8),

@@ -12,7 +12,7 @@ from minipeft import PrefixTuning, attach
 from minipeft.backend import to_host
 from minipeft.laws.bounds import close
 from minipeft.laws.models import FAMILIES, bits, logits, moved
-from minipeft.methods.prefix import earlier_bias, without_mlp
+from minipeft.methods.prefix import earlier_bias, shifted_bias, without_mlp
 from minipeft.nn.positions import RelativeBuckets, bucket
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Piece
@@ -21,6 +21,7 @@ from tests.models_under_test import Case
 
 RNG, U = numpy.random.default_rng, 2 ** -53
 T5S = ("t5 v1.0", "t5 v1.1")
+BIASES = ("none", "earlier", "adapterhub")
 BATCH = Case(("t5 v1.0", "q and v"), 1, 1, "float64", 0).batch()
 
 
@@ -125,7 +126,7 @@ def test_where_replaces_the_choice_by_sites_and_is_what_a_file_keeps(tmp_path):
 
 @pytest.mark.parametrize("fields, message", [
     ({"length": 0}, "length is 0; expected an integer >= 1"), ({"length": True}, "length is True"),
-    ({"bias": "later"}, "bias is 'later'; expected 'none' or 'earlier'"),
+    ({"bias": "later"}, "bias is 'later'; expected 'none', 'earlier' or 'adapterhub'"),
     ({"mlp": 0}, "mlp is 0; expected an integer >= 1, or None"),
     ({"slices": "shared"}, "slices is 'shared'; expected 'own', 'peft' or an integer >= 1"),
     ({"slices": 0}, "slices is 0; expected 'own', 'peft' or"), ({"slices": None}, "slices is None; expected 'own'"),
@@ -214,9 +215,9 @@ def test_of_two_prefixes_of_tokens_the_one_that_is_plugged_later_stands_in_front
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sites", ["cross", ("encoder", "decoder")], ids=str)
-def test_where_there_are_no_relative_positions_both_biases_are_nought(family, sites):
-    found = [logits(prefixed(PrefixTuning(3, sites, bias), family), BATCH).tobytes() for bias in ("none", "earlier")]
-    assert (found[0] == found[1]) == (sites == "cross" or family not in T5S)
+def test_where_there_are_no_relative_positions_all_biases_are_nought(family, sites):
+    found = [logits(prefixed(PrefixTuning(3, sites, bias), family), BATCH).tobytes() for bias in BIASES]
+    assert len(set(found)) == (1 if sites == "cross" or family not in T5S else 3)
 
 
 def test_the_bias_of_the_prefix_is_that_of_the_distance_to_each_token_in_a_cache_too():
@@ -236,7 +237,30 @@ def test_the_bias_of_the_prefix_is_that_of_the_distance_to_each_token_in_a_cache
                 assert numpy.array_equal(found[row, :, i], table[ids].T)
 
 
-@pytest.mark.parametrize("bias", ["none", "earlier"])
+def test_adapterhubs_bias_is_that_of_keys_in_one_line_with_the_prefix_and_of_queries_without_it():
+    """By hand, from the table: key j is at j, and the query of the last key at its number among the keys of the row."""
+    model, p = model_of(), 3
+    for position in (model.encoder.position, model.decoder.position):
+        table = position.weight.base.data
+        for queries, keys in ((5, 5), (1, 4), (2, 5)):
+            bias = RNG(0).standard_normal((2, 3, queries, keys))
+            bias[1, :, :, 1] = -numpy.inf
+            found, query = shifted_bias(position, p, bias).data, numpy.arange(keys - queries, keys)
+            ids = bucket(numpy.arange(p + keys) - query[:, None], len(table), position.max_distance,
+                         position.bidirectional)
+            expected = numpy.broadcast_to(table[ids].transpose(2, 0, 1), (2, 3, queries, p + keys)).copy()
+            expected[1, :, :, p + 1] = -numpy.inf
+            assert numpy.array_equal(found, expected)
+
+
+def test_with_adapterhubs_bias_a_cache_changes_nothing():
+    model = prefixed(PrefixTuning(2, bias="adapterhub"))
+    ids = BATCH["input_ids"][:1]
+    generated = model.generate(ids, max_new_tokens=6)
+    assert generated.any() and model.generate(ids, max_new_tokens=6, use_cache=False).tolist() == generated.tolist()
+
+
+@pytest.mark.parametrize("bias", BIASES)
 def test_a_changed_position_table_is_the_tables_of_the_prefix_too_for_all_rows_and_for_each(bias):
     """Selective on the tables: plugged, and in a batch where only some rows see it; its gradient passes the prefix."""
     model = prefixed(PrefixTuning(2, ("encoder", "decoder"), bias))

@@ -190,7 +190,7 @@ def test_a_file_says_kind_where_and_fields_of_each_part(tmp_path):
     ([["LoRA", "", [["rank"]]]], r"parts holds \['rank'\]"), ([["LoRA", 3, []]], "parts holds 3"),
     ([["Nothing", "", []]], "method 'Nothing' is not known; known are "), ([[3, "", []]], "method 3 is not known"),
     ([["LoRA", "", [["rank", 2]]]], "LoRA: the field 'alpha' is missing"),
-    ([["IA3", "", [["placement", "after"], ["rank", 2]]]], "IA3: the field 'rank' is unknown; expected inputs, place"),
+    ([["IA3", "", [["placement", "after"], ["rank", 2]]]], "IA3: the field 'rank' is unknown; expected inputs"),
     ([["IA3", "", [["placement", "nowhere"]]]], "IA3: placement is 'nowhere'"),
     ([["IA3", [3], [["placement", "after"]]]], r"part 1 \(IA3\) is \(3,\); expected a pattern"),
     ([["Union", "", [["parts", [["IA3", "", [["placement", "after"]]]]]]]], "one of its parts is a Union"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 PROMPTS, PREFIX, FILES, ROW, METHOD = ("formats/peft/prompts.py", "formats/peft/prefix.py", "formats/peft/files.py",
-                                       "formats/peft/row.py", "methods/prefix.py")
+                                       "formats/row.py", "methods/prefix.py")
 PROMPT, OF_PREFIX, PAGE = (f"{path}::test_" for path in (
     "formats/peft/test_prompts.py", "formats/peft/test_prefix.py", "methods/test_prefix.py"))
 READ = PROMPT + ("a_directory_of_peft_gives_its_logits_and_gradients_and_is_written_back_with_the_rows_that_it_never_"

@@ -13,7 +13,7 @@ from minipeft.checks import shown
 from minipeft.formats.peft import saved_modules, token_rows
 from minipeft.formats.peft.codec import Codec, Config
 from minipeft.formats.peft.names import PREFIX, modules_and_uses, uses
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.selective import Selective
 from minipeft.methods.union import Union
 from minipeft.nn.where import exactly
@@ -99,8 +99,8 @@ def notes(keys: Iterable[str], codec: Codec, config: Config, model: Any) -> list
     ignored = [path for path in paths if path.startswith("shared.")
                and not (path.endswith("trainable_tokens_delta") and "lm_head" in uses(model))]
     if ignored and not any(path.startswith("encoder.embed_tokens.") for path in paths):
-        found.append("PEFT's own forward ignores what is stored for the shared table, because T5's encoder and decoder "
-                     "keep the one that they had; here it acts at every use of the table")
+        found.append("PEFT's own forward ignores what is stored for 'shared', because T5's encoder and decoder keep "
+                     "the table that they had; here it acts at every use of the table")
     return found
 
 

@@ -10,7 +10,7 @@ import abc
 from typing import Any, ClassVar, Mapping
 
 from minipeft.attaching.method import Method
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 
 Config = Mapping[str, Any]                  # the fields of an adapter_config.json
 Shapes = Mapping[str, tuple[int, ...]]      # {key: shape}

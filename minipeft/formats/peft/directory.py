@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Collection, Mapping
 
 import numpy
 
-from minipeft.atomic import missing_folder
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.formats.folder import no_pointer, whole
 from minipeft.formats.peft.beside import fields
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
 from minipeft.formats.peft.others import refused
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _LIMIT = 2 ** 20           # bytes of a configuration
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def read_config(directory: Path) -> Config:
@@ -51,14 +49,6 @@ def weights_of(directory: Path) -> Path:
     return path
 
 
-def no_pointer(path: Path) -> None:
-    """Raises ValueError for a pointer of Git LFS, which stands for a file that was not fetched."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise ValueError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
-
-
 def codec_for(config: Config) -> Codec:
     """The codec of the file's peft_type, whose fields are checked. Raises ValueError for a peft_type that is missing or
     not supported, a field that is needed and missing, and a field that changes what is computed and is not
@@ -66,12 +56,18 @@ def codec_for(config: Config) -> Codec:
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in CODECS:
         raise ValueError(refused(kind, sorted(CODECS)))
-    codec = CODECS[kind]
+    check_fields(CODECS[kind], config, kind, fields(CODECS[kind]))
+    return CODECS[kind]
+
+
+def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str] = ()) -> None:
+    """Raises ValueError for a field of `config` that is needed and missing, or that changes what is computed and is not
+    supported. kind: how an error calls what the codec reads. others: the names of fields that are read elsewhere."""
     for field in codec.needed:
         if config.get(field) is None:
             raise ValueError(f"{field} is {'null' if field in config else 'missing'}; expected it in a file of {kind}")
     for field, value in config.items():
-        if field in HARMLESS or field in codec.used or field in codec.harmless or field in fields(codec):
+        if field in HARMLESS or field in codec.used or field in codec.harmless or field in others:
             continue
         if field in codec.neutral:
             if not any(value == usual and type(value) is type(usual) for usual in codec.neutral[field]):
@@ -80,7 +76,6 @@ def codec_for(config: Config) -> Codec:
         elif not _says_nothing(value):
             raise ValueError(f"{field} is {shown(value)}, a field of {kind} that is not known and may change what is "
                              f"computed; if it does not, take it out of {CONFIG}")
-    return codec
 
 
 def _says_nothing(value: Any) -> bool:
@@ -93,18 +88,6 @@ def write_directory(path: str | os.PathLike, config: Mapping[str, Any], tensors:
     """Write both files into a new or empty folder, which is put in place whole. config: the fields; tensors: {key:
     array}; dtype: as in `files.write_tensors`. Raises ValueError for a folder that is not empty, and FileNotFoundError
     where the folder around it is missing."""
-    directory = Path(path)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} is not an empty folder; expected a new or an empty one")
-    parent = directory.absolute().parent
-    if not parent.is_dir():
-        raise missing_folder(path, parent)
-    beside = parent / f".{directory.name}-{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    beside.mkdir()
-    try:
+    with whole(path) as beside:
         write_tensors(beside / WEIGHTS, tensors, {"format": "pt"}, dtype)
         write_atomic(beside / CONFIG, (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode())
-        os.replace(beside, directory)  # which replaces an empty folder, too
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise

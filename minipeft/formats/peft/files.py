@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import warnings
 from pathlib import Path
 from typing import Any, Mapping
@@ -13,15 +12,16 @@ import numpy
 from minipeft.attaching.attach import put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.load import made
-from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
+from minipeft.formats.arrays import finite, named
+from minipeft.formats.folder import default_name
 from minipeft.formats.peft import beside
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.copies import check_copies, copies
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
 from minipeft.formats.peft.names import check_shapes, mapped, stripped
-from minipeft.formats.peft.row import shapes_of, to_ours, to_theirs
+from minipeft.formats.row import shapes_of, to_ours, to_theirs
 from minipeft.models.folder import naming
 from minipeft.nn.module import Model
 
@@ -83,7 +83,8 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         ours = {**to_ours(rows, theirs), **beside.computed(method, codec, model, config)}
         found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
         restored = {row.theirs for row in rows if row.at is ... and row.base is None}
-        notes += [*codec.notes(main, model, config), *beside.notes([row.theirs for row in rows], codec, config, model)]
+        notes += [*codec.notes(main, model, config),
+                  *beside.notes([row.theirs for row in rows], codec, config, model)]
         found.source = Source(config, {key: array for key, array in theirs.items() if key not in restored},
                               tuple(notes))
         return found
@@ -97,14 +98,12 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     attachment came from, else null. dtype: how tensors are stored ("float32", "bfloat16", ...); None keeps their own.
     Fields that were read and mean nothing here are written back. Raises ValueError, before anything is written, for a
     method that PEFT does not have or cannot hold, and for numbers that are not finite."""
-    codec, config = _codec(attachment), written_config(attachment)
-    arrays = {key: to_host(array) for key, array in attachment.tensors.items()}
-    for key, array in arrays.items():
-        if array.dtype.kind == "f" and not numpy.isfinite(array).all():
-            raise ValueError(f"{key} holds NaN or infinity: {path} is not written")
+    codec, config, arrays = _codec(attachment), written_config(attachment), finite(attachment, path)
     rows, kept = beside.rows(attachment.method, codec, attachment.model, config), _kept(attachment)
     tensors = {**kept, **to_theirs(rows, arrays, True, kept)}
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
+    for note in beside.notes([row.theirs for row in rows], codec, config, attachment.model):
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     write_directory(path, config, tensors, dtype)
 
 
@@ -115,23 +114,14 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
     gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
     such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
     gradients. Raises ValueError for an unknown name and for another shape."""
-    own = {key: to_host(array) for key, array in attachment.tensors.items()}
-    found = {}
-    for name, array in arrays.items():
-        key = name.replace(f"@{attachment.name}.", ".")
-        if key not in own:
-            raise ValueError(f"{shown(name)} is no array of {attachment!r}; expected names as in its parameters")
-        found[key] = to_host(array)
-        if found[key].shape != own[key].shape:
-            raise ValueError(f"{name} has shape {list(found[key].shape)}; expected {list(own[key].shape)}")
-    if gradients is None:
-        gradients = not all(numpy.array_equal(array, own[key]) for key, array in found.items())
+    found, gradients = named(attachment, arrays, gradients)
     rows = beside.rows(attachment.method, _codec(attachment), attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))
 
 
 def written_config(attachment: Attachment) -> dict[str, Any]:
-    """All fields of the adapter_config.json that `save` writes for the attachment."""
+    """All fields of the adapter_config.json that `save` writes for the attachment. Raises ValueError for a method that
+    PEFT does not have or cannot hold."""
     codec, read = _codec(attachment), attachment.source.config if isinstance(attachment.source, Source) else {}
     config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
               "auto_mapping": None, **codec.defaults}
@@ -165,8 +155,3 @@ def _codec(attachment: Attachment) -> Codec:
     if not found:
         raise ValueError(f"{attachment.name!r} cannot be written for PEFT, which has nothing like {shown(method)}")
     return next((codec for codec in found if codec.peft_type == said), found[0])
-
-
-def default_name(directory: Path) -> str:
-    """A name for the attachment: the directory's, with '_' for other characters."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"

@@ -19,8 +19,8 @@ from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import only, target_modules, targets, where
-from minipeft.formats.peft.row import Row
 from minipeft.formats.peft.targets import chosen
+from minipeft.formats.row import Row
 from minipeft.methods.ia3 import IA3
 
 USUAL = IA3.inputs  # the columns of what is called "wo"
@@ -28,6 +28,8 @@ USUAL = IA3.inputs  # the columns of what is called "wo"
 
 @codec
 class IA3File(Codec):
+    """peft_type "IA3": (IA)^3, with the inputs of some modules scaled and the outputs of the others."""
+
     peft_type = "IA3"
     used = frozenset({"target_modules", "exclude_modules", "feedforward_modules"})
     harmless = frozenset({"init_ia3_weights"})
@@ -66,7 +68,7 @@ class IA3File(Codec):
 
 
 def feedforward(value: Any, paths: list[str]) -> list[str]:
-    """Those of `paths` that feedforward_modules chooses. Raises ValueError for a malformed field."""
+    """Those of `paths` that the `value` of feedforward_modules chooses. Raises ValueError for a malformed one."""
     if isinstance(value, list) and all(isinstance(end, str) and end for end in value):
         return [path for path in paths if path.endswith(tuple(value))]
     if not isinstance(value, str):

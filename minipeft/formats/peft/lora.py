@@ -24,8 +24,8 @@ from minipeft.formats.peft.lora_start import principal, starts_from_base
 from minipeft.formats.peft.names import modules, path_of, words
 from minipeft.formats.peft.places import (PLACES, alpha, by_place, flag, patterns, rank, target_modules, targets,
                                           unused_patterns, usual, where)
-from minipeft.formats.peft.row import Row
 from minipeft.formats.peft.targets import ends_with
+from minipeft.formats.row import Row
 from minipeft.methods.dora import DoRA
 from minipeft.methods.lora import LoRA
 

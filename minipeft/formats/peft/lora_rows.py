@@ -17,7 +17,7 @@ from typing import Any
 import numpy
 
 from minipeft.formats.peft.names import PREFIX
-from minipeft.formats.peft.row import Row, transposed
+from minipeft.formats.row import Row, transposed
 
 
 def factors(name: str, slot: Any, path: str, r: int) -> list[Row]:

@@ -103,14 +103,14 @@ def stripped(key: str) -> str:
     return re.sub(rf"^(?:{re.escape(PREFIX)})+", PREFIX, key)
 
 
-def mapped(keys: Iterable[str], expected: Iterable[str], model: Any) -> tuple[dict[str, str], list[str]]:
+def mapped(keys: Iterable[str], expected: Iterable[str], model: Any = None) -> tuple[dict[str, str], list[str]]:
     """({key in the file: key as PEFT writes it}, what was changed, in words).
 
     Keys that tools have changed are compared by their `words`. Beyond that, either the file may have words in every key
     that no expected key has, such as "language_model", or the other way round; not both, because then a decoder's keys
     would be those of an encoder. Numbers are never left out. Every key needs a partner of its own among `expected`.
     Raises ValueError, with three keys of each side, for keys that have none, and for expected keys that the file lacks;
-    with the reason, where it is known, for keys that have no place on this `model`."""
+    with the reason, where it is known, for keys of PEFT's that have no place on this `model`."""
     wanted = set(expected)
     keys = list(keys)
     theirs, ours = {key: words(key) for key in keys}, {key: words(key) for key in wanted}
@@ -125,7 +125,8 @@ def mapped(keys: Iterable[str], expected: Iterable[str], model: Any) -> tuple[di
             found[key] = partner
             taken.add(partner)
     extra, missing = [key for key in keys if key not in found], sorted(wanted - taken)
-    check_keys(extra, model)
+    if model is not None:
+        check_keys(extra, model)
     if extra or missing:
         raise ValueError(f"the tensors of the file are not those of its configuration on this model. "
                          f"{_some('Not expected', extra)}. {_some('Missing', missing)}")

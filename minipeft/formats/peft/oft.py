@@ -22,12 +22,14 @@ from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import TARGETS, flag, only, target_modules, targets, where
-from minipeft.formats.peft.row import Row, same
+from minipeft.formats.row import Row, same
 from minipeft.methods.oft import OFT
 
 
 @codec
 class OFTFile(Codec):
+    """peft_type "OFT": rotations of the input, in blocks."""
+
     peft_type = "OFT"
     used = TARGETS | {"r", "oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"}
     harmless = frozenset({"init_weights", "module_dropout", "eps"})
@@ -80,7 +82,7 @@ class OFTFile(Codec):
 
 
 def block_size(config: Mapping[str, Any], width: int) -> int:
-    """b of a weight of the given width. Raises ValueError unless one of oft_block_size and r is an integer of at least
+    """b of a weight of the given width, by the fields of `config`. Raises ValueError unless one of oft_block_size and r is an integer of at least
     1 and the other is 0, and where b would be 1."""
     size, blocks = config["oft_block_size"], config["r"]
     if not is_integer(size, 0) or not is_integer(blocks, 0) or (size == 0) == (blocks == 0):
@@ -104,8 +106,8 @@ def _divisors(width: int) -> tuple[int, ...]:
 
 
 def written_size(sizes: Iterable[tuple[int, int]]) -> dict[str, int]:
-    """The fields oft_block_size and r that give each width its b, of pairs (width, b). Raises ValueError where there
-    are none."""
+    """The fields oft_block_size and r that give each width its b. sizes: pairs (width, b). Raises ValueError where
+    there are no such fields."""
     sizes = sorted(sizes)
     every = range(1, max(width for width, _ in sizes) + 1)
     found, counts = {b for _, b in sizes}, {width // b for width, b in sizes}

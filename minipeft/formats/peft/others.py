@@ -41,7 +41,7 @@ OTHERS = {
 
 
 def refused(kind: object, known: list[str]) -> str:
-    """The end of the error for a peft_type that is not among the `known` ones."""
+    """The error for the peft_type `kind`, which is not among the `known` ones."""
     if isinstance(kind, str) and kind in OTHERS:
         return f"{kind} is a method of PEFT that minipeft does not have ({OTHERS[kind]}); it has {', '.join(known)}"
     return f"peft_type is {shown(kind)}, which is unknown; expected one of {', '.join(known)}"

@@ -22,7 +22,7 @@ from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import check_model
 from minipeft.formats.peft.prompts import KEY, NEEDED, check_shape, size, virtual_tokens
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.prefix import PrefixTuning, key_slice
 
 

@@ -19,7 +19,7 @@ from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, path_of
 from minipeft.formats.peft.places import (TARGETS, alpha, by_place, flag, only, patterns, rank,
                                           target_modules, targets, where)
-from minipeft.formats.peft.row import Row, transposed
+from minipeft.formats.row import Row, transposed
 from minipeft.methods.hira import HiRA
 from minipeft.methods.loha import LoHa
 from minipeft.methods.lokr import LoKr
@@ -62,6 +62,8 @@ DROPOUTS = {"rank_dropout": 0.0, "module_dropout": 0.0, "use_effective_conv2d": 
 
 @codec
 class LoHaFile(Products):
+    """peft_type "LOHA": LoHa."""
+
     peft_type = "LOHA"
     defaults = {**Products.defaults, **DROPOUTS}
 
@@ -82,6 +84,8 @@ class LoHaFile(Products):
 
 @codec
 class LoKrFile(Products):
+    """peft_type "LOKR": LoKr, with each factor whole or as a product."""
+
     peft_type = "LOKR"
     used = Products.used | {"decompose_both", "decompose_factor"}
     harmless = Products.harmless | {"rank_dropout_scale"}
@@ -115,6 +119,8 @@ class LoKrFile(Products):
 
 @codec
 class HiRAFile(Products):
+    """peft_type "HIRA": HiRA, which has no alpha."""
+
     peft_type = "HIRA"
     kinds = ("linear", "embedding")
     used = TARGETS | {"r", "rank_pattern"}

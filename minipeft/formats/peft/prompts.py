@@ -14,7 +14,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import check_model
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.prompt import PromptTuning
 
 KEY, TASK = "prompt_embeddings", "SEQ_2_SEQ_LM"

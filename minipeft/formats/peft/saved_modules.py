@@ -16,7 +16,7 @@ from typing import Any, Iterable, Iterator, Mapping
 
 from minipeft.backend import to_host
 from minipeft.formats.peft.names import check_uses, modules_and_uses, uses
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.formats.peft.targets import names_in
 from minipeft.methods.selective import Selective
 from minipeft.nn.where import exactly

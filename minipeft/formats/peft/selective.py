@@ -22,7 +22,7 @@ from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import only, rank, target_modules, targets, where
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.mask import indices_of_mask
 from minipeft.methods.selective import Selective
 
@@ -31,6 +31,8 @@ TABLE = "embedding.weight"
 
 @codec
 class LNTuningFile(Codec):
+    """peft_type "LN_TUNING": Selective on norms, whose trained weights the file holds whole."""
+
     peft_type = "LN_TUNING"
     used = frozenset({"target_modules", "exclude_modules"})
     defaults = {"target_modules": ["layer_norm", "final_layer_norm"], "exclude_modules": None, "modules_to_save": None}
@@ -53,6 +55,8 @@ class LNTuningFile(Codec):
 
 @codec
 class TrainableTokensFile(Codec):
+    """peft_type "TRAINABLE_TOKENS": Selective on rows of the table, which the file holds as they are after training."""
+
     peft_type = "TRAINABLE_TOKENS"
     used = frozenset({"target_modules", "token_indices"})
     harmless = frozenset({"init_weights"})
@@ -88,6 +92,8 @@ class TrainableTokensFile(Codec):
 
 @codec
 class ShiraFile(Codec):
+    """peft_type "SHIRA": Selective with a mask on linear layers."""
+
     peft_type = "SHIRA"
     used = frozenset({"target_modules", "r"})
     harmless = frozenset({"init_weights", "mask_type", "random_seed"})
@@ -143,7 +149,7 @@ class ShiraFile(Codec):
 
 
 def base(slot: Any) -> numpy.ndarray:
-    """The base weight of a slot, on the host."""
+    """The base weight of a slot on the host, [d_out, d_in] or [d]."""
     return to_host(slot.base.dense().data)
 
 
@@ -158,8 +164,8 @@ def tables(model: Any) -> tuple[str, ...]:
 
 
 def orders(numbers: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(permutation from ascending to the order of `numbers`, permutation back), for arrays whose first axis they
-    count."""
+    """(permutation from ascending to the order of `numbers`, permutation back), for arrays [n, ...]
+    whose first axis they count. numbers: [n]."""
     to_ours = numpy.argsort(numbers, kind="stable")
     return numpy.argsort(to_ours, kind="stable"), to_ours
 
@@ -187,6 +193,7 @@ def elements(name: str, slot: Any, path: str, mask: Any) -> list[Row]:
 
 
 def in_file(mask: Any, name: str, slot: Any) -> numpy.ndarray:
-    """The flat indices of a mask, in the order in which a file has them; of booleans, ascending."""
+    """The flat indices [n] of a mask for the `slot` called `name`, in the order in which a file has them; of booleans
+    in the slot's shape, ascending."""
     array = to_host(mask)
     return indices_of_mask(name, slot.shape, array) if array.dtype == bool else array

@@ -18,7 +18,7 @@ import numpy
 from minipeft.backend import to_host
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.names import PREFIX, check_uses, modules_and_uses, uses
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.mask import indices_of_mask
 from minipeft.methods.selective import Selective
 from minipeft.nn.where import exactly

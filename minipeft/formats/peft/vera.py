@@ -19,12 +19,14 @@ from minipeft.checks import shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import flag, only, rank, target_modules, targets, where
-from minipeft.formats.peft.row import Row
+from minipeft.formats.row import Row
 from minipeft.methods.vera import VeRA
 
 
 @codec
 class VeRAFile(Codec):
+    """peft_type "VERA": VeRA, with A and B in the file, or drawn from projection_prng_key."""
+
     peft_type = "VERA"
     used = frozenset({"target_modules", "layers_to_transform", "layers_pattern", "r", "d_initial",
                       "projection_prng_key"})
@@ -80,6 +82,6 @@ class VeRAFile(Codec):
 
 
 def largest(slots: Iterable[Any]) -> tuple[int, int]:
-    """(the largest d_out, the largest d_in) of matrices [d_out, d_in]."""
+    """(the largest d_out, the largest d_in) of the matrices [d_out, d_in] in these `slots`."""
     d_out, d_in = zip(*(slot.shape for slot in slots))
     return max(d_out), max(d_in)

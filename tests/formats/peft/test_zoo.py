@@ -191,7 +191,7 @@ def test_a_copy_of_the_rows_that_differs_is_refused_with_both_keys(tmp_path):
         minipeft.load(model_of("v10"), edited("adapters/trainable_tokens", tmp_path / "a", tensors=differ))
 
 
-@pytest.mark.filterwarnings("ignore:.*shared table")
+@pytest.mark.filterwarnings("ignore:.*stored for 'shared'")
 @pytest.mark.parametrize("base, keys", [("v10", 4), ("v11", 1)])
 def test_rows_are_written_in_their_order_at_every_use_of_a_tied_table(base, keys, tmp_path):
     attachment = attached(Selective(rows=(9, 2, 5)), base)
@@ -341,7 +341,7 @@ def test_block_sizes_are_written_as_one_field_that_gives_them_all(method, fields
     assert again(attached(method), tmp_path / "b").method.size_at(WO) == method.size_at(WO)
 
 
-@pytest.mark.filterwarnings("ignore:.*shared table")
+@pytest.mark.filterwarnings("ignore:.*stored for 'shared'")
 @pytest.mark.parametrize("cayley, sign", [("paper", -1), ("transposed", 1), ("neumann", 1)])
 @pytest.mark.parametrize("where", ["q", "embedding"])
 def test_a_rotation_that_turns_the_other_way_in_peft_is_written_with_the_other_sign(cayley, sign, where, tmp_path):

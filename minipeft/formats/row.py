@@ -1,4 +1,4 @@
-"""One array under two names: ours, and PEFT's. The equation of a file format is a list of rows.
+"""One array under two names: ours, and another library's. The equation of a file format is a list of rows.
 
     theirs[at] = out(ours) (+ base)           for values; a gradient goes through `out` alone, which is linear
     ours       = back(theirs[at] (- base))
@@ -16,18 +16,18 @@ Map = Callable[[numpy.ndarray], numpy.ndarray]
 
 
 def same(array: numpy.ndarray) -> numpy.ndarray:
-    """The array as it is."""
+    """The array [...] as it is."""
     return array
 
 
 def transposed(array: numpy.ndarray) -> numpy.ndarray:
-    """[m, n] -> [n, m]."""
+    """array [m, n] -> [n, m]."""
     return array.T
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """ours: "place.leaf", as in `Attachment.tensors`. theirs: the key in PEFT's file. shape: of their array. out, back:
+    """ours: "place.leaf", as in `Attachment.tensors`. theirs: the key in their file. shape: of their array. out, back:
     linear maps, ours to theirs and back. base: the part of the model that their value includes and ours does not. at:
     the part of their array that this row is about; by default the whole.
 
@@ -44,16 +44,17 @@ class Row:
 
 
 def shapes_of(rows: Iterable[Row]) -> dict[str, tuple[int, ...]]:
-    """{their key: shape}."""
+    """{their key: shape}, of all `rows`."""
     return {row.theirs: row.shape for row in rows}
 
 
 def to_theirs(rows: Iterable[Row], ours: Mapping[str, numpy.ndarray], values: bool,
               kept: Mapping[str, numpy.ndarray] = {}) -> dict[str, numpy.ndarray]:
-    """{their key: array} of {our key: array}. values: whether `ours` are values; if not, they are gradients. kept:
-    {their key: array} as they were read, from which the parts that no row is about are taken; where there is none, they
-    are 0. A value that includes the base, and whose difference is still the one that was read, is the one in `kept`,
-    because adding what was subtracted may round. A key of which none of our arrays is given is left out."""
+    """{their key: array} of `ours` {our key: array}, by the `rows`. values: whether `ours` are values; if not, they are
+    gradients. kept: {their key: array} as they were read, from which the parts that no row is about are taken; where
+    there is none, they are 0. A value that includes the base, and whose difference is still the one that was read, is
+    the one in `kept`, because adding what was subtracted may round. A key of which none of our arrays is given is left
+    out."""
     found: dict[str, numpy.ndarray] = {}
     for row in rows:
         if row.ours not in ours:
@@ -76,7 +77,8 @@ def to_theirs(rows: Iterable[Row], ours: Mapping[str, numpy.ndarray], values: bo
 
 
 def to_ours(rows: Iterable[Row], theirs: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
-    """{our key: array} of {their key: array}. Raises ValueError where copies of one array differ."""
+    """{our key: array} of `theirs` {their key: array}, by the `rows`. Raises ValueError where copies of one array
+    differ."""
     found: dict[str, numpy.ndarray] = {}
     first: dict[str, str] = {}
     for row in rows:

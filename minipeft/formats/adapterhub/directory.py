@@ -1,0 +1,134 @@
+"""A directory of AdapterHub's, read as far as it can be without a model.
+
+    adapter_config.json             {"config": {...}, "name", "hidden_size", "model_type", "version", ...}
+    adapter.safetensors             the arrays of the adapter, under keys that contain its name
+    model_head.safetensors          the head of the model that it was saved with (`head.py`), and head_config.json
+
+By default AdapterHub writes the last two as pickles, pytorch_adapter.bin and pytorch_model_head.bin, which are not
+opened. Old files mean something else by the same words, as in AdapterHub's own reader: without "version" the activation
+"gelu" is gelu_new, and below adapters.1.1.0 the alpha of a LoRA did nothing, which is as alpha = r.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Mapping
+
+import numpy
+
+from minipeft.checks import shown
+from minipeft.files import read_json, write_atomic, write_tensors
+from minipeft.formats.adapterhub.bottleneck import BottleneckFile
+from minipeft.formats.adapterhub.lora import DoRAFile, IA3File, LoRAFile
+from minipeft.formats.adapterhub.prefix import PrefixFile
+from minipeft.formats.folder import no_pointer, whole
+from minipeft.formats.peft.codec import Codec, Config
+from minipeft.formats.peft.directory import check_fields
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
+VERSION = "adapters.1.3.0"  # of the library whose files these are
+CODECS: dict[str, Codec] = {"a bottleneck adapter": BottleneckFile(), "LoRA": LoRAFile(), "DoRA": DoRAFile(),
+                            "(IA)^3": IA3File(), "prefix tuning": PrefixFile()}
+_LIMIT = 2 ** 20  # bytes of a configuration
+_RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # activations in files without a version
+_LORA_SCALED = (1, 1, 0)  # the first version whose LoRA is multiplied by alpha / r
+
+
+def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]:
+    """(the fields of adapter_config.json, those of its "config" as they are meant today, the changes in words). Raises
+    FileNotFoundError without the file, and ValueError for one that is no JSON object, a pointer of Git LFS, or about
+    another model than a T5 of this width."""
+    path = directory / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
+    no_pointer(path)
+    outer = read_json(path, _LIMIT)
+    config, name = outer.get("config"), outer.get("name")
+    if not isinstance(config, dict):
+        raise ValueError(f"config is {shown(config)}; expected an object with the fields of the adapter")
+    if not isinstance(name, str) or not re.fullmatch(r"[^.{}]{1,200}", name):
+        raise ValueError(f"name is {shown(name)}; expected the name of the adapter, without a dot")
+    if outer.get("model_type", "t5") not in ("t5", "mt5"):
+        raise ValueError(f"model_type is {shown(outer['model_type'])}; expected 't5'")
+    if outer.get("hidden_size", model.config.d_model) != model.config.d_model:
+        raise ValueError(f"hidden_size is {shown(outer['hidden_size'])}; expected {model.config.d_model}, the d_model "
+                         f"of this model")
+    return outer, *_as_meant(config, outer.get("version", ""))
+
+
+def _as_meant(config: Config, version: Any) -> tuple[Config, list[str]]:
+    """(the fields of a file of this version, "" for none, as they are meant today; the changes in words)."""
+    notes = []
+    if version == "" and isinstance(said := config.get("non_linearity"), str) and said in _RENAMED:
+        config = {**config, "non_linearity": _RENAMED[said]}
+        notes.append(f"without a version, non_linearity {said!r} means {_RENAMED[said]!r}")
+    if config.get("architecture") == "lora" and {"r", "alpha"} <= set(config) and config["alpha"] != config["r"] \
+            and _is_before(version, _LORA_SCALED):
+        notes.append(f"in files of {version}, alpha {shown(config['alpha'])} did nothing; it is read as "
+                     f"{shown(config['r'])}")
+        config = {**config, "alpha": config["r"]}
+    return config, notes
+
+
+def _is_before(version: Any, bound: tuple[int, ...]) -> bool:
+    """Whether `version`, such as "adapters.1.0.1" or "adapters.1.1.0.dev0", lies before the release `bound`."""
+    match = re.fullmatch(r"adapters\.(\d{1,6})\.(\d{1,6})\.(\d{1,6})(.*)", version if isinstance(version, str) else "")
+    if match is None:
+        return False
+    release = tuple(int(match[n]) for n in (1, 2, 3))
+    return release < bound or release == bound and re.match(r"\.?(dev|a|b|rc)\d*", match[4]) is not None
+
+
+def codec_for(config: Config) -> tuple[str, Codec]:
+    """(the name of the method, its codec), whose fields are checked. Raises ValueError for an architecture that is not
+    supported, and as `check_fields` does."""
+    kind = config.get("architecture")
+    if kind == "union":
+        parts = config.get("configs")
+        names = [shown(part.get("architecture") if isinstance(part, dict) else part)
+                 for part in (parts if isinstance(parts, list) else [])]
+        raise ValueError(f"architecture is 'union', of {', '.join(names[:5])}; adapters of several methods in one are "
+                         f"not supported")
+    if kind is None:
+        name = "a bottleneck adapter"
+    elif kind == "prefix_tuning":
+        name = "prefix tuning"
+    elif kind == "lora" and config.get("composition_mode", "add") in ("add", "scale"):
+        name = "(IA)^3" if config.get("composition_mode") == "scale" else "DoRA" if config.get("use_dora") else "LoRA"
+    else:
+        raise ValueError(f"architecture is {shown(kind)} and composition_mode {shown(config.get('composition_mode'))}; "
+                         f"expected no architecture (a bottleneck adapter), 'lora' with 'add' or 'scale', or "
+                         f"'prefix_tuning'")
+    check_fields(CODECS[name], config, name)
+    return name, CODECS[name]
+
+
+def weights_of(directory: Path) -> Path:
+    """The file of the tensors. Raises ValueError for a pickle alone and for a pointer of Git LFS, FileNotFoundError
+    where there is none."""
+    path = directory / WEIGHTS
+    if not path.exists() and (directory / PICKLE).exists():
+        raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+    no_pointer(path)
+    return path
+
+
+def pickled(pickle: str, target: str) -> str:
+    """Why the file `pickle` is not opened, and how to make the file `target` of it."""
+    return (f"{pickle} is a pickle, which can run code when it is opened; minipeft reads safetensors alone. If you "
+            f"trust it, convert it once, in Python with torch: safetensors.torch.save_file({{k: v.clone() for k, v in "
+            f"torch.load({pickle!r}, weights_only=True).items()}}, {target!r})")
+
+
+def write_directory(path: str | os.PathLike, outer: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],
+                    dtype: str | None) -> None:
+    """Write adapter_config.json and adapter.safetensors into a new or empty folder, which is put in place whole. outer:
+    the fields of the one; tensors: {key: array}; dtype: as in `files.write_tensors`. Raises ValueError for a folder
+    that is not empty, and FileNotFoundError where the folder around it is missing."""
+    with whole(path) as beside:
+        write_tensors(beside / WEIGHTS, tensors, {"format": "pt"}, dtype)
+        write_atomic(beside / CONFIG, (json.dumps(dict(outer), indent=2, sort_keys=True) + "\n").encode())
