@@ -4,7 +4,8 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 CODEC, ROWS, START, TARGETS, NAMES, PLACES, EXPRESSION = (
-    f"formats/peft/{name}.py" for name in ("lora", "lora_rows", "lora_start", "targets", "names", "places", "expression"))
+    f"formats/peft/{name}.py" for name in
+    ("lora", "lora_rows", "lora_start", "targets", "names", "places", "expression"))
 LORA, TARGET, NAME, MATCH = (
     f"formats/peft/test_{name}.py::test_" for name in ("lora", "targets", "names", "expression"))
 RECORDED = TARGET + "the_modules_ranks_and_alphas_are_those_that_peft_0_21_2_chooses"
