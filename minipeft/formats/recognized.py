@@ -161,12 +161,13 @@ def _file(where: Path) -> Kind:
     if not where.is_file():
         return UNKNOWN
     with open(where, "rb") as file:
-        first = file.read(max(len(LFS), 8))
+        first = file.read(max(len(LFS), 9))
     if first[:len(LFS)] == LFS:
         return LFS_POINTER
     if first[:4] == b"GGUF":
         return GGUF
-    if where.suffix in _PICKLES or first[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    # a safetensors file may begin with the same two bytes: then they are the length of its header, which begins with {
+    if where.suffix in _PICKLES or first[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05") and first[8:9] != b"{":
         return PICKLE
     if where.name in (CONFIG, "head_config.json"):
         return PART

@@ -80,8 +80,9 @@ PLACEMENTS = {"after": r"\.(attn|cross)\.(k|v)\.weight$|\.ff\.wo\.weight$",
 @dataclasses.dataclass(frozen=True)
 class IA3(Method):
     """(IA)^3. placement: where l_ff multiplies, "after" the activation, as in the paper and in PEFT, or "before" it, as
-    in AdapterHub. where: the matrices; it replaces the choice by placement. Of a matrix called "wo" the columns are
-    scaled. Of any other the rows are scaled, and its bias with the same l; one that AddedBias adds is not.
+    in AdapterHub. where: the matrices; it replaces the choice by placement. inputs: a regular expression; of a matrix
+    in whose name it is found, by default of one called "wo", the columns are scaled. Of any other the rows are scaled,
+    and its bias with the same l; one that AddedBias adds is not.
 
     Each l starts at 1, so attaching changes nothing. Raises ValueError for fields out of range, and on a model where
     `where` finds no matrix."""
@@ -110,7 +111,7 @@ class IA3(Method):
         return ScaledInput(**arrays) if self.scales_input(name) else ScaledOutput(**arrays)
 
     def scales_input(self, name: str) -> bool:
-        """Whether l scales the input of the layer whose place is called `name`, and not its output."""
+        """Whether l scales the input of the layer of the place called `name`, and not its output."""
         return re.search(self.inputs, f"{_layer(name)}.weight") is not None
 
 

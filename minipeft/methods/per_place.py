@@ -1,4 +1,4 @@
-"""Ranks and scales that may differ from place to place.
+"""Ranks, scales and other numbers that may differ from place to place.
 
     s = alpha / r            "alpha/r"          Hu et al., 2021, arXiv:2106.09685, sec. 4.1
     s = alpha / sqrt(r)      "alpha/sqrt(r)"    Kalajdzievski, 2023, arXiv:2312.03732 (rsLoRA)
@@ -133,5 +133,5 @@ def all_match(method: Method, field: str, found: Mapping[str, Place]) -> None:
 
 
 def first(pattern: Any, name: str, otherwise: Any) -> Any:
-    """The value of the first expression of `pattern` that is found in `name`; `otherwise` if none is."""
+    """The value of the first expression of `pattern` that is found in `name`; `otherwise` where none is."""
     return next((value for expression, value in pattern if re.search(expression, name)), otherwise)

@@ -187,3 +187,13 @@ def test_keys_alone_say_what_they_belong_to():
     assert recognized.by_keys(["prompt_embeddings"]) is recognized.PEFT
     assert recognized.by_keys(["lycoris_q.lora_A.weight"]) is recognized.LYCORIS
     assert recognized.by_keys(["w", "b"]) is recognized.by_keys([]) is None
+
+
+@pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
+def test_a_safetensors_file_whose_length_begins_like_a_pickle_is_none(length, tmp_path):
+    path = tmp_path / "a"
+    write_tensors(path, {"x": numpy.zeros(2)}, {"pad": ""}, signed=False)
+    short = int.from_bytes(path.read_bytes()[:8], "little")
+    write_tensors(path, {"x": numpy.zeros(2)}, {"pad": "x" * (length - short)}, signed=False)
+    assert int.from_bytes(path.read_bytes()[:8], "little") == length
+    assert recognize(path) is not recognized.PICKLE

@@ -95,9 +95,9 @@ BUGS = [
         FAULTS + "a_base_of_codes_is_counted_saved_and_moved_and_trained_scales_are_another_base"),
     # ---- loading
     Bug("load draws before it reads", LOAD,
-        '        return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))\n',
+        '        return to_device(_fitting(f"{path}: {key}", tensors[key], dtype))\n',
         "        declared.init(declared.shape, dtype, numpy.random.default_rng(0))\n"
-        '        return to_device(_fitting(f"{file.path}: {key}", file.tensors[key], dtype))\n',
+        '        return to_device(_fitting(f"{path}: {key}", tensors[key], dtype))\n',
         CONTRACT + "load_calls_no_init"),
     Bug("load does not try the method of a file", LOAD, "        tried(plan)\n", "        pass\n",
         CONTRACT + "a_file_whose_method_fails_by_now_is_refused_with_the_place"),

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
-CODEC, ROWS, START, TARGETS, NAMES, EXPRESSION = (
-    f"formats/peft/{name}.py" for name in ("lora", "lora_rows", "lora_start", "targets", "names", "expression"))
+CODEC, ROWS, START, TARGETS, NAMES, PLACES, EXPRESSION = (
+    f"formats/peft/{name}.py" for name in
+    ("lora", "lora_rows", "lora_start", "targets", "names", "places", "expression"))
 LORA, TARGET, NAME, MATCH = (
     f"formats/peft/test_{name}.py::test_" for name in ("lora", "targets", "names", "expression"))
 RECORDED = TARGET + "the_modules_ranks_and_alphas_are_those_that_peft_0_21_2_chooses"
@@ -30,8 +31,9 @@ BUGS = [
     Bug("the head is one of all linear layers", NAMES, " and path != head]", "]",
         NAME + "the_linear_modules_are_all_but_the_head"),
     Bug("without targets, q and v are adapted and other tensors are not expected", CODEC,
-        'if config.get("target_modules") is not None or not shapes:',
-        'config = {"target_modules": list(USUAL), **{k: v for k, v in config.items() if v is not None}}\n    if True:',
+        "paths, r, pissa = targets(config, model, shapes=shapes)",
+        'config = {"target_modules": list(USUAL), **{k: v for k, v in config.items() if v is not None}}\n'
+        "        paths, r, pissa = targets(config, model, shapes=shapes)",
         LORA + "without_targets_they_are_those_of_the_tensors_and_this_is_said_where_peft_would_take_others"),
     # ---- expressions of a file
     Bug("a lookahead that must not match must", EXPRESSION, "return S & ~self._assert(value, S, flags)",
@@ -55,16 +57,16 @@ BUGS = [
     # ---- fields
     Bug("D25 an alpha of null is PEFT's 8", CODEC, 'needed = ("r", "lora_alpha")', 'needed = ("r",)\n'
         '    neutral = {"lora_alpha": ()}', REFUSED),
-    Bug("an alpha of 0 is loaded, and the adapter does nothing", CODEC, "if not is_number(value) or value == 0:",
+    Bug("an alpha of 0 is loaded, and the adapter does nothing", PLACES, "if not is_number(value) or value == 0:",
         "if not is_number(value):", REFUSED),
     Bug("D25 DoRA without its vector is loaded as LoRA", CODEC,
         'if not any("lora_magnitude_vector" in words(key) for key in shapes):',
         'if any(field is None for field in [config]):', REFUSED),
-    Bug("a text of false is true", CODEC, "if config.get(field) is not None and type(config[field]) is not bool:",
-        "if False:", REFUSED),
+    Bug("a text of false is true", PLACES, "    if type(value) is not bool:\n", "    if False:\n", REFUSED),
     Bug("the dropout of a file is lost", CODEC, '"dropout": _dropout(config),', '"dropout": 0 * _dropout(config),',
         LORA + "dropout_is_that_of_the_file"),
-    Bug("an adapter of the shared table is loaded without a word", CODEC, 'if "shared" in paths:', "if False:",
+    Bug("an adapter of the shared table is loaded without a word", "formats/peft/beside.py",
+        'if path.startswith("shared.")', 'if path.startswith("shared.weight")',
         LORA + "an_adapter_of_the_shared_table_acts_wherever_the_table_is_used_and_this_is_said"),
     Bug("a start that changes the base is ignored", START, "if start.startswith(CHANGES_BASE):",
         'if start.startswith("pissa_"):', REFUSED),
@@ -75,10 +77,10 @@ BUGS = [
         "if sizes[-1] - rest < _CLOSE * sizes[0]:", "if False:", LORA + "pissa_needs_a_base_that_determines_its_start"),
     Bug("the start of PiSSA is added twice in a file", ROWS, 'fixed if row.ours.endswith(".A") else _minus(fixed)',
         "fixed", ONE_PRODUCT),
-    Bug("a doubled rank halves s in a file", CODEC,
+    Bug("a doubled rank halves s in a file", PLACES,
         'return value if times == 1 else value * (times if method.scaling == "alpha/r" else math.sqrt(times))',
         "return value", WRITTEN),
-    Bug("a fixed s is written as alpha", CODEC, "return value * r * times", "return value", WRITTEN),
+    Bug("a fixed s is written as alpha", PLACES, "return value * r * times", "return value", WRITTEN),
     Bug("the vector of a table is one for each of its rows", CODEC, 'norm="input" if tables else "output"',
         'norm="output"', LORA + "an_adapter_of_the_shared_table_acts_wherever_the_table_is_used_and_this_is_said"),
     Bug("rsLoRA is written as LoRA", CODEC, '"use_rslora": method.scaling == "alpha/sqrt(r)",', '"use_rslora": False,',

@@ -4,8 +4,9 @@ from __future__ import annotations
 from tests.planted.bug import Bug
 
 UNION, SELECTIVE, REPORT = "methods/union.py", "methods/selective.py", "attaching/report.py"
-SAVED, ROWS, BESIDE, COPIES, NAMES, FILES, ROW = (
-    f"formats/peft/{name}.py" for name in ("saved_modules", "token_rows", "beside", "copies", "names", "files", "row"))
+SAVED, ROWS, BESIDE, COPIES, NAMES, FILES = (
+    f"formats/peft/{name}.py" for name in ("saved_modules", "token_rows", "beside", "copies", "names", "files"))
+ROW = "formats/row.py"
 OF_UNION, OF_FILES = "methods/test_union.py::test_", "formats/peft/test_beside.py::test_"
 MASKS = OF_UNION + "masks_of_several_parts_come_back_to_the_parts_that_they_belong_to"
 NO_FILE = OF_UNION + "parts_that_no_file_can_hold_are_refused"
@@ -95,7 +96,7 @@ BUGS = [
     Bug("what a file says of saved modules is dropped though it still holds", SAVED,
         "        return names or None\n", "        pass\n",
         OF_FILES + "the_fields_of_the_file_are_dropped_where_the_method_says_something_else"),
-    Bug("a warning that is an error comes after the adapter was attached", FILES,
-        "    for note in attachment.source.notes:",
-        "    put(model, [attachment])\n    for note in attachment.source.notes:",
+    Bug("a warning that is an error comes after the adapter was attached", "formats/load.py",
+        "    for p, attachment in zip(paths, attachments):\n",
+        "    _together(model, paths, attachments)\n    for p, attachment in zip(paths, attachments):\n",
         OF_FILES + "a_warning_that_is_turned_into_an_error_changes_nothing")]

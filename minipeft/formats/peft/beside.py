@@ -90,7 +90,8 @@ def computed(method: Method, codec: Codec, model: Any, config: Config) -> dict[s
 
 
 def notes(keys: Iterable[str], codec: Codec, config: Config, model: Any) -> list[str]:
-    """What the reader of a file should know, in words: names that choose nothing, and keys of "shared"."""
+    """What the reader of a file with these keys and fields should know, in words: names that choose no module, and what
+    is stored for "shared", which PEFT sees at no use of the table, except for the rows of a tied one."""
     idle = saved_modules.idle(config, model) if saved_modules.FIELD in fields(codec) else []
     found = [f"{saved_modules.FIELD} names {', '.join(map(shown, idle[:3]))}{', ...' if idle[3:] else ''}, which is no "
              f"module of this model"] if idle else []

@@ -28,7 +28,7 @@ USUAL = IA3.inputs  # the columns of what is called "wo"
 
 @codec
 class IA3File(Codec):
-    """peft_type "IA3": (IA)^3, with the inputs of some modules scaled and the outputs of the others."""
+    """(IA)^3, with its inputs by feedforward_modules."""
 
     peft_type = "IA3"
     used = frozenset({"target_modules", "exclude_modules", "feedforward_modules"})
@@ -68,7 +68,8 @@ class IA3File(Codec):
 
 
 def feedforward(value: Any, paths: list[str]) -> list[str]:
-    """Those of `paths` that the `value` of feedforward_modules chooses. Raises ValueError for a malformed one."""
+    """Those of `paths` that feedforward_modules chooses, whose `value` is a list of endings or a regular expression.
+    Raises ValueError for anything else."""
     if isinstance(value, list) and all(isinstance(end, str) and end for end in value):
         return [path for path in paths if path.endswith(tuple(value))]
     if not isinstance(value, str):

@@ -43,9 +43,8 @@ class LoRAFile(Codec):
     harmless = frozenset({"init_lora_weights", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
                           "corda_config", "lora_ga_config", "loftq_config", "ensure_weight_tying"})
     neutral = {"bias": ("none", "all", "lora_only"), "lora_bias": (False, None), "use_qalora": (False, None),
-               "use_bdlora": (None,),
-               "layer_replication": (None, []), "megatron_config": (None,), "arrow_config": (None,),
-               "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
+               "use_bdlora": (None,), "layer_replication": (None, []), "megatron_config": (None,),
+               "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
                "target_parameters": (None, []), "alora_invocation_tokens": (None,)}
     defaults = {"init_lora_weights": True, "bias": "none", "lora_bias": False, "use_qalora": False,
                 "qalora_group_size": 16, "ensure_weight_tying": False, "loftq_config": {},

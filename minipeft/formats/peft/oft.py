@@ -28,7 +28,7 @@ from minipeft.methods.oft import OFT
 
 @codec
 class OFTFile(Codec):
-    """peft_type "OFT": rotations of the input, in blocks."""
+    """OFT, with a block size for each width. COFT is refused."""
 
     peft_type = "OFT"
     used = TARGETS | {"r", "oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"}
@@ -82,8 +82,8 @@ class OFTFile(Codec):
 
 
 def block_size(config: Mapping[str, Any], width: int) -> int:
-    """b of a weight of the given width, by the fields of `config`. Raises ValueError unless one of oft_block_size and r is an integer of at least
-    1 and the other is 0, and where b would be 1."""
+    """b of a weight of the given width, by the fields of `config`. Raises ValueError unless one of oft_block_size and r
+    is an integer of at least 1 and the other is 0, and where b would be 1."""
     size, blocks = config["oft_block_size"], config["r"]
     if not is_integer(size, 0) or not is_integer(blocks, 0) or (size == 0) == (blocks == 0):
         raise ValueError(f"oft_block_size is {shown(size)} and r is {shown(blocks)}; expected two integers, one of "
@@ -107,7 +107,7 @@ def _divisors(width: int) -> tuple[int, ...]:
 
 def written_size(sizes: Iterable[tuple[int, int]]) -> dict[str, int]:
     """The fields oft_block_size and r that give each width its b. sizes: pairs (width, b). Raises ValueError where
-    there are no such fields."""
+    there are none."""
     sizes = sorted(sizes)
     every = range(1, max(width for width, _ in sizes) + 1)
     found, counts = {b for _, b in sizes}, {width // b for width, b in sizes}

@@ -61,7 +61,7 @@ def rank(config: Config, field: str = "r") -> int:
 
 
 def alpha(value: Any, field: str) -> float:
-    """The alpha `value` of the field called `field`. Raises ValueError for 0, text, null and what is not finite."""
+    """The alpha in `field`, which is `value`. Raises ValueError for 0, text, null and what is not finite."""
     if not is_number(value) or value == 0:
         raise ValueError(f"{field} is {shown(value)}; expected a finite number other than 0, which would switch the "
                          f"adapter off")
@@ -125,7 +125,7 @@ def _alpha(method: PerPlace, value: float, r: int, times: int) -> float:
 
 
 def only(peft_type: str, names: Mapping[str, Any], *kinds: str) -> None:
-    """Raises ValueError unless all places `names`, {name: slot}, are of one of the `kinds`, those that PEFT has the
+    """Raises ValueError unless all places, `names` {name: slot}, are of one of the `kinds`, those that PEFT has the
     peft_type for."""
     for name, slot in names.items():
         if slot.kind not in kinds:

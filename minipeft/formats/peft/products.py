@@ -62,7 +62,7 @@ DROPOUTS = {"rank_dropout": 0.0, "module_dropout": 0.0, "use_effective_conv2d": 
 
 @codec
 class LoHaFile(Products):
-    """peft_type "LOHA": LoHa."""
+    """LoHa, with ranks and alphas by path."""
 
     peft_type = "LOHA"
     defaults = {**Products.defaults, **DROPOUTS}
@@ -84,7 +84,7 @@ class LoHaFile(Products):
 
 @codec
 class LoKrFile(Products):
-    """peft_type "LOKR": LoKr, with each factor whole or as a product."""
+    """LoKr, with ranks and alphas by path. Two full factors have a scale."""
 
     peft_type = "LOKR"
     used = Products.used | {"decompose_both", "decompose_factor"}
@@ -119,7 +119,7 @@ class LoKrFile(Products):
 
 @codec
 class HiRAFile(Products):
-    """peft_type "HIRA": HiRA, which has no alpha."""
+    """HiRA, also of the table."""
 
     peft_type = "HIRA"
     kinds = ("linear", "embedding")

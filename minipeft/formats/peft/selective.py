@@ -31,7 +31,7 @@ TABLE = "embedding.weight"
 
 @codec
 class LNTuningFile(Codec):
-    """peft_type "LN_TUNING": Selective on norms, whose trained weights the file holds whole."""
+    """Selective tuning of whole weights, in place of the old ones."""
 
     peft_type = "LN_TUNING"
     used = frozenset({"target_modules", "exclude_modules"})
@@ -55,7 +55,7 @@ class LNTuningFile(Codec):
 
 @codec
 class TrainableTokensFile(Codec):
-    """peft_type "TRAINABLE_TOKENS": Selective on rows of the table, which the file holds as they are after training."""
+    """Selective tuning of rows of the table, in place of the old ones."""
 
     peft_type = "TRAINABLE_TOKENS"
     used = frozenset({"target_modules", "token_indices"})
@@ -92,7 +92,7 @@ class TrainableTokensFile(Codec):
 
 @codec
 class ShiraFile(Codec):
-    """peft_type "SHIRA": Selective with a mask on linear layers."""
+    """Selective tuning of single elements, with a mask."""
 
     peft_type = "SHIRA"
     used = frozenset({"target_modules", "r"})
@@ -149,7 +149,7 @@ class ShiraFile(Codec):
 
 
 def base(slot: Any) -> numpy.ndarray:
-    """The base weight of a slot on the host, [d_out, d_in] or [d]."""
+    """The base weight of a slot, on the host: [d_out, d_in] or [d]."""
     return to_host(slot.base.dense().data)
 
 
@@ -164,8 +164,8 @@ def tables(model: Any) -> tuple[str, ...]:
 
 
 def orders(numbers: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """(permutation from ascending to the order of `numbers`, permutation back), for arrays [n, ...]
-    whose first axis they count. numbers: [n]."""
+    """(permutation from ascending to the order of `numbers` [n], permutation back), for arrays whose first axis they
+    count."""
     to_ours = numpy.argsort(numbers, kind="stable")
     return numpy.argsort(to_ours, kind="stable"), to_ours
 
@@ -193,7 +193,6 @@ def elements(name: str, slot: Any, path: str, mask: Any) -> list[Row]:
 
 
 def in_file(mask: Any, name: str, slot: Any) -> numpy.ndarray:
-    """The flat indices [n] of a mask for the `slot` called `name`, in the order in which a file has them; of booleans
-    in the slot's shape, ascending."""
+    """The flat indices [n] of a mask of the slot called `name`, in the order of a file; of booleans, ascending."""
     array = to_host(mask)
     return indices_of_mask(name, slot.shape, array) if array.dtype == bool else array

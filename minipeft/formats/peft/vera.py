@@ -25,7 +25,7 @@ from minipeft.methods.vera import VeRA
 
 @codec
 class VeRAFile(Codec):
-    """peft_type "VERA": VeRA, with A and B in the file, or drawn from projection_prng_key."""
+    """VeRA, with or without its projections."""
 
     peft_type = "VERA"
     used = frozenset({"target_modules", "layers_to_transform", "layers_pattern", "r", "d_initial",
@@ -82,6 +82,6 @@ class VeRAFile(Codec):
 
 
 def largest(slots: Iterable[Any]) -> tuple[int, int]:
-    """(the largest d_out, the largest d_in) of the matrices [d_out, d_in] in these `slots`."""
+    """(the largest d_out, the largest d_in) of `slots`, matrices [d_out, d_in]."""
     d_out, d_in = zip(*(slot.shape for slot in slots))
     return max(d_out), max(d_in)

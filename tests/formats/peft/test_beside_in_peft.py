@@ -58,6 +58,42 @@ def test_what_we_write_gives_the_same_logits_there(name, tmp_path):
         assert close(our_logits(model), their_logits(found.merge_and_unload()), FLOAT32)
 
 
+OTHERS = {  # methods of theirs with a new head beside them, and ours
+    "IA3": lambda **f: peft.IA3Config(**f), "LN_TUNING": lambda **f: peft.LNTuningConfig(**f),
+    "VERA": lambda **f: peft.VeraConfig(r=2, target_modules=["q"], **f),
+    "OFT": lambda **f: peft.OFTConfig(oft_block_size=4, r=0, target_modules=["q"], **f),
+    "SHIRA": lambda **f: peft.ShiraConfig(r=2, target_modules=["q"], **f),
+    "PROMPT_TUNING": lambda **f: prompt(peft.PromptTuningConfig(num_virtual_tokens=3), **f),
+    "P_TUNING": lambda **f: prompt(peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=7), **f)}
+
+
+def prompt(config: Any, **fields: Any) -> Any:
+    """Their classes of prompts take the fields that they share with others afterwards."""
+    for field, value in fields.items():
+        setattr(config, field, value)
+    return config
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_head_beside_another_method_acts_here_and_there_and_is_written_back(name, tmp_path):
+    folder = base(False, tmp_path)
+    made = peft.get_peft_model(theirs(folder), OTHERS[name](task_type="SEQ_2_SEQ_LM", modules_to_save=["lm_head"]))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    made.eval().save_pretrained(tmp_path / "a")
+    model = T5.from_pretrained(folder)
+    found = minipeft.load(model, tmp_path / "a")
+    assert list(found.method.parts[1].places(model)) == ["head.weight"]
+    again = peft.PeftModel.from_pretrained(theirs(folder), tmp_path / "a")  # a prompt's network is not in the file
+    assert close(our_logits(model), their_logits(again), FLOAT32)
+    save(found, tmp_path / "b")
+    written = peft.PeftModel.from_pretrained(theirs(folder), tmp_path / "b")
+    assert close(their_logits(written), their_logits(again), 1e-7)
+
+
 THEIRS = {"head": dict(modules_to_save=["lm_head"]), "rows": dict(trainable_token_indices=[9, 3]),
           "rows of a head": dict(trainable_token_indices={"lm_head": [9, 3]}),
           "tied rows": dict(trainable_token_indices=[9, 3], ensure_weight_tying=True),

@@ -1,6 +1,7 @@
 """(IA)^3, selective tuning and the zoo in PEFT's files: read, refused, and written."""
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Callable
@@ -79,6 +80,11 @@ def again(attachment: Any, target: Path) -> Any:
     found = minipeft.load(model, target, name="again")
     assert close(outputs(model), outputs(attachment.model), 1e-12)
     return found
+
+
+def warned(table: bool) -> Any:
+    """For a block that saves or loads an adapter of a table that PEFT's own forward ignores."""
+    return pytest.warns(UserWarning, match="PEFT's own forward ignores") if table else contextlib.nullcontext()
 
 
 # ---- what is refused
@@ -195,11 +201,13 @@ def test_a_copy_of_the_rows_that_differs_is_refused_with_both_keys(tmp_path):
 @pytest.mark.parametrize("base, keys", [("v10", 4), ("v11", 1)])
 def test_rows_are_written_in_their_order_at_every_use_of_a_tied_table(base, keys, tmp_path):
     attachment = attached(Selective(rows=(9, 2, 5)), base)
-    config, tensors = written(attachment, tmp_path / "a")
+    with warned(base == "v11"):
+        config, tensors = written(attachment, tmp_path / "a")
     assert config["token_indices"] == [9, 2, 5] and len(tensors) == keys
     table = attachment.places["embedding.weight"].fold().dense().data
     assert all(numpy.array_equal(rows, table[[9, 2, 5]]) for rows in tensors.values())
-    again(attachment, tmp_path / "b")
+    with warned(base == "v11"):
+        again(attachment, tmp_path / "b")
 
 
 def test_ln_tuning_holds_norms_linear_layers_and_positions_and_no_table(tmp_path):
@@ -346,13 +354,15 @@ def test_block_sizes_are_written_as_one_field_that_gives_them_all(method, fields
 @pytest.mark.parametrize("where", ["q", "embedding"])
 def test_a_rotation_that_turns_the_other_way_in_peft_is_written_with_the_other_sign(cayley, sign, where, tmp_path):
     attachment = attached(OFT(4, [where], cayley=cayley))
-    config, tensors = written(attachment, tmp_path / "a")
+    with warned(where == "embedding"):
+        config, tensors = written(attachment, tmp_path / "a")
     assert config["use_cayley_neumann"] == (cayley == "neumann")
     name = Q if where == "q" else "embedding.weight"
     key = f"{KEY}oft_R.weight" if where == "q" else "base_model.model.shared.oft_embedding_R.weight"
     sign = sign if where == "q" else -sign
     assert numpy.array_equal(tensors[key], sign * attachment.tensors[f"{name}.q"])
-    again(attachment, tmp_path / "b")
+    with warned(where == "embedding"):
+        again(attachment, tmp_path / "b")
 
 
 def test_a_series_of_an_unknown_version_is_read_with_a_warning(tmp_path):
