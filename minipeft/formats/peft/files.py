@@ -113,7 +113,8 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
     arrays: {name: array}, with names as in `attachment.parameters` or `attachment.tensors`: values or gradients.
     gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
     such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
-    gradients. Gradients of numbers that are not trained are 0, as PEFT has them. Raises ValueError for an unknown name and for another shape."""
+    gradients. Gradients of numbers that are not trained are 0, as PEFT has them. Raises ValueError for an unknown name
+    and for another shape."""
     found, gradients = named(attachment, arrays, gradients)
     rows = beside.rows(attachment.method, _codec(attachment), attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))
