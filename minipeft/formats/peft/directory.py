@@ -72,7 +72,8 @@ def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str
                 raise ValueError(f"{field} is {shown(value)}, which changes what {kind} computes and is not supported; "
                                  f"expected {' or '.join(json.dumps(v) for v in codec.neutral[field])}")
         elif not _says_nothing(value):
-            raise ValueError(f"{field} is {shown(value)}, a field of {kind} that is not known and may change what is "
+            name = field if len(field) <= 100 else shown(field)
+            raise ValueError(f"{name} is {shown(value)}, a field of {kind} that is not known and may change what is "
                              f"computed; if it does not, take it out of {CONFIG}")
 
 

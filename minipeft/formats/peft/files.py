@@ -71,7 +71,7 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         rows = beside.rows(method, codec, model, config)
         bases = copies(stored, {row.theirs for row in rows}, model)
         expected = {**shapes_of(rows), **{key: array.shape for key, array in bases.items()}}
-        renamed, notes = mapped(stored, expected, model, _advice(config, model))
+        renamed, notes = mapped(stored, expected, model, hint=_advice(config, model))
         check_shapes({renamed[key]: shape for key, shape in stored.items()}, expected)
         theirs = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
         for key, array in theirs.items():
@@ -123,7 +123,8 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
     arrays: {name: array}, with names as in `attachment.parameters` or `attachment.tensors`: values or gradients.
     gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
     such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
-    gradients. Raises ValueError for an unknown name and for another shape."""
+    gradients. Gradients of numbers that are not trained are 0, as PEFT has them. Raises ValueError for an unknown name
+    and for another shape."""
     found, gradients = named(attachment, arrays, gradients)
     rows = beside.rows(attachment.method, _codec(attachment), attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))
