@@ -36,7 +36,7 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
         targeted: Callable[[str], bool] = set(linear).__contains__
     else:
         targeted = _rule("target_modules", targets, steps)
-    whole = targets if isinstance(targets, list) else ()
+    whole = frozenset(targets if isinstance(targets, list) else ())
     found = [path for path in modules if targeted(path) and (path in whole or in_layer(path)) and not excluded(path)
              and not any(expression.begins(path) for expression in saved)]
     if not found:
@@ -138,11 +138,12 @@ def _layers(config: Mapping[str, Any], steps: Steps) -> Callable[[str], bool]:
                          f"of targets")
     if not layers:
         return lambda path: True
+    numbered = frozenset(layers)
     before = [Expression(name, r"(?:^|.*?\.)", r"\.", steps) for name in names] \
         or [Expression(r".*?\.[^.]*\.", steps=steps)]
 
     def holds(path: str) -> bool:
         numbers = (re.compile(r"(\d+)\.").match(path, at) for expression in before for at in expression.ends(path))
         found = next((number for number in numbers if number), None)
-        return found is not None and int(found[1]) in layers
+        return found is not None and int(found[1]) in numbered
     return holds
