@@ -4,7 +4,8 @@ It follows the well-known notebook (DialogSum, FLAN-T5-base, LoRA with r = 32 on
 any file of dialogues with summaries. Nothing is downloaded.
 
     --model DIR    config.json, model.safetensors (or shards; float16 and bfloat16 are widened) and tokenizer.json
-    --data FILE    .csv or .jsonl with the columns dialogue and summary; id and topic are shown if they are there
+    --data FILE    .csv or .jsonl with the columns dialogue and summary; id and topic are shown if they are there.
+                   examples/data/dialogues.csv has a dozen to try it with
 
     1. parameters         how many there are, by part of the model; of them, trained: all, then the LoRA's
     2. zero shot          the original summarizes a dialogue that nothing is trained on
@@ -31,7 +32,8 @@ The notebook has five pitfalls, which are avoided here:
     python examples/flan_t5_lab.py --dry-run           FLAN-T5-base with random weights, no files: what a step costs
 
 The program writes the LoRA, a picture and results.json to --out. It ends with checks that fail if padding counts, the
-original was changed, a file does not give the same answers, or nothing was learned (after a step or two, little is).
+original was changed, a file does not give the same answers, or nothing was learned. (After a step or two, little is,
+and little by a model with random weights.)
 It returns 1 if a check fails, and 2 for arguments or files that do not fit. The notebook trains for one step, at
 learning rates of 1e-5 (full) and 1e-3 (LoRA).
 """
@@ -94,10 +96,10 @@ def parser() -> argparse.ArgumentParser:
         add(f"--{name.replace('_', '-')}", type=at_least(1), metavar="N",
             help=f"{what} (default: {lab}; of a dry run {dry})")
     add("--max-new", type=at_least(1), default=200, metavar="N", help="most tokens of an answer (default: %(default)s)")
-    add("--beams", type=at_least(1), default=1, help="of the beam search; 1 is greedy search (default: %(default)s)")
+    add("--beams", type=at_least(1), default=1, help="width of the beam search; 1 is greedy (default: %(default)s)")
     add("--show", type=at_least(1), default=3, metavar="N",
         help="how many test dialogues are shown side by side (default: %(default)s)")
-    add("--seed", type=at_least(0), default=0, help="of all random numbers (default: %(default)s)")
+    add("--seed", type=at_least(0), default=0, help="seed of all random numbers (default: %(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="to compute in (default: %(default)s)")
     add("--save-full", action="store_true", help="save the fully tuned model, too")
     add("--out", type=Path, default=HERE / "out" / "flan_t5_lab", help="folder for the results (default: %(default)s)")

@@ -1,10 +1,10 @@
-"""Dialogues with their summaries, read from a file, and parted into those to train on and those to test on.
+"""Dialogues with their summaries, read from a file, and split into those to train on and those to test on.
 
     id,topic,dialogue,summary                        .csv: a header, then rows; text with line breaks is in quotes
     {"dialogue": "...", "summary": "..."}            .jsonl: an object on each line
 
 id and topic may be missing. Some collections summarize a dialogue several times, in rows of their own. So the parts are
-parts of the dialogues, not of the rows: no dialogue is trained on and tested.
+parts of the dialogues, not of the rows: no dialogue is in both.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy
 
 from minipeft.checks import shown
-from minipeft.formats.peft.directory import no_pointer
+from minipeft.formats.folder import no_pointer
 
 COLUMNS = ("dialogue", "summary")
 MOST_TRAIN, MOST_TEST = 125, 10             # unless more are asked for: as in the lab
@@ -35,7 +35,7 @@ class Dialogue:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the dialogue says. Dialogues that differ in white space alone are the same."""
+        """The words of the dialogue. Dialogues that differ in white space alone are the same."""
         return tuple(self.dialogue.split())
 
 

@@ -1,4 +1,4 @@
-"""What the FLAN-T5 lab shows: the answers side by side, tables of ROUGE and of its differences, and a picture."""
+"""The output of the FLAN-T5 lab: the answers side by side, tables of ROUGE and of its differences, and a picture."""
 from __future__ import annotations
 
 import argparse

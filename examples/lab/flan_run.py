@@ -16,7 +16,7 @@ import minipeft
 from lab import rouge
 from lab.dialogues import read, split
 from lab.prompts import Prompts
-from minipeft.formats.peft.directory import no_pointer
+from minipeft.formats.folder import no_pointer
 from minipeft.nn.fingerprint import fingerprint
 from minipeft.train.data import label_tokens
 from minipeft.train.progress import progress_bar

@@ -4,7 +4,7 @@
     rougeL           F1 of the longest common subsequence of words
     rougeLsum        the same, sentence by sentence, where line breaks end sentences
 
-Lin, 2004, aclanthology.org/W04-1013. Texts are put in lower case, and everything but a-z and 0-9 parts words. So it is
+Lin, 2004, aclanthology.org/W04-1013. Texts are put in lower case, and all but a-z and 0-9 separates words. So it is
 a score for English. Here each is in percent, and a score of several dialogues is the mean over them. (`evaluate` gives
 the median of 1,000 means over resampled dialogues, which varies a little from call to call.)
 

@@ -4,8 +4,8 @@
     not read        mlx-lm, kohya's scripts, torchtune, LyCORIS, loralib; a whole model; a checkpoint of training; GGUF;
                     a pickle; a pointer of Git LFS; a part of a folder instead of the folder
 
-No tensor is read: of a safetensors file the header alone, of other files the first bytes. A damaged file is told by its
-name, and the damage is left to its reader.
+No tensor is read: of a safetensors file the header alone, of other files the first bytes. A damaged file is recognized
+by its name, and the damage is left to its reader.
 """
 from __future__ import annotations
 

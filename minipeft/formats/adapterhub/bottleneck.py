@@ -11,7 +11,8 @@ a(h) = scaling * (U f(D h + b_D) + b_U), a T5 of AdapterHub's computes, because 
     original_ln_before                                   x + F + a(x + F)           seq_bn
     not original_ln_before                               x + F + a(F)               double_seq_bn
 
-That is, if original_ln_after adds the x; without it, x is lost, or is there already where residual_before_ln is off.
+The x in front is added by original_ln_after. Where that is false, x is lost, except in seq_bn without
+residual_before_ln, whose adapter adds its own input x + F. Other combinations of these fields are refused.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of PEFT's holds beside its method. Here the method and the rest are the parts of one `Union`.
+"""Weights that a file of PEFT's holds beside its method. Here the method and these are the parts of one `Union`.
 
     modules_to_save             saved_modules.py        beside every method that wraps modules, and beside prompts
     trainable_token_indices     token_rows.py           beside LoRA
@@ -42,7 +42,7 @@ def joined(main: Method, codec: Codec, config: Config, model: Any) -> Method:
 
 
 def _read(codec: Codec, config: Config, model: Any) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """What the two fields choose: {path: slot}, {path: ids}."""
+    """The choices of the two fields: {path: slot}, {path: ids}."""
     known = fields(codec)
     return (saved_modules.saved(config, model) if saved_modules.FIELD in known else {},
             token_rows.trained(config, model) if token_rows.FIELD in known else {})
@@ -90,8 +90,8 @@ def computed(method: Method, codec: Codec, model: Any, config: Config) -> dict[s
 
 
 def notes(keys: Iterable[str], codec: Codec, config: Config, model: Any) -> list[str]:
-    """What the reader of a file with these keys and fields should know, in words: names that choose no module, and what
-    is stored for "shared", which PEFT sees at no use of the table, except for the rows of a tied one."""
+    """Sentences for the reader of a file with these keys and fields: about names that choose no module, and about
+    tensors for "shared", which PEFT sees at no use of the table, except for the rows of a tied one."""
     idle = saved_modules.idle(config, model) if saved_modules.FIELD in fields(codec) else []
     found = [f"{saved_modules.FIELD} names {', '.join(map(shown, idle[:3]))}{', ...' if idle[3:] else ''}, which is no "
              f"module of this model"] if idle else []

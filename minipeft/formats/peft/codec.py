@@ -1,4 +1,4 @@
-"""What a file of PEFT's means here, one class for each `peft_type`.
+"""The meaning of a file of PEFT's, one class for each `peft_type`.
 
     method(config, shapes, model)      which method of ours it is, on which places
     rows(method, model, config)        under which keys its arrays are in the file
@@ -73,7 +73,7 @@ class Codec(abc.ABC):
         return method
 
     def notes(self, method: Method, model: Any, config: Config) -> list[str]:
-        """What somebody who loads the file should know: `load` warns of each."""
+        """Sentences for somebody who loads the file: `load` warns of each."""
         return []
 
     def departure(self, method: Method, model: Any) -> str | None:

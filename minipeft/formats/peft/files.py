@@ -31,8 +31,8 @@ VERSION = "0.21.2"  # of the PEFT whose files these are
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a directory of PEFT's says beyond method and tensors. config: all its fields. tensors: {key: array} of those
-    of which we use a part alone, or the difference from the base. notes: what the reader should know."""
+    """The contents of a directory of PEFT's beyond method and tensors. config: all its fields. tensors: {key: array} of
+    those of which we use a part alone, or the difference from the base. notes: sentences for the reader."""
 
     config: Mapping[str, Any]
     tensors: Mapping[str, numpy.ndarray] = dataclasses.field(default_factory=dict)
@@ -92,7 +92,7 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
 
 
 def _advice(config: Mapping[str, Any], model: Model) -> str:
-    """What may be wrong where the tensors of a file are not those of its config on this model, and what to do."""
+    """The end of the error for tensors that are not those of their config on this model: likely reasons, and advice."""
     base, names = config.get("base_model_name_or_path"), idle(config, modules(model))
     return ". ".join([
         *([f"In target_modules, {', '.join(map(shown, names[:3]))} chooses no module of this model"] if names else []),

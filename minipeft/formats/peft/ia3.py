@@ -28,7 +28,7 @@ USUAL = IA3.inputs  # the columns of what is called "wo"
 
 @codec
 class IA3File(Codec):
-    """(IA)^3, with its inputs by feedforward_modules."""
+    """(IA)^3, on the outputs of layers, and on the inputs of those in feedforward_modules."""
 
     peft_type = "IA3"
     used = frozenset({"target_modules", "exclude_modules", "feedforward_modules"})

@@ -4,8 +4,8 @@
     DoRA     (m / |V|) V,  V = W + s B A              use_dora: true
     PiSSA    W - s B0 A0 + s B A                      init_lora_weights: "pissa" (`lora_start.py`)
 
-r and alpha may differ from path to path (rank_pattern, alpha_pattern, looked up one by one); s = alpha / r, or alpha /
-sqrt(r) with use_rslora.
+r and alpha may differ from path to path (rank_pattern and alpha_pattern, each looked up by itself).
+s = alpha / r, or alpha / sqrt(r) with use_rslora.
 
 bias="all" and "lora_only" store biases of the base that were trained. T5 has none, so nothing is stored. A tied head is
 one weight with the table, so ensure_weight_tying says nothing here.

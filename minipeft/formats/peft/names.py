@@ -93,7 +93,7 @@ def slot_of(model: Any, path: str) -> Slot:
 
 
 def words(key: str) -> tuple[str, ...]:
-    """What a key or a path says, whichever tool wrote it: its words without those that tools add or leave out."""
+    """The words of a key or a path without those that some tools add and others leave out."""
     return tuple(word for word in key.split(".") if word not in _UNSAID)
 
 

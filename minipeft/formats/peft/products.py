@@ -27,7 +27,7 @@ from minipeft.methods.per_place import PerPlace
 
 
 class Products(Codec):
-    """What the three share. kinds: of slots that PEFT has the method for."""
+    """The part that the three share. kinds: of slots that PEFT has the method for."""
 
     kinds: ClassVar[tuple[str, ...]] = ("linear",)
     used = TARGETS | {"r", "rank_pattern", "alpha", "alpha_pattern"}
@@ -84,7 +84,7 @@ class LoHaFile(Products):
 
 @codec
 class LoKrFile(Products):
-    """LoKr, with ranks and alphas by path. Two full factors have a scale."""
+    """LoKr, with ranks and alphas by path. Two factors that are no products have the scale s, too."""
 
     peft_type = "LOKR"
     used = Products.used | {"decompose_both", "decompose_factor"}
@@ -119,7 +119,7 @@ class LoKrFile(Products):
 
 @codec
 class HiRAFile(Products):
-    """HiRA, also of the table."""
+    """HiRA, on linear layers and on the table."""
 
     peft_type = "HIRA"
     kinds = ("linear", "embedding")

@@ -44,7 +44,7 @@ def check_shape(shapes: Shapes, shape: tuple[int, int], meaning: str) -> None:
 
 
 class PromptFile(Codec):
-    """What the files of all prompts have in common."""
+    """The part that the files of all prompts share."""
 
     used = frozenset({"num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"})
     needed = NEEDED

@@ -5,8 +5,8 @@
 A name chooses every module whose path ends with it, even within a word ("o" chooses SelfAttention.o and
 DenseReluDense.wo), and with a module all modules inside of it. PEFT copies each module for itself. So a weight with
 several uses, T5's table, has a copy for each use that was chosen, and here these must be equal. The copy for "shared"
-has no effect in PEFT, whose encoder and decoder keep the table that they had. (After merge_and_unload
-with a copy of a tied head, PEFT's logits are sqrt(d_model) times too large.)
+has no effect in PEFT, whose encoder and decoder keep the table that they had. (After
+merge_and_unload with a copy of a tied head, PEFT's logits are sqrt(d_model) times too large.)
 
 The keys begin with "base_model.model.", and beside a prompt or a prefix with "base_model.".
 """

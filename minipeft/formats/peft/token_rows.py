@@ -6,8 +6,8 @@ Here they are W0 + d at these rows, a Selective: rows=(9, 5) of the table, or a 
 alone is about the table. A name chooses every module whose path ends with it.
 
 PEFT gives a tied table's rows to all of its uses, and stores them once, for "shared". An untied table's rows for
-"shared" have no effect in PEFT, whose encoder and decoder keep the table that they had. Those for "embed_tokens" have,
-once for the encoder and once for the decoder; here the two must be equal.
+"shared" have no effect in PEFT, whose encoder and decoder keep the table that they had. Those for "embed_tokens" have
+one. They are stored twice, for the encoder and for the decoder, and here the two must be equal.
 """
 from __future__ import annotations
 
