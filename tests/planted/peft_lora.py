@@ -93,4 +93,7 @@ BUGS = [
     Bug("the fields that decide what PEFT computes are not all written", "formats/peft/files.py",
         '"auto_mapping": None, **codec.defaults}', '"auto_mapping": None}',
         LORA + "every_field_that_peft_would_fill_in_with_something_else_is_written"),
+    Bug("a misspelled target is not named where tensors have no place", "formats/peft/targets.py",
+        "[name for name in targets if name not in ends]", "[name for name in targets if name in ends]",
+        LORA + "where_the_tensors_are_not_those_of_the_configuration_the_error_says_what_may_be_wrong"),
 ]

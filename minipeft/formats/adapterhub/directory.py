@@ -20,7 +20,7 @@ import numpy
 
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
-from minipeft.formats.folder import no_pointer, whole
+from minipeft.formats.folder import no_pointer, pickled, whole
 from minipeft.formats.peft.codec import Config
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
@@ -82,16 +82,9 @@ def weights_of(directory: Path) -> Path:
     if not path.exists() and (directory / PICKLE).exists():
         raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
     if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; expected it beside {CONFIG}")
     no_pointer(path)
     return path
-
-
-def pickled(pickle: str, target: str) -> str:
-    """Why the file `pickle` is not opened, and how to make the file `target` of it."""
-    return (f"{pickle} is a pickle, which can run code when it is opened; minipeft reads safetensors alone. If you "
-            f"trust it, convert it once, in Python with torch: safetensors.torch.save_file({{k: v.clone() for k, v in "
-            f"torch.load({pickle!r}, weights_only=True).items()}}, {target!r})")
 
 
 def write_directory(path: str | os.PathLike, outer: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],

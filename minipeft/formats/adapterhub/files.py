@@ -83,7 +83,7 @@ def read(model: Model, directory: Path, name: str | None = None, with_head: bool
         theirs = {renamed[bare[key]]: array for key, array in read_tensors(file)[0].items()}
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
-                raise ValueError(f"{key} holds NaN or infinity")
+                raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
         if with_head:
             check_head(model, directory, theirs)
         found = made(model, directory, default_name(directory) if name is None else name, lambda: method,

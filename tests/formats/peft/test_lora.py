@@ -271,6 +271,15 @@ def test_tensors_that_do_not_fit_are_refused(tensors, dtype, match, tmp_path):
     refused(edited(QV, tmp_path / "a", {}, tensors, dtype), match)
 
 
+def test_where_the_tensors_are_not_those_of_the_configuration_the_error_says_what_may_be_wrong(tmp_path):
+    for fields, said in (
+            ({"target_modules": ["q", "value", "v_"]}, "none. In target_modules, 'value', 'v_' chooses no module of "),
+            ({"base_model_name_or_path": "flan-t5-xl", "target_modules": ["v"]}, "none. The file calls its base 'flan-"
+             "t5-xl'. Expected a model like the one that it was trained on, and the configuration that was saved"),
+            ({"base_model_name_or_path": None, "target_modules": ["q", "k", "v"]}, r"\(12 in all\). Expected a model")):
+        refused(edited(QV, tmp_path / str(len(said)), fields), said)
+
+
 def test_a_vector_that_dora_lacks_at_one_place_is_missed(tmp_path):
     refused(edited("adapters/dora", tmp_path / "a", {}, lambda t: {
         key: a for key, a in t.items() if key != f"{Q0}.lora_magnitude_vector"}), "Missing: .*q.lora_magnitude_vector")
