@@ -51,9 +51,11 @@ BUGS = [
         '{"kind": type(value).__name__, **_plain_fields(value)}', '{"kind": type(value).__name__}',
         OF_UNION + "a_run_can_be_stopped_and_resumed_and_knows_the_parts"),
     # ---- beside the method in a file of peft's
-    Bug("D2 in a file: a table that peft itself ignores is loaded without a word", BESIDE, "    if ignored and not any(",
+    Bug("D2 in a file: a table that peft itself ignores is loaded without a word",
+        BESIDE, "    if ignored and not any(",
         "    if False and not any(", OF_FILES + "a_saved_table_that_peft_ignores_acts_here_with_a_warning"),
-    Bug("D2 in a file: a trained table is written under a name that peft ignores", SAVED, " - set(uses(model).values())\n", "\n",
+    Bug("D2 in a file: a trained table is written under a name that peft ignores",
+        SAVED, " - set(uses(model).values())\n", "\n",
         WRITTEN),
     Bug("D3 in a file: the trained head of a tied model becomes its table, too", NAMES, "    if some and others:\n",
         "    if False:\n", TIED_HEAD),
