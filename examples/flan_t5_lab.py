@@ -32,10 +32,9 @@ The notebook has five pitfalls, which are avoided here:
     python examples/flan_t5_lab.py --dry-run           FLAN-T5-base with random weights, no files: what a step costs
 
 The program writes the LoRA, a picture and results.json to --out. It ends with checks that fail if padding counts, the
-original was changed, a file does not give the same answers, or nothing was learned. (After a step or two, little is,
-and little by a model with random weights.)
-It returns 1 if a check fails, and 2 for arguments or files that do not fit. The notebook trains for one step, at
-learning rates of 1e-5 (full) and 1e-3 (LoRA).
+original was changed, a file does not give the same answers, or nothing was learned. In a step or two, and by a model
+with random weights, little is learned. It returns 1 if a check fails, and 2 for arguments or files that do not fit.
+The notebook trains for one step, at learning rates of 1e-5 (full) and 1e-3 (LoRA).
 """
 from __future__ import annotations
 

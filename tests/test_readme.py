@@ -133,7 +133,7 @@ def test_a_folder_of_peft_is_loaded_merged_and_written_back_as_the_page_says(tmp
         assert abs(names["model"](ids, ids).data - plugged).max() > 1e-2 * abs(plugged).max()
 
 
-def test_folders_of_others_are_compared_merged_and_written_as_the_dictionary_says(tmp_path, monkeypatch, capsys):
+def test_folders_of_other_libraries_are_compared_and_written_as_the_dictionary_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, there in (("t5-folder", "t5/v11"), ("lora-folder", "adapters/lora_qv"),
                         ("adapterhub-folder", "bottleneck/seq_bn")):

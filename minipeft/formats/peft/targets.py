@@ -47,7 +47,7 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
 
 
 def idle(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
-    """The names in a list of target_modules that none of `modules` ends with."""
+    """The names in the target_modules of `config`, where these are a list, that none of the `modules` ends with."""
     targets = config.get("target_modules")
     ends = {end for path in modules for end in _ends(path)}
     return [name for name in targets if name not in ends] if isinstance(targets, list) else []
