@@ -65,9 +65,10 @@ def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
 def check_keys(keys: Iterable[str], model: Any) -> None:
     """Raises ValueError if one of these `keys`, which are not expected, is of a module without a weight of its own, or
     of a bias, which no layer of the model has."""
+    found = uses(model)  # once: a file may have very many keys
     for key in keys:
         path = key.removeprefix("base_model.").removeprefix("model.")
-        for use in uses(model):
+        for use in found:
             if path.startswith(f"{use}."):
                 raise ValueError(f"{shown(key)} is for {use} alone: {_one_weight(use, model)}")
         if path.endswith(".bias") and ".lora_" not in path:
