@@ -133,6 +133,30 @@ def test_a_folder_of_peft_is_loaded_merged_and_written_back_as_the_page_says(tmp
         assert abs(names["model"](ids, ids).data - plugged).max() > 1e-2 * abs(plugged).max()
 
 
+def test_folders_of_other_libraries_are_compared_and_written_as_the_dictionary_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, there in (("t5-folder", "t5/v11"), ("lora-folder", "adapters/lora_qv"),
+                        ("adapterhub-folder", "bottleneck/seq_bn")):
+        (tmp_path / name).symlink_to(FIXTURES / there)
+    with numpy.load(tmp_path / "lora-folder" / "golden.npz") as g:
+        names = {name: g[name] for name in ("input_ids", "labels", "attention_mask")}
+        names["expected"] = {name.removeprefix("grad/"): g[name] / g["n_label_tokens"] for name in g.files
+                             if name.startswith("grad/")}
+    exec(block(DICTIONARY, "files of peft"), names)
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    largest = max(abs(array).max() for array in names["expected"].values())
+    assert set(printed) == set(names["expected"]) and max(map(float, printed.values())) < 1e-5 * largest
+    first, again = (minipeft.files.read_tensors(f"{name}/adapter_model.safetensors")[0]
+                    for name in ("lora-folder", "written-back"))
+    assert {key: array.tobytes() for key, array in first.items()} == {
+        key: array.tobytes() for key, array in again.items()}
+    merged, ids = minipeft.T5.from_pretrained("merged-folder"), names["input_ids"]
+    assert numpy.allclose(merged(ids, ids).data, names["model"](ids, ids).data, rtol=0, atol=1e-5)
+    exec(block(DICTIONARY, "files of adapterhub"), names)
+    assert {key.split(".adapters.")[1][:6] for key in names["theirs"]} == {"seq_bn"}
+    assert minipeft.load(merged, "for-adapterhub").tensors.keys() == names["adapter"].tensors.keys()
+
+
 CALLS = sorted({call.replace("\\|", "|") for page in (README, DICTIONARY, ALL_METHODS) for call in re.findall(
     rf"`((?:AdamW|{'|'.join(METHODS)})\([^`]*\))`", page) if "..." not in call})
 
@@ -219,7 +243,8 @@ def test_the_program_that_tries_a_release_runs_in_another_folder(tmp_path):
 
 TESTED = {"README.md": ["LowRank", "from first_look.py", "a folder of peft"], "examples/conformance/README.md": [None],
           "minipeft/conformance/README.md": ["plug-in"],
-          "docs/coming_from_peft.md": ["worked example", "loop by hand", "together"],
+          "docs/coming_from_peft.md": ["worked example", "loop by hand", "together", "files of peft",
+                                       "files of adapterhub"],
           "docs/methods.md": ["use", "operations"],
           "CONTRIBUTING.md": ["laws of a method", "a planted bug"]}
 

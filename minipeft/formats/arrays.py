@@ -24,17 +24,24 @@ def named(attachment: Attachment, arrays: Mapping[str, Any],
           gradients: bool | None) -> tuple[dict[str, numpy.ndarray], bool]:
     """({"place.leaf": array}, whether they are gradients), of arrays {name: array} with names as in
     `attachment.parameters` or `attachment.tensors`. gradients: by default, arrays that are all equal to the
-    attachment's own are values, and others are gradients. Raises ValueError for an unknown name and for another
-    shape."""
+    attachment's own are values, and others are gradients. The gradients of fixed numbers are added; they are 0. Raises
+    ValueError for an unknown name and for another shape."""
     own = {key: to_host(array) for key, array in attachment.tensors.items()}
     found = {}
+
+    def key(name: str) -> str:
+        return name.replace(f"@{attachment.name}.", ".")
+
     for name, array in arrays.items():
-        key = name.replace(f"@{attachment.name}.", ".")
-        if key not in own:
+        if key(name) not in own:
             raise ValueError(f"{shown(name)} is no array of {attachment!r}; expected names as in its parameters")
-        found[key] = to_host(array)
-        if found[key].shape != own[key].shape:
-            raise ValueError(f"{name} has shape {list(found[key].shape)}; expected {list(own[key].shape)}")
+        found[key(name)] = to_host(array)
+        if found[key(name)].shape != own[key(name)].shape:
+            raise ValueError(f"{name} has shape {list(array.shape)}; expected {list(own[key(name)].shape)}")
     if gradients is None:
-        gradients = not all(numpy.array_equal(array, own[key]) for key, array in found.items())
+        gradients = not all(numpy.array_equal(array, own[k]) for k, array in found.items())
+    if gradients:
+        trained = {key(name) for name in attachment.parameters}
+        found.update({k: numpy.zeros_like(array) for k, array in own.items()
+                      if k not in trained and k not in found and array.dtype.kind == "f"})
     return found, gradients

@@ -25,6 +25,13 @@ def no_pointer(path: Path) -> None:
                 raise ValueError(f"{path} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
 
 
+def pickled(pickle: str, target: str) -> str:
+    """Why the file `pickle` is not opened, and how to make the file `target` of it."""
+    return (f"{pickle} is a pickle, which can run code when it is opened; minipeft reads safetensors alone. If you "
+            f"trust it, convert it once, in Python with torch: safetensors.torch.save_file({{k: v.clone() for k, v in "
+            f"torch.load({pickle!r}, weights_only=True).items()}}, {target!r})")
+
+
 def default_name(directory: Path) -> str:
     """A name for an attachment that comes from `directory`: the directory's, with '_' for other characters."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", directory.absolute().name) or "adapter"

@@ -69,7 +69,7 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft
 
 
 def _refuse(path: Any, kind: Kind) -> None:
-    """Raises for a kind that nothing reads. An unknown or missing path is left to the reader of our files."""
+    """Raises for a kind that nothing reads. A file of an unknown kind is left to the reader of our files."""
     if kind.reader is None and kind.hint:
         raise (ValueError if kind.exists else FileNotFoundError)(f"{path} is {kind.name}. {kind.hint}")
 

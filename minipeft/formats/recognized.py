@@ -38,7 +38,9 @@ OURS = Kind("an adapter file of minipeft", "minipeft")
 PEFT = Kind("a folder of PEFT's", "peft")
 ADAPTERHUB = Kind("a folder of AdapterHub's", "adapterhub")
 UNKNOWN = Kind("a file of an unknown kind")
-MISSING = Kind("nothing: there is no such file or folder", exists=False)
+MISSING = Kind("not there",
+               hint="Nothing is downloaded, and '~' is not expanded: expected the path of an adapter file, or of a "
+                    "folder with adapter_config.json", exists=False)
 EMPTY = Kind("an empty folder", hint="Expected an adapter file, or a folder with adapter_config.json and its weights",
              exists=False)
 NO_ADAPTER = Kind("a folder without an adapter", hint=EMPTY.hint, exists=False)

@@ -67,7 +67,8 @@ class LoRA(PerPlace):
     weights and embedding tables), by default q and v of every attention, as in most of the paper's experiments
     (sec. 5.1). init: how A starts, "gaussian", "kaiming" or "orthogonal", with B = 0 (`lora_inits.py`), or "pissa"
     (`pissa.py`). enable: which of the projections that a matrix holds side by side get a product each (`merged.py`).
-    scaling, rank_pattern, alpha_pattern: another s, other ranks and alphas at some places (`per_place.py`).
+    scaling, rank_pattern, alpha_pattern, any_rank: another s, other ranks and alphas at some places, ranks beyond
+    min(d_out, d_in) (`per_place.py`).
 
     Departure: with "gaussian", an embedding's A has the variance of a linear layer's, 1 / (3 d); in the authors' code,
     as with "kaiming", it is N(0, 1).
@@ -84,6 +85,8 @@ class LoRA(PerPlace):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect(self, "enable", self.enable is None or self.init != "pissa", "None where init is 'pissa'")
+        expect(self, "any_rank", not self.any_rank or self.init not in ("pissa", "orthogonal"),
+               f"False where init is {self.init!r}, which has at most min(d_out, d_in) directions")
 
     def arrays(self, name: str, slot: Slot, model: Any) -> dict[str, Declared]:
         (d_out, d_in), s, (k, n) = slot.shape, self.scale_at(name, slot), merged.parts(self.enable, name, slot)

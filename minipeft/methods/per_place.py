@@ -51,11 +51,13 @@ def is_expression(text: Any) -> bool:
 class RankPerPlace(Method):
     """A method with a rank at each place; a subclass gives the default. rank_pattern: {regular expression: rank}, or a
     tuple of such pairs, for the places in whose name the expression is found. The first match counts, and the other
-    places have `rank`.
+    places have `rank`. any_rank: whether r may exceed min(d_out, d_in). PEFT allows this, though it only takes more
+    memory: no matrix of this shape has such a rank.
 
     Raises ValueError for fields out of range and, on a model, for a pattern that matches none of the places."""
 
     rank: int
+    any_rank: bool = setting(False, lambda v: type(v) is bool, "True or False", optional=True)
     rank_pattern: Mapping[str, int] | Pattern = pattern_setting(integer, "an integer >= 1")
 
     def __post_init__(self) -> None:
@@ -74,9 +76,9 @@ class RankPerPlace(Method):
 
     def rank_at(self, name: str, slot: Slot, parts: int = 1) -> int:
         """r at the place called `name`. parts: into how many equal parts d_out is split; each has a rank of its own.
-        Raises ValueError for a rank that no matrix of this shape can have."""
+        Raises ValueError for a rank that no matrix of this shape can have, unless `any_rank` allows it."""
         rank, most = self.own_rank(name), min(slot.shape[0] // parts, slot.shape[1])
-        if rank > most:
+        if rank > most and not self.any_rank:
             raise ValueError(f"{type(self).__name__}: rank {rank} exceeds {most}, the largest that "
                              f"{f'a part of ' if parts > 1 else ''}{name} {list(slot.shape)} can have")
         return rank

@@ -29,7 +29,8 @@ def existing_folder(path: str | os.PathLike) -> Path:
     """The folder `path` as a Path. Raises FileNotFoundError, saying what is expected, if it holds no config.json."""
     directory = Path(path)
     if not (directory / CONFIG).exists():
-        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
+        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}; "
+                                f"nothing is downloaded")
     return directory
 
 

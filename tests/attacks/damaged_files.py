@@ -27,6 +27,7 @@ import stat
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Callable
 
@@ -113,6 +114,37 @@ def load_transformer(folder: Path, _: Any) -> str:
     return model_sha(minipeft.Transformer.from_pretrained(folder))
 
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+FOREIGN = ("adapters/lora_rank_alpha_pattern", "adapters/dora", "adapters/lora_modules_to_save",
+           "adapters/prompt_tuning", "adapters/lora_token_rows", "zoo/shira_t5", "zoo/vera_t5", "bottleneck/seq_bn")
+
+
+def copy_of(folder: str) -> Callable[[Path], None]:
+    def make(target: Path) -> None:
+        for path in sorted((FIXTURES / folder).iterdir()):
+            if path.name != "golden.npz":
+                shutil.copyfile(path, target / path.name)
+    return make
+
+
+def base_of(folder: str) -> Callable[[], minipeft.T5]:
+    def ready() -> minipeft.T5:
+        with numpy.load(FIXTURES / folder / "golden.npz") as golden:
+            return minipeft.T5.from_pretrained(FIXTURES / str(golden["base"]))
+    return ready
+
+
+def load_foreign(folder: Path, model: Any) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sha256_of(minipeft.load(model, folder, name="a").tensors)
+
+
+def foreign_state(model: Any) -> str:
+    return sha256_of({**model.state(), **{name: p.data for name, p in minipeft.select(model, ".").items()}},
+                     list(model.attachments), list(model.plugged))
+
+
 TARGETS = [
     Target("T5 folder", lambda folder: t5().save_pretrained(folder), load_t5),
     Target("Transformer folder", lambda folder: transformer().save_pretrained(folder), load_transformer),
@@ -121,6 +153,8 @@ TARGETS = [
     *(Target(name, trained.save(name), trained.load(name), trained.bare, trained.seen) for name in trained.METHODS),
     Target("LoRA and PromptTuning", trained.save("LoRA", "PromptTuning"), trained.load("LoRA", "PromptTuning"),
            trained.bare, trained.seen),
+    *(Target(folder.replace("/", " "), copy_of(folder), load_foreign, base_of(folder), foreign_state, signed=False)
+      for folder in FOREIGN),
     Target("checkpoint", trained.make_checkpoint, trained.resume, list, lambda ready: repr([r for r in ready if
            r == "changed"]), writes=True),
 ]

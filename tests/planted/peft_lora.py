@@ -79,6 +79,9 @@ BUGS = [
         "if sizes[-1] - rest < _CLOSE * sizes[0]:", "if False:", LORA + "pissa_needs_a_base_that_determines_its_start"),
     Bug("the start of PiSSA is added twice in a file", ROWS, 'fixed if row.ours.endswith(".A") else _minus(fixed)',
         "fixed", ONE_PRODUCT),
+    Bug("an adapter of a rank beyond the sizes of its weights is refused, though PEFT has it", PLACES,
+        "return dataclasses.replace(method, any_rank=True) if large else method", "return method",
+        LORA + "a_rank_beyond_the_sizes_of_the_weights_is_loaded_and_written_as_peft_has_it"),
     Bug("a doubled rank halves s in a file", PLACES,
         'return value if times == 1 else value * (times if method.scaling == "alpha/r" else math.sqrt(times))',
         "return value", WRITTEN),
@@ -92,4 +95,7 @@ BUGS = [
     Bug("the fields that decide what PEFT computes are not all written", "formats/peft/files.py",
         '"auto_mapping": None, **codec.defaults}', '"auto_mapping": None}',
         LORA + "every_field_that_peft_would_fill_in_with_something_else_is_written"),
+    Bug("a misspelled target is not named where tensors have no place", "formats/peft/targets.py",
+        "[name for name in targets if name not in ends]", "[name for name in targets if name in ends]",
+        LORA + "where_the_tensors_are_not_those_of_the_configuration_the_error_says_what_may_be_wrong"),
 ]

@@ -28,7 +28,7 @@ BUGS = [
     Bug("feedforward_modules is written as a word that means other layers, too", IA3,
         "if set(feedforward(inputs, paths)) != scaled:", "if False:", ENDINGS),
     # ---- selective tuning
-    Bug("D25: copies of the same rows may differ without a word", "formats/row.py",
+    Bug("D25 in a file: copies of the same rows may differ without a word", "formats/row.py",
         "elif not numpy.array_equal(found[row.ours], array):", "elif False:",
         HERE + "a_copy_of_the_rows_that_differs_is_refused_with_both_keys"),
     Bug("trained rows are read as increments, as in vllm", SELECTIVE, "lambda d: d[to_ours], base(slot)[ids])",

@@ -21,10 +21,11 @@ import numpy
 
 from minipeft.attaching.method import Method
 from minipeft.checks import is_number, shown
-from minipeft.formats.adapterhub.names import HERE, choice, layer_of, left_out, path_of, places, switch, where
+from minipeft.formats.adapterhub.names import HERE, choice, layer_of, left_out, path_of, places, switch
 from minipeft.formats.peft.codec import Codec, Config, Shapes
 from minipeft.formats.row import Row
 from minipeft.methods.bottleneck import PLACEMENTS, Bottleneck
+from minipeft.nn.where import exactly
 
 SWITCHES = {"mh_adapter": r"\.attn\.out$", "cross_adapter": r"\.cross\.out$", "output_adapter": r"\.ff\.out$"}
 FLAGS = ("original_ln_before", "original_ln_after", "residual_before_ln", "is_parallel")
@@ -55,7 +56,7 @@ class BottleneckFile(Codec):
         names = places(model, SWITCHES, on, left_out(config))
         init = config.get("init_weights")
         return Bottleneck(_placement(config), size=_size(config, names, model), activation=_activation(config),
-                          scale=_scale(config), where=where(names),
+                          scale=_scale(config), where=exactly(names),
                           init=_INITS.get(init, "bert") if isinstance(init, str) else "bert")
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:

@@ -20,17 +20,11 @@ import numpy
 
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
-from minipeft.formats.adapterhub.bottleneck import BottleneckFile
-from minipeft.formats.adapterhub.lora import DoRAFile, IA3File, LoRAFile
-from minipeft.formats.adapterhub.prefix import PrefixFile
-from minipeft.formats.folder import no_pointer, whole
-from minipeft.formats.peft.codec import Codec, Config
-from minipeft.formats.peft.directory import check_fields
+from minipeft.formats.folder import no_pointer, pickled, whole
+from minipeft.formats.peft.codec import Config
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
 VERSION = "adapters.1.3.0"  # of the library whose files these are
-CODECS: dict[str, Codec] = {"a bottleneck adapter": BottleneckFile(), "LoRA": LoRAFile(), "DoRA": DoRAFile(),
-                            "(IA)^3": IA3File(), "prefix tuning": PrefixFile()}
 _LIMIT = 2 ** 20  # bytes of a configuration
 _RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # activations in files without a version
 _LORA_SCALED = (1, 1, 0)  # the first version whose LoRA is multiplied by alpha / r
@@ -81,30 +75,6 @@ def _is_before(version: Any, bound: tuple[int, ...]) -> bool:
     return release < bound or release == bound and re.match(r"\.?(dev|a|b|rc)\d*", match[4]) is not None
 
 
-def codec_for(config: Config) -> tuple[str, Codec]:
-    """(the name of the method, its codec), whose fields are checked. Raises ValueError for an architecture that is not
-    supported, and as `check_fields` does."""
-    kind = config.get("architecture")
-    if kind == "union":
-        parts = config.get("configs")
-        names = [shown(part.get("architecture") if isinstance(part, dict) else part)
-                 for part in (parts if isinstance(parts, list) else [])]
-        raise ValueError(f"architecture is 'union', of {', '.join(names[:5])}; adapters of several methods in one are "
-                         f"not supported")
-    if kind is None:
-        name = "a bottleneck adapter"
-    elif kind == "prefix_tuning":
-        name = "prefix tuning"
-    elif kind == "lora" and config.get("composition_mode", "add") in ("add", "scale"):
-        name = "(IA)^3" if config.get("composition_mode") == "scale" else "DoRA" if config.get("use_dora") else "LoRA"
-    else:
-        raise ValueError(f"architecture is {shown(kind)} and composition_mode {shown(config.get('composition_mode'))}; "
-                         f"expected no architecture (a bottleneck adapter), 'lora' with 'add' or 'scale', or "
-                         f"'prefix_tuning'")
-    check_fields(CODECS[name], config, name)
-    return name, CODECS[name]
-
-
 def weights_of(directory: Path) -> Path:
     """The file of the tensors. Raises ValueError for a pickle alone and for a pointer of Git LFS, FileNotFoundError
     where there is none."""
@@ -112,16 +82,9 @@ def weights_of(directory: Path) -> Path:
     if not path.exists() and (directory / PICKLE).exists():
         raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
     if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; expected it beside {CONFIG}")
     no_pointer(path)
     return path
-
-
-def pickled(pickle: str, target: str) -> str:
-    """Why the file `pickle` is not opened, and how to make the file `target` of it."""
-    return (f"{pickle} is a pickle, which can run code when it is opened; minipeft reads safetensors alone. If you "
-            f"trust it, convert it once, in Python with torch: safetensors.torch.save_file({{k: v.clone() for k, v in "
-            f"torch.load({pickle!r}, weights_only=True).items()}}, {target!r})")
 
 
 def write_directory(path: str | os.PathLike, outer: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],

@@ -12,10 +12,9 @@ import numpy
 from minipeft.attaching.attach import put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.load import made
-from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
-from minipeft.formats.adapterhub.directory import (
-    CODECS, VERSION, codec_for, read_config, weights_of, write_directory)
+from minipeft.formats.adapterhub.codecs import codec_for, parts, writer
+from minipeft.formats.adapterhub.directory import VERSION, read_config, weights_of, write_directory
 from minipeft.formats.adapterhub.head import check_head
 from minipeft.formats.adapterhub.names import HERE
 from minipeft.formats.arrays import finite, named
@@ -66,10 +65,10 @@ def read(model: Model, directory: Path, name: str | None = None, with_head: bool
         if not isinstance(model, T5):
             raise ValueError(f"AdapterHub's files are read for T5 alone, and this is a {type(model).__name__}")
         (outer, config, notes), file = read_config(directory, model), weights_of(directory)
-        kind, codec = codec_for(config)
-        if kind == "prefix tuning" and not as_adapterhub:
+        codec = codec_for(config)
+        if not as_adapterhub and any(part.get("architecture") == "prefix_tuning" for part in parts(config)):
             raise ValueError(
-                "it is prefix tuning, and in AdapterHub's T5 a prefix of P also moves all tokens P positions away from "
+                "it has a prefix, and in AdapterHub's T5 a prefix of P also moves all tokens P positions away from "
                 "their queries, which no paper says. To load it with these distances, and so with its numbers, call "
                 "minipeft.formats.adapterhub.load(model, directory, as_adapterhub=True)")
         stored = read_shapes(file)
@@ -79,12 +78,12 @@ def read(model: Model, directory: Path, name: str | None = None, with_head: bool
         rows = _named(codec.rows(method, model, config), outer["name"])
         inside = len(_MODEL) if all(key.startswith(_MODEL) for key in stored) else 0
         bare = {key: key[inside:] for key in stored}
-        renamed, words = mapped(bare.values(), shapes_of(rows))
+        renamed, words = mapped(bare.values(), shapes_of(rows), library="AdapterHub")
         check_shapes({renamed[bare[key]]: shape for key, shape in stored.items()}, shapes_of(rows))
         theirs = {renamed[bare[key]]: array for key, array in read_tensors(file)[0].items()}
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
-                raise ValueError(f"{key} holds NaN or infinity")
+                raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
         if with_head:
             check_head(model, directory, theirs)
         found = made(model, directory, default_name(directory) if name is None else name, lambda: method,
@@ -132,13 +131,12 @@ def written_config(attachment: Attachment, base_model: str | None = None) -> dic
 
 
 def _codec(attachment: Attachment) -> Codec:
-    found = [codec for codec in CODECS.values() if codec.writes(attachment.method)]
     if not attachment.places:
         raise ValueError(f"{attachment.name!r} was removed from its model")
-    if not found or not isinstance(attachment.model, T5):
-        raise ValueError(f"{attachment.name!r} cannot be written for AdapterHub, which has nothing like "
-                         f"{shown(attachment.method)} on a {type(attachment.model).__name__}")
-    return found[0]
+    if not isinstance(attachment.model, T5):
+        raise ValueError(f"{attachment.name!r} is on a {type(attachment.model).__name__}, and for AdapterHub adapters "
+                         f"of T5 alone are written")
+    return writer(attachment.method)
 
 
 def _rows(attachment: Attachment, outer: Mapping[str, Any]) -> list[Row]:

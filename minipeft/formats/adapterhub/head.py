@@ -18,8 +18,7 @@ import numpy
 from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.files import read_shapes, read_tensors
-from minipeft.formats.adapterhub.directory import pickled
-from minipeft.formats.folder import no_pointer
+from minipeft.formats.folder import no_pointer, pickled
 
 WEIGHTS, PICKLE = "model_head.safetensors", "pytorch_model_head.bin"
 _HEAD = r"(transformer\.)?(lm_head|heads\.[^.]+\.0)\.weight"

@@ -19,7 +19,7 @@ import numpy
 
 from minipeft.attaching.method import Method
 from minipeft.checks import is_number, shown
-from minipeft.formats.adapterhub.names import HERE, choice, left_out, path_of, places, switch, where
+from minipeft.formats.adapterhub.names import HERE, choice, left_out, path_of, places, switch
 from minipeft.formats.peft.codec import Codec, Config, Shapes
 from minipeft.formats.peft.places import alpha, rank
 from minipeft.formats.row import Row
@@ -27,6 +27,7 @@ from minipeft.methods.dora import DoRA
 from minipeft.methods.ia3 import IA3, ScaledInput
 from minipeft.methods.lora import LoRA
 from minipeft.methods.per_place import PerPlace
+from minipeft.nn.where import exactly
 
 _LAYERS = {"intermediate_lora": r"\.ff\.(wi|wi_1)\.weight$", "output_lora": r"\.ff\.wo\.weight$"}
 SWITCHES = {**{letter: rf"\.(attn|cross)\.{letter}\.weight$" for letter in "qkv"}, **_LAYERS}
@@ -47,7 +48,7 @@ class _File(Codec):
             raise ValueError(f"attn_matrices is {shown(letters)}; expected a list of some of q, k and v")
         on = [name for name in _LAYERS if switch(config, name)]
         on += [name for name in "qkv" if name in letters] if switch(config, "selfattn_lora", True) else []
-        return where(places(model, SWITCHES, on, left_out(config)))
+        return exactly(places(model, SWITCHES, on, left_out(config)))
 
     def _config(self, names: Iterable[str], model: Any) -> dict[str, Any]:
         on, left = choice(model, SWITCHES, names)

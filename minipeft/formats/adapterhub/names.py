@@ -64,11 +64,6 @@ def choice(model: Any, switches: Switches, names: Iterable[str]) -> tuple[set[st
     return on, left_out
 
 
-def where(names: Iterable[str]) -> tuple[str, ...]:
-    """The pattern list that chooses exactly the places `names`."""
-    return tuple(f"^{re.escape(name)}$" for name in names)
-
-
 def left_out(config: Mapping[str, Any]) -> list[int]:
     """The layers in leave_out, a field of `config`. Raises ValueError unless it is null or a list of numbers."""
     layers = config.get("leave_out")

@@ -16,7 +16,7 @@ import numpy
 
 from minipeft.checks import shown
 from minipeft.files import read_json, write_atomic, write_tensors
-from minipeft.formats.folder import no_pointer, whole
+from minipeft.formats.folder import no_pointer, pickled, whole
 from minipeft.formats.peft.beside import fields
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
 from minipeft.formats.peft.others import refused
@@ -40,11 +40,9 @@ def weights_of(directory: Path) -> Path:
     where there is none."""
     path = directory / WEIGHTS
     if not path.exists() and (directory / PICKLE).exists():
-        raise ValueError(f"{directory}: {PICKLE} is a pickle, which can run code when it is opened; minipeft reads "
-                         f"safetensors alone. If you trust it, convert it once, in Python with torch: "
-                         f"safetensors.torch.save_file(torch.load({PICKLE!r}, weights_only=True), {WEIGHTS!r})")
+        raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
     if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}")
+        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; expected it beside {CONFIG}")
     no_pointer(path)
     return path
 
@@ -74,7 +72,8 @@ def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str
                 raise ValueError(f"{field} is {shown(value)}, which changes what {kind} computes and is not supported; "
                                  f"expected {' or '.join(json.dumps(v) for v in codec.neutral[field])}")
         elif not _says_nothing(value):
-            raise ValueError(f"{field} is {shown(value)}, a field of {kind} that is not known and may change what is "
+            name = field if len(field) <= 100 else shown(field)
+            raise ValueError(f"{name} is {shown(value)}, a field of {kind} that is not known and may change what is "
                              f"computed; if it does not, take it out of {CONFIG}")
 
 

@@ -20,7 +20,8 @@ from minipeft.formats.peft import beside
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.copies import check_copies, copies
 from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
-from minipeft.formats.peft.names import check_shapes, mapped, stripped
+from minipeft.formats.peft.names import check_shapes, mapped, modules, stripped
+from minipeft.formats.peft.targets import idle
 from minipeft.formats.row import shapes_of, to_ours, to_theirs
 from minipeft.models.folder import naming
 from minipeft.nn.module import Model
@@ -70,12 +71,12 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         rows = beside.rows(method, codec, model, config)
         bases = copies(stored, {row.theirs for row in rows}, model)
         expected = {**shapes_of(rows), **{key: array.shape for key, array in bases.items()}}
-        renamed, notes = mapped(stored, expected, model)
+        renamed, notes = mapped(stored, expected, model, hint=_advice(config, model))
         check_shapes({renamed[key]: shape for key, shape in stored.items()}, expected)
         theirs = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
         for key, array in theirs.items():
             if not numpy.isfinite(array).all():
-                raise ValueError(f"{key} holds NaN or infinity")
+                raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
         check_copies(theirs, bases)
         main = codec.completed(main, theirs, model)
         method = beside.joined(main, codec, config, model)
@@ -88,6 +89,15 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         found.source = Source(config, {key: array for key, array in theirs.items() if key not in restored},
                               tuple(notes))
         return found
+
+
+def _advice(config: Mapping[str, Any], model: Model) -> str:
+    """What may be wrong where the tensors of a file are not those of its config on this model, and what to do."""
+    base, names = config.get("base_model_name_or_path"), idle(config, modules(model))
+    return ". ".join([
+        *([f"In target_modules, {', '.join(map(shown, names[:3]))} chooses no module of this model"] if names else []),
+        *([f"The file calls its base {shown(base)}"] if base and isinstance(base, str) else []),
+        "Expected a model like the one that it was trained on, and the configuration that was saved with it"])
 
 
 def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None = None,
@@ -113,7 +123,8 @@ def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool |
     arrays: {name: array}, with names as in `attachment.parameters` or `attachment.tensors`: values or gradients.
     gradients: which of the two they are. It matters where PEFT's tensor includes the base weight and ours does not,
     such as a copy of a head. By default, arrays that are all equal to the attachment's own are values, and others are
-    gradients. Raises ValueError for an unknown name and for another shape."""
+    gradients. Gradients of numbers that are not trained are 0, as PEFT has them. Raises ValueError for an unknown name
+    and for another shape."""
     found, gradients = named(attachment, arrays, gradients)
     rows = beside.rows(attachment.method, _codec(attachment), attachment.model, written_config(attachment))
     return to_theirs(rows, found, not gradients, _kept(attachment))

@@ -22,8 +22,8 @@ from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.lora_rows import doubled, factors, magnitude
 from minipeft.formats.peft.lora_start import principal, starts_from_base
 from minipeft.formats.peft.names import modules, path_of, words
-from minipeft.formats.peft.places import (PLACES, alpha, by_place, flag, patterns, rank, target_modules, targets,
-                                          unused_patterns, usual, where)
+from minipeft.formats.peft.places import (PLACES, alpha, by_place, flag, of_any_rank, patterns, rank, target_modules,
+                                          targets, unused_patterns, usual, where)
 from minipeft.formats.peft.targets import ends_with
 from minipeft.formats.row import Row
 from minipeft.methods.dora import DoRA
@@ -73,14 +73,15 @@ class LoRAFile(Codec):
             raise ValueError("init_lora_weights is 'pissa' on an embedding table, where PEFT starts in another way; "
                              "expected linear layers alone")
         if not flag(config, "use_dora"):
-            return LoRA(r, a, init="pissa" if pissa else "gaussian", **common)
+            found = LoRA(r, a, init="pissa" if pissa else "gaussian", **common)
+            return found if pissa else of_any_rank(found, model)
         if not any("lora_magnitude_vector" in words(key) for key in shapes):
             raise ValueError("use_dora is true, and the file has no lora_magnitude_vector: as plain LoRA its factors "
                              "mean something else")
         if pissa or tables and "linear" in kinds.values():
             raise ValueError(f"use_dora is true {'and init_lora_weights pissa' if pissa else 'on a table as well'}; "
                              f"expected DoRA on the base as it is, on linear layers alone or on a table alone")
-        return DoRA(r, a, norm="input" if tables else "output", **common)
+        return of_any_rank(DoRA(r, a, norm="input" if tables else "output", **common), model)
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:
         found = []
@@ -122,12 +123,8 @@ class LoRAFile(Codec):
                              f"matrix holds side by side")
         for name, slot in places.items():
             norm = "input" if slot.kind == "embedding" else "output"
-            r, most = method.rank_at(name, slot), min(slot.shape)
             if isinstance(method, DoRA) and method.norm != norm:
                 raise ValueError(f"norm is {method.norm!r}, and {name} is {slot.kind}; PEFT has norm={norm!r} there")
-            if times * r > most:
-                raise ValueError(f"init is 'pissa' with r = {r}, which PEFT has on the base as it is as a LoRA of rank "
-                                 f"{times * r} alone; expected at most {most // times} for {name} {list(slot.shape)}")
         r, a = usual(method, times)
         return {"r": r, "lora_alpha": a, "lora_dropout": method.dropout,
                 "use_rslora": method.scaling == "alpha/sqrt(r)", "use_dora": isinstance(method, DoRA),

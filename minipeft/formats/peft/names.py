@@ -104,8 +104,9 @@ def stripped(key: str) -> str:
     return re.sub(rf"^(?:{re.escape(PREFIX)})+", PREFIX, key)
 
 
-def mapped(keys: Iterable[str], expected: Iterable[str], model: Any = None) -> tuple[dict[str, str], list[str]]:
-    """({key in the file: key as PEFT writes it}, what was changed, in words).
+def mapped(keys: Iterable[str], expected: Iterable[str], model: Any = None,
+           library: str = "PEFT", hint: str = "") -> tuple[dict[str, str], list[str]]:
+    """({key in the file: key as the `library` writes it}, what was changed, in words). hint: how the error ends.
 
     Keys that tools have changed are compared by their `words`. Beyond that, either the file may have words in every key
     that no expected key has, such as "language_model", or the other way round; not both, because then a decoder's keys
@@ -130,10 +131,10 @@ def mapped(keys: Iterable[str], expected: Iterable[str], model: Any = None) -> t
         check_keys(extra, model)
     if extra or missing:
         raise ValueError(f"the tensors of the file are not those of its configuration on this model. "
-                         f"{_some('Not expected', extra)}. {_some('Missing', missing)}")
+                         f"{_some('Not expected', extra)}. {_some('Missing', missing)}{hint and f'. {hint}'}")
     changed = [key for key in keys if found[key] != key]
-    return found, [f"keys were read under the names that PEFT gives them ({len(changed)} in all): {shown(changed[0])} "
-                   f"as {shown(found[changed[0]])}"] if changed else []
+    return found, [f"keys were read under the names that {library} gives them ({len(changed)} in all): "
+                   f"{shown(changed[0])} as {shown(found[changed[0]])}"] if changed else []
 
 
 def _only(some: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]) -> set[str]:

@@ -5,9 +5,10 @@
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, TypeVar
 
 from minipeft.checks import is_integer, is_number, shown
 from minipeft.formats.peft.codec import Config, Shapes
@@ -15,6 +16,7 @@ from minipeft.formats.peft.names import linear_modules, modules, path_of, words
 from minipeft.formats.peft.targets import chosen, first_match, pattern
 from minipeft.methods.per_place import PerPlace, RankPerPlace
 
+R = TypeVar("R", bound=RankPerPlace)
 TARGETS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
 PLACES = TARGETS | {"modules_to_save"}
 _WORDS = {"linear": "a linear layer", "embedding": "an embedding table", "norm": "a norm",
@@ -89,6 +91,13 @@ def by_place(config: Config, field: str, paths: list[str], model: Any, usual: An
     found = {path: first_match(given, path) for path in paths}
     return tuple((f"^{re.escape(slots[path])}$", value) for path, value in found.items()
                  if value is not None and value != usual)
+
+
+def of_any_rank(method: R, model: Any) -> R:
+    """`method`, which may have ranks beyond min(d_out, d_in) if it has one on this `model`: PEFT allows them."""
+    places: Mapping[str, Any] = method.places(model)
+    large = any(method.own_rank(name) > min(slot.shape) for name, slot in places.items())
+    return dataclasses.replace(method, any_rank=True) if large else method
 
 
 def unused_patterns(config: Config, paths: list[str]) -> list[str]:

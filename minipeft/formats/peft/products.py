@@ -17,7 +17,7 @@ from minipeft.attaching.method import Method
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, path_of
-from minipeft.formats.peft.places import (TARGETS, alpha, by_place, flag, only, patterns, rank,
+from minipeft.formats.peft.places import (TARGETS, alpha, by_place, flag, of_any_rank, only, patterns, rank,
                                           target_modules, targets, where)
 from minipeft.formats.row import Row, transposed
 from minipeft.methods.hira import HiRA
@@ -68,7 +68,7 @@ class LoHaFile(Products):
     defaults = {**Products.defaults, **DROPOUTS}
 
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
-        return LoHa(**self.ranks(config, model), **self.alphas(config, model))
+        return of_any_rank(LoHa(**self.ranks(config, model), **self.alphas(config, model)), model)
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:
         found = []
@@ -132,7 +132,7 @@ class HiRAFile(Products):
     def method(self, config: Config, shapes: Shapes, model: Any) -> Method:
         fields = self.ranks(config, model)
         found = {shape[0] for key, shape in shapes.items() if re.search(r"\.hira_(embedding_)?A(\.|$)", key) and shape}
-        return HiRA(**{**fields, "rank_pattern": ()} if found == {fields["rank"]} else fields)
+        return of_any_rank(HiRA(**{**fields, "rank_pattern": ()} if found == {fields["rank"]} else fields), model)
 
     def rows(self, method: Any, model: Any, config: Config) -> list[Row]:
         found = []

@@ -22,6 +22,8 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 from minipeft.checks import shown
 from minipeft.formats.peft.expression import Expression, Steps
 
+_WORDS = 20  # how many last words of paths an error names
+
 
 def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[str]) -> list[str]:
     """The paths among `modules` that the fields of `config` choose, in order. linear: those of "all-linear". Raises
@@ -38,9 +40,17 @@ def chosen(config: Mapping[str, Any], modules: Sequence[str], linear: Iterable[s
     found = [path for path in modules if targeted(path) and (path in whole or in_layer(path)) and not excluded(path)
              and not any(expression.begins(path) for expression in saved)]
     if not found:
+        words = dict.fromkeys(path.rpartition(".")[2] for path in modules)
         raise ValueError(f"target_modules is {shown(targets)}, which chooses none of the {len(modules)} modules of "
-                         f"this model; they are called {', '.join(modules[:3])}, ...")
+                         f"this model; their names end in {', '.join(list(words)[:_WORDS])}")
     return found
+
+
+def idle(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
+    """The names in a list of target_modules that none of `modules` ends with."""
+    targets = config.get("target_modules")
+    ends = {end for path in modules for end in _ends(path)}
+    return [name for name in targets if name not in ends] if isinstance(targets, list) else []
 
 
 def names_in(config: Mapping[str, Any], field: str) -> list[str]:
@@ -60,8 +70,13 @@ def is_at_or_below(path: str, name: str) -> bool:
 
 def ends_with(path: str, names: Iterable[str]) -> bool:
     """Whether `path` is one of the names or ends with "." and one of them."""
+    return not _ends(path).isdisjoint(names)
+
+
+def _ends(path: str) -> set[str]:
+    """"a.b.c", "b.c" and "c" of the path "a.b.c"."""
     parts = path.split(".")
-    return not {".".join(parts[at:]) for at in range(len(parts))}.isdisjoint(names)
+    return {".".join(parts[at:]) for at in range(len(parts))}
 
 
 class Patterns(dict[str, Any]):

@@ -14,7 +14,7 @@ from minipeft.files import read_tensors, write_tensors
 from tests.methods.golden import FIXTURES
 
 BOTTLENECKS = ("seq_bn", "double_seq_bn", "double_seq_bn_cross", "par_bn")
-OTHERS = ("lora", "dora", "ia3", "prefix_flat", "prefix_mlp")
+OTHERS = ("lora", "dora", "ia3", "prefix_flat", "prefix_mlp", "union")
 FOLDERS = {name: FIXTURES / ("bottleneck" if name in BOTTLENECKS else "adapterhub") / name
            for name in (*BOTTLENECKS, *OTHERS)}
 

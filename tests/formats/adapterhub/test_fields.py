@@ -22,6 +22,8 @@ def refused(path, message, model, error=ValueError, load=minipeft.load, **option
     assert str(path) in str(caught.value) and not model.attachments and not model.plugged
 
 
+LORA = ("alpha", "attn_matrices", "composition_mode", "dropout", "init_weights", "intermediate_lora", "leave_out",
+        "output_lora", "r", "selfattn_lora", "use_dora", "use_gating")
 FIELDS = {
     **{f"{field} {value}": ("seq_bn", inner(**{field: value}), f"{field} is {value!r}, which changes")
        for field, value in {"ln_before": True, "ln_after": True, "use_gating": True, "phm_layer": True,
@@ -51,8 +53,18 @@ FIELDS = {
     **{f"{field} is missing": (folder, without(field), f"{field} is missing; expected it in a file of")
        for folder, field in (("seq_bn", "original_ln_before"), ("seq_bn", "residual_before_ln"), ("par_bn", "scaling"),
                              ("par_bn", "is_parallel"), ("lora", "alpha"), ("lora", "r"))},
-    "a union": ("lora", inner(architecture="union", configs=[{"architecture": "lora"}, {}]),
-                "architecture is 'union', of 'lora', None; adapters of several methods"),
+    "a union of nothing": ("lora", inner(architecture="union", configs=[], **dict.fromkeys(LORA)),
+                           r"configs is \[\]; expected a list of configurations"),
+    "a part that is none": ("lora", inner(architecture="union", configs=["seq_bn"], **dict.fromkeys(LORA)),
+                            r"configs is \['seq_bn'\]; expected a list of config"),
+    "a union in a union": ("lora", inner(architecture="union", configs=[{"architecture": "union"}],
+                                         **dict.fromkeys(LORA)), "a union is a part of a union"),
+    "a field beside a union": ("lora", inner(architecture="union", configs=[{}]), "alpha is 6, a field of a union"),
+    "a field of a part": ("lora", lambda outer: outer.update(config={
+        "architecture": "union", "configs": [{**outer["config"], "use_gating": True}]}), "use_gating is True, which"),
+    "a prefix in a union": ("union", inner(), "it has a prefix, and in AdapterHub's T5 .*as_adapterhub=True"),
+    "two parts at one place": ("lora", lambda outer: outer.update(config={
+        "architecture": "union", "configs": [outer["config"]] * 2}), "both choose encoder.0.attn.q.weight"),
     "another method": ("lora", inner(architecture="reft"), "architecture is 'reft' and .*; expected no architecture"),
     "another composition": ("lora", inner(composition_mode="mul"), "composition_mode 'mul'; expected"),
     **{f"{field} of a LoRA": ("lora", inner(**{field: value}), f"{field} is {value!r}, which changes what LoRA")

@@ -16,12 +16,15 @@ from tests.formats.golden import GRADIENTS, VALUES, golden, logits
 from tests.methods.golden import FIXTURES, close
 
 
+PREFIXES = ("prefix_flat", "prefix_mlp", "union")
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_of_adapterhub_gives_its_logits_and_gradients_and_is_written_back(folder, tmp_path):
     path, g, model = golden(str(FOLDERS[folder].relative_to(FIXTURES)))
     base = logits(model, g)
     assert close(base, g["logits_base"], VALUES) and not close(base, g["logits"], 1e-2), "the adapter does something"
-    attachment = adapterhub.load(model, path, as_adapterhub=True) if "prefix" in folder else minipeft.load(model, path)
+    attachment = adapterhub.load(model, path, as_adapterhub=True) if folder in PREFIXES else minipeft.load(model, path)
     assert (attachment.name, attachment.state) == (folder, "plugged")
     assert close(logits(model, g), g["logits"], VALUES)
     loss, grads = value_and_grad(lambda: model.loss(g["input_ids"], g["labels"], g["attention_mask"]),

@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft import IA3, Bottleneck, DoRA, LoRA, PrefixTuning
+from minipeft import IA3, Bottleneck, DoRA, LoRA, PrefixTuning, Union
 from minipeft.formats import adapterhub
 from tests.formats.adapterhub.test_save import outputs, trained
 
@@ -63,6 +63,7 @@ CONFIGS = {
     "lora": lambda a: a.LoRAConfig(r=2, alpha=6, intermediate_lora=True, output_lora=True, attn_matrices=["q", "k"]),
     "dora": lambda a: a.LoRAConfig(r=2, alpha=2, use_dora=True), "ia3": lambda a: a.IA3Config(),
     "prefix": lambda a: a.PrefixTuningConfig(prefix_length=3, bottleneck_size=7),
+    "union": lambda a: a.ConfigUnion(a.LoRAConfig(r=2), a.ParBnConfig(), a.PrefixTuningConfig(flat=True)),
     "flat prefix": lambda a: a.PrefixTuningConfig(flat=True, prefix_length=3)}
 
 
@@ -75,7 +76,7 @@ def test_what_adapterhub_writes_is_read(config, peer, folder, tmp_path):
     for name, p in model.named_parameters():
         if any(part in name for part in (".adapters.", ".loras.", "prefix_tunings")):
             p.data += 0.3 * torch.randn_like(p)
-    if "prefix" in config:  # whose arrays share memory, which its own safetensors writer refuses
+    if "prefix" in config or config == "union":  # whose arrays share memory, which its own safetensors writer refuses
         model.save_adapter(str(tmp_path / "a"), "a")
         safetensors = pytest.importorskip("safetensors.torch")
         for pickled, target in (("pytorch_adapter.bin", "adapter"), ("pytorch_model_head.bin", "model_head")):
@@ -93,6 +94,7 @@ METHODS = {
     "houlsby": Bottleneck("houlsby", size=3, cross=True, activation="gelu"), "LoRA": LoRA(2, 7),
     "pfeiffer": Bottleneck("pfeiffer", size=5, activation="gelu_tanh", stacks="decoder"),
     "parallel": Bottleneck("parallel", size=20, scale=2.5), "LoRA of wo": LoRA(3, 2, where=["wo"], scaling="alpha"),
+    "union": Union(LoRA(2, 4), Bottleneck("par_bn", size=3), PrefixTuning(2, "decoder", "adapterhub")),
     "DoRA": DoRA(2, 2), "(IA)^3": IA3("before"), "prefix": PrefixTuning(3, bias="adapterhub"),
     "computed prefix": PrefixTuning(2, ("decoder", "cross"), "adapterhub", mlp=6)}
 

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft import IA3, T5, Bottleneck, DoRA, LoRA, PrefixTuning, PromptTuning
+from minipeft import IA3, T5, Bottleneck, DoRA, LoRA, PrefixTuning, PromptTuning, Union
 from minipeft.formats import adapterhub
 from tests.methods.golden import FIXTURES
 from tests.models_under_test import Case
@@ -53,6 +53,8 @@ WRITTEN = {
     "(IA)^3": (IA3("before"), "deep", {"composition_mode": "scale", "r": 1, "alpha": 1, "intermediate_lora": True,
                                        "attn_matrices": ["k", "v"]}),
     "(IA)^3 of a gated model": (IA3("before", ["q", "wi_1"]), "v11", {"attn_matrices": ["q"], "leave_out": []}),
+    "a union": (Union(IA3("before", ["k"]), Bottleneck("houlsby", 3), LoRA(2, 4, where=["wo"])), "deep",
+                {"architecture": "union"}),
     "a prefix": (PrefixTuning(3, bias="adapterhub"), "deep", {"flat": True, "prefix_length": 3}),
     "a prefix in the decoder": (PrefixTuning(2, ("decoder", "cross"), "adapterhub", mlp=6), "deep",
                                 {"flat": False, "bottleneck_size": 6, "encoder_prefix": False, "cross_prefix": True})}
@@ -99,6 +101,9 @@ REFUSED = {
     "a prefix of the paper": (PrefixTuning(2), "it has bias 'none' and 6 places; AdapterHub's prefixes have the bias"),
     "a prefix in the encoder alone": (PrefixTuning(2, "encoder", "adapterhub"), "stand in every self-attention of the"),
     "a prefix in one layer": (PrefixTuning(2, bias="adapterhub", where=r"decoder\.1\.attn\.keys"), "1 places"),
+    "a union at some places": (Union(LoRA(2, 4), Bottleneck("houlsby", 3), where=r"attn\.(q|out)"),
+                               "where is .*, and AdapterHub's unions have the places of all of their parts"),
+    "a union with a prompt": (Union(LoRA(2), PromptTuning(2)), "nothing like PromptTuning"),
     "a prompt": (PromptTuning(2), "cannot be written for AdapterHub, which has nothing like PromptTuning")}
 
 
@@ -140,7 +145,7 @@ def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
 
 def test_a_model_that_is_no_t5_is_refused(tmp_path):
     model = Case(("pre-LN", "q and v"), 1, 1, "float32", 0).model()
-    with pytest.raises(ValueError, match="nothing like LoRA.* on a Transformer"):
+    with pytest.raises(ValueError, match="'lora' is on a Transformer, and for AdapterHub"):
         adapterhub.save(minipeft.attach(model, LoRA(1), RNG(0)), tmp_path / "a")
 
 
