@@ -10,7 +10,6 @@ import re
 from typing import Any, Iterable, Mapping
 
 from minipeft.checks import shown
-from minipeft.nn.slot import Slot
 
 PREFIX = "base_model.model."
 LEFT_BEHIND = ("_orig_mod", "module", "default")  # by torch.compile, by data-parallel training, by PEFT in memory
@@ -86,11 +85,6 @@ def path_of(model: Any, slot: str) -> str:
     """The path of the module whose weight is the slot called `slot`. Raises ValueError as `modules` does."""
     check_model(model)
     return model.to_hf_name(slot).removesuffix(".weight")
-
-
-def slot_of(model: Any, path: str) -> Slot:
-    """The slot of the weight of the module at `path`."""
-    return model.slots[modules(model)[path]]
 
 
 def words(key: str) -> tuple[str, ...]:
