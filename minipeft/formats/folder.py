@@ -42,6 +42,8 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     """A new folder beside `path`, which takes its place when the block ends, and is gone where the block raises. Raises
     ValueError for a `path` that is not an empty folder, and FileNotFoundError where the folder around it is missing."""
     directory = Path(path)
+    if directory.is_symlink():  # which stays, and its folder is filled
+        directory = directory.resolve()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is not an empty folder; expected a new or an empty one")
     parent = directory.absolute().parent

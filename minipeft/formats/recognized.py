@@ -153,7 +153,7 @@ def _by_config(config: Mapping[str, Any]) -> Kind | None:
 def _config(path: Path) -> Mapping[str, Any]:
     try:
         return read_json(path, _LIMIT)
-    except ValueError:  # damaged: the reader says so
+    except (OSError, ValueError):  # damaged, or a link to nothing: the reader says so
         return {}
 
 
@@ -186,5 +186,5 @@ def _by_header(path: Path) -> Kind | None:
         if said.startswith("minipeft"):
             return OURS if said == "minipeft-adapter" else CHECKPOINT
         return by_keys(read_shapes(path))
-    except ValueError:
+    except (OSError, ValueError):
         return None

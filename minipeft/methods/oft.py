@@ -36,6 +36,7 @@ from minipeft.nn.weight import Parameter, Reparam
 from minipeft.nn.where import Where
 
 CAYLEY = ("paper", "transposed", "neumann")
+MOST_TERMS = 1000  # of the series: each is a product of all blocks, so a file with more would take for ever
 
 
 class Rotated(Reparam):
@@ -101,7 +102,7 @@ class OFT(Method):
     where: Where = r"\.(q|v)\.weight$"
     share: bool = setting(False, lambda v: type(v) is bool, "True or False")
     cayley: str = setting("paper", lambda v: v in CAYLEY, f"one of {', '.join(CAYLEY)}")
-    terms: int = setting(5, lambda v: integer(v, 4), "an integer >= 4")
+    terms: int = setting(5, lambda v: integer(v, 4) and v <= MOST_TERMS, f"an integer from 4 to {MOST_TERMS}")
     block_size_pattern: Mapping[str, int] | Pattern = pattern_setting(lambda v: integer(v, 2), "an integer >= 2")
 
     def __post_init__(self) -> None:

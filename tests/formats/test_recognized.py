@@ -34,6 +34,10 @@ def raw(name, content):
     return lambda path: (path / name).write_bytes(content)
 
 
+def link(name):
+    return lambda path: (path / name).symlink_to("nowhere")
+
+
 def ours(name):
     def write(path):
         attachment = minipeft.attach(MODEL, minipeft.LoRA(2), numpy.random.default_rng(0))
@@ -64,6 +68,12 @@ CASES = {
     "PEFT, damaged": ([text("adapter_config.json", "{"), text("adapter_model.safetensors", "...")], None, "PEFT", None),
     "PEFT with LoHa": ([text("adapter_config.json", {"peft_type": "LOHA"}), tensors(
         "adapter_model.safetensors", f"{Q}.hada_w1_a")], None, "PEFT", None),
+    "PEFT, a link to nothing": ([text("adapter_config.json", PEFT), link("adapter_model.safetensors")], None, "PEFT",
+                                None),
+    "PEFT, a folder for a file": ([text("adapter_config.json", PEFT), lambda path: (
+        path / "adapter_model.safetensors").mkdir()], None, "PEFT", None),
+    "a configuration that is a link to nothing": ([link("adapter_config.json"), tensors(
+        "adapter_model.safetensors", "x")], None, "PEFT", None),
     "PEFT, a pointer": ([text("adapter_config.json", PEFT), text("adapter_model.safetensors", LFS)], None, "PEFT",
                         None),
     "AdapterHub": ([text("adapter_config.json", HUB), tensors("adapter.safetensors", f"{Q}.loras.a.lora_A")], None,
@@ -134,6 +144,16 @@ def test_a_path_is_recognized_and_refused_by_name_unless_it_is_read(case, tmp_pa
         with pytest.raises(ValueError if found.exists else FileNotFoundError, match=message) as caught:
             minipeft.load(MODEL, path)
         assert str(path) in str(caught.value) and not MODEL.attachments
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_to_nothing_in_a_folder_is_a_file_that_is_missing(name, tmp_path):
+    text("adapter_config.json", PEFT)(tmp_path)
+    tensors("adapter_model.safetensors", f"base_model.model.{Q}.lora_A.weight")(tmp_path)
+    (tmp_path / name).unlink()
+    link(name)(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"holds no {name}"):
+        minipeft.load(MODEL, tmp_path)
 
 
 def test_what_is_read_has_a_reader_and_what_is_not_has_a_hint():

@@ -127,7 +127,8 @@ def test_a_row_of_one_number_is_refused_because_nothing_can_turn_it():
         minipeft.attach(model, minipeft.OFT(2), numpy.random.default_rng(0))
 
 
-@pytest.mark.parametrize("field", [dict(block_size=1), dict(share=0), dict(cayley="exact"), dict(terms=3)])
+@pytest.mark.parametrize("field", [dict(block_size=1), dict(share=0), dict(cayley="exact"), dict(terms=3),
+                                   dict(terms=1001)])
 def test_fields_out_of_range_are_refused(field):
     with pytest.raises(ValueError, match=f"OFT: {next(iter(field))} is .*; expected"):
         minipeft.OFT(**field)

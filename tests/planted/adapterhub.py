@@ -97,4 +97,10 @@ BUGS = [
     Bug("what was changed in order to read a folder is not said by load", LOAD,
         "for note in attachment.source.notes:", "for note in ():",
         LOADING + "what_was_changed_in_order_to_read_a_folder_is_said_where_load_was_called"),
+    Bug("a folder with a link to nothing is called a folder that is no file", RECOGNIZED,
+        "        return by_keys(read_shapes(path))\n    except (OSError, ValueError):",
+        "        return by_keys(read_shapes(path))\n    except ValueError:",
+        "formats/test_recognized.py::test_a_link_to_nothing_in_a_folder_is_a_file_that_is_missing"),
+    Bug("a link to an empty folder cannot be written to", "formats/folder.py", "if directory.is_symlink():",
+        "if False:", HUB + "save.py::test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled"),
 ]

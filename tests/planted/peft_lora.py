@@ -16,6 +16,10 @@ ONE_PRODUCT = LORA + "our_pissa_is_written_as_one_product_on_the_base_as_it_is"
 PYTHON = MATCH + "a_match_is_there_where_python_finds_one"
 
 BUGS = [
+    Bug("an unknown method is used because its name is a text", "formats/peft/directory.py",
+        'isinstance(value, str) and not field.startswith("use_")', "isinstance(value, str)", REFUSED),
+    Bug("a file of very many keys takes hours, because the model is searched for each", NAMES, "for use in found:",
+        "for use in uses(model):", NAME + "the_model_is_not_searched_again_for_each_of_very_many_keys"),
     # ---- which modules
     Bug("a layer is the last number in a path of PEFT's, as in its older versions", TARGETS,
         "for at in expression.ends(path))", "for at in reversed(expression.ends(path)))", RECORDED),

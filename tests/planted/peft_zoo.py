@@ -88,6 +88,8 @@ BUGS = [
         "for size, blocks in exact:", SIZES),
     Bug("the series of an older PEFT is read as that of now", OFT,
         'if series and _older(config.get("peft_version"), (0, 18)):', "if False:", FIELDS),
+    Bug("a file can ask for a series of any length", OFT, "is_integer(terms, 3) and terms <= MOST_TERMS",
+        "is_integer(terms, 3)", FIELDS),
     Bug("coft is ignored", OFT, 'neutral = {"coft": (False,),', 'neutral = {"coft": (False, True),', FIELDS),
     # ---- all of them
     Bug("a module that PEFT does not have the method for is chosen", PLACES, "for path in found if kinds else ():",

@@ -71,15 +71,16 @@ def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str
             if not any(value == usual and type(value) is type(usual) for usual in codec.neutral[field]):
                 raise ValueError(f"{field} is {shown(value)}, which changes what {kind} computes and is not supported; "
                                  f"expected {' or '.join(json.dumps(v) for v in codec.neutral[field])}")
-        elif not _says_nothing(value):
+        elif not _says_nothing(field, value):
             name = field if len(field) <= 100 else shown(field)
             raise ValueError(f"{name} is {shown(value)}, a field of {kind} that is not known and may change what is "
                              f"computed; if it does not, take it out of {CONFIG}")
 
 
-def _says_nothing(value: Any) -> bool:
-    """Whether an unknown field can be left alone: it is null, off, empty, or text."""
-    return not value or isinstance(value, str)
+def _says_nothing(field: str, value: Any) -> bool:
+    """Whether an unknown field can be left alone: it is null, off, empty, or a text that is not about using something,
+    as in {"use_x": "full"}."""
+    return not value or isinstance(value, str) and not field.startswith("use_")
 
 
 def write_directory(path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],

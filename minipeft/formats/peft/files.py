@@ -82,7 +82,7 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         method = beside.joined(main, codec, config, model)
         rows = beside.rows(method, codec, model, config)
         ours = {**to_ours(rows, theirs), **beside.computed(method, codec, model, config)}
-        found = made(model, directory, name or default_name(directory), lambda: method, ours, None)
+        found = made(model, directory, default_name(directory) if name is None else name, lambda: method, ours, None)
         restored = {row.theirs for row in rows if row.at is ... and row.base is None}
         notes += [*codec.notes(main, model, config),
                   *beside.notes([row.theirs for row in rows], codec, config, model)]

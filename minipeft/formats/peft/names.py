@@ -10,7 +10,6 @@ import re
 from typing import Any, Iterable, Mapping
 
 from minipeft.checks import shown
-from minipeft.nn.slot import Slot
 
 PREFIX = "base_model.model."
 LEFT_BEHIND = ("_orig_mod", "module", "default")  # by torch.compile, by data-parallel training, by PEFT in memory
@@ -65,9 +64,10 @@ def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
 def check_keys(keys: Iterable[str], model: Any) -> None:
     """Raises ValueError if one of these `keys`, which are not expected, is of a module without a weight of its own, or
     of a bias, which no layer of the model has."""
+    found = uses(model)  # once: a file may have very many keys
     for key in keys:
         path = key.removeprefix("base_model.").removeprefix("model.")
-        for use in uses(model):
+        for use in found:
             if path.startswith(f"{use}."):
                 raise ValueError(f"{shown(key)} is for {use} alone: {_one_weight(use, model)}")
         if path.endswith(".bias") and ".lora_" not in path:
@@ -85,11 +85,6 @@ def path_of(model: Any, slot: str) -> str:
     """The path of the module whose weight is the slot called `slot`. Raises ValueError as `modules` does."""
     check_model(model)
     return model.to_hf_name(slot).removesuffix(".weight")
-
-
-def slot_of(model: Any, path: str) -> Slot:
-    """The slot of the weight of the module at `path`."""
-    return model.slots[modules(model)[path]]
 
 
 def words(key: str) -> tuple[str, ...]:

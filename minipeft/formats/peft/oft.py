@@ -23,7 +23,7 @@ from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
 from minipeft.formats.peft.names import PREFIX, modules, path_of
 from minipeft.formats.peft.places import TARGETS, flag, only, target_modules, targets, where
 from minipeft.formats.row import Row, same
-from minipeft.methods.oft import OFT
+from minipeft.methods.oft import MOST_TERMS, OFT
 
 
 @codec
@@ -45,8 +45,8 @@ class OFTFile(Codec):
         sizes = {slots[path]: block_size(config, model.slots[slots[path]].shape[1]) for path in paths}
         usual = next(iter(sizes.values()))
         series, terms = flag(config, "use_cayley_neumann", True), config["num_cayley_neumann_terms"]
-        if series and not is_integer(terms, 3):
-            raise ValueError(f"num_cayley_neumann_terms is {shown(terms)}; expected an integer >= 3")
+        if series and not (is_integer(terms, 3) and terms <= MOST_TERMS):
+            raise ValueError(f"num_cayley_neumann_terms is {shown(terms)}; expected an integer from 3 to {MOST_TERMS}")
         if series and _older(config.get("peft_version"), (0, 18)):
             raise ValueError(f"peft_version is {shown(config['peft_version'])}; before 0.18, use_cayley_neumann meant "
                              f"another series, which is not supported")

@@ -63,11 +63,6 @@ def names_in(config: Mapping[str, Any], field: str) -> list[str]:
     return names
 
 
-def is_at_or_below(path: str, name: str) -> bool:
-    """Whether the module `path` is one that modules_to_save calls `name`, or lies inside of such a one."""
-    return f".{name}." in f".{path}."
-
-
 def ends_with(path: str, names: Iterable[str]) -> bool:
     """Whether `path` is one of the names or ends with "." and one of them."""
     return not _ends(path).isdisjoint(names)

@@ -134,6 +134,15 @@ def test_numbers_that_are_not_finite_a_full_folder_and_a_removed_attachment_are_
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+def test_a_link_to_an_empty_folder_stays_and_the_folder_is_filled(tmp_path):
+    attachment = minipeft.attach(MODELS["v11"].clone(), LoRA(2), RNG(0))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    adapterhub.save(attachment, tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "there"] and (tmp_path / "link").is_symlink()
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {"adapter_config.json", "adapter.safetensors"}
+
+
 def test_a_model_that_is_no_t5_is_refused(tmp_path):
     model = Case(("pre-LN", "q and v"), 1, 1, "float32", 0).model()
     with pytest.raises(ValueError, match="'lora' is on a Transformer, and for AdapterHub"):

@@ -124,6 +124,7 @@ def test_a_combination_that_peft_made_is_the_one_that_is_made_of_its_directories
     ({"use_qalora": True}, "use_qalora is True"), ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication is"),
     ({"target_parameters": ["mlp.experts"]}, "target_parameters is"), ({"arrow_config": {"top_k": 3}}, "arrow_config"),
     ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is"), ({"kasa_config": {"beta": 1}}, "kasa_config is"),
+    ({"use_magic": "full"}, "use_magic is 'full', a field of LORA that is not known"),
     ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"), ({"velora_config": {"num_groups": 2}}, "velora_config is"),
     ({"monteclora_config": {"a": 1}}, "monteclora_config is"), ({"megatron_config": {"a": 1}}, "megatron_config is"),
     ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16': PEFT changes the base"),

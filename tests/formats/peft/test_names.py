@@ -3,7 +3,7 @@ import pytest
 
 from minipeft import T5
 from minipeft.formats.peft import names
-from minipeft.formats.peft.names import PREFIX, check_shapes, linear_modules, modules, stripped
+from minipeft.formats.peft.names import PREFIX, check_keys, check_shapes, linear_modules, modules, stripped
 from tests.methods.golden import FIXTURES
 
 PATHS = ("encoder.block.0.layer.0.SelfAttention.q", "encoder.block.1.layer.0.SelfAttention.q",
@@ -96,6 +96,13 @@ def test_the_error_names_three_keys_of_each_side_and_counts_them():
     assert sum(f"{key!r}" in said for key in RIGHT) == 3
     with pytest.raises(ValueError, match=rf"Not expected: none. Missing: '{RIGHT[-1]}' \(1 in all\)"):
         mapped(RIGHT[:-1], RIGHT)
+
+
+def test_the_model_is_not_searched_again_for_each_of_very_many_keys(monkeypatch):
+    model, searched = T5.from_pretrained(FIXTURES / "t5" / "v10"), []
+    monkeypatch.setattr(names, "uses", lambda model: searched.append(model) or {"lm_head": "shared"})
+    check_keys([f"x.{i}" for i in range(100)], model)
+    assert len(searched) == 1
 
 
 def test_a_key_is_stripped_of_what_tools_leave_behind():

@@ -7,7 +7,7 @@ import pytest
 from minipeft import T5
 from minipeft.formats.peft.codec import CODECS
 from minipeft.formats.peft.names import modules
-from minipeft.formats.peft.targets import Patterns, chosen, is_at_or_below, pattern
+from minipeft.formats.peft.targets import Patterns, chosen, pattern
 from tests.methods.golden import FIXTURES
 
 RECORDED = json.loads((FIXTURES / "peft_targets.json").read_text())
@@ -63,5 +63,6 @@ def test_patterns_know_which_of_their_keys_match_nothing():
 
 
 def test_a_module_to_save_takes_everything_inside_of_it():
-    assert is_at_or_below("encoder.block.0.q", "block") and is_at_or_below("a.lm_head", "lm_head")
-    assert not is_at_or_below("encoder.blocks.0.q", "block") and not is_at_or_below("a.lm_head_2", "lm_head")
+    config = {"target_modules": r".*(q|lm_head.*)", "modules_to_save": ["block", "lm_head"]}
+    others = ["encoder.blocks.0.q", "a.lm_head_2"]
+    assert chosen(config, ["encoder.block.0.q", "a.lm_head", *others], []) == others
