@@ -17,7 +17,9 @@ PYTHON = MATCH + "a_match_is_there_where_python_finds_one"
 
 BUGS = [
     Bug("an unknown method is used because its name is a text", "formats/peft/directory.py",
-        'isinstance(value, str) and not field.startswith("use_")', "isinstance(value, str)", REFUSED),
+        'noted and not any(word in _COMPUTED for word in field.lower().split("_"))', "noted", REFUSED),
+    Bug("an unknown switch is taken for a note", "formats/peft/directory.py", " and not isinstance(value, bool)\n",
+        "\n", REFUSED),
     Bug("a file of very many keys takes hours, because the model is searched for each", NAMES, "for use in found:",
         "for use in uses(model):", NAME + "the_model_is_not_searched_again_for_each_of_very_many_keys"),
     # ---- which modules

@@ -22,6 +22,7 @@ from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
 from minipeft.formats.peft.others import refused
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_COMPUTED = ("use", "alpha", "scale", "scaling", "factor", "rank", "r", "gamma", "beta", "eps", "temperature")
 _LIMIT = 2 ** 20           # bytes of a configuration
 
 
@@ -78,9 +79,11 @@ def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str
 
 
 def _says_nothing(field: str, value: Any) -> bool:
-    """Whether an unknown field can be left alone: it is null, off, empty, or a text that is not about using something,
-    as in {"use_x": "full"}."""
-    return not value or isinstance(value, str) and not field.startswith("use_")
+    """Whether an unknown field can be left alone: it is null, off, empty, or a note, as in {"trained_steps": 1000}. A
+    text or a number is no note where the name says that something is used or multiplied, as in {"use_x": "full"} and
+    {"x_scale": 2}."""
+    noted = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return not value or noted and not any(word in _COMPUTED for word in field.lower().split("_"))
 
 
 def write_directory(path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],

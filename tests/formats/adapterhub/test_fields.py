@@ -49,7 +49,8 @@ FIELDS = {
     "more places than tensors": ("seq_bn", inner(mh_adapter=True), r"Missing: 'decoder.block.0.layer.0.adapters.a."),
     "a layer without a number": ("seq_bn", inner(leave_out=["0"]), r"leave_out is \['0'\]; expected a list of int"),
     "switches are booleans": ("seq_bn", inner(mh_adapter="no"), "mh_adapter is 'no'; expected true or false"),
-    "a new field": ("seq_bn", inner(new_mathematics=2), "new_mathematics is 2, a field of a bottleneck adapter that"),
+    "a new field": ("seq_bn", inner(new_scale=2), "new_scale is 2, a field of a bottleneck adapter that"),
+    "a new switch": ("seq_bn", inner(new=True), "new is True, a field of a bottleneck adapter that"),
     **{f"{field} is missing": (folder, without(field), f"{field} is missing; expected it in a file of")
        for folder, field in (("seq_bn", "original_ln_before"), ("seq_bn", "residual_before_ln"), ("par_bn", "scaling"),
                              ("par_bn", "is_parallel"), ("lora", "alpha"), ("lora", "r"))},

@@ -125,6 +125,8 @@ def test_a_combination_that_peft_made_is_the_one_that_is_made_of_its_directories
     ({"target_parameters": ["mlp.experts"]}, "target_parameters is"), ({"arrow_config": {"top_k": 3}}, "arrow_config"),
     ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is"), ({"kasa_config": {"beta": 1}}, "kasa_config is"),
     ({"use_magic": "full"}, "use_magic is 'full', a field of LORA that is not known"),
+    ({"magic": True}, "magic is True, a field of LORA that is not known"), ({"magic_scale": 2}, "magic_scale is 2, a"),
+    ({"magic": {"a": 1}}, "magic is {'a': 1}, a field of LORA that is not known"),
     ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"), ({"velora_config": {"num_groups": 2}}, "velora_config is"),
     ({"monteclora_config": {"a": 1}}, "monteclora_config is"), ({"megatron_config": {"a": 1}}, "megatron_config is"),
     ({"init_lora_weights": "pissa_niter_16"}, "'pissa_niter_16': PEFT changes the base"),
@@ -143,8 +145,9 @@ def test_a_field_that_cannot_be_honored_is_refused_by_its_name(fields, match, tm
 
 
 def test_fields_that_change_no_output_of_a_trained_file_are_kept_and_written_back(tmp_path):
-    fields = {"init_lora_weights": "orthogonal", "eva_config": {"rho": 2.0}, "qalora_group_size": 8, "a_note": "mine",
-              "loftq_config": {"loftq_bits": 4}, "revision": "main", "lora_dropout": 0.1, "task_type": None}
+    fields = {"init_lora_weights": "orthogonal", "eva_config": {"rho": 2.0}, "qalora_group_size": 8,
+              "a_note": "mine", "steps": 1000, "loftq_config": {"loftq_bits": 4}, "revision": "main",
+              "lora_dropout": 0.1, "task_type": None}
     attachment = minipeft.load(base().clone(), edited(QV, tmp_path / "a", fields))
     config, _ = written(attachment, tmp_path / "b")
     assert {field: config[field] for field in fields} == fields
