@@ -214,7 +214,7 @@ def method(**changes):
     (method(alpha=0), "alpha is 0"), (method(alpha=10 ** 400), "alpha is 1000"), (method(alpha="3"), "alpha is '3'"),
     (method(dropout=1), "dropout is 1"), (method(init="zeros"), "init is 'zeros'"), (method(init=[]), "init is .."),
     (method(lora_alpha=16),
-     "the field 'lora_alpha' is unknown; expected alpha, alpha_pattern, dropout"),
+     "the field 'lora_alpha' is unknown; expected alpha, alpha_pattern, any_rank, dropout"),
     (method(where="."), "where"),
     *((lambda m, p=places: m.update(places=p), "places is not a list of distinct names$")
       for places in ("{}", "[]", "[1]", '"encoder"', "null", '["a", "a"]', '["a", ["a"]]')),
