@@ -76,7 +76,7 @@ def test_more_submodules_than_two_mean_more_rows_that_are_never_read(tmp_path):
     ((), {"token_dim": 8}, "token_dim is 8; expected 16, as in this model"),
     ((), {"num_layers": 7}, "num_layers is 7; expected 2, as in this model"),
     ((), {"num_attention_heads": "x"}, "num_attention_heads is 'x'; expected an integer >= 1"),
-    ((), {"encoder_num_layers": 3}, "encoder_num_layers is 3, a field of PROMPT_TUNING that is not known"),
+    ((), {"encoder_scale": 3}, "encoder_scale is 3, a field of PROMPT_TUNING that is not known"),
     ((), {"peft_type": "P_TUNING", "tokenizer_kwargs": {"a": 1}}, "tokenizer_kwargs is .*, a field of P_TUNING that"),
 ], ids=str)
 def test_what_does_not_fit_is_refused_by_name_and_nothing_is_attached(drop, values, message, tmp_path):
