@@ -126,7 +126,7 @@ def test_the_network_of_a_projected_prefix_is_not_in_the_file_and_its_fields_are
     ((2, 2), {"num_layers": "2"}, "num_layers is '2'; expected an integer >= 1"),
     ((2, 2), {"num_transformer_submodules": 1}, "num_transformer_submodules is 1, which changes what PREFIX_TUNING"),
     ((2, 2), {"task_type": "CAUSAL_LM"}, "task_type is 'CAUSAL_LM'; expected 'SEQ_2_SEQ_LM'"),
-    ((2, 2), {"prompt_tuning_init_state_dict_path": 3}, "a field of PREFIX_TUNING that is not known"),
+    ((2, 2), {"prompt_tuning_init_state_dict_path": True}, "a field of PREFIX_TUNING that is not known"),
 ], ids=str)
 def test_D13_what_peft_cannot_run_and_what_does_not_fit_is_refused_by_name(sizes, values, message, tmp_path):
     layers, depth, d_kv = (*sizes, 4)[:3]
