@@ -5,7 +5,7 @@
     pytest -n 0 tests/nn            without parallel processes
 
 Hypothesis runs the laws on the same examples every time: a red test is red for everybody.
-`pytest --hypothesis-profile=quick` runs a tenth of them, `--hypothesis-profile=kernels` a quarter.
+`pytest --hypothesis-profile=quick` runs a tenth of them.
 """
 import gc
 import os
@@ -17,7 +17,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-for profile, examples in (("laws", 100), ("kernels", 25), ("quick", 10)):
+for profile, examples in (("laws", 100), ("quick", 10)):
     settings.register_profile(profile, max_examples=examples, deadline=None, derandomize=True,
                               suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("laws")

@@ -1,20 +1,77 @@
-"""Directories of other libraries: they are written whole, and read only where the files themselves are there.
+"""Folders of other libraries, with a configuration in JSON beside a file of tensors. All of it is untrusted.
 
-    no_pointer(path)                    a pointer of Git LFS stands for a file that was not fetched
-    with whole("folder") as beside:     the files are written into a folder beside it, which takes its place at the end
+    adapter_config.json                         what the method is and where
+    adapter_model.safetensors, or               its arrays, {key: array}; what the keys are called differs between
+    adapter.safetensors                         libraries, and so does the name of this file (`Names`)
+
+A folder is written whole or not at all: the files go into a folder beside it, which takes its place at the end.
 """
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator, Mapping
+
+import numpy
 
 from minipeft.atomic import missing_folder
+from minipeft.files import read_json, read_tensors, write_atomic, write_tensors
 
 LFS = b"version https://git-lfs.github.com/spec/"
+CONFIG = "adapter_config.json"
+LIMIT = 2 ** 20  # bytes of a configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """How a library calls the file of the tensors: weights, and the pickle that it writes in place of it."""
+
+    weights: str
+    pickle: str
+
+    def read_config(self, directory: Path) -> dict[str, Any]:
+        """The fields of adapter_config.json in `directory`. Raises FileNotFoundError without one, and ValueError for a
+        file that is no JSON object or a pointer of Git LFS."""
+        path = directory / CONFIG
+        if not path.exists():
+            raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and "
+                                    f"{self.weights}")
+        no_pointer(path)
+        return read_json(path, LIMIT)
+
+    def weights_of(self, directory: Path) -> Path:
+        """The file of the tensors in `directory`. Raises ValueError for a pickle alone and for a pointer of Git LFS,
+        FileNotFoundError where there is none."""
+        path = directory / self.weights
+        if not path.exists() and (directory / self.pickle).exists():
+            raise ValueError(f"{directory}: {pickled(self.pickle, self.weights)}")
+        if not path.exists():
+            raise FileNotFoundError(f"{directory} holds no {self.weights}; expected it beside {CONFIG}")
+        no_pointer(path)
+        return path
+
+    def write(self, path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],
+              dtype: str | None) -> None:
+        """Write both files into the new or empty folder `path`. config: the fields; tensors: {key: array}; dtype: as in
+        `files.write_tensors`. Raises as `whole` and `files.write_tensors` do."""
+        with whole(path) as beside:
+            write_tensors(beside / self.weights, tensors, {"format": "pt"}, dtype)
+            write_atomic(beside / CONFIG, (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode())
+
+
+def read_finite(file: Path, renamed: Mapping[str, str]) -> dict[str, numpy.ndarray]:
+    """{key: array} of a file of tensors. renamed: {key in the file: the key to use}. Raises ValueError for numbers that
+    are not finite, and as `files.read_tensors` does."""
+    found = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
+    for key, array in found.items():
+        if not numpy.isfinite(array).all():
+            raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
+    return found
 
 
 def no_pointer(path: Path) -> None:

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping
 
 from minipeft.files import read_json, read_metadata, read_shapes
-from minipeft.formats.folder import LFS
+from minipeft.formats.folder import CONFIG, LFS, LIMIT
 
-CONFIG = "adapter_config.json"
-_LIMIT = 2 ** 20  # bytes of a configuration
 _MANY = 100  # files of a folder that are looked at
 
 
@@ -152,7 +150,7 @@ def _by_config(config: Mapping[str, Any]) -> Kind | None:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        return read_json(path, _LIMIT)
+        return read_json(path, LIMIT)
     except (OSError, ValueError):  # damaged, or a link to nothing: the reader says so
         return {}
 

@@ -10,22 +10,16 @@ opened. Old files mean something else by the same words, as in AdapterHub's own 
 """
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
-from typing import Any, Mapping
-
-import numpy
+from typing import Any
 
 from minipeft.checks import shown
-from minipeft.files import read_json, write_atomic, write_tensors
-from minipeft.formats.folder import no_pointer, pickled, whole
+from minipeft.formats.folder import Names
 from minipeft.formats.peft.codec import Config
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter.safetensors", "pytorch_adapter.bin"
+NAMES = Names("adapter.safetensors", "pytorch_adapter.bin")
 VERSION = "adapters.1.3.0"  # of the library whose files these are
-_LIMIT = 2 ** 20  # bytes of a configuration
 _RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # activations in files without a version
 _LORA_SCALED = (1, 1, 0)  # the first version whose LoRA is multiplied by alpha / r
 
@@ -34,11 +28,7 @@ def read_config(directory: Path, model: Any) -> tuple[Config, Config, list[str]]
     """(the fields of adapter_config.json, those of its "config" as they are meant today, the changes in words). Raises
     FileNotFoundError without the file, and ValueError for one that is no JSON object, a pointer of Git LFS, or about
     another model than a T5 of this width."""
-    path = directory / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
-    no_pointer(path)
-    outer = read_json(path, _LIMIT)
+    outer = NAMES.read_config(directory)
     config, name = outer.get("config"), outer.get("name")
     if not isinstance(config, dict):
         raise ValueError(f"config is {shown(config)}; expected an object with the fields of the adapter")
@@ -73,25 +63,3 @@ def _is_before(version: Any, bound: tuple[int, ...]) -> bool:
         return False
     release = tuple(int(match[n]) for n in (1, 2, 3))
     return release < bound or release == bound and re.match(r"\.?(dev|a|b|rc)\d*", match[4]) is not None
-
-
-def weights_of(directory: Path) -> Path:
-    """The file of the tensors. Raises ValueError for a pickle alone and for a pointer of Git LFS, FileNotFoundError
-    where there is none."""
-    path = directory / WEIGHTS
-    if not path.exists() and (directory / PICKLE).exists():
-        raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; expected it beside {CONFIG}")
-    no_pointer(path)
-    return path
-
-
-def write_directory(path: str | os.PathLike, outer: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],
-                    dtype: str | None) -> None:
-    """Write adapter_config.json and adapter.safetensors into a new or empty folder, which is put in place whole. outer:
-    the fields of the one; tensors: {key: array}; dtype: as in `files.write_tensors`. Raises ValueError for a folder
-    that is not empty, and FileNotFoundError where the folder around it is missing."""
-    with whole(path) as beside:
-        write_tensors(beside / WEIGHTS, tensors, {"format": "pt"}, dtype)
-        write_atomic(beside / CONFIG, (json.dumps(dict(outer), indent=2, sort_keys=True) + "\n").encode())

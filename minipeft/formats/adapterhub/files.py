@@ -7,18 +7,16 @@ import warnings
 from pathlib import Path
 from typing import Any, Mapping
 
-import numpy
-
 from minipeft.attaching.attach import put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.load import made
-from minipeft.files import read_shapes, read_tensors
+from minipeft.files import read_shapes
 from minipeft.formats.adapterhub.codecs import codec_for, parts, writer
-from minipeft.formats.adapterhub.directory import VERSION, read_config, weights_of, write_directory
+from minipeft.formats.adapterhub.directory import NAMES, VERSION, read_config
 from minipeft.formats.adapterhub.head import check_head
 from minipeft.formats.adapterhub.names import HERE
 from minipeft.formats.arrays import finite, named
-from minipeft.formats.folder import default_name
+from minipeft.formats.folder import default_name, read_finite
 from minipeft.formats.peft.codec import Codec
 from minipeft.formats.peft.names import check_shapes, mapped
 from minipeft.formats.row import Row, shapes_of, to_ours, to_theirs
@@ -64,7 +62,7 @@ def read(model: Model, directory: Path, name: str | None = None, with_head: bool
     with naming(directory):
         if not isinstance(model, T5):
             raise ValueError(f"AdapterHub's files are read for T5 alone, and this is a {type(model).__name__}")
-        (outer, config, notes), file = read_config(directory, model), weights_of(directory)
+        (outer, config, notes), file = read_config(directory, model), NAMES.weights_of(directory)
         codec = codec_for(config)
         if not as_adapterhub and any(part.get("architecture") == "prefix_tuning" for part in parts(config)):
             raise ValueError(
@@ -80,10 +78,7 @@ def read(model: Model, directory: Path, name: str | None = None, with_head: bool
         bare = {key: key[inside:] for key in stored}
         renamed, words = mapped(bare.values(), shapes_of(rows), library="AdapterHub")
         check_shapes({renamed[bare[key]]: shape for key, shape in stored.items()}, shapes_of(rows))
-        theirs = {renamed[bare[key]]: array for key, array in read_tensors(file)[0].items()}
-        for key, array in theirs.items():
-            if not numpy.isfinite(array).all():
-                raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
+        theirs = read_finite(file, {key: renamed[bare[key]] for key in stored})
         if with_head:
             check_head(model, directory, theirs)
         found = made(model, directory, default_name(directory) if name is None else name, lambda: method,
@@ -102,7 +97,7 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     before anything is written, for a method that AdapterHub does not have or cannot hold, and for numbers that are not
     finite."""
     outer, arrays = written_config(attachment, base_model), finite(attachment, path)
-    write_directory(path, outer, to_theirs(_rows(attachment, outer), arrays, True), dtype)
+    NAMES.write(path, outer, to_theirs(_rows(attachment, outer), arrays, True), dtype)
 
 
 def to_adapterhub(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool | None = None) -> dict[str, Any]:

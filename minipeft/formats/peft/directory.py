@@ -1,51 +1,23 @@
-"""A directory of PEFT's, read as far as it can be without a model, and written.
+"""A directory of PEFT's, as far as it can be read without a model.
 
     adapter_config.json             what the method is and where: the fields of a PeftConfig
     adapter_model.safetensors       its arrays
 
-Both are untrusted: sizes are checked before anything is allocated, and a pickle (adapter_model.bin) is not opened.
+The codec of its peft_type knows the fields. What no codec knows is refused, unless it can change nothing.
 """
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-from typing import Any, Collection, Mapping
-
-import numpy
+from typing import Any, Collection
 
 from minipeft.checks import shown
-from minipeft.files import read_json, write_atomic, write_tensors
-from minipeft.formats.folder import no_pointer, pickled, whole
+from minipeft.formats.folder import CONFIG, Names
 from minipeft.formats.peft.beside import fields
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec, Config
 from minipeft.formats.peft.others import refused
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+NAMES = Names("adapter_model.safetensors", "adapter_model.bin")
 _COMPUTED = ("use", "alpha", "scale", "scaling", "factor", "rank", "r", "gamma", "beta", "eps", "temperature")
-_LIMIT = 2 ** 20           # bytes of a configuration
-
-
-def read_config(directory: Path) -> Config:
-    """The fields of adapter_config.json. Raises FileNotFoundError without one, and ValueError for a file that is no
-    JSON object or a pointer of Git LFS."""
-    path = directory / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {CONFIG}: expected a folder with {CONFIG} and {WEIGHTS}")
-    no_pointer(path)
-    return read_json(path, _LIMIT)
-
-
-def weights_of(directory: Path) -> Path:
-    """The file of the tensors. Raises ValueError for a pickle alone and for a pointer of Git LFS, FileNotFoundError
-    where there is none."""
-    path = directory / WEIGHTS
-    if not path.exists() and (directory / PICKLE).exists():
-        raise ValueError(f"{directory}: {pickled(PICKLE, WEIGHTS)}")
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} holds no {WEIGHTS}; expected it beside {CONFIG}")
-    no_pointer(path)
-    return path
 
 
 def codec_for(config: Config) -> Codec:
@@ -79,18 +51,7 @@ def check_fields(codec: Codec, config: Config, kind: str, others: Collection[str
 
 
 def _says_nothing(field: str, value: Any) -> bool:
-    """Whether an unknown field can be left alone: it is null, off, empty, or a note, as in {"trained_steps": 1000}. A
-    text or a number is no note where the name says that something is used or multiplied, as in {"use_x": "full"} and
-    {"x_scale": 2}."""
+    """Whether an unknown field can be ignored: it is null, off or empty, or a note such as {"trained_steps": 1000}. A
+    text or a number is not taken for a note if its name has one of the words of _COMPUTED, as in {"x_scale": 2}."""
     noted = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return not value or noted and not any(word in _COMPUTED for word in field.lower().split("_"))
-
-
-def write_directory(path: str | os.PathLike, config: Mapping[str, Any], tensors: Mapping[str, numpy.ndarray],
-                    dtype: str | None) -> None:
-    """Write both files into a new or empty folder, which is put in place whole. config: the fields; tensors: {key:
-    array}; dtype: as in `files.write_tensors`. Raises ValueError for a folder that is not empty, and FileNotFoundError
-    where the folder around it is missing."""
-    with whole(path) as beside:
-        write_tensors(beside / WEIGHTS, tensors, {"format": "pt"}, dtype)
-        write_atomic(beside / CONFIG, (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode())

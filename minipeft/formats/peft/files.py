@@ -13,13 +13,13 @@ from minipeft.attaching.attach import put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.load import made
 from minipeft.checks import shown
-from minipeft.files import read_shapes, read_tensors
+from minipeft.files import read_shapes
 from minipeft.formats.arrays import finite, named
-from minipeft.formats.folder import default_name
+from minipeft.formats.folder import default_name, read_finite
 from minipeft.formats.peft import beside
 from minipeft.formats.peft.codec import CODECS, HARMLESS, Codec
 from minipeft.formats.peft.copies import check_copies, copies
-from minipeft.formats.peft.directory import codec_for, read_config, weights_of, write_directory
+from minipeft.formats.peft.directory import NAMES, codec_for
 from minipeft.formats.peft.names import check_shapes, mapped, modules, stripped
 from minipeft.formats.peft.targets import idle
 from minipeft.formats.row import shapes_of, to_ours, to_theirs
@@ -58,7 +58,7 @@ def load(model: Model, path: str | os.PathLike, name: str | None = None, as_peft
 def read(model: Model, directory: Path, name: str | None = None, as_peft: bool = False) -> Attachment:
     """The attachment that `load` puts on the model, not attached yet. name, as_peft, what it raises: as in `load`."""
     with naming(directory):
-        config, file = read_config(directory), weights_of(directory)
+        config, file = NAMES.read_config(directory), NAMES.weights_of(directory)
         codec, stored = codec_for(config), read_shapes(file)
         config = {**config, **{field: v for field, v in codec.defaults.items() if config.get(field) is None}}
         if not stored:
@@ -73,10 +73,7 @@ def read(model: Model, directory: Path, name: str | None = None, as_peft: bool =
         expected = {**shapes_of(rows), **{key: array.shape for key, array in bases.items()}}
         renamed, notes = mapped(stored, expected, model, hint=_advice(config, model))
         check_shapes({renamed[key]: shape for key, shape in stored.items()}, expected)
-        theirs = {renamed[key]: array for key, array in read_tensors(file)[0].items()}
-        for key, array in theirs.items():
-            if not numpy.isfinite(array).all():
-                raise ValueError(f"{key} holds NaN or infinity; expected finite numbers")
+        theirs = read_finite(file, renamed)
         check_copies(theirs, bases)
         main = codec.completed(main, theirs, model)
         method = beside.joined(main, codec, config, model)
@@ -114,7 +111,7 @@ def save(attachment: Attachment, path: str | os.PathLike, base_model: str | None
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") if base_model is None else base_model
     for note in beside.notes([row.theirs for row in rows], codec, config, attachment.model):
         warnings.warn(f"{path}: {note}", stacklevel=2)
-    write_directory(path, config, tensors, dtype)
+    NAMES.write(path, config, tensors, dtype)
 
 
 def to_peft(attachment: Attachment, arrays: Mapping[str, Any], gradients: bool | None = None) -> dict[str, Any]:
