@@ -2,7 +2,8 @@
 
 A row names tests, "file::function", and closing checks of examples, "file: words of the check", which make that
 program exit with 1. `.ci/run` runs all tests, and accents.py from end to end; the checks of the other examples are held
-by tests, on small runs and on made-up results. Claims 36 to 38 (scale, QLoRA, QA-LoRA) are not claimed yet. What the notes get wrong is corrected: claim 21 is the opposite of theirs.
+by tests, on small runs and on made-up results. Claims 36 to 38 (scale, QLoRA, QA-LoRA) are not claimed yet. What the
+notes get wrong is corrected: claim 21 is the opposite of theirs.
 """
 from __future__ import annotations
 
