@@ -14,7 +14,7 @@ from typing import Sequence
 
 import minipeft
 from lab.dialogues import Dialogue
-from minipeft.formats.peft.directory import no_pointer
+from minipeft.formats.folder import no_pointer
 
 BEFORE, AFTER = "Summarize the following conversation.\n\n", "\n\nSummary:"
 TOKENIZER = "tokenizer.json"
