@@ -10,42 +10,18 @@ where it is small beside the last place of W, and coarsely rounded elsewhere:
 The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u = 2^-8 or 2^-11. An error above 1 says
 that rounding did more than the adapter. Where it is large, the adapter should stay beside the weights, or they should
 be stored as float32.
+
+Where an attachment was merged into something else than f(W), such as codes (`attaching/merging.py`), its constant is
+what is stored. The error is measured against f(W) all the same.
 """
 from __future__ import annotations
-
-import dataclasses
-from typing import Mapping
 
 import numpy
 
 from minipeft.backend import to_host
 from minipeft.files import as_stored
 from minipeft.nn.slot import Slot
-from minipeft.nn.wide import relative_error, wide_base, wide_weight
-
-
-@dataclasses.dataclass(frozen=True)
-class MergeReport:
-    """The weights that `save_pretrained` merged. `print` it for the table.
-
-    errors: {name of a weight: relative error of its change, as in the formula at the top of this file}; empty where
-    nothing was merged. dtypes: {name: how the weight is stored}."""
-
-    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def worst(self) -> float:
-        """The largest of the errors; 0 where nothing was merged."""
-        return max(self.errors.values(), default=0.0)
-
-    def __str__(self) -> str:
-        if not self.errors:
-            return "nothing was merged"
-        width = max(map(len, self.errors))
-        return "\n".join([f"{'merged weight':<{width}}  stored as   error of its change",
-                          *(f"{name:<{width}}  {self.dtypes[name]:<10}  {error:.2e}"
-                            for name, error in self.errors.items())])
+from minipeft.nn.wide import is_its_own, relative_error, wide_base, wide_weight
 
 
 def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[numpy.ndarray, float]:
@@ -55,6 +31,8 @@ def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[numpy.ndarray, flo
     base = wide_base(slot)
     before, after = base.data, wide_weight(base, slot.entries).dense().data
     stored = as_stored(name, to_host(after), dtype)
-    wanted = to_host(after - before)
+    meant = wide_weight(base, slot.entries, as_merged=False).dense().data if any(map(is_its_own, slot.entries)) \
+        else after
+    wanted = to_host(meant - before)
     realized = stored.astype(wanted.dtype) - as_stored(name, to_host(before), dtype)
     return stored, relative_error(realized, wanted)

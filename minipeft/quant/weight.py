@@ -26,7 +26,8 @@ CHUNK = 2 ** 17  # numbers decoded at a time, so that the passes over them stay 
 class QuantizedWeight:
     """The weight that `arrays`, {leaf: array}, stand for under a `scheme`. shape: [d_out, d_in]. dtype: the dtype of
     dense(), in which the model computes. keep: whether the numbers stay in memory once they were decoded, for models
-    that are small enough. It changes no bit of any result."""
+    that are small enough. It changes no bit of any result. To change the weight, replace an array (`Fixed.data`), as
+    loading does; do not write into one."""
 
     drops = False
 
@@ -34,11 +35,16 @@ class QuantizedWeight:
         self.scheme, self.dtype, self.keep = scheme, numpy.dtype(dtype), keep
         self.shape: Shape = (shape[0], shape[1])
         self._arrays = {leaf: Fixed(array) for leaf, array in arrays.items()}
-        self._kept: tuple[list[int], Array] | None = None  # the arrays' identities, and W~
+        self._kept: tuple[list[Array], Array] | None = None  # the arrays that were decoded, and W~
 
     @classmethod
     def of(cls, matrix: Array, scheme: Scheme, keep: bool = False) -> "QuantizedWeight":
-        """`matrix` [d_out, d_in], quantized. Raises ValueError for a shape that the scheme cannot hold."""
+        """`matrix` [d_out, d_in], quantized. Raises ValueError for a shape that the scheme cannot hold, and for numbers
+        that are not finite floating-point numbers."""
+        if matrix.dtype.kind != "f":
+            raise ValueError(f"it has dtype {matrix.dtype}; expected floating-point numbers")
+        if not to_host(xp.isfinite(matrix).all()):
+            raise ValueError("it holds NaN or infinity; expected finite numbers")
         arrays = {leaf: to_device(array) for leaf, array in scheme.encode(to_host(matrix)).items()}
         return cls(scheme, matrix.shape, matrix.dtype, arrays, keep)
 
@@ -76,8 +82,13 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its arrays."""
+        """The bytes of its arrays, without the numbers that it keeps."""
         return sum(array.data.nbytes for array in self._arrays.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the numbers that stay in memory once they were decoded."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize if self.keep else 0
 
     @property
     def _data(self) -> dict[str, Array]:
@@ -86,10 +97,10 @@ class QuantizedWeight:
     def _decoded(self) -> Array:
         if not self.keep:
             return self._decode()
-        now = [id(array.data) for array in self._arrays.values()]  # loading and moving replace them
-        if self._kept is None or self._kept[0] != now:
-            self._kept = now, self._decode()
-        return self._kept[1]
+        now, kept = [array.data for array in self._arrays.values()], self._kept
+        if kept is None or any(a is not b for a, b in zip(kept[0], now)):  # loading and moving replace them
+            kept = self._kept = now, self._decode()
+        return kept[1]
 
     def _decode(self) -> Array:
         (d_out, d_in), data = self.shape, self._data
@@ -99,6 +110,9 @@ class QuantizedWeight:
             rows = slice(start, min(start + step, d_out))
             out[rows] = self.scheme.decode(data, self.shape, rows)
         return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}  # a copy decodes for itself
 
     def __repr__(self) -> str:
         return f"QuantizedWeight({self.scheme}, {list(self.shape)}, {self.dtype})"
