@@ -39,7 +39,8 @@ class Scheme(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, arrays: Leaves, shape: Shape, rows: Any) -> Array:
-        """W~[rows]: [n, d_in] in the dtype in which the scheme computes. rows: a slice of rows, or ids [n]."""
+        """W~[rows]: [n, d_in] in the dtype in which the scheme computes. arrays: those that `encode` gave.
+        rows: a slice of rows, or ids [n]."""
 
     def shifted(self, arrays: Leaves, shape: Shape, delta: Array) -> dict[str, Array]:
         """The arrays of W~ + delta, where delta [d_out, groups] holds one number for each of `groups` equal groups of

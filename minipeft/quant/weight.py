@@ -39,8 +39,8 @@ class QuantizedWeight:
 
     @classmethod
     def of(cls, matrix: Array, scheme: Scheme, keep: bool = False) -> "QuantizedWeight":
-        """`matrix` [d_out, d_in], quantized. Raises ValueError for a shape that the scheme cannot hold, and for numbers
-        that are not finite floating-point numbers."""
+        """`matrix` [d_out, d_in], quantized. keep: as for the class. Raises ValueError for a shape that the scheme
+        cannot hold, and for anything but finite floating-point numbers."""
         if matrix.dtype.kind != "f":
             raise ValueError(f"it has dtype {matrix.dtype}; expected floating-point numbers")
         if not to_host(xp.isfinite(matrix).all()):
@@ -67,11 +67,11 @@ class QuantizedWeight:
         return Tensor(found.astype(self.dtype, copy=False).reshape(*ids.shape, self.shape[1]))
 
     def vector(self) -> Tensor:
-        """Raises TypeError: vectors are not quantized."""
+        """Raises TypeError: vectors [d] are not quantized."""
         raise TypeError(f"a quantized weight is a matrix {list(self.shape)}, and no vector")
 
     def requantized(self, matrix: Array) -> "QuantizedWeight":
-        """Another `matrix` of this shape, quantized in the same way."""
+        """Another `matrix` [d_out, d_in] of this shape, quantized in the same way. Raises as `of` does."""
         return type(self).of(matrix.astype(self.dtype, copy=False), self.scheme, self.keep)
 
     def shifted(self, delta: Array) -> "QuantizedWeight":
