@@ -105,8 +105,8 @@ def read(path: str | os.PathLike) -> AdapterFile:
         return dataclasses.replace(found, fields=_from_version_1(method), below_in_v1=below)
     trained_on = dataclasses.replace(base_of(metadata, path), below=_layers(path, "below", below),
                                      together=_layers(path, "together", together))
-    signed = signature({key: metadata[key] for key in (*SIGNED, _ORIGIN) if key in metadata})
-    return dataclasses.replace(found, trained_on=trained_on, altered=metadata.get("signature") != signed)
+    return dataclasses.replace(found, trained_on=trained_on,
+                               altered=metadata.get("signature") != signature(metadata))
 
 
 def _layers(path: Any, key: str, value: Any) -> tuple[Layer, ...]:
@@ -129,8 +129,9 @@ def base_of(metadata: Mapping[str, str], path: str | os.PathLike = "the file") -
 
 
 def signature(texts: Mapping[str, str]) -> str:
-    """SHA-256 of the texts named in SIGNED, and of the origin where there is one."""
-    return sha256([json.dumps(sorted(texts.items())).encode()])
+    """SHA-256 of those of the `texts` {key: text} that are named in SIGNED, and of the origin where there is one."""
+    signed = {key: texts[key] for key in (*SIGNED, _ORIGIN) if key in texts}
+    return sha256([json.dumps(sorted(signed.items())).encode()])
 
 
 def method_text(method: Any) -> str:
