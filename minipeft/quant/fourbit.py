@@ -1,0 +1,128 @@
+"""NF4 and FP4: weights as 4-bit codes of sixteen levels, with a scale for each block of 64.
+
+    w~ = level[code] * absmax_b               one float32 product; then one rounding to the dtype of the model
+
+NF4, FP4, blocks and double quantization: Dettmers et al., 2023, arXiv:2305.14314, sec. 2 and 3. The levels are in
+`codebooks.py`, the rule from numbers to codes in `blockwise.py`, the bytes in place of absmax in `double.py`.
+
+Stored for a matrix, in flat row-major order, are the bytes of bitsandbytes:
+
+    packed         [ceil(n / 2)]          uint8: two codes in a byte, the first in the high nibble
+    absmax         [blocks]               float32
+    or, doubled:   qabsmax [blocks] uint8,  nested_absmax [ceil(blocks / 256)] float32,  offset [] float32
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy
+
+from minipeft.backend import Array, xp
+from minipeft.checks import integer, shown
+from minipeft.quant import blockwise, double as nested
+from minipeft.quant.codebooks import LEVELS, Levels, level_pairs, levels_at
+from minipeft.quant.dynamic_map import dynamic_map
+from minipeft.quant.scheme import SCHEMES, Leaves, Scheme, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class FourBit(Scheme):
+    """Codes of sixteen levels, in blocks. kind: "nf4" or "fp4". blocksize: numbers in a block, any integer >= 1
+    (bitsandbytes takes the powers of two from 32 to 4096). double: whether absmax is quantized too.
+
+    levels, absmax_levels: the float32 numbers that the 4-bit codes and the bytes of qabsmax stand for. A checkpoint
+    brings its own; by default they are those of `codebooks.py` and `dynamic_map.py`.
+
+    Raises ValueError for an unknown kind, a block size that is no integer >= 1, a `double` that is no bool, and levels
+    that are not 16, or 256, finite float32 numbers."""
+
+    kind: str
+    blocksize: int = 64
+    double: bool = False
+    levels: Levels = dataclasses.field(default=(), repr=False)
+    absmax_levels: Levels = dataclasses.field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or self.kind not in LEVELS:
+            raise ValueError(f"kind is {shown(self.kind)}; expected one of {', '.join(LEVELS)}")
+        if type(self.double) is not bool:
+            raise ValueError(f"double is {shown(self.double)}; expected True or False")
+        for name, value in {"blocksize": integer("blocksize", self.blocksize, 1),
+                            "levels": _levels("levels", self.levels, 16) or LEVELS[self.kind],
+                            "absmax_levels": _levels("absmax_levels", self.absmax_levels, 256) or dynamic_map()}.items():
+            object.__setattr__(self, name, value)
+
+    def leaves(self, shape: Shape, dtype: Any) -> dict[str, tuple[tuple[int, ...], numpy.dtype]]:
+        n = shape[0] * shape[1]
+        blocks, byte, single = -(-n // self.blocksize), numpy.dtype("uint8"), numpy.dtype("float32")
+        packed = {"packed": ((-(-n // 2),), byte)}
+        if not self.double:
+            return {**packed, "absmax": ((blocks,), single)}
+        return {**packed, "qabsmax": ((blocks,), byte), "nested_absmax": ((-(-blocks // nested.BLOCK),), single),
+                "offset": ((), single)}
+
+    def encode(self, matrix: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        packed, absmax = blockwise.encoded(matrix.reshape(-1), self.blocksize, self.levels)
+        stored = nested.encoded(absmax, self.absmax_levels) if self.double else {"absmax": absmax}
+        return {"packed": packed, **stored}
+
+    def decode(self, arrays: Leaves, shape: Shape, rows: Any) -> Array:
+        if not isinstance(rows, slice):
+            return self._gathered(arrays, shape, rows)
+        first, last, step = rows.indices(shape[0])
+        if step != 1:
+            return self._gathered(arrays, shape, xp.arange(first, last, step))
+        out = xp.empty((max(0, last - first), shape[1]), dtype="float32")
+        self.decode_to(out, arrays, shape, rows)
+        return out
+
+    def decode_to(self, out: Array, arrays: Leaves, shape: Shape, rows: slice) -> None:
+        first, last, _ = rows.indices(shape[0])
+        first, last = first * shape[1], last * shape[1]                     # the flat range of numbers
+        head, n = first % 2, last - first
+        if n <= 0:
+            return
+        flat = out.reshape(-1)
+        # The levels go to `out` itself where whole bytes begin and end there, and to an array beside it elsewhere.
+        fits = out.dtype == "float32" and not head and not n % 2
+        values = flat if fits else xp.empty(2 * (-(-last // 2) - first // 2), dtype="float32")
+        level_pairs(arrays["packed"][first // 2:-(-last // 2)], self.levels, out=values)
+        block = first // self.blocksize
+        absmax = self._absmax(arrays, xp.arange(block, -(-last // self.blocksize)))
+        skipped = first - block * self.blocksize
+        if self.blocksize <= n:
+            scale = xp.repeat(absmax, self.blocksize)[skipped:skipped + n]
+        else:  # the same numbers; `repeat` would make many more than are needed
+            scale = absmax[xp.arange(skipped, skipped + n) // self.blocksize]
+        xp.multiply(values[head:head + n], scale, out=flat)
+
+    def _gathered(self, arrays: Leaves, shape: Shape, ids: Array) -> Array:
+        """W~[ids], each number from its byte and its block, wherever these begin."""
+        at = ids[:, None].astype("int64") * shape[1] + xp.arange(shape[1])
+        return levels_at(arrays["packed"], self.levels, at) * self._absmax(arrays, at // self.blocksize)
+
+    def _absmax(self, arrays: Leaves, blocks: Array) -> Array:
+        """absmax of these blocks, any shape of integers."""
+        if not self.double:
+            return arrays["absmax"][blocks]
+        return nested.decoded(arrays["qabsmax"], arrays["nested_absmax"], arrays["offset"], self.absmax_levels, blocks)
+
+    def __str__(self) -> str:
+        return f"{self.kind}, blocks of {self.blocksize}{', double' if self.double else ''}"
+
+
+def _levels(name: str, levels: Any, n: int) -> Levels:
+    """The levels as a tuple of float32 numbers, or () for none."""
+    try:
+        values = numpy.asarray(levels, dtype="float64")
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {shown(levels)}; expected {n} numbers") from None
+    if values.size and (values.shape != (n,) or not numpy.isfinite(values).all()
+                        or (abs(values) > numpy.finfo("float32").max).any()):
+        raise ValueError(f"{name} is {shown(levels)}; expected {n} finite numbers")
+    return tuple(values.astype("float32").tolist())
+
+
+SCHEMES.update({kind: functools.partial(FourBit, kind) for kind in LEVELS})
