@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import numpy
 
-from minipeft.quant.codebooks import Levels, codes_of, packed_pairs
+from minipeft.backend import Array, xp
+from minipeft.quant.codebooks import Levels, packed_codes
 
 TINY = numpy.float32(1e-38)  # the least divisor
 CHUNK = 2 ** 15              # numbers at a time, so that sixteen passes over them stay in the cache
@@ -39,7 +40,7 @@ def encoded(flat: numpy.ndarray, blocksize: int, levels: Levels) -> tuple[numpy.
             part = flat[start:start + step].astype("float32", copy=False)
         y, scales = _divided(part, blocksize, flat, start)
         absmax[start // blocksize:start // blocksize + len(scales)] = scales
-        packed[start // 2:start // 2 + -(-len(part) // 2)] = packed_pairs(codes_of(y, levels))
+        packed[start // 2:start // 2 + -(-len(part) // 2)] = packed_codes(y, levels)
     return packed, absmax
 
 
@@ -49,9 +50,10 @@ def _divided(x: numpy.ndarray, blocksize: int, flat: numpy.ndarray, start: int) 
     y, absmax = numpy.zeros(n + n % 2, dtype="float32"), numpy.empty(-(-n // blocksize), dtype="float32")
     blocks, rest = x[:whole].reshape(-1, blocksize), x[whole:]
     full = absmax[:len(blocks)]
-    numpy.maximum(blocks.max(axis=1), -blocks.min(axis=1), out=full)
+    # Floats without a sign are ordered like their bits, NaN last, and the maximum of integers takes half the time.
+    full[:] = (blocks.view("int32") & 0x7FFFFFFF).max(axis=1).view("float32")
     if len(rest):
-        absmax[-1] = max(abs(rest).max(), TINY)
+        absmax[-1] = numpy.maximum(abs(rest).max(), TINY)
         numpy.divide(rest, absmax[-1], out=y[whole:n])
     if not numpy.isfinite(absmax).all():
         at = start + int(numpy.flatnonzero(~numpy.isfinite(x))[0])
@@ -63,3 +65,19 @@ def _divided(x: numpy.ndarray, blocksize: int, flat: numpy.ndarray, start: int) 
     if small.any():
         scaled[small] = blocks[small] / full[small, None]
     return y, absmax
+
+
+def times_absmax(values: Array, absmax: Array, skipped: int, blocksize: int, out: Array) -> None:
+    """Write values * absmax of their blocks to `out`. values, out: [n], neighbors. absmax: [blocks]. skipped: how many
+    numbers of the first block lie before them. blocksize: numbers in a block."""
+    head = min(-skipped % blocksize, len(values))          # the rest of a block that began earlier
+    whole = (len(values) - head) // blocksize
+    tail = head + whole * blocksize                        # where a block begins that ends later
+    if head:
+        xp.multiply(values[:head], absmax[:1], out=out[:head])
+        absmax = absmax[1:]
+    if whole:
+        xp.multiply(values[head:tail].reshape(whole, blocksize), absmax[:whole, None],
+                    out=out[head:tail].reshape(whole, blocksize))
+    if tail < len(values):
+        xp.multiply(values[tail:], absmax[whole:], out=out[tail:])

@@ -35,7 +35,7 @@ class FourBit(Scheme):
     levels, absmax_levels: the float32 numbers that the 4-bit codes and the bytes of qabsmax stand for. A checkpoint
     brings its own; by default they are those of `codebooks.py` and `dynamic_map.py`.
 
-    Raises ValueError for an unknown kind, a block size that is no integer >= 1, a `double` that is no bool, and levels
+    Raises ValueError for an unknown kind, a block size that is no integer from 1 to 2^31 - 1, a `double` that is no bool, and levels
     that are not 16, or 256, finite float32 numbers."""
 
     kind: str
@@ -49,6 +49,8 @@ class FourBit(Scheme):
             raise ValueError(f"kind is {shown(self.kind)}; expected one of {', '.join(LEVELS)}")
         if type(self.double) is not bool:
             raise ValueError(f"double is {shown(self.double)}; expected True or False")
+        if integer("blocksize", self.blocksize, 1) >= 2 ** 31:
+            raise ValueError(f"blocksize is {shown(self.blocksize)}; expected an integer below 2^31")
         for name, value in {"blocksize": integer("blocksize", self.blocksize, 1),
                             "levels": _levels("levels", self.levels, 16) or LEVELS[self.kind],
                             "absmax_levels": _levels("absmax_levels", self.absmax_levels, 256) or dynamic_map()}.items():
@@ -79,29 +81,36 @@ class FourBit(Scheme):
         return out
 
     def decode_to(self, out: Array, arrays: Leaves, shape: Shape, rows: slice) -> None:
+        d_in, size = shape[1], self.blocksize
         first, last, _ = rows.indices(shape[0])
-        first, last = first * shape[1], last * shape[1]                     # the flat range of numbers
-        head, n = first % 2, last - first
-        if n <= 0:
-            return
-        flat = out.reshape(-1)
+        if first < last:
+            first, last = first * d_in, last * d_in                          # the flat range of numbers
+            blocks = xp.arange(first // size, -(-last // size))
+            self._write(out.reshape(-1), arrays["packed"][first // 2:-(-last // 2)], first % 2,
+                        self._absmax(arrays, blocks), first % size)
+
+    def _write(self, out: Array, packed: Array, head: int, absmax: Array, skipped: int) -> None:
+        """Decode to `out` [n], neighbors. head: whether the first byte begins with a number that lies before them.
+        skipped: how many numbers of the first block do."""
+        n = len(out)
         # The levels go to `out` itself where whole bytes begin and end there, and to an array beside it elsewhere.
-        fits = out.dtype == "float32" and not head and not n % 2
-        values = flat if fits else xp.empty(2 * (-(-last // 2) - first // 2), dtype="float32")
-        level_pairs(arrays["packed"][first // 2:-(-last // 2)], self.levels, out=values)
-        block = first // self.blocksize
-        absmax = self._absmax(arrays, xp.arange(block, -(-last // self.blocksize)))
-        skipped = first - block * self.blocksize
-        if self.blocksize <= n:
-            scale = xp.repeat(absmax, self.blocksize)[skipped:skipped + n]
-        else:  # the same numbers; `repeat` would make many more than are needed
-            scale = absmax[xp.arange(skipped, skipped + n) // self.blocksize]
-        xp.multiply(values[head:head + n], scale, out=flat)
+        fits = out.dtype == "float32" and 2 * len(packed) == n
+        values = out if fits else xp.empty(2 * len(packed), dtype="float32")
+        level_pairs(packed, self.levels, out=values)
+        blockwise.times_absmax(values[head:head + n], absmax, skipped, self.blocksize, out=out)
 
     def _gathered(self, arrays: Leaves, shape: Shape, ids: Array) -> Array:
-        """W~[ids], each number from its byte and its block, wherever these begin."""
-        at = ids[:, None].astype("int64") * shape[1] + xp.arange(shape[1])
-        return levels_at(arrays["packed"], self.levels, at) * self._absmax(arrays, at // self.blocksize)
+        """W~[ids]."""
+        (d_out, d_in), ids = shape, ids[:, None].astype("int64")
+        if d_in % 2 or d_in % self.blocksize:  # rows begin inside bytes or blocks: each number from its own
+            at = ids * d_in + xp.arange(d_in)
+            return levels_at(arrays["packed"], self.levels, at) * self._absmax(arrays, at // self.blocksize)
+        per_row = d_in // self.blocksize
+        blocks = (ids * per_row + xp.arange(per_row)).reshape(-1)
+        out = xp.empty((len(ids), d_in), dtype="float32")
+        self._write(out.reshape(-1), arrays["packed"].reshape(d_out, -1)[ids[:, 0]].reshape(-1), 0,
+                    self._absmax(arrays, blocks), 0)
+        return out
 
     def _absmax(self, arrays: Leaves, blocks: Array) -> Array:
         """absmax of these blocks, any shape of integers."""
