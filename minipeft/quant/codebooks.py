@@ -93,5 +93,5 @@ def level_pairs(packed: Array, levels: Levels, out: Array) -> None:
 
 
 def levels_at(packed: Array, levels: Levels, at: Array) -> Array:
-    """The levels of the numbers at the positions `at`, any shape of integers, float32."""
+    """The levels of the numbers at the positions `at`, any shape of integers, in float32. packed: [n / 2] bytes."""
     return to_device(_pairs(levels)).reshape(-1)[packed[at // 2].astype("int64") * 2 + at % 2]

@@ -22,7 +22,7 @@ import functools
 
 import numpy
 
-from minipeft.backend import Array, to_device, xp
+from minipeft.backend import Array, to_device
 from minipeft.quant.codebooks import Levels, thresholds
 
 BLOCK = 256

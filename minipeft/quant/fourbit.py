@@ -29,14 +29,14 @@ from minipeft.quant.scheme import SCHEMES, Leaves, Scheme, Shape
 
 @dataclasses.dataclass(frozen=True)
 class FourBit(Scheme):
-    """Codes of sixteen levels, in blocks. kind: "nf4" or "fp4". blocksize: numbers in a block, any integer >= 1
-    (bitsandbytes takes the powers of two from 32 to 4096). double: whether absmax is quantized too.
+    """Codes of sixteen levels, in blocks. kind: "nf4" or "fp4". blocksize: numbers in a block, any integer from 1 to
+    2^31 - 1 (bitsandbytes takes the powers of two from 32 to 4096). double: whether absmax is quantized too.
 
     levels, absmax_levels: the float32 numbers that the 4-bit codes and the bytes of qabsmax stand for. A checkpoint
     brings its own; by default they are those of `codebooks.py` and `dynamic_map.py`.
 
-    Raises ValueError for an unknown kind, a block size that is no integer from 1 to 2^31 - 1, a `double` that is no bool, and levels
-    that are not 16, or 256, finite float32 numbers."""
+    Raises ValueError for an unknown kind, another block size, a `double` that is no bool, and levels that are not 16,
+    or 256, finite float32 numbers."""
 
     kind: str
     blocksize: int = 64
@@ -49,12 +49,13 @@ class FourBit(Scheme):
             raise ValueError(f"kind is {shown(self.kind)}; expected one of {', '.join(LEVELS)}")
         if type(self.double) is not bool:
             raise ValueError(f"double is {shown(self.double)}; expected True or False")
-        if integer("blocksize", self.blocksize, 1) >= 2 ** 31:
-            raise ValueError(f"blocksize is {shown(self.blocksize)}; expected an integer below 2^31")
-        for name, value in {"blocksize": integer("blocksize", self.blocksize, 1),
-                            "levels": _levels("levels", self.levels, 16) or LEVELS[self.kind],
-                            "absmax_levels": _levels("absmax_levels", self.absmax_levels, 256) or dynamic_map()}.items():
-            object.__setattr__(self, name, value)
+        blocksize = integer("blocksize", self.blocksize, 1)
+        if blocksize >= 2 ** 31:
+            raise ValueError(f"blocksize is {shown(blocksize)}; expected an integer below 2^31")
+        object.__setattr__(self, "blocksize", blocksize)
+        object.__setattr__(self, "levels", _levels("levels", self.levels, 16) or LEVELS[self.kind])
+        object.__setattr__(self, "absmax_levels",
+                           _levels("absmax_levels", self.absmax_levels, 256) or dynamic_map())
 
     def leaves(self, shape: Shape, dtype: Any) -> dict[str, tuple[tuple[int, ...], numpy.dtype]]:
         n = shape[0] * shape[1]

@@ -56,5 +56,5 @@ def quantize_4bit(array: Any, kind: str = "nf4", blocksize: int = 64, double: bo
         raise TypeError(f"the array holds {values.dtype}; expected float16, float32 or float64")
     if not values.size:
         raise ValueError(f"the array is empty {list(values.shape)}; expected at least one number")
-    stored = scheme.encode(values.reshape(1, -1))
-    return Quantized4Bit(scheme, values.shape, **{name: leaf if leaf.ndim else leaf[()] for name, leaf in stored.items()})
+    stored: dict[str, Any] = scheme.encode(values.reshape(1, -1))
+    return Quantized4Bit(scheme, values.shape, **{leaf: data[()] for leaf, data in stored.items()})  # offset: a number

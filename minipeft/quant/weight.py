@@ -24,8 +24,8 @@ CHUNK = 2 ** 17  # numbers decoded at a time, so that the passes over them stay 
 
 
 def decoded(scheme: Scheme, arrays: Leaves, shape: Shape, dtype: Any) -> Array:
-    """W~ [d_out, d_in], all rows, in `dtype`: the numbers that `arrays`, {leaf: array}, stand for under `scheme`. shape:
-    [d_out, d_in]. They are computed CHUNK numbers at a time."""
+    """W~ [d_out, d_in] in `dtype`: the numbers that `arrays`, {leaf: array}, stand for under `scheme`. shape: [d_out,
+    d_in]. CHUNK numbers are computed at a time."""
     out = xp.empty(shape, dtype=dtype)
     step = max(1, CHUNK // shape[1])
     for start in range(0, shape[0], step):
@@ -49,7 +49,8 @@ class QuantizedWeight:
 
     @classmethod
     def of(cls, matrix: Array, scheme: Scheme, keep: bool = False) -> "QuantizedWeight":
-        """`matrix` [d_out, d_in], quantized. Raises ValueError for a shape that the scheme cannot hold."""
+        """`matrix` [d_out, d_in], quantized; keep as in the class. Raises ValueError for a shape that the scheme cannot
+        hold."""
         arrays = {leaf: to_device(array) for leaf, array in scheme.encode(to_host(matrix)).items()}
         return cls(scheme, matrix.shape, matrix.dtype, arrays, keep)
 
@@ -72,11 +73,11 @@ class QuantizedWeight:
         return Tensor(found.astype(self.dtype, copy=False).reshape(*ids.shape, self.shape[1]))
 
     def vector(self) -> Tensor:
-        """Raises TypeError: vectors are not quantized."""
+        """Raises TypeError: vectors [d] are not quantized."""
         raise TypeError(f"a quantized weight is a matrix {list(self.shape)}, and no vector")
 
     def requantized(self, matrix: Array) -> "QuantizedWeight":
-        """Another `matrix` of this shape, quantized in the same way."""
+        """Another `matrix` [d_out, d_in], quantized in the same way."""
         return type(self).of(matrix.astype(self.dtype, copy=False), self.scheme, self.keep)
 
     def shifted(self, delta: Array) -> "QuantizedWeight":
