@@ -54,7 +54,6 @@ def _divided(x: numpy.ndarray, blocksize: int, flat: numpy.ndarray, start: int) 
     full[:] = (blocks.view("int32") & 0x7FFFFFFF).max(axis=1).view("float32")
     if len(rest):
         absmax[-1] = numpy.maximum(abs(rest).max(), TINY)
-        numpy.divide(rest, absmax[-1], out=y[whole:n])
     if not numpy.isfinite(absmax).all():
         at = start + int(numpy.flatnonzero(~numpy.isfinite(x))[0])
         raise ValueError(f"the number at position {at} is {flat[at]}; expected finite numbers, of which float32 can "
@@ -64,6 +63,8 @@ def _divided(x: numpy.ndarray, blocksize: int, flat: numpy.ndarray, start: int) 
     small = (full > 0) & (full < TINY)
     if small.any():
         scaled[small] = blocks[small] / full[small, None]
+    if len(rest):
+        numpy.divide(rest, absmax[-1], out=y[whole:n])
     return y, absmax
 
 
