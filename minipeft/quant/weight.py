@@ -18,9 +18,20 @@ from minipeft.backend import Array, to_device, to_host, xp
 from minipeft.engine.ops import dequantized_linear
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.weight import Fixed
-from minipeft.quant.scheme import Scheme, Shape
+from minipeft.quant.scheme import Leaves, Scheme, Shape
 
 CHUNK = 2 ** 17  # numbers decoded at a time, so that the passes over them stay in the cache
+
+
+def decoded(scheme: Scheme, arrays: Leaves, shape: Shape, dtype: Any) -> Array:
+    """W~ [d_out, d_in] in `dtype`: the numbers that `arrays`, {leaf: array}, stand for under `scheme`. shape: [d_out,
+    d_in]. CHUNK numbers are computed at a time."""
+    out = xp.empty(shape, dtype=dtype)
+    step = max(1, CHUNK // shape[1])
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        scheme.decode_to(out[rows], arrays, shape, rows)
+    return out
 
 
 class QuantizedWeight:
@@ -103,13 +114,7 @@ class QuantizedWeight:
         return kept[1]
 
     def _decode(self) -> Array:
-        (d_out, d_in), data = self.shape, self._data
-        out = xp.empty(self.shape, dtype=self.dtype)
-        step = max(1, CHUNK // d_in)
-        for start in range(0, d_out, step):
-            rows = slice(start, min(start + step, d_out))
-            out[rows] = self.scheme.decode(data, self.shape, rows)
-        return out
+        return decoded(self.scheme, self._data, self.shape, self.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": None}  # a copy decodes for itself
