@@ -6,10 +6,10 @@
     x [.., d_in] --+-- W~ [d_out, d_in], frozen, quantized --------------------------------+-- y [.., d_out]
                    +-- sum over each group of g [.., L] -- A [r, L] -- B [d_out, r] * k s --+      B starts at 0
 
-The change is one number for the g neighboring inputs of a group, L = d_in / g groups in a row. A group of a quantized
-weight has an offset b, which is also added to all of its weights, so merging adds one number to another. b is stored as
-a floating-point number, so the sum can be stored as it is. Other methods change each weight of a group differently.
-The merged numbers then need new codes, and these lose much of the change.
+The change is one number for the g neighboring inputs of a group, with L = d_in / g groups in a row. A group of a
+quantized weight has an offset b, which is also added to all of its weights, so merging adds one number to another. b is
+stored as a floating-point number, so the sum can be stored as it is. Other methods change each weight of a group
+differently. The merged numbers then need new codes, and these lose much of the change.
 
     adapter = attach(model, QALoRA(rank=8, group=32), numpy.random.default_rng(0))
     fit(model, adapter, batches, steps=300, optimizer=AdamW(1e-3))
@@ -19,11 +19,11 @@ On T5-small, q and v of all 18 attentions: 152,064 parameters of 60,506,624.
 
 Which weights can take it up. `quantize(model, "int4")` stores b in the dtype of the model. The authors' code stores
 a (q - z), and needs a modified GPTQ whose zero points z are floats. The usual files have z as an integer of N bits,
-where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35, #42). llama.cpp's Q4_1 and Q5_1 store a float
-offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it once. We
-found no other tool that merges into them. Codes and scales also stay where the group of the adapter holds several
-groups of the weight. Everywhere else (floats, NF4, Q4_0, a group of the adapter that cuts one of the weight), merging
-gives the dense weight, as with any method.
+where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35, #42). llama.cpp's Q4_1 and Q5_1 store
+a float offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it
+once. We found no other tool that merges into them. The group of the adapter may hold several groups of the weight.
+Everywhere else (floats, NF4, Q4_0, a group that cuts one of the weight), merging gives the dense weight, as with any
+method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`.
 
 The factor k. Three conventions are in use, and A and B of one mean another change under the next:
 
@@ -174,9 +174,8 @@ class QALoRA(PerPlace):
 # * The change is merged by beta - s B A / alpha into an offset that is added: it has the wrong sign and size.
 # * The zero points are rounded after merging, or were packed as integers before (qa-lora #31, #35, #42): the error is
 #   as large as that of quantizing to this number of bits, or larger. They are no integers any more.
-# * The constants of the authors' script, groups of 32 and s = 16 / 64 in its merge, are taken for another rank or group.
-# * The change is laid out with the groups side by side, [c_1 .. c_L c_1 .. c_L], not [c_1 .. c_1 c_2 .. c_2]: one is
-#   tiled, the other repeated.
+# * The constants in the authors' merge, groups of 32 and s = 16 / 64, are used for another group, rank or alpha.
+# * The change is tiled, [c_1 .. c_L c_1 .. c_L], where each number should be repeated, [c_1 .. c_1 c_2 .. c_2].
 # * An adapter for groups of 16 is merged into a weight with groups of 32: two different numbers do not fit into one
 #   offset. Here merging gives the dense weight then.
 #
