@@ -109,11 +109,19 @@ def test_every_bit_comes_back_after_every_merge(into, method):
     a.remove()
 
 
-@pytest.mark.parametrize("kind, ratio, requantized, original", [
-    ("nf4", 0.05, 1.02, 1.84), ("nf4", 0.30, 0.32, 0.31)])
-def test_the_losses_of_a_merge_are_those_of_the_table_of_bitsandbytes_weights(kind, ratio, requantized, original):
-    """NF4, W ~ N(0, 0.02), 512 x 512, rank 8, |d| / |W| = ratio: requantized, 102 % and 32 % of d are lost; over the
-    original weights 184 % and 31 %; and 97 % and 40 % of the codes stay. A float weight loses only rounding."""
+@pytest.mark.parametrize("kind, ratio, requantized, original, codes", [
+    ("nf4", 0.05, 1.02, 1.84, 0.97), ("nf4", 0.30, 0.32, 0.31, 0.40)])
+def test_the_losses_of_a_merge_are_those_found_on_weights_of_bitsandbytes(kind, ratio, requantized, original, codes):
+    """NF4, W ~ N(0, 0.02), 512 x 512, rank 8, |d| / |W| = ratio: requantized, 102 % and 32 % of d are lost, and 97 %
+    and 40 % of the codes stay; over the original weights, 184 % and 31 % are lost. A float weight loses rounding."""
+    same, (plain, again, over) = losses(kind, ratio)
+    assert plain < 1e-6 and abs(again - requantized) < 0.01 and abs(over - original) < 0.01
+    assert abs(same - codes) < 0.01
+
+
+def losses(kind, ratio):
+    """(the share of the codes of 4 bits that requantizing leaves as they are; the errors of the three merges, this one
+    in the middle)."""
     rng = RNG(0)
     W = (0.02 * rng.standard_normal((512, 512))).astype("float32")
     model = One(W)
@@ -122,15 +130,14 @@ def test_the_losses_of_a_merge_are_those_of_the_table_of_bitsandbytes_weights(ki
     A, B = lora.parameters["weight@lora.A"], lora.parameters["weight@lora.B"]
     B.data = rng.standard_normal((512, 8)).astype("float32")
     B.data *= ratio * numpy.linalg.norm(W) / numpy.linalg.norm(B.data @ A.data)
-    assert lora.merge().worst < 1e-5
-    lora.unmerge()
-    found = lora.merge("requantized").errors["weight"]
-    slot = model.slots["weight"]
-    codes, others = (weight.arrays["packed"].data for weight in (slot.base, slot.merged[0].merged))
-    same = ((codes >> 4 == others >> 4).mean() + (codes & 15 == others & 15).mean()) / 2
-    lora.unmerge()
-    assert abs(found - requantized) < 0.03 and abs(same - {0.05: 0.97, 0.30: 0.40}[ratio]) < 0.03
-    assert abs(lora.merge({"weight": W}).errors["weight"] - original) < 0.03
+    errors = []
+    for into in (None, {"weight": W}, "requantized"):
+        errors.append(lora.merge(into).errors["weight"])
+        constant = model.slots["weight"].merged[0].merged
+        lora.unmerge()
+    before, after = (next(iter(weight.arrays.values())).data for weight in (model.slots["weight"].base, constant))
+    same = ((before >> 4 == after >> 4).mean() + (before & 15 == after & 15).mean()) / 2
+    return same, (errors[0], errors[2], errors[1])
 
 
 class One(minipeft.Transformer):
