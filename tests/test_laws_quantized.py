@@ -115,7 +115,7 @@ def wide_transformer(rng: Any, dtype: str) -> minipeft.Transformer:
 
 ON_BLOCKS = [minipeft.LoRA(3, 5, where=MATRICES), minipeft.DoRA(2, 3), minipeft.IA3(), minipeft.Selective(),
              minipeft.LoRA(2, where=TABLE), minipeft.OFT(4), minipeft.PrefixTuning(2),
-             minipeft.Bottleneck("houlsby", size=3)]
+             minipeft.Bottleneck("houlsby", size=3), minipeft.QALoRA(1, 2, 32, where=MATRICES)]
 KINDS_OF_32 = [kind for kind in ("int4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0") if kind in SCHEMES]
 
 
