@@ -144,3 +144,11 @@ def test_there_is_no_offset_to_merge_into():
     chosen, w = FourBit("nf4", double=True), matrix(0, (4, 8))
     with pytest.raises(ValueError, match="no offset that a change could be merged into"):
         chosen.shifted(chosen.encode(w), w.shape, np.ones((4, 2), "float32"))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_an_empty_matrix_is_refused(double):
+    chosen = FourBit("nf4", double=double)
+    for attempt in (lambda: chosen.encode(np.zeros((0, 3), "float32")), lambda: chosen.leaves((3, 0), "float32")):
+        with pytest.raises(ValueError, match="nf4.* cannot hold an empty matrix"):
+            attempt()
