@@ -21,7 +21,7 @@ from minipeft.quant.fourbit import FourBit
 from minipeft.quant.weight import decoded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Quantized4Bit:
     """An array in 4-bit codes. scheme: how they were made. shape: that of the array. packed: [ceil(n / 2)], uint8, the
     first element in the high nibble. absmax: [blocks], float32; None if it was quantized too. Then qabsmax [blocks],
