@@ -9,8 +9,9 @@ CODEBOOKS, BLOCKWISE, DOUBLE, FOURBIT, MAP, NORMAL, PUBLIC = (
 TEST = "quant/test_{}.py::test_"
 LEVEL, BLOCK, NESTED, SCHEME, GOLDEN = (TEST.format(name) for name in (
     "codebooks", "blockwise", "double", "fourbit", "quantize_4bit"))
-RULE = BLOCK + "codes_and_scales_are_those_of_the_rule_for_one_number_after_the_other"
-ROWS = SCHEME + "any_rows_are_those_rows_of_the_whole_bit_for_bit"
+RECIPROCAL = BLOCK + ("full_blocks_are_multiplied_by_a_reciprocal_and_a_partial_block_is_divided_where_this_"
+                      "changes_codes")
+ROWS = SCHEME + "rows_begin_anywhere_inside_bytes_and_blocks"
 ERROR = BLOCK + "the_error_is_at_most_half_the_widest_gap_times_absmax_always"
 BYTES = GOLDEN + "codes_scales_and_numbers_are_those_of_bitsandbytes"
 
@@ -31,9 +32,9 @@ BUGS = [
         "_F32(start) + (step * i).astype('float32')", LEVEL + "the_dynamic_map_is_that_of_bitsandbytes_bit_for_bit"),
     # ---- blocks
     Bug("a partial block is multiplied by a reciprocal", BLOCKWISE, "numpy.divide(rest, absmax[-1], out=y[whole:n])",
-        "numpy.multiply(rest, 1 / absmax[-1], out=y[whole:n])", RULE),
+        "numpy.multiply(rest, 1 / absmax[-1], out=y[whole:n])", RECIPROCAL),
     Bug("a full block is divided", BLOCKWISE, "numpy.multiply(blocks, (1 / numpy.maximum(full, TINY))[:, None],",
-        "numpy.divide(blocks, numpy.maximum(full, TINY)[:, None],", RULE),
+        "numpy.divide(blocks, numpy.maximum(full, TINY)[:, None],", RECIPROCAL),
     Bug("absmax is the largest number, sign and all", BLOCKWISE, "(blocks.view(\"int32\") & 0x7FFFFFFF).max(axis=1)",
         "blocks.view(\"int32\").max(axis=1)", BYTES),
     Bug("a block of subnormal numbers becomes zeros", BLOCKWISE, "if small.any():", "if False:", ERROR),
@@ -42,9 +43,7 @@ BUGS = [
     Bug("NaN is quantized", BLOCKWISE, "if not numpy.isfinite(absmax).all():", "if numpy.isinf(absmax).any():",
         GOLDEN + "wrong_input_is_refused_in_words"),
     Bug("pieces of a long array cut a block", BLOCKWISE, "step = 2 * blocksize * max(1, CHUNK // (2 * blocksize))",
-        "step = max(CHUNK, 2 * blocksize)", RULE.replace(
-            "codes_and_scales_are_those_of_the_rule_for_one_number_after_the_other",
-            "long_arrays_are_cut_where_no_block_and_no_byte_is_cut")),
+        "step = max(CHUNK, 2 * blocksize)", BLOCK + "long_arrays_are_cut_where_no_block_and_no_byte_is_cut"),
     Bug("rows that begin inside a block have the scale of the next", BLOCKWISE,
         "head = min(-skipped % blocksize, len(values))", "head = 0", ROWS),
     # ---- parts of a matrix

@@ -1,4 +1,4 @@
-"""Blocks: every number gets its code by the rule in words, at the ends of float32 too, and no block hears of another."""
+"""Blocks: every number gets its code by the rule, at the ends of float32 too, and no block hears of another."""
 from __future__ import annotations
 
 import numpy as np
@@ -54,6 +54,21 @@ def by_hand(x: np.ndarray, kind: str, size: int) -> tuple[bytes, bytes]:
 def test_codes_and_scales_are_those_of_the_rule_for_one_number_after_the_other(kind, x, size):
     q = quantize_4bit(x, kind, size)
     assert (q.packed.tobytes(), q.absmax.tobytes()) == by_hand(x, kind, size)
+
+
+@KINDS
+def test_full_blocks_are_multiplied_by_a_reciprocal_and_a_partial_block_is_divided_where_this_changes_codes(kind):
+    """Numbers next to a threshold, whose quotient and product lie on different sides of it."""
+    rng, bounds = np.random.default_rng(0), thresholds(LEVELS[kind])
+    absmax = rng.uniform(0.5, 2, 20_000).astype("float32")
+    bound = rng.choice(bounds, len(absmax))
+    w = bound * absmax
+    matters = np.flatnonzero((w / absmax > bound) != (w * (1 / absmax) > bound))[:40]
+    assert len(matters) == 40
+    for i in matters:
+        pair = np.array([absmax[i], w[i]], "float32")
+        full, partial = (quantize_4bit(pair, kind, size).packed.tobytes() for size in (2, 3))
+        assert full == by_hand(pair, kind, 2)[0] != by_hand(pair, kind, 3)[0] == partial
 
 
 @KINDS
@@ -143,7 +158,7 @@ def test_blocks_do_not_hear_of_each_other(kind, seed, whole, rest, half):
     assert q.dequantize().tobytes() == b"".join(part.dequantize().tobytes() for part in alone)
 
 
-@pytest.mark.parametrize("size", [64, 4096, 40_000, 2 ** 31 - 1])
+@pytest.mark.parametrize("size", [100, 64, 4097, 40_000, 2 ** 31 - 1])
 def test_long_arrays_are_cut_where_no_block_and_no_byte_is_cut(size):
     """Longer than the pieces in which they are worked on."""
     x = np.random.default_rng(4).standard_normal(100_001).astype("float32")

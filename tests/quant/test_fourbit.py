@@ -45,6 +45,20 @@ def test_any_rows_are_those_rows_of_the_whole_bit_for_bit(chosen, seed, shape, d
         assert chosen.decode(device, shape, strict.asarray(ids)).get().tobytes() == whole[ids].tobytes()
 
 
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("shape, size", [((5, 7), 3), ((5, 7), 4), ((6, 8), 3), ((5, 8), 6), ((4, 6), 6), ((3, 5), 64)],
+                         ids=str)
+def test_rows_begin_anywhere_inside_bytes_and_blocks(shape, size, double):
+    chosen, w = FourBit("nf4", size, double), matrix(3, shape)
+    arrays = chosen.encode(w)
+    whole = quantize_4bit(w, "nf4", size, double).dequantize()
+    for first in range(shape[0]):
+        for last in range(first, shape[0] + 1):
+            assert chosen.decode(arrays, shape, slice(first, last)).tobytes() == whole[first:last].tobytes()
+        ids = np.array([first, 0, first])
+        assert chosen.decode(arrays, shape, ids).tobytes() == whole[ids].tobytes()
+
+
 @given(chosen=schemes, seed=st.integers(0, 2 ** 32 - 1), shape=SHAPES, dtype=st.sampled_from(["float16", "float64"]))
 def test_numbers_are_computed_in_float32_and_rounded_once(chosen, seed, shape, dtype):
     """Into any dtype of a model, whichever way they are written there."""
@@ -130,3 +144,11 @@ def test_there_is_no_offset_to_merge_into():
     chosen, w = FourBit("nf4", double=True), matrix(0, (4, 8))
     with pytest.raises(ValueError, match="no offset that a change could be merged into"):
         chosen.shifted(chosen.encode(w), w.shape, np.ones((4, 2), "float32"))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_an_empty_matrix_is_refused(double):
+    chosen = FourBit("nf4", double=double)
+    for attempt in (lambda: chosen.encode(np.zeros((0, 3), "float32")), lambda: chosen.leaves((3, 0), "float32")):
+        with pytest.raises(ValueError, match="nf4.* cannot hold an empty matrix"):
+            attempt()
