@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from tests.planted.bug import Bug
 
-AFFINE, GGML, BYTES, GROUPS, PACKING = (f"quant/{name}.py" for name in ("affine", "ggml", "ggml_bytes", "groups",
-                                                                       "packing"))
-OF_AFFINE, OF_GGML, OF_BYTES, OF_PACKING = (f"quant/test_{name}.py::test_" for name in ("affine", "ggml", "ggml_bytes",
-                                                                                        "packing"))
+AFFINE, GGML, BYTES, PACKING, GROUPS = (
+    f"quant/{name}.py" for name in ("affine", "ggml", "ggml_bytes", "packing", "groups"))
+OF_AFFINE, OF_GGML, OF_BYTES, OF_PACKING = (
+    f"quant/test_{name}.py::test_" for name in ("affine", "ggml", "ggml_bytes", "packing"))
 EQUATION = OF_AFFINE + "scale_offset_and_codes_are_those_of_the_equation_on_fractions"
-ERROR = OF_AFFINE + "the_error_is_at_most_half_a_step_and_what_is_rounded_on_the_way"
+STORED = OF_AFFINE + "codes_are_those_nearest_to_the_weights_under_the_scale_and_offset_that_are_stored"
 SUBNORMAL = OF_AFFINE + "subnormal_weights_keep_the_bound_and_few_of_them_are_exact"
 ROUNDED = OF_AFFINE + "a_rounded_zero_point_loses_at_most_half_a_step_of_a_change_and_all_of_one_below_that"
 REFUSED = OF_AFFINE + "a_change_that_cannot_be_kept_is_refused_and_the_arrays_stay_as_they_were"
@@ -28,10 +28,10 @@ BUGS = [
         "scale[short] = numpy.nextafter(scale[short], kept.type(1))", "pass", SUBNORMAL),
     Bug("codes are rounded with the scale before it is stored in float16", AFFINE,
         "w /= scale.astype(w.dtype)[..., None]",
-        "w /= numpy.maximum((matrix.reshape(w.shape).max(axis=2) - low) / self._last, 1e-30)[..., None]", ERROR),
+        "w /= numpy.maximum((matrix.reshape(w.shape).max(axis=2) - low) / self._last, 1e-30)[..., None]", STORED),
     Bug("codes are rounded with the offset before it is stored in float16", AFFINE, "w -= low[..., None]",
         "w -= matrix.reshape(w.shape).min(axis=2)[..., None]",
-        OF_AFFINE + "codes_are_those_nearest_to_the_weights_under_the_scale_and_offset_that_are_stored"),
+        STORED),
     Bug("the range of a group with a rounded zero point leaves 0 out", AFFINE,
         "low = numpy.minimum(w.min(axis=2), 0)", "low = w.min(axis=2)",
         OF_AFFINE + "with_rounded_zero_points_0_is_exact_and_z_is_a_code"),

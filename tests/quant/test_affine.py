@@ -452,8 +452,8 @@ def table(name: str) -> list[str]:
 
 
 def test_the_errors_of_the_page_are_those_that_are_measured():
-    W = np.random.default_rng(0).standard_normal((256, 4096))
-    delta = np.random.default_rng(1).standard_normal((256, 128))
+    W = np.random.default_rng(0).standard_normal((512, 4096))
+    delta = np.random.default_rng(1).standard_normal((512, 128))
     rows: dict[str, list[str]] = {'zero="float"': [], 'zero="rounded"': [], "its merge": []}
     for bits in BITS:
         for zero in ("float", "rounded"):
