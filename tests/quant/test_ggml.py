@@ -222,6 +222,16 @@ def test_a_scale_or_an_offset_that_is_too_large_for_float16_is_refused(kind, val
             scheme(kind).encode(W if abs(value) > 1e38 else W.astype("float32"))
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "int4"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_matrix_that_is_not_finite_is_refused(kind, value):
+    W = np.random.default_rng(0).standard_normal((3, 64)).astype("float32")
+    W[1, 40] = value
+    for chosen in (scheme(kind), *([scheme("int4", zero="rounded")] if kind == "int4" else [])):
+        with pytest.raises(ValueError, match="expected finite numbers"), np.errstate(invalid="ignore"):
+            chosen.encode(W)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matrix_that_is_not_made_of_whole_blocks_is_refused(kind):
     for shape, words in (((2, 48), "48 columns are not whole groups of 32"), ((0, 32), r"\[0, 32\] is empty")):
