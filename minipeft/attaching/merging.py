@@ -9,10 +9,10 @@
     error = |(W' - W~) - d| / |d|,   d = f(W~) - W~        Frobenius norms, f in float64; 0: all of d is there
 
 The first is the default, and only rounding is lost. It gives up the small base: W' is a float weight. The second keeps
-it small. But most entries of d are smaller than the gap between two codes, and Q rounds them away: the error of a
-trained LoRA is often near 1, as if it were not there. It is what peft's Linear4bit.merge does. In the third, the
-adapter meets weights on which it was not trained. The error is then |(W - W~) + (d' - d)| / |d|, and it is large where
-W~ is far from W, beside a small d.
+it small. But where an entry of d is smaller than the gap between two codes, Q often rounds it away: the error of a
+small change is about 1, as if it had been dropped. It is what peft's Linear4bit.merge does. In the third, the piece
+meets weights on which it was not trained. With d' = f(W) - W the error is |(W - W~) + (d' - d)| / |d|, which is large
+where W~ is far from W and d is small. docs/quantization.md has figures.
 
     Dettmers et al., 2023, arXiv:2305.14314, eq. (5), for f on W~. The paper does not merge.
 """
