@@ -167,7 +167,7 @@ def test_a_method_on_a_page_can_be_made(call):
 
 
 SETTINGS = {"norm": "DoRA", "detach": "DoRA", "placement": "IA3", "cayley": "OFT", "full": "LoKr", "key": "VeRA",
-            "bias": "PrefixTuning", "slices": "PrefixTuning", "init": "Bottleneck"}
+            "pooling": "QALoRA", "bias": "PrefixTuning", "slices": "PrefixTuning", "init": "Bottleneck"}
 
 
 def test_the_conventions_on_the_page_of_methods_are_settings():
