@@ -21,11 +21,11 @@ Which weights can take it up. `quantize(model, "int4")` stores b in the dtype of
 a (q - z), and needs a modified GPTQ whose zero points z are floats. The usual files have z as an integer of N bits,
 where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35, #42). llama.cpp's Q4_1 and Q5_1 store
 a float offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it
-once. We found no other tool that merges into them. The group of the adapter may hold several groups of the weight.
-Everywhere else (floats, NF4, Q4_0, a group that cuts one of the weight), merging gives the dense weight, as with any
-method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`.
+once. We found no other tool that merges into them. A group of the adapter may hold several groups of the weight, but
+must not cut one. Where it does, and where the weight has no such offsets (floats, NF4, Q4_0), merging gives the dense
+weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`.
 
-The factor k. Three conventions are in use, and A and B of one mean another change under the next:
+The factor k. Three conventions are in use, and the same A and B make another change under each of them:
 
     pooling            what A gets of a group     k
     "sum"              the sum                    1              the paper ("summation within each group")

@@ -163,7 +163,7 @@ def test_a_starts_with_the_entries_of_loras_and_for_means_as_a_linear_layer_of_l
     (4096, 11008, 32, "89M", 89_309_184), (5120, 13824, 40, "140M", 139_878_400),
     (6656, 17920, 60, "272M", 272_363_520), (8192, 22016, 80, "447M", 446_545_920)])
 def test_the_counts_on_llama_are_those_of_table_2(h, f, n, paper, count):
-    """r = 64, g = 32, on the seven linear layers of each of n blocks: q, k, v, o [h, h], gate, up [f, h], down [h, f]."""
+    """r = 64, g = 32, on the seven linear layers of each block: q, k, v, o [h, h], gate, up [f, h], down [h, f]."""
     method = QALoRA(64, 16, 32)
     shapes = [(h, h)] * 4 + [(f, h)] * 2 + [(h, f)]
     found = n * sum(math.prod(declared.shape) for shape in shapes
