@@ -23,7 +23,8 @@ where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35
 a float offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it
 once. We found no other tool that merges into them. A group of the adapter may hold several groups of the weight, but
 must not cut one. Where it does, and where the weight has no such offsets (floats, NF4, Q4_0), merging gives the dense
-weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`.
+weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`. Zero points that are
+rounded by option, `quantize(model, "int4", zero="rounded")`, move too, but lose up to half a step of a.
 
 The factor k. Three conventions are in use, and the same A and B make another change under each of them:
 
@@ -88,12 +89,12 @@ class GroupedLowRank(Reparam):
 
     def merged(self) -> Weight:
         """The quantized weight below with k s B A added to its offsets, where it has offsets for these groups or for
-        equal parts of them. Otherwise dense(), as a constant."""
+        equal parts of them, and they can hold the sums. Otherwise dense(), as a constant."""
         shifted = getattr(self.base, "shifted", None)
         if shifted is not None:
             try:
                 return shifted(self.change().data)
-            except ValueError:  # it has no offset for each of these groups
+            except ValueError:  # no offset for each of these groups, or one that cannot hold its sum
                 pass
         return super().merged()
 

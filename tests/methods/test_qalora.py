@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -285,20 +284,53 @@ def test_one_above_a_merged_one_merges_into_the_offsets_too_and_unmerging_gives_
     assert model(ids, ids).data.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("below", ["floats", "groups that the adapter's cut", "no offsets"])
+@given(seeds(), st.sampled_from(["q4_1", "q5_1"]), st.sampled_from([1, 2]))
+def test_in_blocks_of_llama_cpp_m_alone_moves_and_is_rounded_once_to_float16(seed, kind, blocks):
+    """For groups of one block or of two. |W~' - (W~ + c)| is at most half a unit in the last place of m', and what
+    float32 leaves of d q + m: two roundings on either side."""
+    rng = RNG(seed)
+    base = QuantizedWeight.of(rng.standard_normal((5, 128)).astype("float32"), scheme(kind))
+    over = adapter(seed, False, "float32", groups=4 // blocks).over(base)
+    merged, m = over.merged(), base.arrays["m"].data
+    assert isinstance(merged, QuantizedWeight) and same_bits(merged, base, *(base.arrays.keys() - {"m"}))
+    c = numpy.repeat(over.change().data, blocks, axis=1).astype("float64")
+    moved = merged.arrays["m"].data
+    assert moved.dtype == "float16" and (moved == (m + c).astype("float16")).all() and (moved != m).any()
+    half = numpy.repeat(numpy.spacing(abs(moved)).astype("float64") / 2, 32, axis=1)
+    size = abs(base.dense().data.astype("float64")) + numpy.repeat(2 * abs(m.astype("float64")) + abs(c), 32, axis=1)
+    off = abs(merged.dense().data.astype("float64") - over.dense().data.astype("float64"))
+    assert (off <= half + 2 * tau(size + half, 2, 0, 2 ** -24)).all()
+
+
+def test_a_zero_point_that_is_rounded_loses_up_to_half_a_step_of_the_change_and_codes_and_scales_stay():
+    base = QuantizedWeight.of(RNG(0).standard_normal((5, 16)), scheme("int4", group=4, zero="rounded"))
+    over = adapter(0, False, groups=4).over(base)
+    merged = over.merged()
+    off = abs(merged.dense().data - over.dense().data)
+    step = numpy.repeat(base.arrays["scale"].data, 4, axis=1)
+    assert isinstance(merged, QuantizedWeight) and same_bits(merged, base, "codes", "scale")
+    size = abs(over.dense().data) + abs(base.dense().data) + 32 * step              # a q, a z and a z' are below it
+    assert (off <= step / 2 + 2 * tau(size, 5, 0, U)).all() and off.max() > step.max() / 10
+
+
+BELOW = {"floats": lambda matrix: minipeft.Parameter(matrix),
+         "groups that are cut": lambda matrix: QuantizedWeight.of(matrix, scheme("int4", group=16)),
+         **{kind: lambda matrix, kind=kind: QuantizedWeight.of(matrix, scheme(kind))
+            for kind in ("nf4", "fp4", "q4_0", "q5_0", "q8_0")}}
+
+
+@pytest.mark.parametrize("below", BELOW)
 def test_a_weight_without_an_offset_for_each_group_gives_the_dense_weight(below):
-    matrix = RNG(0).standard_normal((5, 16))
-
-    def shifted(delta):
-        raise ValueError("no offset")
-
-    base = {"floats": minipeft.Parameter(matrix),
-            "groups that the adapter's cut": QuantizedWeight.of(matrix, scheme("int4", group=16)),
-            "no offsets": SimpleNamespace(dense=lambda: minipeft.Tensor(matrix), shape=(5, 16), drops=False,
-                                          dtype=matrix.dtype, shifted=shifted)}[below]
-    over = adapter(0, False).over(base)
+    over = adapter(0, False, groups=64 // 8).over(BELOW[below](RNG(0).standard_normal((5, 64))))
     merged = over.merged()
     assert type(merged) is minipeft.Parameter and (merged.data == over.dense().data).all()
+
+
+def test_an_offset_that_float16_cannot_hold_gives_the_dense_weight():
+    over = piece(numpy.full((1, 1), 1e5), numpy.ones((5, 1)), Fraction(1)).over(
+        QuantizedWeight.of(RNG(0).standard_normal((5, 32)), scheme("q4_1")))
+    merged = over.merged()
+    assert type(merged) is minipeft.Parameter and numpy.isfinite(merged.data).all() and merged.data.min() > 9e4
 
 
 def test_the_zero_point_form_of_the_paper_is_the_same_weight_and_is_wrong_for_an_added_offset():
