@@ -116,7 +116,8 @@ class QALoRA(PerPlace):
     merge into the offsets of a quantized weight, it is a multiple of the group of that weight. dropout: on the pooled
     input, in training. where: which matrices (linear weights and embedding tables), by default q and v of every
     attention. pooling: k, as in the table at the top of this file. scaling, rank_pattern, alpha_pattern, any_rank:
-    another s, other ranks and alphas at some places, ranks beyond min(d_out, d_in / g) (`per_place.py`).
+    another s, other ranks and alphas at some places, ranks beyond min(d_out, d_in) (`per_place.py`). A rank beyond L is
+    allowed, and only takes more memory.
 
     A starts so that, spread over the inputs of each group, it has the entries that LoRA's has for "sum", and as a
     linear layer of L inputs for the means, which is PEFT's start. Departures: the authors' code starts A with Xavier's
@@ -124,7 +125,7 @@ class QALoRA(PerPlace):
     are pooled; here and in the authors' code, dropout acts on what was pooled.
 
     Raises ValueError for fields out of range and, on a model, for a group that does not divide d_in, where r exceeds
-    min(d_out, d_in / g), and where a pattern matches no place."""
+    min(d_out, d_in), and where a pattern matches no place."""
 
     rank: int = setting(8, integer, "an integer >= 1")
     alpha: float = setting(16, nonzero, "a finite number other than 0")
@@ -140,15 +141,6 @@ class QALoRA(PerPlace):
             raise ValueError(f"QALoRA: group is {self.group}, and {name} has d_in = {d_in}; expected a number that "
                              f"divides it")
         return d_in // self.group
-
-    def rank_at(self, name: str, slot: Slot, parts: int = 1) -> int:
-        """r at the place called `name`. Raises ValueError for a rank that no change of this shape, [d_out, L], can
-        have, unless `any_rank` allows it. parts: as in `RankPerPlace`."""
-        rank, groups = super().rank_at(name, slot, parts), self.groups_at(name, slot)
-        if rank > groups and not self.any_rank:
-            raise ValueError(f"QALoRA: rank {rank} exceeds {groups}, the number of groups of {name} "
-                             f"{list(slot.shape)} and the largest rank that its change can have")
-        return rank
 
     def scale_at(self, name: str, slot: Slot) -> Fraction:
         """k s at the place called `name`, exact as in `PerPlace`. Raises ValueError where it is not finite there."""

@@ -186,7 +186,7 @@ def test_fields_out_of_range_are_refused(fields, message):
 
 @pytest.mark.parametrize("method, message", [
     (QALoRA(2, group=5), r"group is 5, and encoder.0.attn.q.weight has d_in = 12; expected a number that divides it"),
-    (QALoRA(5, group=3), r"rank 5 exceeds 4, the number of groups of encoder.0.attn.q.weight \[15, 12\]"),
+    (QALoRA(13, group=3), r"rank 13 exceeds 12, the largest that encoder.0.attn.q.weight \[15, 12\] can have"),
     (QALoRA(13, group=1), r"rank 13 exceeds 12, the largest that"),
     (QALoRA(1, 3e38, 1, pooling="mean * groups"), r"alpha is 3e\+38; expected a finite k s in float32"),
     (QALoRA(2, group=3, rank_pattern={"nowhere": 1}), "rank_pattern has 'nowhere', which matches none")])
