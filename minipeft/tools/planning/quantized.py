@@ -1,0 +1,107 @@
+"""Quantized weights, as far as their size goes: bits for each number, and what each block and each tensor adds.
+
+    nf4, fp4     4 bits, a float32 absmax for each 64 numbers         4.5 bits       Dettmers et al., 2023,
+      double     an 8-bit absmax, a float32 for 256 of them           4.127 bits     arXiv:2305.14314, sec. 3
+    int2 .. 8    2 .. 8 bits, scale and offset (float32) per 32       N + 2 bits     Xu et al., 2023, arXiv:2309.14717
+    q4_0 .. q8_0 18, 20, 22, 24 and 34 bytes for each 32 numbers      llama.cpp's blocks
+
+A product with such a weight makes the dense matrix, multiplies, and drops it; the backward pass makes it again. So the
+float weights are gone, and one dense matrix at a time is a temporary.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy
+
+from minipeft.backend import xp
+from minipeft.checks import shown
+from minipeft.engine.ops import embedding
+from minipeft.engine.tensor import Tensor, op
+from minipeft.nn.weight import Fixed
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """bits: of the code of a number. block: how many numbers share `extra` bytes of scales and offsets. rows: whether a
+    block lies in one row, so that each row ends with a block. constant: bytes of a tensor beside its blocks."""
+
+    bits: int
+    block: int
+    extra: int
+    rows: bool = True
+    constant: int = 0
+
+
+CODEBOOK, NESTED_MAP, MEAN = 64, 1024, 4  # bytes: 16 float32; 256 float32 and the offset of the nested scales
+NESTED = 256                              # scales that share a scale of their own
+KINDS: dict[str, Kind] = {
+    **{name: Kind(4, 64, 4, rows=False, constant=CODEBOOK) for name in ("nf4", "fp4")},
+    **{f"int{bits}": Kind(bits, 32, 8) for bits in (2, 3, 4, 8)},
+    "q4_0": Kind(4, 32, 2), "q4_1": Kind(4, 32, 4), "q5_0": Kind(5, 32, 2), "q5_1": Kind(5, 32, 4),
+    "q8_0": Kind(8, 32, 2)}
+
+
+def kind_of(name: str, double: bool = False) -> Kind:
+    """The kind of this `name`. double: whether its scales are quantized, too. Raises ValueError for another name, and
+    for a kind that has no double quantization."""
+    if name not in KINDS:
+        raise ValueError(f"quantize is {shown(name)}; expected one of {', '.join(KINDS)}")
+    if double and name not in ("nf4", "fp4"):
+        raise ValueError(f"double quantization is for nf4 and fp4; {name} has none")
+    return KINDS[name]
+
+
+def size(shape: tuple[int, int], name: str, double: bool = False) -> int:
+    """The bytes of a weight of this `shape` [d_out, d_in], quantized as `name`; double: as in `kind_of`. Raises
+    ValueError as `kind_of` does."""
+    kind, numbers = kind_of(name, double), math.prod(shape)
+    blocks = shape[0] * math.ceil(shape[1] / kind.block) if kind.rows else math.ceil(numbers / kind.block)
+    padded = blocks * kind.block if kind.rows else numbers
+    codes = math.ceil(padded * kind.bits / 8)
+    if double:
+        return codes + blocks + math.ceil(blocks / NESTED) * 4 + kind.constant + NESTED_MAP + MEAN
+    return codes + blocks * kind.extra + kind.constant
+
+
+class Quantized:
+    """A weight of which only the codes are in memory. shape: [d_out, d_in]. dtype: in which it multiplies. size: of the
+    codes and everything beside them, in bytes."""
+
+    drops = False
+
+    def __init__(self, shape: tuple[int, int], dtype: Any, size: int):
+        self.shape, self.dtype = tuple(shape), numpy.dtype(dtype)
+        self.codes = Fixed(xp.empty((size,), "uint8"))
+
+    @property
+    def arrays(self) -> dict[str, Fixed]:
+        """Its codes, as one array."""
+        return {"codes": self.codes}
+
+    def dense(self) -> Tensor:
+        """W [d_out, d_in], in memory for as long as the result is."""
+        return Tensor(xp.empty(self.shape, self.dtype))
+
+    def project(self, x: Any, rng: Any = None) -> Tensor:
+        """x W^T.   x [..., d_in] -> [..., d_out]."""
+        return dequantized_linear(x, self.codes, shape=self.shape)
+
+    def rows(self, ids: Any) -> Tensor:
+        """W[ids].   ids [...] -> [..., d_in]."""
+        return embedding(self.dense(), ids)
+
+    def vector(self) -> Tensor:
+        """Raises TypeError: a matrix [d_out, d_in] is no vector."""
+        raise TypeError("a quantized weight is a matrix")
+
+
+@op
+def dequantized_linear(x, codes, *, shape):
+    """x W^T with W dequantized for this product alone.   x [..., d_in], codes [bytes] -> [..., d_out];   dx = g W."""
+    d_out, d_in = shape
+    lead = x.shape[:-1]
+    out = (x.reshape(-1, d_in) @ xp.empty(shape, x.dtype).T).reshape(*lead, d_out)
+    return out, (lambda g: (g.reshape(-1, d_out) @ xp.empty(shape, g.dtype)).reshape(*lead, d_in), None)

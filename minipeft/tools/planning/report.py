@@ -1,0 +1,123 @@
+"""The tables of a plan, and what it leaves out."""
+from __future__ import annotations
+
+from typing import Sequence
+
+from minipeft.tools.hollow.ledger import TEMPORARY
+from minipeft.tools.planning.decoder import DecoderConfig
+from minipeft.tools.planning.plan import Plan
+from minipeft.tools.planning.step import PURPOSES, STATE, WEIGHTS
+
+COLUMNS = (*PURPOSES, TEMPORARY)
+LEFT_OUT = """\
+left out: Python and its libraries themselves (about 40 MB here; a framework on a GPU takes 0.5 to 1 GB before its first
+array), what an allocator holds beyond the arrays, scratch of matrix products, the text that is read, validation, and
+generation with its cache of keys and values."""
+WIDTH = 120
+
+
+def text(plan: Plan) -> str:
+    """The report of a plan, as lines of at most 120 characters."""
+    parts = [_head(plan), _phases(plan), _methods(plan)]
+    if plan.absent:
+        parts.append("\n".join(_wrapped(f"not on this model: {name}: {why}") for name, why in plan.absent.items()))
+    if plan.budget is not None:
+        parts.append(_budget(plan))
+    return "\n\n".join([*parts, _per_parameter(plan), LEFT_OUT])
+
+
+def unit(largest: int) -> tuple[int, str]:
+    """(bytes, name) of the unit in which `largest` has at most five digits before the point."""
+    return next(((2 ** p, name) for p, name in ((30, "GiB"), (20, "MiB"), (10, "KiB")) if largest >= 4 * 2 ** p),
+                (1, "B"))
+
+
+def size(n: int) -> str:
+    """`n` bytes, in the unit of its size: 1.5 GiB."""
+    scale, name = unit(n)
+    return f"{n / scale:,.{1 if scale > 1 else 0}f} {name}"
+
+
+def _head(plan: Plan) -> str:
+    s, full = plan.settings, next(iter(plan.steps.values()))
+    c = plan.config
+    kind = c.kind if isinstance(c, DecoderConfig) else "t5"
+    base = full.all_numbers - (full.trained if plan.method in plan.steps and full.all_numbers != full.trained else 0)
+    tokens = (f"{s.source + s.target} tokens a row ({s.source} + {s.target})" if isinstance(c, DecoderConfig)
+              else f"{s.source} and {s.target} tokens a row")
+    parts = [f"batch {s.batch}, {tokens}", s.dtype, {"adamw": "AdamW", "adamw8bit": "8-bit AdamW", "sgd": "SGD"}[
+        s.optimizer]]
+    parts += [f"{s.quantize}{' with double quantization' if s.double else ''}"] if s.quantize else []
+    parts += ["checkpointing"] if s.checkpointing else []
+    parts += ["float32 master copies"] if s.master else []
+    return f"{kind}: {base:,} parameters\n{'; '.join(parts)}"
+
+
+def _phases(plan: Plan) -> str:
+    step = plan.step
+    scale, name = unit(step.peak)
+    used = [purpose for purpose in COLUMNS if any(parts.get(purpose) for parts in step.phases.values())]
+    rows = [[f"{plan.method}, {name}", *step.phases]]
+    rows += [[purpose, *(_number(parts.get(purpose, 0), scale) for parts in step.phases.values())] for purpose in used]
+    rows.append(["together", *(_number(n, scale) for n in step.totals.values())])
+    return _table(rows) + f"\nthe peak is {size(step.peak)}, in the phase {step.at!r}"
+
+
+def _methods(plan: Plan) -> str:
+    scale, name = unit(max(step.peak for step in plan.steps.values()))
+    used = [p for p in COLUMNS if any(step.phases[step.at].get(p) for step in plan.steps.values())]
+    short = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
+             "master copies": "master"}
+    rows = [[f"at the peak, {name}", "trained", "file", *(short.get(p, p) for p in used), "peak", "in"]]
+    for row, step in plan.steps.items():
+        parts = step.phases[step.at]
+        rows.append([("> " if row == plan.method else "  ") + row, f"{step.trained:,}", size(step.file),
+                     *(_number(parts.get(p, 0), scale) for p in used), _number(step.peak, scale), step.at])
+    return _table(rows, left=(0, len(rows[0]) - 1))
+
+
+def _budget(plan: Plan) -> str:
+    b, s = plan.budget, plan.settings
+    assert b is not None
+    peak = plan.step.peak
+    room = b.limit - peak
+    lines = [f"budget {size(b.limit)}: {'fits' if b.fits else 'does not fit'}, "
+             f"{size(abs(room))} {'to spare' if room >= 0 else 'too much'}",
+             f"largest batch that fits: {b.batch or 'none'}" + (f" (asked for: {s.batch})" if b.batch else "")]
+    if b.rank is not None:
+        lines.append(f"largest rank that fits at batch {s.batch}: {b.rank or 'none'}"
+                     + (" (no matrix here has a larger one)" if b.rank_is_bound else ""))
+    return "\n".join(lines)
+
+
+def _per_parameter(plan: Plan) -> str:
+    """The claim of 12 to 20, on the numbers of this plan."""
+    lines = []
+    for row in dict.fromkeys((next(iter(plan.steps)), plan.method)):
+        step = plan.steps[row]
+        phase = max(("forward", "backward", "optimizer"), key=lambda p: step.totals[p])
+        parts, numbers = step.phases[phase], step.all_numbers
+        weights = parts[WEIGHTS]
+        beside = sum(parts.values()) - weights
+        state = (parts.get(STATE, 0) + step.phases["optimizer"].get("gradients", 0)) / numbers
+        lines.append(f"{row}: {weights / numbers:.2f} bytes of weights a parameter and {beside / numbers:.2f} beside "
+                     f"them in a step, {state:.2f} of these for gradients and optimizer: {beside / weights:.2f} times "
+                     f"the weights")
+    lines.append("(12 to 20 \"times the weights\" are bytes a parameter: gradients 4, AdamW 8, activations 0 to 8. "
+                 "See docs/memory.md.)")
+    return "\n".join(_wrapped(line) for line in lines)
+
+
+def _number(n: int, scale: int) -> str:
+    return "-" if n == 0 else f"{n / scale:,.2f}" if scale > 1 else f"{n:,}"
+
+
+def _table(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:{'<' if i in left else '>'}{width}}" for i, (cell, width) in enumerate(
+        zip(row, widths))).rstrip() for row in rows)
+
+
+def _wrapped(line: str) -> str:
+    import textwrap  # here, for the one kind of line that needs it
+    return textwrap.fill(line, WIDTH, subsequent_indent="  ")
