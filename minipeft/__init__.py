@@ -41,6 +41,7 @@ from minipeft.nn.weight import Fixed, Parameter, Piece, Reparam
 from minipeft.nn.where import Where
 from minipeft.operations.combine import combine
 from minipeft.operations.extract import extract
+from minipeft.quant.quantize import quantize
 from minipeft.train.best import restore
 from minipeft.train.data import Batches, batch_of
 from minipeft.train.loop import fit
@@ -52,7 +53,7 @@ __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", 
            "combine", "constant", "cosine_decay", "DoRA", "extract", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3",
            "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method",
            "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning",
-           "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
+           "quantize", "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
            "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
            "uniform", "Union", "use", "value_and_grad", "VeRA", "Where", "xray", "zeros"]
 

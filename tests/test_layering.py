@@ -1,7 +1,7 @@
 """The one-way order of the package, read from its imports; and what an import of it brings along.
 
     examples, __main__ -> conformance -> formats -> laws -> train | models | quant | operations | methods
-    quant | operations -> methods
+    operations -> methods;   models -> quant
     train | models | methods -> attaching -> nn -> engine.ops -> engine -> files, backend;   files -> atomic
 
 Models and training need nothing of attaching.
@@ -35,9 +35,9 @@ MAY_IMPORT: dict[str, list[str]] = {
     "attaching": _BELOW_ATTACHING,
     "methods": ["attaching", *_BELOW_ATTACHING],
     "operations": ["methods", "attaching", *_BELOW_ATTACHING],
-    "models": _BELOW_ATTACHING,
+    "models": ["quant", "attaching", *_BELOW_ATTACHING],
     "train": _BELOW_ATTACHING,
-    "quant": ["methods", "attaching", *_BELOW_ATTACHING],
+    "quant": ["attaching", *_BELOW_ATTACHING],
     "laws": _BELOW_LAWS,
     "formats": ["laws", *_BELOW_LAWS],
     "conformance": ["formats", "laws", *_BELOW_LAWS],

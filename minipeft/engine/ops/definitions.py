@@ -10,7 +10,7 @@ The fused ops still give the right number there, if it fits (`overflow.py`).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Callable
 
 from minipeft.backend import Array, xp
 from minipeft.engine.ops.primitives import erf, exp, log, matmul, matrix_transpose, mean, reshape, tanh, where
@@ -21,6 +21,11 @@ from minipeft.engine.tensor import Tensor, array_of
 def linear(x: Any, w: Any) -> Tensor:
     """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out]."""
     return x @ matrix_transpose(w)
+
+
+def dequantized_linear(x: Any, *, dequantize: Callable[[], Array]) -> Tensor:
+    """x W^T with W = dequantize() [d_out, d_in], a constant.   x [..., d_in] -> [..., d_out]."""
+    return x @ matrix_transpose(dequantize())
 
 
 def low_rank_linear(y: Any, x: Any, a: Any, b: Any, *, scale: Any) -> Tensor:

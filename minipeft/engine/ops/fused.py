@@ -24,10 +24,26 @@ def linear(x, w):
     """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out];   dx = g W,   dW = g^T x, summed over all rows."""
     d_out, d_in = w.shape
     lead = x.shape[:-1]
-    rows = x.reshape(-1, d_in)
-    out = (_by_few_rows(rows, w) if 1 < len(rows) < FEW_ROWS and w.size >= LARGE else rows @ w.T).reshape(*lead, d_out)
-    return out, (lambda g: (g.reshape(-1, d_out) @ w).reshape(*lead, d_in),
-                 lambda g: g.reshape(-1, d_out).T @ x.reshape(-1, d_in))
+    return _product(x, w), (lambda g: (g.reshape(-1, d_out) @ w).reshape(*lead, d_in),
+                            lambda g: g.reshape(-1, d_out).T @ x.reshape(-1, d_in))
+
+
+@op
+def dequantized_linear(x, *, dequantize):
+    """x W^T with W = dequantize() [d_out, d_in], made for each product and dropped after it; x [..., d_in] -> [...,
+    d_out];   dx = g W, with the bits of `linear`. W is no input, so there is no dW, and no W waits for the backward
+    pass."""
+    shape = x.shape
+    out = _product(x, dequantize())
+    d_out = out.shape[-1]
+    return out, (lambda g: (g.reshape(-1, d_out) @ dequantize()).reshape(shape),)
+
+
+def _product(x, w):
+    """x W^T.   x [..., d_in], w [d_out, d_in] -> [..., d_out]."""
+    rows = x.reshape(-1, w.shape[1])
+    out = _by_few_rows(rows, w) if 1 < len(rows) < FEW_ROWS and w.size >= LARGE else rows @ w.T
+    return out.reshape(*x.shape[:-1], len(w))
 
 
 def _by_few_rows(x, w):

@@ -1,0 +1,6 @@
+"""Quantized weights: codes in place of numbers. `quantize.py` puts them into a model, `weight.py` is the weight, and
+`scheme.py` is the contract of a way to quantize."""
+from minipeft.quant import affine as _affine  # noqa: F401  (so that its kinds are known)
+from minipeft.quant.quantize import Quantized, quantize  # noqa: F401
+from minipeft.quant.scheme import Scheme, scheme  # noqa: F401
+from minipeft.quant.weight import QuantizedWeight  # noqa: F401

@@ -1,0 +1,61 @@
+"""How a matrix becomes codes, and what the codes mean: the contract of a quantization.
+
+    encode(W)                 {leaf: array}     codes, scales, and whatever else is stored in place of W
+    decode(arrays, rows)      W~[rows]          the numbers that these arrays stand for: the definition of the weight
+
+A scheme is a frozen dataclass of settings. It holds no array, so one object serves every matrix of a model. The arrays
+are kept by a `QuantizedWeight` (`weight.py`), which moves, saves and counts them under their leaves.
+"""
+from __future__ import annotations
+
+import abc
+from typing import Any, Callable, Mapping
+
+import numpy
+
+from minipeft.backend import Array
+from minipeft.checks import shown
+
+Shape = tuple[int, int]  # [d_out, d_in]
+Leaves = Mapping[str, Array]
+SCHEMES: dict[str, Callable[..., "Scheme"]] = {}  # by kind: makes the scheme from options
+
+
+class Scheme(abc.ABC):
+    """One way to quantize a matrix [d_out, d_in]. kind: its name, as `scheme` takes it. Encoding is work on the host,
+    in NumPy. Decoding happens at every step, wherever the arrays are."""
+
+    kind: str
+
+    @abc.abstractmethod
+    def leaves(self, shape: Shape, dtype: Any) -> dict[str, tuple[tuple[int, ...], numpy.dtype]]:
+        """{leaf: (shape, dtype)} of the arrays for a matrix of this shape and dtype. Raises ValueError for a shape that
+        the scheme cannot hold."""
+
+    @abc.abstractmethod
+    def encode(self, matrix: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        """{leaf: array} for `matrix` [d_out, d_in], finite floating-point numbers. Raises ValueError for a shape that
+        the scheme cannot hold."""
+
+    @abc.abstractmethod
+    def decode(self, arrays: Leaves, shape: Shape, rows: Any) -> Array:
+        """W~[rows]: [n, d_in] in the dtype in which the scheme computes. rows: a slice of rows, or ids [n]."""
+
+    def shifted(self, arrays: Leaves, shape: Shape, delta: Array) -> dict[str, Array]:
+        """The arrays of W~ + delta, where delta [d_out, groups] holds one number for each of `groups` equal groups of
+        neighboring columns. Only offsets change. Raises ValueError for a scheme without an offset for each group."""
+        raise ValueError(f"{self} has no offset that a change could be merged into")
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """The kind with its settings, in words."""
+
+
+def scheme(kind: str, **options: Any) -> Scheme:
+    """The scheme called `kind`, with `options`. Raises ValueError for a kind, an option or a value that is unknown."""
+    if not isinstance(kind, str) or kind not in SCHEMES:
+        raise ValueError(f"kind is {shown(kind)}; expected one of {', '.join(SCHEMES)}")
+    try:
+        return SCHEMES[kind](**options)
+    except TypeError:
+        raise ValueError(f"{kind} has no such options: {', '.join(options)}") from None
