@@ -58,7 +58,7 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
         if not has_rank:
             raise ValueError(f"{name} has no rank; leave it out")
         changes["rank"] = integer("rank", rank, 1)
-    if where is not None and (asked or type(method).kinds == Method.kinds):
+    if where is not None and (asked or type(method).kinds == Method.kinds and not isinstance(method, Selective)):
         changes["where"] = where
     if isinstance(method, PromptTuning):
         changes["init"] = "random"

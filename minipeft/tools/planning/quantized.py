@@ -18,15 +18,15 @@ import numpy
 
 from minipeft.backend import xp
 from minipeft.checks import shown
-from minipeft.engine.ops import embedding
-from minipeft.engine.tensor import Tensor, op
+from minipeft.engine.ops import dequantized_linear, embedding
+from minipeft.engine.tensor import Tensor
 from minipeft.nn.weight import Fixed
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """bits: of the code of a number. block: how many numbers share `extra` bytes of scales and offsets. rows: whether a
-    block lies in one row, so that each row ends with a block. constant: bytes of a tensor beside its blocks."""
+    """bits: of the code of a number. block: how many numbers share `extra` bytes of scales and offsets. rows: whether
+    each block lies in one row. constant: bytes of a tensor beside its blocks."""
 
     bits: int
     block: int
@@ -58,9 +58,9 @@ def size(shape: tuple[int, int], name: str, double: bool = False) -> int:
     """The bytes of a weight of this `shape` [d_out, d_in], quantized as `name`; double: as in `kind_of`. Raises
     ValueError as `kind_of` does."""
     kind, numbers = kind_of(name, double), math.prod(shape)
-    blocks = shape[0] * math.ceil(shape[1] / kind.block) if kind.rows else math.ceil(numbers / kind.block)
-    padded = blocks * kind.block if kind.rows else numbers
-    codes = math.ceil(padded * kind.bits / 8)
+    if kind.rows and shape[1] % kind.block:
+        raise ValueError(f"{shape[1]} columns are not whole blocks of {kind.block}, as {name} needs them")
+    blocks, codes = math.ceil(numbers / kind.block), math.ceil(numbers * kind.bits / 8)
     if double:
         return codes + blocks + math.ceil(blocks / NESTED) * 4 + kind.constant + NESTED_MAP + MEAN
     return codes + blocks * kind.extra + kind.constant
@@ -87,7 +87,7 @@ class Quantized:
 
     def project(self, x: Any, rng: Any = None) -> Tensor:
         """x W^T.   x [..., d_in] -> [..., d_out]."""
-        return dequantized_linear(x, self.codes, shape=self.shape)
+        return dequantized_linear(x, dequantize=lambda: xp.empty(self.shape, self.dtype))
 
     def rows(self, ids: Any) -> Tensor:
         """W[ids].   ids [...] -> [..., d_in]."""
@@ -96,12 +96,3 @@ class Quantized:
     def vector(self) -> Tensor:
         """Raises TypeError: a matrix [d_out, d_in] is no vector."""
         raise TypeError("a quantized weight is a matrix")
-
-
-@op
-def dequantized_linear(x, codes, *, shape):
-    """x W^T with W dequantized for this product alone.   x [..., d_in], codes [bytes] -> [..., d_out];   dx = g W."""
-    d_out, d_in = shape
-    lead = x.shape[:-1]
-    out = (x.reshape(-1, d_in) @ xp.empty(shape, x.dtype).T).reshape(*lead, d_out)
-    return out, (lambda g: (g.reshape(-1, d_out) @ xp.empty(shape, g.dtype)).reshape(*lead, d_in), None)

@@ -3,17 +3,17 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from minipeft.tools.hollow.ledger import TEMPORARY
 from minipeft.tools.planning.decoder import DecoderConfig
 from minipeft.tools.planning.plan import Plan
-from minipeft.tools.planning.step import PURPOSES, STATE, WEIGHTS
+from minipeft.tools.planning.purposes import GRADIENTS, PURPOSES, STATE, WEIGHTS
 
-COLUMNS = (*PURPOSES, TEMPORARY)
 LEFT_OUT = """\
 left out: Python and its libraries themselves (about 40 MB here; a framework on a GPU takes 0.5 to 1 GB before its first
 array), what an allocator holds beyond the arrays, scratch of matrix products, the text that is read, validation, and
 generation with its cache of keys and values."""
 WIDTH = 120
+_SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
+          "master copies": "master"}
 
 
 def text(plan: Plan) -> str:
@@ -39,10 +39,8 @@ def size(n: int) -> str:
 
 
 def _head(plan: Plan) -> str:
-    s, full = plan.settings, next(iter(plan.steps.values()))
-    c = plan.config
+    s, c = plan.settings, plan.config
     kind = c.kind if isinstance(c, DecoderConfig) else "t5"
-    base = full.all_numbers - (full.trained if plan.method in plan.steps and full.all_numbers != full.trained else 0)
     tokens = (f"{s.source + s.target} tokens a row ({s.source} + {s.target})" if isinstance(c, DecoderConfig)
               else f"{s.source} and {s.target} tokens a row")
     parts = [f"batch {s.batch}, {tokens}", s.dtype, {"adamw": "AdamW", "adamw8bit": "8-bit AdamW", "sgd": "SGD"}[
@@ -50,13 +48,13 @@ def _head(plan: Plan) -> str:
     parts += [f"{s.quantize}{' with double quantization' if s.double else ''}"] if s.quantize else []
     parts += ["checkpointing"] if s.checkpointing else []
     parts += ["float32 master copies"] if s.master else []
-    return f"{kind}: {base:,} parameters\n{'; '.join(parts)}"
+    return f"{kind}: {plan.step.base:,} parameters\n{'; '.join(parts)}"
 
 
 def _phases(plan: Plan) -> str:
     step = plan.step
     scale, name = unit(step.peak)
-    used = [purpose for purpose in COLUMNS if any(parts.get(purpose) for parts in step.phases.values())]
+    used = [purpose for purpose in PURPOSES if any(parts.get(purpose) for parts in step.phases.values())]
     rows = [[f"{plan.method}, {name}", *step.phases]]
     rows += [[purpose, *(_number(parts.get(purpose, 0), scale) for parts in step.phases.values())] for purpose in used]
     rows.append(["together", *(_number(n, scale) for n in step.totals.values())])
@@ -65,14 +63,13 @@ def _phases(plan: Plan) -> str:
 
 def _methods(plan: Plan) -> str:
     scale, name = unit(max(step.peak for step in plan.steps.values()))
-    used = [p for p in COLUMNS if any(step.phases[step.at].get(p) for step in plan.steps.values())]
-    short = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
-             "master copies": "master"}
-    rows = [[f"at the peak, {name}", "trained", "file", *(short.get(p, p) for p in used), "peak", "in"]]
+    used = [p for p in PURPOSES if any(step.phases[step.training].get(p) for step in plan.steps.values())]
+    rows = [[f"in the step, {name}", "trained", "file", *(_SHORT.get(p, p) for p in used), "step", "peak", "in"]]
     for row, step in plan.steps.items():
-        parts = step.phases[step.at]
+        parts = step.phases[step.training]
         rows.append([("> " if row == plan.method else "  ") + row, f"{step.trained:,}", size(step.file),
-                     *(_number(parts.get(p, 0), scale) for p in used), _number(step.peak, scale), step.at])
+                     *(_number(parts.get(p, 0), scale) for p in used), _number(step.totals[step.training], scale),
+                     _number(step.peak, scale), step.at])
     return _table(rows, left=(0, len(rows[0]) - 1))
 
 
@@ -95,14 +92,12 @@ def _per_parameter(plan: Plan) -> str:
     lines = []
     for row in dict.fromkeys((next(iter(plan.steps)), plan.method)):
         step = plan.steps[row]
-        phase = max(("forward", "backward", "optimizer"), key=lambda p: step.totals[p])
-        parts, numbers = step.phases[phase], step.all_numbers
-        weights = parts[WEIGHTS]
-        beside = sum(parts.values()) - weights
-        state = (parts.get(STATE, 0) + step.phases["optimizer"].get("gradients", 0)) / numbers
-        lines.append(f"{row}: {weights / numbers:.2f} bytes of weights a parameter and {beside / numbers:.2f} beside "
-                     f"them in a step, {state:.2f} of these for gradients and optimizer: {beside / weights:.2f} times "
-                     f"the weights")
+        parts = step.phases[step.training]
+        weights, beside = parts[WEIGHTS], sum(parts.values()) - parts[WEIGHTS]
+        state = parts.get(STATE, 0) + step.phases["optimizer"].get(GRADIENTS, 0)
+        lines.append(f"{row}: for each parameter, {weights / step.base:.2f} bytes of weights, and "
+                     f"{beside / step.base:.2f} beside them in a step, {beside / weights:.2f} times the weights. "
+                     f"Gradients and optimizer are {state / step.base:.2f} bytes.")
     lines.append("(12 to 20 \"times the weights\" are bytes a parameter: gradients 4, AdamW 8, activations 0 to 8. "
                  "See docs/memory.md.)")
     return "\n".join(_wrapped(line) for line in lines)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import numpy
@@ -23,29 +24,28 @@ from minipeft.attaching.build import wanted
 from minipeft.attaching.method import Method
 from minipeft.backend import use, xp
 from minipeft.engine.ops import cross_entropy
-from minipeft.engine.tensor import Tensor, _observer, op, value_and_grad
+from minipeft.engine.tensor import Tensor, _observer, array_of, op, value_and_grad
 from minipeft.models.t5 import T5
-from minipeft.nn.where import matching
 from minipeft.tools.hollow.array import HollowArray
 from minipeft.tools.hollow.ledger import TEMPORARY, Ledger
 from minipeft.tools.hollow.namespace import Hollow
-from minipeft.tools.planning import quantized
 from minipeft.tools.planning.configs import Config, built
+from minipeft.tools.planning.loading import cast_rest, loaded, quantize
+from minipeft.tools.planning.purposes import (
+    ACTIVATIONS, ADAPTER, CASTS, GRADIENTS, LOGITS, MASTER, PURPOSES, SCORES, STATE, WEIGHTS)
 from minipeft.tools.planning.settings import STATES, Settings
 from minipeft.train.update import BLOCK
 
-WEIGHTS, ADAPTER, MASTER, STATE, GRADIENTS, ACTIVATIONS, SCORES, LOGITS, CASTS = PURPOSES = (
-    "weights", "adapter", "master copies", "optimizer", "gradients", "activations", "scores", "logits", "casts")
 SCRATCH = 5  # blocks of the optimizer's update (train/update.py)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The memory of a step. trained: how many numbers. all_numbers: of the base and the adapter. file: bytes of the
+    """The memory of a step. trained: how many numbers are. base: how many the model itself has. file: bytes of the
     adapter's file, or of the whole model's. phases: {phase: {purpose: bytes}}, each at its own peak, in order."""
 
     trained: int
-    all_numbers: int
+    base: int
     file: int
     phases: dict[str, dict[str, int]]
 
@@ -65,10 +65,14 @@ class Step:
         return max(self.totals, key=lambda phase: self.totals[phase])
 
     @property
-    def step(self) -> int:
-        """The most bytes of forward, backward and optimizer beyond the weights and the adapter."""
-        return max(sum(n for purpose, n in self.phases[phase].items() if purpose not in (WEIGHTS, ADAPTER))
-                   for phase in ("forward", "backward", "optimizer"))
+    def training(self) -> str:
+        """The phase of the step itself, after loading and quantizing, that takes most."""
+        return max(("forward", "backward", "optimizer"), key=lambda phase: self.totals[phase])
+
+    @property
+    def beside(self) -> int:
+        """The bytes of that phase beside the weights and the adapter."""
+        return sum(n for purpose, n in self.phases[self.training].items() if purpose not in (WEIGHTS, ADAPTER))
 
 
 def planned(config: Config, method: Method | None, s: Settings) -> Step:
@@ -91,9 +95,9 @@ def planned(config: Config, method: Method | None, s: Settings) -> Step:
         optimizer = {GRADIENTS: gradients, TEMPORARY: SCRATCH * 4 * min(BLOCK, largest)}
         phases = dict(ready.loading)
         for phase, found in (("forward", forward), ("backward", backward), ("optimizer", optimizer)):
-            total = {purpose: fixed.get(purpose, 0) + found.get(purpose, 0) for purpose in (*PURPOSES, TEMPORARY)}
+            total = {purpose: fixed.get(purpose, 0) + found.get(purpose, 0) for purpose in PURPOSES}
             phases[phase] = {purpose: n for purpose, n in total.items() if n}
-        return Step(trained, ready.numbers + (trained if ready.own else 0), _file(ready.own or ready.base), phases)
+        return Step(trained, ready.numbers, _file(ready.own or ready.base), phases)
 
 
 class _Ready:
@@ -105,13 +109,13 @@ class _Ready:
         self.model = model = built(config, s.array_dtype)
         self.base = {name: p.data for name, p in model.base_parameters.items()}
         self.numbers = sum(a.size for a in self.base.values())
-        self.loading = _loading(self.base, s)
+        self.loading = loaded(self.base, s)
         self.casts, self.own, self.params = 0, {}, model.base_parameters  # type: ignore[var-annotated]
         if method is None:
             return
         if s.quantize is not None:
-            self.loading |= _quantize(model, s)
-            self.casts = _cast_rest(model, s)
+            self.loading |= quantize(model, s)
+            self.casts = cast_rest(model, s)
         attachment = attached(model, method)
         self.own = {name: a.data for name, a in attachment.arrays.items()}
         self.params = attachment.parameters
@@ -144,45 +148,6 @@ def attached(model: Any, method: Method) -> Attachment:
     return attachment
 
 
-# ---- before the step
-
-
-def _loading(base: dict[str, Any], s: Settings) -> dict[str, dict[str, int]]:
-    """This library holds the arrays of the file beside the model's until all are copied. Weights in half precision are
-    those of other libraries, which copy one tensor at a time."""
-    weights = sum(a.nbytes for a in base.values())
-    copies = weights if s.array_dtype == "float32" else max(a.nbytes for a in base.values())
-    return {"load": {WEIGHTS: weights, TEMPORARY: copies}}
-
-
-def _quantize(model: Any, s: Settings) -> dict[str, dict[str, int]]:
-    """Put codes in place of the matrices that are quantized. At the peak all float weights are there, the codes of the
-    largest matrix, and a copy of it on which the quantizer works."""
-    before = sum(p.data.nbytes for p in model.base_arrays.values())
-    linear = {name: slot for name, slot in model.slots.items() if slot.kind == "linear"}
-    where = s.quantize_where if s.quantize_where is not None else [r"^(?!head\.)"]
-    codes, copy = 0, 0
-    for name in matching(linear, where, "matrix"):
-        slot = linear[name]
-        size = quantized.size(slot.shape, s.quantize, s.double)  # type: ignore[arg-type]
-        codes, copy = max(codes, size), max(copy, slot.base.data.nbytes)  # type: ignore[attr-defined]
-        slot.base = quantized.Quantized(slot.shape, slot.dtype, size)
-    return {"quantize": {WEIGHTS: before, TEMPORARY: codes + copy}}
-
-
-def _cast_rest(model: Any, s: Settings) -> int:
-    """Cast everything that is not quantized to float32; the bytes that this adds."""
-    if not (s.cast_rest and s.quantize is not None):
-        return 0
-    added = 0
-    for p in model.base_parameters.values():
-        added += 4 * p.data.size - p.data.nbytes
-        p.data = xp.empty(p.shape, "float32")
-    for site in model.sites.values():
-        site.dtype = numpy.dtype("float32")
-    return added
-
-
 def _file(arrays: dict[str, Any]) -> int:
     """The bytes of a safetensors file of these arrays, without its metadata."""
     header, end = {}, 0
@@ -192,14 +157,11 @@ def _file(arrays: dict[str, Any]) -> int:
     return 8 + len(json.dumps(header, separators=(",", ":"))) + end
 
 
-# ---- the step
-
-
 def _run(config: Config, ready: _Ready, ledger: Ledger, s: Settings) -> tuple[dict[str, int], dict[str, int]]:
     """{purpose: bytes} at the peak of the forward, and at that of the backward, beyond what was there before."""
     before, start = set(ledger.alive), len(ledger.events)
     ends: list[int] = []
-    seen = _Seen(ledger, config.vocab_size)
+    seen = _Seen(ledger, config)
 
     def step() -> Tensor:
         loss = _loss(config, ready.model, s)
@@ -249,25 +211,21 @@ class NoNumbers(numpy.random.Generator):
 
 
 class _Seen:
-    """Says what the memory is for that an op leaves behind. vocab: the width of logits."""
+    """Says what the memory is for that an op leaves behind."""
 
-    def __init__(self, ledger: Ledger, vocab: int):
-        self.ledger, self.vocab, self.next = ledger, vocab, len(ledger.sizes)
+    def __init__(self, ledger: Ledger, config: Config):
+        self.ledger, self.vocab, self.heads, self.next = ledger, config.vocab_size, config.num_heads, len(ledger.sizes)
 
     def observe(self, forward: Any, inputs: tuple, out: Any, vjps: tuple, node: Any) -> None:
-        """Called by every op at its end. Whatever it made and is still alive is its output, or kept for its VJPs."""
-        name, ledger = forward.__name__, self.ledger
-        scores = logits = -1
-        if name == "attention":
-            q, k = (getattr(x, "data", x) for x in inputs[:2])
-            heads = out.size // max(1, out.shape[0] * out.shape[1])
-            scores = q.shape[0] * q.shape[1] * k.shape[1] * q.itemsize if heads else -1
-        if name == "cross_entropy" or out.shape[-1:] == (self.vocab,):
-            logits = 0
-        for number in range(self.next, len(ledger.sizes)):
-            if number in ledger.alive:
-                size = ledger.sizes[number]
-                ledger.purpose[number] = (
-                    CASTS if name == "as_float32" else LOGITS if logits == 0 and size >= self.vocab else
-                    SCORES if 0 < scores <= size else ACTIVATIONS)
-        self.next = len(ledger.sizes)
+        """Called by every op at its end. What it made and what is still alive is its output, or kept for its VJPs."""
+        scores, logits = math.inf, forward.__name__ == "cross_entropy" or out.shape[-1:] == (self.vocab,)
+        if forward.__name__ == "attention":
+            q, k = (array_of(x) for x in inputs[:2])
+            scores = q.shape[0] * self.heads * q.shape[1] * k.shape[1] * q.itemsize
+        for number in range(self.next, len(self.ledger.sizes)):
+            if number in self.ledger.alive:
+                size = self.ledger.sizes[number]
+                self.ledger.purpose[number] = (
+                    CASTS if forward.__name__ == "as_float32" else LOGITS if logits and size >= self.vocab else
+                    SCORES if size >= scores else ACTIVATIONS)
+        self.next = len(self.ledger.sizes)
