@@ -13,8 +13,8 @@ COMMANDS = {"plan": "minipeft.tools.planning.command"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line with the arguments `argv`, by default those of this process. Returns the exit status: that of the
-    command, or 2 for an unknown one. A command may raise SystemExit for wrong usage."""
+    """The command line with the arguments `argv`, by default those of this process. Returns the exit status: that of
+    the command, or 2 for an unknown one. A command may raise SystemExit for wrong usage."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] and given[0] in COMMANDS:
         return int(importlib.import_module(COMMANDS[given[0]]).main(given[1:]))

@@ -146,8 +146,10 @@ class HollowArray:
 
     def astype(self, dtype: Any, copy: bool = True) -> "HollowArray":
         """In another dtype: a copy [...], unless it has that dtype and `copy` is False."""
-        same = numpy.dtype(dtype) == self.dtype and not copy
-        return self if same else self.new(self.shape, dtype, like(self.shape, self.strides, numpy.dtype(dtype).itemsize))
+        found = numpy.dtype(dtype)
+        if found == self.dtype and not copy:
+            return self
+        return self.new(self.shape, found, like(self.shape, self.strides, found.itemsize))
 
     def clip(self, low: Any, high: Any) -> "HollowArray":
         """Clipped to `low` .. `high`, elementwise."""

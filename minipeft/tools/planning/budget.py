@@ -33,8 +33,8 @@ class Budget:
 
 
 def in_bytes(budget: int | str) -> int:
-    """The `budget` in bytes: an integer, or a text such as "24GB" (10^9 bytes each) or "24GiB" (2^30). Raises ValueError
-    for anything else."""
+    """The `budget` in bytes: an integer, or a text such as "24GB" (10^9 bytes each) or "24GiB" (2^30). Raises
+    ValueError for anything else."""
     if not isinstance(budget, str):
         return integer("budget", budget, 1)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)

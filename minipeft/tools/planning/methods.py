@@ -49,11 +49,11 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
     makers = known()
     if name not in makers:
         raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}")
-    method = makers[name]()
+    method: Any = makers[name]()
     if method is None:
         return None
     changes: dict[str, Any] = {}
-    has_rank = any(f.name == "rank" for f in dataclasses.fields(method))  # type: ignore[arg-type]
+    has_rank = any(f.name == "rank" for f in dataclasses.fields(method))
     if rank is not None and (asked or has_rank and type(method).__name__ not in _OWN_RANK):
         if not has_rank:
             raise ValueError(f"{name} has no rank; leave it out")

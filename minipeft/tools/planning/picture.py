@@ -8,7 +8,8 @@ from minipeft.tools.planning.plan import Plan
 from minipeft.tools.planning.report import unit
 from minipeft.tools.planning.purposes import PURPOSES
 
-COLORS = ("#22303c", "#f9c784", "#8c564b", "#b3261e", "#e377c2", "#4c78a8", "#72b7b2", "#9ecae9", "#bab0ac", "#c9d1d9")
+COLORS = ("#22303c", "#f9c784", "#8c564b", "#b3261e", "#e377c2", "#4c78a8", "#72b7b2", "#9ecae9", "#bab0ac",
+          "#c9d1d9")  # one for each purpose
 
 
 def drawn(plan: Plan, path: str | os.PathLike) -> None:

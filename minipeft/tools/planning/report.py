@@ -4,13 +4,13 @@ from __future__ import annotations
 from typing import Sequence
 
 from minipeft.tools.planning.decoder import DecoderConfig
+from minipeft.tools.planning.methods import FULL
 from minipeft.tools.planning.plan import Plan
 from minipeft.tools.planning.purposes import GRADIENTS, PURPOSES, STATE, WEIGHTS
 
 LEFT_OUT = """\
-left out: Python and its libraries themselves (about 40 MB here; a framework on a GPU takes 0.5 to 1 GB before its first
-array), what an allocator holds beyond the arrays, scratch of matrix products, the text that is read, validation, and
-generation with its cache of keys and values."""
+left out: the program itself (Python and its libraries; on a GPU, also what its driver takes), what the allocator holds
+beyond the arrays (glibc: 2 to 20 % of a step), scratch of matrix products, masks of padding, data, and generation."""
 WIDTH = 120
 _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
           "master copies": "master"}
@@ -48,7 +48,10 @@ def _head(plan: Plan) -> str:
     parts += [f"{s.quantize}{' with double quantization' if s.double else ''}"] if s.quantize else []
     parts += ["checkpointing"] if s.checkpointing else []
     parts += ["float32 master copies"] if s.master else []
-    return f"{kind}: {plan.step.base:,} parameters\n{'; '.join(parts)}"
+    lines = [f"{kind}: {plan.step.base:,} parameters", "; ".join(parts)]
+    if s.quantize and FULL in plan.steps:
+        lines.append("full fine-tuning is planned without quantization, because it trains every weight")
+    return "\n".join(lines)
 
 
 def _phases(plan: Plan) -> str:

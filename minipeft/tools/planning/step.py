@@ -110,7 +110,7 @@ class _Ready:
         self.base = {name: p.data for name, p in model.base_parameters.items()}
         self.numbers = sum(a.size for a in self.base.values())
         self.loading = loaded(self.base, s)
-        self.casts, self.own, self.params = 0, {}, model.base_parameters  # type: ignore[var-annotated]
+        self.casts, self.own, self.params = 0, {}, model.base_parameters
         if method is None:
             return
         if s.quantize is not None:
@@ -127,7 +127,8 @@ def _checkpointed(config: Config, method: Method | None, s: Settings, ledger: Le
     step of a model with one block in each stack, with the inputs of the others and all gradients: a little too much for
     a T5, of whose two blocks one is alive at a time."""
     depths = {name: getattr(config, name) for name in ("num_layers", "num_decoder_layers") if hasattr(config, name)}
-    shallow: Any = dataclasses.replace(config, **dict.fromkeys(depths, 1))
+    changes: dict[str, Any] = dict.fromkeys(depths, 1)
+    shallow: Config = dataclasses.replace(config, **changes)
     forward, backward = _run(shallow, _Ready(shallow, method, s), ledger, s)
     prompt = getattr(method, "length", 0) if method is not None and "input" in method.kinds else 0
     times = [s.source + prompt, s.target] if len(depths) == 2 else [s.source + s.target + prompt]
