@@ -188,7 +188,8 @@ def allocated(ledger: Ledger, shape: Any, dtype: Any, strides: Shape | None = No
 
 def elementwise(*inputs: Any, out: Any = None, dtype: Any = None) -> HollowArray:
     """An operation on `inputs`, arrays and numbers, of which one at least is a hollow array, elementwise. out: the
-    array that takes the result. dtype: of the result; by default that to which NumPy promotes the inputs."""
+    array that takes the result. dtype: of the result; by default that to which NumPy promotes the inputs. Raises
+    TypeError for an array of another kind, ValueError for shapes that do not broadcast."""
     if out is not None:
         return out
     arrays = [x for x in inputs if isinstance(x, HollowArray)]

@@ -15,7 +15,8 @@ TEMPORARY = "temporaries"
 
 
 class Memory:
-    """One piece of memory, owned by an array and shared by its views. It is freed when the last of them is gone."""
+    """One piece of memory of `size` bytes, owned by an array and shared by its views. It is freed when the last of them
+    is gone."""
 
     __slots__ = ("ledger", "number")
 

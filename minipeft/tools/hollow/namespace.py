@@ -72,7 +72,8 @@ class Hollow:
         return self.empty_like(a)
 
     def asarray(self, value: Any, dtype: Any = None) -> HollowArray:
-        """The way in: an array or number of the host gives a new array of its shape; a hollow one is itself."""
+        """The way in. A `value` of the host, an array or a number, gives a new array of its shape; a hollow one is
+        itself."""
         if isinstance(value, HollowArray):
             return value
         host = numpy.asarray(value, dtype)

@@ -19,6 +19,7 @@ from minipeft.tools.planning import budget as budgets
 from minipeft.tools.planning.budget import Budget
 from minipeft.tools.planning.configs import Config, built, read
 from minipeft.tools.planning.methods import FULL, chosen, known, label, made
+from minipeft.tools.planning.report import text
 from minipeft.tools.planning.settings import Settings
 from minipeft.tools.planning.step import Step, planned
 
@@ -42,7 +43,6 @@ class Plan:
         return self.steps[self.method]
 
     def __str__(self) -> str:
-        from minipeft.tools.planning.report import text  # which imports this module
         return text(self)
 
 

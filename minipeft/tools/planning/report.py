@@ -1,11 +1,10 @@
 """The tables of a plan, and what it leaves out."""
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 from minipeft.tools.planning.decoder import DecoderConfig
 from minipeft.tools.planning.methods import FULL
-from minipeft.tools.planning.plan import Plan
 from minipeft.tools.planning.purposes import GRADIENTS, PURPOSES, STATE, WEIGHTS
 
 LEFT_OUT = """\
@@ -16,8 +15,8 @@ _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim."
           "master copies": "master"}
 
 
-def text(plan: Plan) -> str:
-    """The report of a plan, as lines of at most 120 characters."""
+def text(plan: Any) -> str:
+    """The report of a `plan`, a Plan of `planning/plan.py`."""
     parts = [_head(plan), _phases(plan), _methods(plan)]
     if plan.absent:
         parts.append("\n".join(_wrapped(f"not on this model: {name}: {why}") for name, why in plan.absent.items()))
@@ -38,7 +37,7 @@ def size(n: int) -> str:
     return f"{n / scale:,.{1 if scale > 1 else 0}f} {name}"
 
 
-def _head(plan: Plan) -> str:
+def _head(plan: Any) -> str:
     s, c = plan.settings, plan.config
     kind = c.kind if isinstance(c, DecoderConfig) else "t5"
     tokens = (f"{s.source + s.target} tokens a row ({s.source} + {s.target})" if isinstance(c, DecoderConfig)
@@ -54,7 +53,7 @@ def _head(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _phases(plan: Plan) -> str:
+def _phases(plan: Any) -> str:
     step = plan.step
     scale, name = unit(step.peak)
     used = [purpose for purpose in PURPOSES if any(parts.get(purpose) for parts in step.phases.values())]
@@ -64,7 +63,7 @@ def _phases(plan: Plan) -> str:
     return _table(rows) + f"\nthe peak is {size(step.peak)}, in the phase {step.at!r}"
 
 
-def _methods(plan: Plan) -> str:
+def _methods(plan: Any) -> str:
     scale, name = unit(max(step.peak for step in plan.steps.values()))
     used = [p for p in PURPOSES if any(step.phases[step.training].get(p) for step in plan.steps.values())]
     rows = [[f"in the step, {name}", "trained", "file", *(_SHORT.get(p, p) for p in used), "step", "peak", "in"]]
@@ -76,7 +75,7 @@ def _methods(plan: Plan) -> str:
     return _table(rows, left=(0, len(rows[0]) - 1))
 
 
-def _budget(plan: Plan) -> str:
+def _budget(plan: Any) -> str:
     b, s = plan.budget, plan.settings
     assert b is not None
     peak = plan.step.peak
@@ -90,7 +89,7 @@ def _budget(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _per_parameter(plan: Plan) -> str:
+def _per_parameter(plan: Any) -> str:
     """The claim of 12 to 20, on the numbers of this plan."""
     lines = []
     for row in dict.fromkeys((next(iter(plan.steps)), plan.method)):

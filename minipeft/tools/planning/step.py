@@ -204,7 +204,7 @@ class NoNumbers(numpy.random.Generator):
     """A generator that draws hollow arrays: dropout's masks take their memory, and no numbers are made."""
 
     def __init__(self) -> None:
-        super().__init__(numpy.random.PCG64(0))
+        super().__init__(numpy.random.default_rng(0).bit_generator)
 
     def random(self, size: Any = None, dtype: Any = numpy.float64, out: Any = None) -> HollowArray:  # type: ignore
         """[*size] in this dtype; `out` is not used."""
@@ -226,7 +226,7 @@ class _Seen:
         for number in range(self.next, len(self.ledger.sizes)):
             if number in self.ledger.alive:
                 size = self.ledger.sizes[number]
-                self.ledger.purpose[number] = (
-                    CASTS if forward.__name__ == "as_float32" else LOGITS if logits and size >= self.vocab else
-                    SCORES if size >= scores else ACTIVATIONS)
+                self.ledger.purpose[number] = (SCORES if size >= scores else ACTIVATIONS if size < self.vocab else
+                                               CASTS if forward.__name__ == "as_float32" else
+                                               LOGITS if logits else ACTIVATIONS)
         self.next = len(self.ledger.sizes)
