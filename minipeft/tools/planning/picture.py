@@ -13,8 +13,8 @@ COLORS = ("#22303c", "#f9c784", "#8c564b", "#b3261e", "#e377c2", "#4c78a8", "#72
 
 
 def drawn(plan: Plan, path: str | os.PathLike) -> None:
-    """Write the picture of `plan` to `path`; the ending of its name gives the format. Raises ImportError, saying what to
-    install, where matplotlib is missing."""
+    """Write the picture of `plan` to `path`; the ending of its name gives the format. Raises ImportError, saying what
+    to install, where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

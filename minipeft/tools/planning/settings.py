@@ -17,8 +17,8 @@ class Settings:
 
     dtype: of weights and activations; this library computes in float32, and the others describe other libraries.
     optimizer: "adamw", two float32 moments for each trained number; "adamw8bit", two moments of 8 bits and a float32
-    for each 256; "sgd", nothing. master: a float32 copy of what is trained, where it is in half precision. checkpointing:
-    keep only the input of each block, and run its forward again in the backward pass.
+    for each 256; "sgd", nothing. master: a float32 copy of what is trained, where it is in half precision.
+    checkpointing: keep only the input of each block, and run its forward again in the backward pass.
     quantize, double: the kind of the frozen matrices (`quantized.KINDS`), and whether its scales are quantized, too.
     quantize_where: which matrices; by default all but the head. cast_rest: what is not quantized is cast to float32.
     dropout: the rate; None means that of the configuration. It matters only whether it is 0.

@@ -20,7 +20,8 @@ PROGRAMS = {
     "reduced": lambda xp, a, b, ids: a.sum(axis=0), "kept": lambda xp, a, b, ids: a.max(axis=-1, keepdims=True),
     "all of it": lambda xp, a, b, ids: xp.asarray(a.sum()), "counted": lambda xp, a, b, ids: (a > 0).sum(axis=0),
     "mean": lambda xp, a, b, ids: a.mean(axis=(0, 1), keepdims=True), "argmax": lambda xp, a, b, ids: a.argmax(axis=1),
-    "cast": lambda xp, a, b, ids: a.astype("float64"), "same cast": lambda xp, a, b, ids: a.astype("float32", copy=False),
+    "cast": lambda xp, a, b, ids: a.astype("float64"),
+    "same cast": lambda xp, a, b, ids: a.astype("float32", copy=False),
     "copy": lambda xp, a, b, ids: a.copy(), "integers divided": lambda xp, a, b, ids: ids / 2,
     "clipped": lambda xp, a, b, ids: a.clip(0, 1), "negative": lambda xp, a, b, ids: -a,
     "exp": lambda xp, a, b, ids: xp.exp(a), "in place": lambda xp, a, b, ids: xp.exp(a, out=a),
@@ -29,14 +30,18 @@ PROGRAMS = {
     "einsum": lambda xp, a, b, ids: xp.einsum("...i,...i->...", a, b), "zeros": lambda xp, a, b, ids: xp.zeros((2, 3)),
     "zeros like": lambda xp, a, b, ids: xp.zeros_like(a), "full": lambda xp, a, b, ids: xp.full((2,), 1.5, "float32"),
     "arange": lambda xp, a, b, ids: xp.arange(2, 7), "eye": lambda xp, a, b, ids: xp.eye(3, dtype="float32"),
-    "tri": lambda xp, a, b, ids: xp.tri(3, 4, 1, dtype=bool), "joined": lambda xp, a, b, ids: xp.concatenate([a, b], axis=1),
+    "tri": lambda xp, a, b, ids: xp.tri(3, 4, 1, dtype=bool),
+    "joined": lambda xp, a, b, ids: xp.concatenate([a, b], axis=1),
     "stacked": lambda xp, a, b, ids: xp.stack([a, b]), "tiled": lambda xp, a, b, ids: xp.tile(ids, (2, 3)),
-    "wide": lambda xp, a, b, ids: xp.broadcast_to(a, (5, 4, 6)), "laid": lambda xp, a, b, ids: xp.ascontiguousarray(a.T),
-    "already laid": lambda xp, a, b, ids: xp.ascontiguousarray(a), "cumsum": lambda xp, a, b, ids: xp.cumsum(ids, axis=0),
+    "wide": lambda xp, a, b, ids: xp.broadcast_to(a, (5, 4, 6)),
+    "laid": lambda xp, a, b, ids: xp.ascontiguousarray(a.T),
+    "already laid": lambda xp, a, b, ids: xp.ascontiguousarray(a),
+    "cumsum": lambda xp, a, b, ids: xp.cumsum(ids, axis=0),
     "taken": lambda xp, a, b, ids: xp.take_along_axis(a, a.argmax(axis=1, keepdims=True), axis=1),
     "strided": lambda xp, a, b, ids: xp.lib.stride_tricks.as_strided(a, (2, 2, 2), (24, 4, 4)),
     "solved": lambda xp, a, b, ids: xp.linalg.solve(xp.eye(4, dtype="float32"), a),
-    "larger of": lambda xp, a, b, ids: xp.maximum(a, 0.5), "dtype": lambda xp, a, b, ids: a.astype(xp.result_type(a, b))}
+    "larger of": lambda xp, a, b, ids: xp.maximum(a, 0.5),
+    "dtype": lambda xp, a, b, ids: a.astype(xp.result_type(a, b))}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
