@@ -23,7 +23,8 @@ PAGES = {name: (ROOT / name).read_text("utf-8") for name in (
     "README.md", "examples/README.md", "examples/benchmark/README.md", "examples/conformance/README.md",
     "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "docs/methods.md",
     "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/memory.md")}
-README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES, *_ = PAGES.values()
+README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES = \
+    list(PAGES.values())[:10]
 
 
 def block(page: str, marker: str) -> str:

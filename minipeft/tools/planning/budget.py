@@ -77,11 +77,11 @@ def search(limit: int, peak: Callable[[int], int], known: dict[int, int]) -> int
     for n in known:
         low, high = (max(low, n), high) if fits(n) else (low, min(high, n))
     while high - low > 1:
-        a, b = low, high if high in found else max((n for n in found if n < low), default=low)
-        slope = (found[b] - found[a]) / (b - a) if a != b else 0
-        guess = int(low + (limit - found[low]) / slope) if slope > 0 else 2 * low
-        n = min(max(guess, low + 1), high - 1, 16 * low)
-        low, high = (n, high) if fits(n) else (low, n)
-        if n == guess and high - low > 1 and fits(low) and low == n and low + 1 not in found:  # the line was right
-            low, high = (low + 1, high) if fits(low + 1) else (low, low + 1)
+        other = high if high in found else max((n for n in found if n < low), default=low)
+        slope = (found[other] - found[low]) / (other - low) if other != low else 0
+        line = low + int((limit - found[low]) / slope) if slope > 0 else 2 * low
+        line = min(line, 16 * low)
+        for n in (line, line + 1, (low + high) // 2 if high in found else 16 * low):  # a bent line is halved as well
+            if low < n < high:
+                low, high = (n, high) if fits(n) else (low, n)
     return low

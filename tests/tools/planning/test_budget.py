@@ -32,6 +32,15 @@ def test_few_plans_are_made():
     assert search(24 * 10 ** 9, peak, {8: peak(8)}) == 621 and len(asked) <= 6
 
 
+def test_a_wall_behind_a_nearly_flat_line_is_found_in_few_plans():
+    asked = []
+
+    def peak(n):
+        asked.append(n)
+        return 10 ** 6 - 10 + n // 1000 if n <= 512 else 2 * 10 ** 6
+    assert search(10 ** 6, peak, {8: peak(8)}) == 512 and len(asked) <= 30
+
+
 def test_a_peak_that_does_not_grow_ends_the_search():
     assert search(10, lambda n: 5, {1: 5}) == MOST
 
