@@ -35,7 +35,7 @@ BUGS = [
     Bug("accelerate, DeepSpeed #5304: a plan has optimizer states of frozen parameters", STEP,
         "STATES[s.optimizer] * trained", "STATES[s.optimizer] * ready.numbers",
         OF_STEP + "the_optimizer_and_the_master_copies_count_for_what_is_trained_alone"),
-    Bug("a plan leaves out the masks of dropout", STEP, "rng = NoNumbers() if", "rng = None if",
+    Bug("a plan leaves out the masks of dropout", STEP, "rng = NoNumbers()", "rng = None",
         OF_STEP + "dropout_takes_its_masks"),
     Bug("a plan of loading forgets the file", LOADING, "copies = weights if", "copies = 0 if",
         OF_STEP + "loading_holds_the_file_beside_the_model"),

@@ -26,6 +26,7 @@ import numpy
 from minipeft.backend import Array, xp
 from minipeft.checks import integer, shown
 from minipeft.engine.ops import attention, key_first
+from minipeft.engine.ops.drop import dropout_mask
 from minipeft.engine.tensor import Tensor, op
 from minipeft.models.names import translated
 from minipeft.nn.attention import Attention, additive, causal
@@ -176,7 +177,10 @@ class GroupedAttention(Attention):
             k, v, bias = self.keys_values(k, v, bias)
         if self.times > 1:
             k, v = (repeated(t, times=self.times, width=self.head_dim) for t in (k, v))
-        return self.o(attention(q, k, v, bias, None, mask, heads=self.heads, scale=self.scale), rng)
+        keep = None
+        if rng is not None and self.p:
+            keep = dropout_mask((q.shape[0], self.heads, q.shape[1], k.shape[1]), self.p, rng, q.dtype)
+        return self.o(attention(q, k, v, bias, keep, mask, heads=self.heads, scale=self.scale), rng)
 
 
 @op

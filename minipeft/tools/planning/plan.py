@@ -70,7 +70,8 @@ def plan(config: Any, method: str | Method = "lora", *, rank: int | None = None,
     if isinstance(method, Method):
         if rank is not None or where is not None:
             raise ValueError("rank and where are fields of the method that was given; expected them in it alone")
-        name = next((n for n, maker in known().items() if maker is METHODS.get(type(method).__name__)), "method")
+        own = type(method).__name__
+        name = next((n for n, maker in known().items() if maker is METHODS.get(own)), own.lower())
         mine: Method | None = method
     else:
         name, mine = method, of(rank, method, True)

@@ -82,7 +82,9 @@ def _budget(plan: Any) -> str:
     room = b.limit - peak
     lines = [f"budget {size(b.limit)}: {'fits' if b.fits else 'does not fit'}, "
              f"{size(abs(room))} {'to spare' if room >= 0 else 'too much'}",
-             f"largest batch that fits: {b.batch or 'none'}" + (f" (asked for: {s.batch})" if b.batch else "")]
+             f"largest batch that fits: {b.batch or 'none'} (asked for: {s.batch})"]
+    lines += [f"the phase {phase!r} alone is too large, whatever the batch is: {size(n)}"
+              for phase, n in plan.step.totals.items() if phase in ("load", "quantize") and n > b.limit]
     if b.rank is not None:
         lines.append(f"largest rank that fits at batch {s.batch}: {b.rank or 'none'}"
                      + (" (no matrix here has a larger one)" if b.rank_is_bound else ""))

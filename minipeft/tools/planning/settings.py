@@ -21,7 +21,7 @@ class Settings:
     checkpointing: keep only the input of each block, and run its forward again in the backward pass.
     quantize, double: the kind of the frozen matrices (`quantized.KINDS`), and whether its scales are quantized, too.
     quantize_where: which matrices; by default all but the head. cast_rest: what is not quantized is cast to float32.
-    dropout: the rate; None means that of the configuration. It matters only whether it is 0.
+    dropout: the model's rate; None means that of the configuration. It matters only whether it is 0.
     Raises ValueError for a value that is none of these."""
 
     batch: int = 8

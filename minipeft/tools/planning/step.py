@@ -79,6 +79,8 @@ def planned(config: Config, method: Method | None, s: Settings) -> Step:
     """The memory of a step of training `config` by `method` (None: in full) under the settings s. Raises ValueError
     where the method, or a pattern, does not fit the model."""
     ledger = Ledger()
+    if s.dropout is not None:
+        config = dataclasses.replace(config, dropout_rate=float(s.dropout))
     with use(Hollow(ledger)):
         ready = _Ready(config, method, s)
         trained = sum(p.data.size for p in ready.params.values())
@@ -165,7 +167,7 @@ def _run(config: Config, ready: _Ready, ledger: Ledger, s: Settings) -> tuple[di
     seen = _Seen(ledger, config)
 
     def step() -> Tensor:
-        loss = _loss(config, ready.model, s)
+        loss = _loss(ready.model, s)
         ends.append(len(ledger.events))
         return loss
 
@@ -179,9 +181,10 @@ def _run(config: Config, ready: _Ready, ledger: Ledger, s: Settings) -> tuple[di
     return ledger.peak(start, ends[0], before), ledger.peak(ends[0], end, before)
 
 
-def _loss(config: Config, model: Any, s: Settings) -> Tensor:
-    """The loss of a batch: of `target` labels for each row of a T5, and of source + target tokens for a decoder."""
-    rng = NoNumbers() if (config.dropout_rate if s.dropout is None else s.dropout) else None
+def _loss(model: Any, s: Settings) -> Tensor:
+    """The loss of a batch, with dropout wherever model or method have a rate: of `target` labels for each row of a T5,
+    and of source + target tokens for a decoder."""
+    rng = NoNumbers()
     if isinstance(model, T5):
         logits = model(_ids(s.batch, s.source), _ids(s.batch, s.target), rng=rng)
     else:

@@ -4,7 +4,7 @@ import minipeft
 import pytest
 
 from minipeft.tools.planning.configs import of_values
-from minipeft.tools.planning.methods import chosen, made
+from minipeft.tools.planning.methods import chosen, known, made
 from minipeft.tools.planning.settings import Settings
 from minipeft.tools.planning.step import planned
 from tests.tools.planning.models import LLAMA_3_8B, LLAMAS, llama, t5
@@ -52,6 +52,14 @@ def test_ia3_on_t0_of_11_billion():
 def test_t5_of_both_versions_at_all_sizes(sizes, v1_1, parameters):
     options = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if v1_1 else {}
     assert counted(t5(*sizes, **options), "norms", where=None).base == parameters
+
+
+@pytest.mark.skipif("qalora" not in known(), reason="this version of the library has no QA-LoRA")
+@pytest.mark.parametrize("name, lora", [("7B", 89_309_184), ("13B", 139_878_400), ("33B", 272_363_520),
+                                        ("65B", 446_545_920)])
+def test_qa_lora_of_rank_64_in_groups_of_32(name, lora):
+    """Xu et al., 2023, arXiv:2309.14717, table 2: 89M, 140M, 272M, 447M."""
+    assert counted(LLAMAS[name], "qalora", rank=64).trained == lora
 
 
 @pytest.mark.parametrize("name, gigabytes", [("7B", 3.87), ("13B", 7.20), ("33B", 17.41), ("65B", 34.46)])

@@ -50,7 +50,9 @@ def test_the_budget_is_answered_by_plans_of_the_neighbors(whole):
     assert plan(CONFIG, rank=4, others=False, **sizes, batch=b.batch).step.peak <= limit
     assert plan(CONFIG, rank=4, others=False, **sizes, batch=b.batch + 1).step.peak > limit
     assert b.rank == 64 and b.rank_is_bound
-    assert not plan(CONFIG, budget="1MiB", others=False, **SIZES).budget.fits
+    small = plan(CONFIG, budget="1MiB", others=False, **SIZES)
+    assert not small.budget.fits and small.budget.batch == 0
+    assert "the phase 'load' alone is too large, whatever the batch is: 1,864.0 KiB" in str(small)
 
 
 def test_a_method_may_be_given_as_an_object_and_a_config_as_a_path_a_folder_or_its_contents(tmp_path):

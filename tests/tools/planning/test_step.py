@@ -11,7 +11,7 @@ from minipeft.tools.planning.loading import WORK
 from minipeft.tools.planning.methods import known, made
 from minipeft.tools.planning.settings import Settings
 from minipeft.tools.planning.step import planned
-from tests.tools.planning.models import D64, D256, LLAMAS, SMALL, t5
+from tests.tools.planning.models import D64, D256, LLAMAS, SMALL, llama, t5
 
 TOLERANCE = 0.10  # of the issue; what remains is what `xray` does not see, temporaries inside an op
 SMALLER = t5(64, 16, 4, 256, 2, 128), {"batch": 8, "source": 24, "target": 16}
@@ -47,7 +47,7 @@ def allocated(step, params):
 @pytest.mark.parametrize("name", [name for name in known() if name != "biases"])
 def test_a_step_of_every_method_takes_what_the_xray_of_the_real_step_says(name):
     config, sizes = SMALLER
-    method = made(name, config)
+    method = made(name, config, 2 if name == "qalora" else None)      # which has d_in / 32 groups, and no larger rank
     step, params, _ = real(config, method, sizes)
     plan = planned(config, method, Settings(**sizes))
     assert in_the_step(plan) == pytest.approx(minipeft.xray(step, params).peak_bytes, rel=TOLERANCE)
@@ -70,6 +70,18 @@ def test_dropout_takes_its_masks():
     plan, without = (planned(config, method, Settings(**sizes, dropout=p)) for p in (None, 0.0))
     assert in_the_step(plan) == pytest.approx(minipeft.xray(step, params).peak_bytes, rel=TOLERANCE)
     assert in_the_step(plan) > 1.3 * in_the_step(without)
+    assert planned(SMALLER[0], method, Settings(**sizes, dropout=0.1)) == plan
+
+
+def test_a_decoder_and_a_method_have_dropout_of_their_own():
+    config = of_values(llama(40, 56, 2, 4, 100))
+    sizes = {"batch": 2, "source": 20, "target": 12}
+    plain, dropped, of_method = (planned(config, minipeft.LoRA(4, dropout=p), Settings(**sizes, dropout=q))
+                                 for p, q in ((0.0, None), (0.0, 0.1), (0.1, None)))
+    scores = plain.phases["forward"]["scores"]
+    assert scores == 2 * 4 * 2 * 4 * 32 * 32                              # layers, bytes, batch, heads, tokens twice
+    assert dropped.phases["forward"]["scores"] == 3 * scores
+    assert of_method.phases["forward"]["activations"] > plain.phases["forward"]["activations"]
 
 
 def test_a_quantized_step_takes_what_python_allocates_and_so_does_quantizing():
