@@ -1,7 +1,7 @@
 """The memory that training takes, planned from a config.json: by phase, by purpose, and by method.
 
 The library's own training step runs on arrays that have shapes and no numbers, and every allocation is counted. So a
-plan takes a second even for 65 billion parameters, and no weights are needed.
+plan takes a second for each method at most, even for 65 billion parameters, and no weights are needed.
 
   python -m minipeft plan --config t5-small/config.json --method lora --rank 8 --batch 8 --source 512 --target 128
 

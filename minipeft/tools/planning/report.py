@@ -64,14 +64,17 @@ def _phases(plan: Any) -> str:
 
 
 def _methods(plan: Any) -> str:
-    scale, name = unit(max(step.peak for step in plan.steps.values()))
+    largest = max(step.peak for step in plan.steps.values())
+    scale, name = unit(largest)
+    digits = 1 if largest >= 1000 * scale else 2
     used = [p for p in PURPOSES if any(step.phases[step.training].get(p) for step in plan.steps.values())]
-    rows = [[f"in the step, {name}", "trained", "file", *(_SHORT.get(p, p) for p in used), "step", "peak", "in"]]
+    rows = [[f"in the step, {name}", "trained", "file", *(_SHORT.get(p, p) for p in used), "step", "peak in"]]
     for row, step in plan.steps.items():
         parts = step.phases[step.training]
+        before = "" if step.at == step.training else f" ({_number(step.peak, scale, digits)})"
         rows.append([("> " if row == plan.method else "  ") + row, f"{step.trained:,}", size(step.file),
-                     *(_number(parts.get(p, 0), scale) for p in used), _number(step.totals[step.training], scale),
-                     _number(step.peak, scale), step.at])
+                     *(_number(parts.get(p, 0), scale, digits) for p in used),
+                     _number(step.totals[step.training], scale, digits), step.at + before])
     return _table(rows, left=(0, len(rows[0]) - 1))
 
 
@@ -107,8 +110,8 @@ def _per_parameter(plan: Any) -> str:
     return "\n".join(_wrapped(line) for line in lines)
 
 
-def _number(n: int, scale: int) -> str:
-    return "-" if n == 0 else f"{n / scale:,.2f}" if scale > 1 else f"{n:,}"
+def _number(n: int, scale: int, digits: int = 2) -> str:
+    return "-" if n == 0 else f"{n / scale:,.{digits}f}" if scale > 1 else f"{n:,}"
 
 
 def _table(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:

@@ -21,6 +21,11 @@ def test_the_table_has_the_plans_of_today(name, size):
         assert f"{found.beside / 2 ** 20:.1f}" == step and f"{found.totals['load'] / 2 ** 20:.1f}" == load
 
 
+def test_the_output_on_the_page_is_that_of_today():
+    block = re.search(r"<!-- the plan of a T5-small -->\n```text\n(.*?)\n```", PAGE, re.DOTALL)[1]
+    assert str(plan(minipeft.T5Config(), rank=8, others=False)).startswith(block) and "the peak is" in block
+
+
 def test_the_bytes_for_each_parameter_are_those_of_the_plans():
     said = [float(n) for n in re.search(
         r"takes ([\d.]+) bytes a parameter beside the weights.*?takes ([\d.]+) bytes\. A LoRA step takes ([\d.]+) and "
