@@ -5,8 +5,9 @@
     int2 .. 8    2 .. 8 bits, scale and offset (float32) per 32       N + 2 bits     Xu et al., 2023, arXiv:2309.14717
     q4_0 .. q8_0 18, 20, 22, 24 and 34 bytes for each 32 numbers      llama.cpp's blocks
 
-A product with such a weight makes the dense matrix, multiplies, and drops it; the backward pass makes it again. So the
-float weights are gone, and one dense matrix at a time is a temporary.
+The codebooks are constants of the library. (Other libraries hold a copy for each tensor, 64 bytes, and 1,024 more with
+double quantization.) A product with such a weight makes the dense matrix, multiplies, and drops it. The backward pass
+makes it again. So the float weights are gone, and one dense matrix at a time is a temporary.
 """
 from __future__ import annotations
 
@@ -26,19 +27,17 @@ from minipeft.nn.weight import Fixed
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """bits: of the code of a number. block: how many numbers share `extra` bytes of scales and offsets. rows: whether
-    each block lies in one row. constant: bytes of a tensor beside its blocks."""
+    each block lies in one row."""
 
     bits: int
     block: int
     extra: int
     rows: bool = True
-    constant: int = 0
 
 
-CODEBOOK, NESTED_MAP, MEAN = 64, 1024, 4  # bytes: 16 float32; 256 float32 and the offset of the nested scales
-NESTED = 256                              # scales that share a scale of their own
+NESTED, MEAN = 256, 4  # scales that share a scale of their own; bytes of the offset of all scales of a tensor
 KINDS: dict[str, Kind] = {
-    **{name: Kind(4, 64, 4, rows=False, constant=CODEBOOK) for name in ("nf4", "fp4")},
+    **{name: Kind(4, 64, 4, rows=False) for name in ("nf4", "fp4")},
     **{f"int{bits}": Kind(bits, 32, 8) for bits in (2, 3, 4, 8)},
     "q4_0": Kind(4, 32, 2), "q4_1": Kind(4, 32, 4), "q5_0": Kind(5, 32, 2), "q5_1": Kind(5, 32, 4),
     "q8_0": Kind(8, 32, 2)}
@@ -56,14 +55,14 @@ def kind_of(name: str, double: bool = False) -> Kind:
 
 def size(shape: tuple[int, int], name: str, double: bool = False) -> int:
     """The bytes of a weight of this `shape` [d_out, d_in], quantized as `name`; double: as in `kind_of`. Raises
-    ValueError as `kind_of` does."""
+    ValueError as `kind_of` does, and where the blocks of a row do not fit into it."""
     kind, numbers = kind_of(name, double), math.prod(shape)
     if kind.rows and shape[1] % kind.block:
         raise ValueError(f"{shape[1]} columns are not whole blocks of {kind.block}, as {name} needs them")
     blocks, codes = math.ceil(numbers / kind.block), math.ceil(numbers * kind.bits / 8)
     if double:
-        return codes + blocks + math.ceil(blocks / NESTED) * 4 + kind.constant + NESTED_MAP + MEAN
-    return codes + blocks * kind.extra + kind.constant
+        return codes + blocks + math.ceil(blocks / NESTED) * 4 + MEAN
+    return codes + blocks * kind.extra
 
 
 class Quantized:
