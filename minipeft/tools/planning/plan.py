@@ -84,7 +84,7 @@ def plan(config: Any, method: str | Method = "lora", *, rank: int | None = None,
             try:
                 one = of(rank, other, False)
                 steps[label(other, one)] = planned(sizes, one, s)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:  # the latter: it needs numbers, or odd functions
                 absent[other] = str(error)
     steps = {n: steps[n] for n in sorted(steps, key=lambda n: (n != FULL, n != row))}
 
