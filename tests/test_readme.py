@@ -22,8 +22,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in (
     "README.md", "examples/README.md", "examples/benchmark/README.md", "examples/conformance/README.md",
     "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "docs/methods.md",
-    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
-README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES, _ = PAGES.values()
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/memory.md")}
+README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES = \
+    list(PAGES.values())[:10]
 
 
 def block(page: str, marker: str) -> str:
