@@ -61,8 +61,8 @@ __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", 
 
 
 def __getattr__(name: str) -> Any:
-    # An import of minipeft loads neither the laws nor the conformance kit; whoever asks for them gets them.
-    if name in ("laws", "conformance", "autograd", "peft"):  # the last two are names of 0.1
+    # An import of minipeft loads neither laws, conformance kit nor tools; whoever asks for them gets them.
+    if name in ("laws", "conformance", "tools", "autograd", "peft"):  # the last two are names of 0.1
         return importlib.import_module(f"minipeft.{name}")
     if name == "trace":
         return importlib.import_module("minipeft.conformance.trace").trace

@@ -21,11 +21,12 @@ Which weights can take it up. `quantize(model, "int4")` stores b in the dtype of
 a (q - z), and needs a modified GPTQ whose zero points z are floats. The usual files have z as an integer of N bits,
 where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35, #42). llama.cpp's Q4_1 and Q5_1 store
 a float offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it
-once. We found no other tool that merges into them. The group of the adapter may hold several groups of the weight.
-Everywhere else (floats, NF4, Q4_0, a group that cuts one of the weight), merging gives the dense weight, as with any
-method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`.
+once. We found no other tool that merges into them. A group of the adapter may hold several groups of the weight, but
+must not cut one. Where it does, and where the weight has no such offsets (floats, NF4, Q4_0), merging gives the dense
+weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`. Zero points that are
+rounded by option, `quantize(model, "int4", zero="rounded")`, move too, but lose up to half a step of a.
 
-The factor k. Three conventions are in use, and A and B of one mean another change under the next:
+The factor k. Three conventions are in use, and the same A and B make another change under each of them:
 
     pooling            what A gets of a group     k
     "sum"              the sum                    1              the paper ("summation within each group")
@@ -88,12 +89,12 @@ class GroupedLowRank(Reparam):
 
     def merged(self) -> Weight:
         """The quantized weight below with k s B A added to its offsets, where it has offsets for these groups or for
-        equal parts of them. Otherwise dense(), as a constant."""
+        equal parts of them, and they can hold the sums. Otherwise dense(), as a constant."""
         shifted = getattr(self.base, "shifted", None)
         if shifted is not None:
             try:
                 return shifted(self.change().data)
-            except ValueError:  # it has no offset for each of these groups
+            except ValueError:  # no offset for each of these groups, or one that cannot hold its sum
                 pass
         return super().merged()
 
@@ -115,7 +116,8 @@ class QALoRA(PerPlace):
     merge into the offsets of a quantized weight, it is a multiple of the group of that weight. dropout: on the pooled
     input, in training. where: which matrices (linear weights and embedding tables), by default q and v of every
     attention. pooling: k, as in the table at the top of this file. scaling, rank_pattern, alpha_pattern, any_rank:
-    another s, other ranks and alphas at some places, ranks beyond min(d_out, d_in / g) (`per_place.py`).
+    another s, other ranks and alphas at some places, ranks beyond min(d_out, d_in) (`per_place.py`). A rank beyond L is
+    allowed, and only takes more memory.
 
     A starts so that, spread over the inputs of each group, it has the entries that LoRA's has for "sum", and as a
     linear layer of L inputs for the means, which is PEFT's start. Departures: the authors' code starts A with Xavier's
@@ -123,7 +125,7 @@ class QALoRA(PerPlace):
     are pooled; here and in the authors' code, dropout acts on what was pooled.
 
     Raises ValueError for fields out of range and, on a model, for a group that does not divide d_in, where r exceeds
-    min(d_out, d_in / g), and where a pattern matches no place."""
+    min(d_out, d_in), and where a pattern matches no place."""
 
     rank: int = setting(8, integer, "an integer >= 1")
     alpha: float = setting(16, nonzero, "a finite number other than 0")
@@ -139,15 +141,6 @@ class QALoRA(PerPlace):
             raise ValueError(f"QALoRA: group is {self.group}, and {name} has d_in = {d_in}; expected a number that "
                              f"divides it")
         return d_in // self.group
-
-    def rank_at(self, name: str, slot: Slot, parts: int = 1) -> int:
-        """r at the place called `name`. Raises ValueError for a rank that no change of this shape, [d_out, L], can
-        have, unless `any_rank` allows it. parts: as in `RankPerPlace`."""
-        rank, groups = super().rank_at(name, slot, parts), self.groups_at(name, slot)
-        if rank > groups and not self.any_rank:
-            raise ValueError(f"QALoRA: rank {rank} exceeds {groups}, the number of groups of {name} "
-                             f"{list(slot.shape)} and the largest rank that its change can have")
-        return rank
 
     def scale_at(self, name: str, slot: Slot) -> Fraction:
         """k s at the place called `name`, exact as in `PerPlace`. Raises ValueError where it is not finite there."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -163,7 +162,7 @@ def test_a_starts_with_the_entries_of_loras_and_for_means_as_a_linear_layer_of_l
     (4096, 11008, 32, "89M", 89_309_184), (5120, 13824, 40, "140M", 139_878_400),
     (6656, 17920, 60, "272M", 272_363_520), (8192, 22016, 80, "447M", 446_545_920)])
 def test_the_counts_on_llama_are_those_of_table_2(h, f, n, paper, count):
-    """r = 64, g = 32, on the seven linear layers of each of n blocks: q, k, v, o [h, h], gate, up [f, h], down [h, f]."""
+    """r = 64, g = 32, on the seven linear layers of each block: q, k, v, o [h, h], gate, up [f, h], down [h, f]."""
     method = QALoRA(64, 16, 32)
     shapes = [(h, h)] * 4 + [(f, h)] * 2 + [(h, f)]
     found = n * sum(math.prod(declared.shape) for shape in shapes
@@ -187,7 +186,7 @@ def test_fields_out_of_range_are_refused(fields, message):
 
 @pytest.mark.parametrize("method, message", [
     (QALoRA(2, group=5), r"group is 5, and encoder.0.attn.q.weight has d_in = 12; expected a number that divides it"),
-    (QALoRA(5, group=3), r"rank 5 exceeds 4, the number of groups of encoder.0.attn.q.weight \[15, 12\]"),
+    (QALoRA(13, group=3), r"rank 13 exceeds 12, the largest that encoder.0.attn.q.weight \[15, 12\] can have"),
     (QALoRA(13, group=1), r"rank 13 exceeds 12, the largest that"),
     (QALoRA(1, 3e38, 1, pooling="mean * groups"), r"alpha is 3e\+38; expected a finite k s in float32"),
     (QALoRA(2, group=3, rank_pattern={"nowhere": 1}), "rank_pattern has 'nowhere', which matches none")])
@@ -285,20 +284,53 @@ def test_one_above_a_merged_one_merges_into_the_offsets_too_and_unmerging_gives_
     assert model(ids, ids).data.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("below", ["floats", "groups that the adapter's cut", "no offsets"])
+@given(seeds(), st.sampled_from(["q4_1", "q5_1"]), st.sampled_from([1, 2]))
+def test_in_blocks_of_llama_cpp_m_alone_moves_and_is_rounded_once_to_float16(seed, kind, blocks):
+    """For groups of one block or of two. |W~' - (W~ + c)| is at most half a unit in the last place of m', and what
+    float32 leaves of d q + m: two roundings on either side."""
+    rng = RNG(seed)
+    base = QuantizedWeight.of(rng.standard_normal((5, 128)).astype("float32"), scheme(kind))
+    over = adapter(seed, False, "float32", groups=4 // blocks).over(base)
+    merged, m = over.merged(), base.arrays["m"].data
+    assert isinstance(merged, QuantizedWeight) and same_bits(merged, base, *(base.arrays.keys() - {"m"}))
+    c = numpy.repeat(over.change().data, blocks, axis=1).astype("float64")
+    moved = merged.arrays["m"].data
+    assert moved.dtype == "float16" and (moved == (m + c).astype("float16")).all() and (moved != m).any()
+    half = numpy.repeat(numpy.spacing(abs(moved)).astype("float64") / 2, 32, axis=1)
+    size = abs(base.dense().data.astype("float64")) + numpy.repeat(2 * abs(m.astype("float64")) + abs(c), 32, axis=1)
+    off = abs(merged.dense().data.astype("float64") - over.dense().data.astype("float64"))
+    assert (off <= half + 2 * tau(size + half, 2, 0, 2 ** -24)).all()
+
+
+def test_a_zero_point_that_is_rounded_loses_up_to_half_a_step_of_the_change_and_codes_and_scales_stay():
+    base = QuantizedWeight.of(RNG(0).standard_normal((5, 16)), scheme("int4", group=4, zero="rounded"))
+    over = adapter(0, False, groups=4).over(base)
+    merged = over.merged()
+    off = abs(merged.dense().data - over.dense().data)
+    step = numpy.repeat(base.arrays["scale"].data, 4, axis=1)
+    assert isinstance(merged, QuantizedWeight) and same_bits(merged, base, "codes", "scale")
+    size = abs(over.dense().data) + abs(base.dense().data) + 32 * step              # a q, a z and a z' are below it
+    assert (off <= step / 2 + 2 * tau(size, 5, 0, U)).all() and off.max() > step.max() / 10
+
+
+BELOW = {"floats": lambda matrix: minipeft.Parameter(matrix),
+         "groups that are cut": lambda matrix: QuantizedWeight.of(matrix, scheme("int4", group=16)),
+         **{kind: lambda matrix, kind=kind: QuantizedWeight.of(matrix, scheme(kind))
+            for kind in ("nf4", "fp4", "q4_0", "q5_0", "q8_0")}}
+
+
+@pytest.mark.parametrize("below", BELOW)
 def test_a_weight_without_an_offset_for_each_group_gives_the_dense_weight(below):
-    matrix = RNG(0).standard_normal((5, 16))
-
-    def shifted(delta):
-        raise ValueError("no offset")
-
-    base = {"floats": minipeft.Parameter(matrix),
-            "groups that the adapter's cut": QuantizedWeight.of(matrix, scheme("int4", group=16)),
-            "no offsets": SimpleNamespace(dense=lambda: minipeft.Tensor(matrix), shape=(5, 16), drops=False,
-                                          dtype=matrix.dtype, shifted=shifted)}[below]
-    over = adapter(0, False).over(base)
+    over = adapter(0, False, groups=64 // 8).over(BELOW[below](RNG(0).standard_normal((5, 64))))
     merged = over.merged()
     assert type(merged) is minipeft.Parameter and (merged.data == over.dense().data).all()
+
+
+def test_an_offset_that_float16_cannot_hold_gives_the_dense_weight():
+    over = piece(numpy.full((1, 1), 1e5), numpy.ones((5, 1)), Fraction(1)).over(
+        QuantizedWeight.of(RNG(0).standard_normal((5, 32)), scheme("q4_1")))
+    merged = over.merged()
+    assert type(merged) is minipeft.Parameter and numpy.isfinite(merged.data).all() and merged.data.min() > 9e4
 
 
 def test_the_zero_point_form_of_the_paper_is_the_same_weight_and_is_wrong_for_an_added_offset():

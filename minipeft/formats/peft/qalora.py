@@ -14,6 +14,7 @@ from typing import Any, Mapping
 
 from minipeft.checks import is_integer, shown
 from minipeft.formats.peft.codec import Config, Shapes
+from minipeft.formats.peft.lora_start import starts_from_base
 from minipeft.formats.peft.names import words
 from minipeft.formats.peft.places import flag, only
 from minipeft.methods.qalora import QALoRA
@@ -26,28 +27,26 @@ def group(config: Config, shapes: Shapes, slots: Mapping[str, Slot]) -> int | No
     """g of a file of QA-LoRA; None for a LoRA, also for one that PEFT made of use_qalora on layers that are not GPTQ.
     shapes: {key: shape} of the file. slots: {path: slot} of the modules that the file is for.
 
-    Raises ValueError where use_qalora is true beside a field that it cannot stand beside, on an embedding table, for a
-    group that is no integer of at least 2 or does not divide a d_in, and where some A have a column for each input and
-    others one for each group."""
+    Raises ValueError for a group that is no integer of at least 2 or does not divide a d_in, where some A have a column
+    for each input and others do not, and for DoRA or PiSSA with pooled inputs."""
     if not flag(config, "use_qalora"):
         return None
-    said = "use_qalora is true"
-    if flag(config, "use_dora") or config.get("init_lora_weights") == "pissa":
-        raise ValueError(f"{said} beside {'use_dora' if flag(config, 'use_dora') else 'PiSSA'}, which PEFT does not "
-                         f"have; expected one of them")
-    only("use_qalora", slots, "linear")
-    g, columns = size(config), _columns(shapes)
+    said, g, columns = "use_qalora is true", size(config), _columns(shapes)
     if not is_integer(g, 2):
         raise ValueError(f"{said} and qalora_group_size is {shown(g)}; expected an integer >= 2"
                          + (": with 1, A has the same shape on GPTQ layers, where PEFT pools, and on others" if g == 1
                             else ""))
-    plain = [path for path, slot in slots.items() if columns.get(words(path)) == slot.shape[1]]
+    plain = [path for path, slot in slots.items()
+             if slot.kind == "embedding" or columns.get(words(path)) == slot.shape[1]]
     if len(plain) == len(slots):
         return None
     if plain:
         other = next(path for path in slots if path not in plain)
         raise ValueError(f"{said}: A of {plain[0]} has a column for each input, as on a layer that is not GPTQ, and "
                          f"A of {other} has not; expected one kind of layers")
+    if flag(config, "use_dora") or starts_from_base(config):
+        raise ValueError(f"{said} beside {'use_dora' if flag(config, 'use_dora') else 'PiSSA'}, which PEFT does not "
+                         f"have on the GPTQ layers that this file is for; expected one of them")
     for path, slot in slots.items():
         if slot.shape[1] % g:
             raise ValueError(f"{said}, and {path} has {slot.shape[1]} inputs; expected a qalora_group_size that "
