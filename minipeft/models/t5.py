@@ -39,6 +39,7 @@ from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
 from minipeft.models.merged import MergeReport
 from minipeft.models.names import translated
+from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
@@ -191,9 +192,9 @@ class T5(EncoderDecoder):
         were saved with another configuration; FileNotFoundError for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
-            config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name)
+            config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name, dtype)
             model = cls(config, None, dtype)
-            model.load_state(arrays)
+            fill(model, arrays)
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
@@ -210,7 +211,8 @@ class T5(EncoderDecoder):
         minipeft; transformers 4 ignores it."""
         arrays, report = exported(self, merged, dtype)
         tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
-        write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
+        modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
+        write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype, modules)
         return report
 
     @staticmethod
