@@ -110,8 +110,9 @@ def _as_it_is(slot: Slot) -> Any:
 def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], weights: Mapping[str, Any],
                  metadata: Mapping[str, str], dtype: str | None, modules: Iterable[str] = ()) -> None:
     """Write both files, each atomically; the folder is made if it is missing. values: of config.json; weights: {key:
-    array or QuantizedWeight}; metadata, dtype: as in `files.write_tensors`; modules: as in `expanded`. Raises FileNotFoundError for a new folder below '~', which is not
-    expanded; ValueError for numbers that are not finite; and what `expanded` and `files.write_tensors` raise."""
+    array or QuantizedWeight}; metadata, dtype: as in `files.write_tensors`; modules: as in `expanded`. Raises
+    FileNotFoundError for a new folder below '~', which is not expanded; ValueError for numbers that are not finite; and
+    what `expanded` and `files.write_tensors` raise."""
     directory = Path(path)
     if directory.parts[:1] and directory.parts[0].startswith("~") and not directory.exists():
         raise missing_folder(path, directory)

@@ -1,8 +1,8 @@
 """Quantized weights in the folder of a model: which tensors belong to one, and what config.json says about them.
 
-    kind            tensors                                   quantization_config of config.json
-    nf4, fp4        bitsandbytes' (`quant/bitsandbytes.py`)   bitsandbytes', where transformers can read all of them
-    every other     <key>.<leaf> (`quant/described.py`)       {"quant_method": "minipeft", "weights": {key: description}}
+    kind           tensors                                  quantization_config of config.json
+    nf4, fp4       bitsandbytes' (`quant/bitsandbytes.py`)  bitsandbytes', where transformers can read all of them
+    every other    <key>.<leaf> (`quant/described.py`)      {"quant_method": "minipeft", "weights": {key: description}}
 
 A model with weights of both rows has the second configuration. The tensors of an nf4 or fp4 weight describe themselves,
 so it lists only the others.
@@ -68,8 +68,9 @@ class Stored:
         return [*self._four_bit, *self._own, *(name for name in self._found if name not in self.raw)]
 
     def shapes(self, wanted: Wanted) -> dict[str, tuple[int, ...]]:
-        """{key: shape}, where a quantized weight has the shape that is wanted. Raises ValueError, naming the tensor,
-        where its headers do not fit that shape, or nothing of its name is wanted."""
+        """{key: shape} of all weights. wanted: gives the shape that the configuration has for a key, or None. A
+        quantized weight has the wanted shape. Raises ValueError, naming the tensor, where its headers do not fit that
+        shape, and for a key that the configuration does not have."""
         found: dict[str, tuple[int, ...]] = {}
         for key in self.keys:
             if key not in self._four_bit and key not in self._own:
@@ -96,15 +97,17 @@ class Stored:
 
     def weights(self, tensors: Mapping[str, numpy.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: str
                 ) -> dict[str, Any]:
-        """{key: array, or a QuantizedWeight that computes in `dtype`} of the `tensors`, of which those called `raw` are
-        bytes. shapes: as `shapes` gave them. Raises ValueError, naming the tensor, for what no such weight can hold."""
+        """{key: array [...], or a QuantizedWeight that computes in `dtype`} of the `tensors`, {name: array}, of which
+        those called `raw` are bytes. shapes: as `shapes` gave them. Raises ValueError, naming the tensor, for numbers
+        and states that no such weight can have."""
         found: dict[str, Any] = {name: array for name, array in tensors.items() if name not in self.raw}
         for key, names in self._four_bit.items():
             found[key] = bitsandbytes.weight_of(key, {leaf: tensors[name] for leaf, name in names.items()},
                                                 (shapes[key][0], shapes[key][1]), dtype)
         for key, names in self._own.items():
-            found[key] = described.weight_of(key, self._ways[key], {leaf: tensors[name] for leaf, name in names.items()},
-                                             self._headers(names), (shapes[key][0], shapes[key][1]), dtype)
+            raw = {leaf: tensors[name] for leaf, name in names.items()}
+            found[key] = described.weight_of(key, self._ways[key], raw, self._headers(names),
+                                             (shapes[key][0], shapes[key][1]), dtype)
         return found
 
     def _headers(self, names: Mapping[str, str]) -> dict[str, Header]:
@@ -139,8 +142,8 @@ def _checked(config: Any, odd: list[str]) -> dict[str, Any]:
 
 
 def fill(model: Model, arrays: Mapping[str, Any]) -> None:
-    """Load {our name: array or QuantizedWeight} into a model that was built for it and is not used yet. Raises as
-    `Module.load_state` does."""
+    """Load `arrays`, {our name: array or QuantizedWeight}, into a `model` that was built for them and is not used yet.
+    Raises as `Module.load_state` does."""
     slots, state = model.slots, {}
     for name, value in arrays.items():
         if isinstance(value, QuantizedWeight):
@@ -152,7 +155,7 @@ def fill(model: Model, arrays: Mapping[str, Any]) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two entries of `Stored.weights` are equal: two arrays with equal numbers, or one object."""
+    """Whether two entries `a` and `b` of `Stored.weights` are equal: arrays with equal numbers, or one object."""
     if isinstance(a, QuantizedWeight) or isinstance(b, QuantizedWeight):
         return a is b
     return numpy.array_equal(a, b)
@@ -166,7 +169,8 @@ def expanded(weights: Mapping[str, Any], dtype: str | None, modules: Iterable[st
     dtype: how the other tensors are stored, None for their own. modules: the keys of all weights that are linear
     modules for transformers. Raises ValueError for a scheme that cannot be described."""
     tensors: dict[str, Array] = {}
-    exact, descriptions = set(), {}
+    exact: set[str] = set()
+    descriptions: dict[str, Any] = {}
     quantized = {key: value for key, value in weights.items() if isinstance(value, QuantizedWeight)}
     for key, value in weights.items():
         if key not in quantized:

@@ -186,10 +186,14 @@ class T5(EncoderDecoder):
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
         """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded).
 
+        Weights that were quantized by bitsandbytes in 4 bits (nf4, fp4), or by minipeft, stay quantized: the slots hold
+        `QuantizedWeight`s with the codes and scales of the file.
+
         dtype: the dtype that the model computes in, "float32" or "float64"; float16 and bfloat16 files are widened.
         Raises ValueError naming the folder for a pickle (saying how to convert it), a damaged file, wrong fields,
-        missing or unknown keys, other shapes than config.json asks for, input embeddings that differ, and weights that
-        were saved with another configuration; FileNotFoundError for a missing file."""
+        missing or unknown keys, other shapes than config.json asks for, input embeddings that differ, other methods of
+        quantization (LLM.int8, GPTQ, AWQ), and weights that were saved with another configuration; FileNotFoundError
+        for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
             config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name, dtype)
@@ -201,13 +205,17 @@ class T5(EncoderDecoder):
                         merged: bool | None = None) -> MergeReport:
         """Write config.json and model.safetensors as transformers reads them; the folder is made if it is missing.
 
+        Quantized weights are stored as they are. Weights in nf4 or fp4 have bitsandbytes' keys, and transformers reads
+        them if all are of one kind and linear, and none is a wo, which it keeps in float32. Other kinds are for
+        minipeft alone (`models/quantized.py`).
+
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
         True writes the model with all plugged attachments merged into the weights: each computed in float64 from the
-        arrays as they are (merged attachments too, from their own arrays) and rounded once. False writes the base; None
-        is for a model on which nothing is plugged or merged. The model stays as it is. Returns how much of each merged
-        change is left after the rounding. Raises ValueError, before anything is written, for None on any other model,
-        for a plugged attachment that no weight can absorb, for numbers that are not finite, and for overflow in
-        `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers 5 and by
+        arrays as they are (merged attachments too, from their own arrays) and rounded once, or stored as codes where
+        the attachment is merged into a quantized weight. False writes the base; None is for a model on which nothing
+        is plugged or merged. The model stays as it is. Returns how much of each merged change is left after the
+        rounding. Raises ValueError, before anything is written, for None on any other model, for a plugged attachment
+        that no weight can absorb, for numbers that are not finite, and for overflow in `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers 5 and by
         minipeft; transformers 4 ignores it."""
         arrays, report = exported(self, merged, dtype)
         tensors = {self.to_hf_name(name): array for name, array in arrays.items()}

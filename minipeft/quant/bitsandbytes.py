@@ -39,9 +39,10 @@ _COMPANION = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_ma
 
 
 def companions(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """{key of a weight: {leaf: name of the tensor}} of all weights of which some of `names` are companions. The codes
-    have the leaf "", if they are there."""
-    names, found = list(names), {}  # type: ignore[var-annotated]
+    """{key of a weight: {leaf: name of the tensor}} of all weights of which some of the `names` are companions. The
+    codes have the leaf "", if they are there."""
+    names = list(names)
+    found: dict[str, dict[str, str]] = {}
     for name in names:
         if match := _COMPANION.fullmatch(name):
             found.setdefault(match[1], {})[match[2]] = name
@@ -51,8 +52,8 @@ def companions(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def check_headers(key: str, found: Mapping[str, Header], shape: Shape) -> None:
-    """Raises ValueError, naming the tensor, unless the headers `found`, {leaf: (shape, dtype)}, can be those of a matrix
-    of this `shape` called `key`."""
+    """Raises ValueError, naming the tensor, unless the headers `found`, {leaf: (shape, dtype)}, can be those of a
+    matrix called `key` of this `shape`, [d_out, d_in]."""
     states = [leaf for leaf in found if leaf.startswith(_QUANT_STATE)]
     if len(states) != 1 or states[0].removeprefix(_QUANT_STATE) not in KINDS:
         raise ValueError(f"{key} has {', '.join(f'{key}.{leaf}' for leaf in states) or 'no quant_state'}; expected one "
@@ -62,25 +63,26 @@ def check_headers(key: str, found: Mapping[str, Header], shape: Shape) -> None:
     for leaf in wanted:
         if leaf not in found:
             raise ValueError(f"{_full(key, leaf)} is missing; expected it beside {key}.{states[0]}")
-    bound = {"absmax": ((math.prod(shape),), "uint8" if nested else "float32"), "quant_map": ((16,), "float32"),
-             "nested_absmax": ((math.prod(shape),), "float32"), "nested_quant_map": ((_NESTED,), "float32"),
-             states[0]: ((_LONGEST,), "uint8")}
-    for leaf, (sizes, dtype) in bound.items():
-        exactly = leaf.endswith("_map")
-        if leaf in found and (found[leaf][1] != dtype or len(found[leaf][0]) != 1 or not (
-                found[leaf][0] == sizes if exactly else 0 < found[leaf][0][0] <= sizes[0])):
-            raise ValueError(f"{_full(key, leaf)} is {found[leaf][1]} {list(found[leaf][0])}; expected {dtype} "
-                             f"[{sizes[0] if exactly else f'1 to {sizes[0]}'}]")
+    n = math.prod(shape)
+    for leaf, dtype, least, most in (
+            ("absmax", "uint8" if nested else "float32", 1, n), ("quant_map", "float32", 16, 16),
+            ("nested_absmax", "float32", 1, n), ("nested_quant_map", "float32", _NESTED, _NESTED),
+            (states[0], "uint8", 1, _LONGEST)):
+        sizes, stored = found.get(leaf, ((least,), dtype))
+        if stored != dtype or len(sizes) != 1 or not least <= sizes[0] <= most:
+            raise ValueError(f"{_full(key, leaf)} is {stored} {list(sizes)}; expected {dtype} "
+                             f"[{least if least == most else f'{least} to {most}'}]")
     sizes, dtype = found[""]
-    count, size = -(-math.prod(shape) // 2), 2 if dtype == "bfloat16" else numpy.dtype(dtype).itemsize
+    count, size = -(-n // 2), 2 if dtype == "bfloat16" else numpy.dtype(dtype).itemsize
     if sizes not in ((count // size,), (count // size, 1), (1, count // size)) or count % size:
         raise ValueError(f"{key} is {dtype} {list(sizes)}; expected the {count} bytes of {list(shape)} numbers in 4 "
                          f"bits, as uint8 [{count}, 1] or as another dtype with as many bytes")
 
 
 def weight_of(key: str, raw: Mapping[str, numpy.ndarray], shape: Shape, dtype: Any) -> QuantizedWeight:
-    """The weight [d_out, d_in] that computes in `dtype`. raw: {leaf: bytes as uint8}, after `check_headers`. Raises
-    ValueError, naming the tensor, for a state or numbers that cannot be those of such a weight."""
+    """The weight called `key`, of this `shape` [d_out, d_in], that computes in `dtype`. raw: {leaf: bytes as uint8},
+    after `check_headers`. Raises ValueError, naming the tensor, for a state or numbers that cannot be those of such a
+    weight."""
     state_leaf = next(leaf for leaf in raw if leaf.startswith(_QUANT_STATE))
     nested = "nested_absmax" in raw
     what = _full(key, state_leaf)
@@ -102,8 +104,8 @@ def weight_of(key: str, raw: Mapping[str, numpy.ndarray], shape: Shape, dtype: A
                              f"{math.prod(sizes)} for {list(shape)} in blocks of {state['blocksize']}")
         array = little_endian(found, kind).reshape(sizes)
         if kind.kind == "f" and not (numpy.isfinite(array) & ((array >= 0) | (leaf == "offset"))).all():
-            raise ValueError(f"{_full(key, theirs)} holds numbers that are negative or not finite; expected the largest "
-                             f"absolute value of each block")
+            raise ValueError(f"{_full(key, theirs)} holds numbers that are negative or not finite; expected the "
+                             f"largest absolute value of each block")
         arrays[leaf] = to_device(array)
     weight = QuantizedWeight(way, shape, dtype, arrays)
     weight.source = state["dtype"]
@@ -112,9 +114,9 @@ def weight_of(key: str, raw: Mapping[str, numpy.ndarray], shape: Shape, dtype: A
 
 
 def tensors_of(key: str, weight: QuantizedWeight, dtype: str | None = None) -> dict[str, numpy.ndarray]:
-    """{name: tensor} of a weight of a kind in KINDS. dtype: how the file stores the other weights, which the state
-    names as that of the original; None means the one that the weight was read with, or else its own. It is "float32"
-    where that is "float64", which bitsandbytes does not know."""
+    """{name: tensor} of a `weight` called `key`, of a kind in KINDS. dtype: how the file stores the other weights,
+    which the state names as that of the original; None means the one that the weight was read with, or else its own.
+    It is "float32" where that is "float64", which bitsandbytes does not know."""
     arrays, nested = {leaf: to_host(p.data) for leaf, p in weight.arrays.items()}, "qabsmax" in weight.arrays
     said = dtype or weight.source or weight.dtype.name
     way: Any = weight.scheme
@@ -172,7 +174,7 @@ def _state(what: str, text: bytes, kind: str, shape: Shape, nested: bool) -> dic
 
 
 def little_endian(raw: numpy.ndarray, dtype: Any) -> numpy.ndarray:
-    """The numbers of `dtype` [n] in the bytes of a file."""
+    """The numbers of this `dtype` [n] in the bytes of a file, `raw` [bytes], uint8."""
     return raw.view(numpy.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
 
 

@@ -35,8 +35,8 @@ def description(weight: QuantizedWeight) -> dict[str, Any]:
 
 
 def described(key: str, said: Any, shape: Shape) -> Scheme:
-    """The scheme that a description `said` of the weight `key` names. Raises ValueError, naming the key, for anything
-    else than a description of a weight of this `shape`."""
+    """The scheme that a description, `said`, of the weight `key` names. Raises ValueError, naming the key, for anything
+    else than a description of a weight of this `shape`, [d_out, d_in]."""
     what = f"quantization_config: {shown(key)}"
     if not isinstance(said, dict) or set(said) != set(_FIELDS) or not isinstance(said["options"], dict):
         raise ValueError(f"{what} is {shown(said)}; expected {', '.join(_FIELDS)}")
@@ -50,7 +50,7 @@ def described(key: str, said: Any, shape: Shape) -> Scheme:
 
 def check_headers(key: str, way: Scheme, found: Mapping[str, Header], shape: Shape) -> None:
     """Raises ValueError, naming the tensor, unless the headers `found`, {leaf: (shape, dtype)}, are exactly those of a
-    weight [d_out, d_in] that is quantized in this way, in float32 or in float64."""
+    weight called `key`, of this `shape` [d_out, d_in], in the scheme `way`, made of float32 or of float64 numbers."""
     try:
         ways = [{leaf: (sizes, kind.name) for leaf, (sizes, kind) in way.leaves(shape, dtype).items()}
                 for dtype in ("float32", "float64")]
@@ -60,21 +60,20 @@ def check_headers(key: str, way: Scheme, found: Mapping[str, Header], shape: Sha
         if leaf not in found:
             raise ValueError(f"{key}.{leaf} is missing; expected it, because {key} is {way}")
     if dict(found) not in ways:
-        odd = next(leaf for leaf in found if found[leaf] != ways[0].get(leaf))
+        extra = [leaf for leaf in found if leaf not in ways[0]]
+        if extra:
+            raise ValueError(f"{key}.{extra[0]} is not expected, because {key} is {way}; expected {', '.join(ways[0])}")
+        odd = next(leaf for leaf in found if found[leaf] != ways[0][leaf])
         sizes, kind = ways[0][odd]
-        raise ValueError(f"{key}.{odd} is {found[odd][1]} {list(found[odd][0])}; expected {kind} {list(sizes)}, because "
-                         f"{key} is {way}")
-
-
-def leaves_of(way: Scheme, shape: Shape) -> tuple[str, ...]:
-    """The leaves of a weight of this shape. Raises ValueError for a shape that the scheme cannot hold."""
-    return tuple(way.leaves(shape, "float32"))
+        raise ValueError(f"{key}.{odd} is {found[odd][1]} {list(found[odd][0])}; expected {kind} {list(sizes)}, "
+                         f"because {key} is {way}")
 
 
 def weight_of(key: str, way: Scheme, raw: Mapping[str, numpy.ndarray], found: Mapping[str, Header], shape: Shape,
               dtype: Any) -> QuantizedWeight:
-    """The weight [d_out, d_in] that computes in `dtype`. raw: {leaf: bytes as uint8}; found: their headers, after
-    `check_headers`. Raises ValueError, naming the tensor, for numbers that are not finite."""
+    """The weight called `key`, of this `shape` [d_out, d_in], in the scheme `way`, that computes in `dtype`. raw:
+    {leaf: bytes as uint8}; found: their headers, after `check_headers`. Raises ValueError, naming the tensor, for
+    numbers that are not finite."""
     arrays = {}
     for leaf, data in raw.items():
         sizes, kind = found[leaf]
@@ -88,5 +87,5 @@ def weight_of(key: str, way: Scheme, raw: Mapping[str, numpy.ndarray], found: Ma
 
 
 def tensors_of(key: str, weight: QuantizedWeight) -> dict[str, numpy.ndarray]:
-    """{name: tensor} of a weight, each as it is."""
+    """{name: tensor} of a `weight` called `key`, each as it is."""
     return {f"{key}.{leaf}": to_host(array.data) for leaf, array in weight.arrays.items()}
