@@ -32,10 +32,10 @@ HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: at leas
 
 
 def _mask(model: Any, rng: numpy.random.Generator) -> dict[str, numpy.ndarray]:
-    """A tenth of the elements of three weights of different kinds, by magnitude."""
+    """A tenth of the elements of three weights of different kinds, by magnitude; of a quantized one, by its W~."""
     chosen = [name for name in model.slots if name in ("embedding.weight", "decoder.0.cross.k.weight")
               or name.endswith("0.ff_norm.weight")]
-    return minipeft.top(minipeft.magnitude({name: model.slots[name].base for name in chosen}), 0.1)
+    return minipeft.top(minipeft.magnitude({name: model.slots[name].base.dense() for name in chosen}), 0.1)
 
 
 def _lora(pattern: str) -> Callable:

@@ -148,7 +148,7 @@ def test_the_order_of_layers_is_itself_without_a_circle():
 
 
 @pytest.mark.parametrize("module, line", [
-    ("nn.weight", "from minipeft.methods.lora import LoRA"), ("models.t5", "import minipeft.attaching.attach"),
+    ("nn.weight", "from minipeft.methods.lora import LoRA"), ("models.t5", "import minipeft.train.loop"),
     ("engine.ops.fused", "from minipeft.nn import weight"), ("engine.tensor", "from minipeft.engine.ops import add"),
     ("train.loop", "from minipeft.models.t5 import T5"), ("methods.lora", "from minipeft.quant.nf4 import NF4"),
     ("backend", "from minipeft.files import read_tensors"), ("methods.lora", "import minipeft"),

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
 
 from minipeft.atomic import missing_folder
+from minipeft.attaching.merging import MergeReport
 from minipeft.backend import to_host, xp
 from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
-from minipeft.models.merged import MergeReport, merged_weight
+from minipeft.models.merged import merged_weight
 from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256

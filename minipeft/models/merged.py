@@ -10,42 +10,20 @@ where it is small beside the last place of W, and coarsely rounded elsewhere:
 The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u = 2^-8 or 2^-11. An error above 1 says
 that rounding did more than the adapter. Where it is large, the adapter should stay beside the weights, or they should
 be stored as float32.
+
+Where an attachment was merged into something else than f(W), such as codes (`attaching/merging.py`), its constant is
+what is stored, and codes stay codes. The error is measured against f(W) all the same.
 """
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Mapping
+from typing import Any
 
 from minipeft.backend import to_host
 from minipeft.files import as_stored
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Reparam
-from minipeft.nn.wide import relative_error, wide_base, wide_weight
+from minipeft.nn.wide import is_its_own, relative_error, wide_base, wide_dense, wide_weight
 from minipeft.quant.weight import QuantizedWeight
-
-
-@dataclasses.dataclass(frozen=True)
-class MergeReport:
-    """The weights that `save_pretrained` merged. `print` it for the table.
-
-    errors: {name of a weight: relative error of its change, as in the formula at the top of this file}; empty where
-    nothing was merged. dtypes: {name: how the weight is stored}."""
-
-    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def worst(self) -> float:
-        """The largest of the errors; 0 where nothing was merged."""
-        return max(self.errors.values(), default=0.0)
-
-    def __str__(self) -> str:
-        if not self.errors:
-            return "nothing was merged"
-        width, kinds = max(map(len, self.errors)), max(10, *map(len, self.dtypes.values()))
-        return "\n".join([f"{'merged weight':<{width}}  {'stored as':<{kinds}}  error of its change",
-                          *(f"{name:<{width}}  {self.dtypes[name]:<{kinds}}  {error:.2e}"
-                            for name, error in self.errors.items())])
 
 
 def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[Any, float, str]:
@@ -55,9 +33,11 @@ def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[Any, float, str]:
     ValueError for overflow in `dtype`."""
     base = wide_base(slot)
     before, after = base.data, wide_weight(base, slot.entries).dense().data
-    wanted, codes = to_host(after - before), _codes(slot)
+    meant = wide_weight(base, slot.entries, as_merged=False).dense().data if any(map(is_its_own, slot.entries)) \
+        else after
+    wanted, codes = to_host(meant - before), _codes(slot)
     if codes is not None:
-        realized = to_host(codes.dense().data.astype(wanted.dtype) - before)
+        realized = to_host(wide_dense(codes).data - before)
         return codes, relative_error(realized, wanted), str(codes.scheme)
     stored = as_stored(name, to_host(after), dtype)
     realized = stored.astype(wanted.dtype) - as_stored(name, to_host(before), dtype)

@@ -32,12 +32,12 @@ import dataclasses
 import os
 from typing import Any, Mapping, Self
 
+from minipeft.attaching.merging import MergeReport
 from minipeft.engine.tensor import Tensor
 from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
-from minipeft.models.merged import MergeReport
 from minipeft.models.names import translated
 from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint

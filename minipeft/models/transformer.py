@@ -35,6 +35,7 @@ import math
 import os
 from typing import Any, Self
 
+from minipeft.attaching.merging import MergeReport
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
 from minipeft.files import read_json, read_tensors
@@ -42,7 +43,6 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
-from minipeft.models.merged import MergeReport
 from minipeft.models.quantized import FIELD, Stored, fill, headers
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
