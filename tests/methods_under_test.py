@@ -101,6 +101,9 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "LoKr, full": _fixed(minipeft.LoKr(9, 5, factor=3, full="alpha / r")),
         "HiRA": _fixed(minipeft.HiRA(2, PATTERNS["mixture"])),
         "OFT": _fixed(minipeft.OFT(4, ["^embedding", "q", "v"])),
+        "QA-LoRA": _fixed(minipeft.QALoRA(2, 5, 3, where=["^embedding", "q", "o"])),    # d_in = 12, and 15 in T5
+        "QA-LoRA, mean": _fixed(minipeft.QALoRA(1, -3, 4, 0.25, pooling="mean", alpha_pattern={r"\.v\.": 7})),
+        "QA-LoRA, PEFT": _fixed(minipeft.QALoRA(3, 2, 2, pooling="mean * groups", scaling="alpha/sqrt(r)")),
         "OFT, shared series": _fixed(minipeft.OFT(3, share=True, cayley="neumann"))}}
 METHODS = tuple(family for family, found in VARIANTS.items() if found)
 ON_WEIGHTS = ("LoRA", "Selective", "Relatives", "Zoo")            # families that merge
