@@ -18,6 +18,7 @@ from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
 from minipeft.models.merged import merged_weight
+from minipeft.models.origin import KEY
 from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256
@@ -53,16 +54,16 @@ def check_saved_with(config: Config, metadata: Mapping[str, str], quantization: 
     """Raises ValueError if the weights were saved with another configuration than `config`, by their metadata.
     quantization: the quantization_config, or None."""
     said = metadata.get(SAVED_WITH)
-    if said is not None and said != _digest(config, quantization):
+    if said is not None and said != _digest(config, quantization, metadata.get(KEY)):
         raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "
                          f"save_pretrained was killed between the two files. Put the right {CONFIG} back, or save the "
                          f"model again; to change the configuration, save a model that was built with the new one")
 
 
-def _digest(config: Config, quantization: Any) -> str:
-    """Of both configurations. Without a quantization it is that of `config`, as it always was."""
-    return config.digest() if quantization is None else sha256(
-        [json.dumps([config.resolved(), quantization], sort_keys=True).encode()])
+def _digest(config: Config, quantization: Any, origin: str | None) -> str:
+    """Of all that the file says beside its tensors. Without a quantization it is that of `config`, as it always was."""
+    return config.digest() if quantization is None and origin is None else sha256(
+        [json.dumps([config.resolved(), quantization, origin], sort_keys=True).encode()])
 
 
 def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[str, Any], MergeReport]:
@@ -124,8 +125,8 @@ def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, A
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        write_tensors(directory / WEIGHTS, tensors, {**metadata, SAVED_WITH: _digest(config, quantization)}, dtype,
-                      exact=exact)
+        said = {**metadata, SAVED_WITH: _digest(config, quantization, metadata.get(KEY))}
+        write_tensors(directory / WEIGHTS, tensors, said, dtype, exact=exact)
     except ValueError:
         if is_new:
             directory.rmdir()

@@ -39,6 +39,7 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
 from minipeft.models.names import translated
+from minipeft.models.origin import give_origin, origin_in_metadata
 from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
@@ -196,9 +197,10 @@ class T5(EncoderDecoder):
         for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
-            config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name, dtype)
+            config, arrays, origin = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name, dtype)
             model = cls(config, None, dtype)
             fill(model, arrays)
+        give_origin(model, origin)
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
@@ -215,12 +217,14 @@ class T5(EncoderDecoder):
         the attachment is merged into a quantized weight. False writes the base; None is for a model on which nothing
         is plugged or merged. The model stays as it is. Returns how much of each merged change is left after the
         rounding. Raises ValueError, before anything is written, for None on any other model, for a plugged attachment
-        that no weight can absorb, for numbers that are not finite, and for overflow in `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers 5 and by
-        minipeft; transformers 4 ignores it."""
+        that no weight can absorb, for numbers that are not finite, and for overflow in `dtype`. A scale_decoder_outputs
+        that differs from tie_word_embeddings is respected by transformers 5 and by minipeft; transformers 4 ignores
+        it."""
         arrays, report = exported(self, merged, dtype)
         tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
         modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
-        write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype, modules)
+        said = {"format": "pt", **origin_in_metadata(self, report, dtype)}
+        write_folder(directory, self.config, self.config.to_hf(), tensors, said, dtype, modules)
         return report
 
     @staticmethod

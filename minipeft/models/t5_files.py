@@ -10,9 +10,11 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
+from minipeft.attaching.origin import Origin
 from minipeft.checks import shown
 from minipeft.files import read_json, read_shapes, read_tensors
 from minipeft.models.folder import CONFIG, LIMIT, WEIGHTS, check_saved_with
+from minipeft.models.origin import read_origin
 from minipeft.models.quantized import Stored, headers, same
 from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
 
@@ -24,8 +26,9 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 
 
 def read_checkpoint(directory: Path, config_from: Callable[[dict], Any], name_from: Callable[[str], str], dtype: str
-                    ) -> tuple[Any, dict[str, Any]]:
-    """(config, {our name: array or QuantizedWeight}) with the aliases resolved: one table, and a head if it is untied.
+                    ) -> tuple[Any, dict[str, Any], Origin | None]:
+    """(config, {our name: array or QuantizedWeight}, the origin of a quantized base or None) with the aliases resolved:
+    one table, and a head if it is untied.
 
     config_from: config.json's values -> config; name_from: key -> our name; dtype: in which quantized weights compute.
     Weights are tied if no head is stored, or
@@ -52,9 +55,11 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any], name_fr
     if _HEAD in tensors and not says_untied and same(tensors[_HEAD], tensors[_TABLE]):
         del tensors[_HEAD]
     config = untied if _HEAD in tensors else tied
+    origin = None
     if files == [WEIGHTS]:
         check_saved_with(config, metadata, stored.config)
-    return config, {name_from(key): array for key, array in tensors.items()}
+        origin = read_origin(metadata)
+    return config, {name_from(key): array for key, array in tensors.items()}, origin
 
 
 def _one_table(stored: dict[str, Any], equal: Callable[[Any, Any], bool]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
+from minipeft.models.origin import give_origin, origin_in_metadata, read_origin
 from minipeft.models.quantized import FIELD, Stored, fill, headers
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
@@ -169,6 +170,7 @@ class Transformer(EncoderDecoder):
             arrays = stored.weights(tensors, shapes, dtype)
             model = cls(config, None, dtype)
             fill(model, arrays)
+            give_origin(model, read_origin(metadata))
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
@@ -184,5 +186,6 @@ class Transformer(EncoderDecoder):
         `dtype`."""
         values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
         tensors, report = exported(self, merged, dtype)
-        write_folder(directory, self.config, values, tensors, {"format": "minipeft"}, dtype)
+        said = {"format": "minipeft", **origin_in_metadata(self, report, dtype)}
+        write_folder(directory, self.config, values, tensors, said, dtype)
         return report

@@ -155,7 +155,7 @@ def _state(what: str, text: bytes, kind: str, shape: Shape, nested: bool) -> dic
     state, wanted = json_object(what, text, finite=True), (*_STATE, *(_NESTED_STATE if nested else ()))
     missing, extra = [name for name in wanted if name not in state], [name for name in state if name not in wanted]
     if missing or extra:
-        raise ValueError(f"{what} lacks {', '.join(missing) or 'nothing'}, and has {shown(extra)} too many; expected "
+        raise ValueError(f"{what} {f'lacks {missing[0]}' if missing else f'has a field {shown(extra[0])}'}; expected "
                          f"exactly {', '.join(wanted)}")
     offset = state.get("nested_offset", 0.0)
     for name, holds, expected in (
@@ -166,7 +166,7 @@ def _state(what: str, text: bytes, kind: str, shape: Shape, nested: bool) -> dic
              f"{list(shape)}, the shape of the weight"),
             ("nested_blocksize", not nested or state["nested_blocksize"] == _NESTED, f"{_NESTED}"),
             ("nested_dtype", not nested or state["nested_dtype"] == "float32", "'float32'"),
-            ("nested_offset", is_number(offset) and abs(offset) <= numpy.finfo("float32").max,
+            ("nested_offset", is_number(offset) and abs(offset) <= float(numpy.finfo("float32").max),
              "a finite number of float32")):
         if not holds:
             raise ValueError(f"{what}: {name} is {shown(state[name])}; expected {expected}")
@@ -180,7 +180,9 @@ def little_endian(raw: numpy.ndarray, dtype: Any) -> numpy.ndarray:
 
 def check_finite(key: str, weight: QuantizedWeight) -> None:
     """Raises ValueError if a number that `weight`, called `key`, stands for is not finite."""
-    if not to_host(xp.isfinite(weight.dense().data).all()):
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        numbers = weight.dense().data
+    if not to_host(xp.isfinite(numbers).all()):
         raise ValueError(f"{key}: its codes and scales give numbers that are not finite in {weight.dtype}")
 
 
