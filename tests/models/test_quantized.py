@@ -15,7 +15,7 @@ import minipeft
 from minipeft import LoRA, T5, T5Config, Transformer, TransformerConfig, attach
 from minipeft.attaching.origin import Origin
 from minipeft.attaching.trained_on import has_origin, origin_of
-from minipeft.files import read_dtypes, read_tensors, write_tensors
+from minipeft.files import read_dtypes, read_tensors, round_bf16, widen_bf16, write_tensors
 from minipeft.laws.models import moved
 from minipeft.quant import QuantizedWeight
 from minipeft.quant.scheme import SCHEMES
@@ -108,6 +108,8 @@ def test_a_folder_of_bitsandbytes_has_its_weights_bit_for_bit_and_its_logits(nam
             assert hashlib.sha256(dense.tobytes()).hexdigest() == str(golden[f"sha256/{key}"]), key
             if f"dense/{key}" in golden:
                 assert numpy.array_equal(dense, golden[f"dense/{key}"])
+                stored = dense if name != "fp4" else widen_bf16(round_bf16(dense))
+                assert numpy.array_equal(stored, golden[f"stored/{key}"]), "one rounding to the dtype of the state"
         logits = model(golden["input_ids"], golden["decoder_input_ids"]).data
         assert close(logits, golden["logits"], CLOSE)
 
