@@ -1,7 +1,7 @@
 """Bugs in the storing of quantized weights."""
 from tests.planted.bug import Bug
 
-_HERE = "tests/models/test_quantized.py::"
+_HERE = "models/test_quantized.py::"
 _BNB, _OWN, _FOLDER = "quant/bitsandbytes.py", "quant/described.py", "models/quantized.py"
 _AGAIN = _HERE + "test_what_is_read_is_written_again_byte_for_byte"
 _STATE = _HERE + "test_the_state_names_the_dtype_in_which_the_other_weights_are_stored"
@@ -50,7 +50,8 @@ BUGS = [
     Bug("NaN in the scales of a description are taken", _OWN, 'array.dtype.kind == "f" and not',
         'array.dtype.kind == "F" and not', _DESCRIPTION),
     Bug("leaves beyond those of the scheme are ignored", _OWN,
-        "    if dict(found) not in ways:\n", "    if {leaf: found[leaf] for leaf in ways[0]} not in ways:\n", _DESCRIPTION),
+        "    if dict(found) not in ways:\n", "    if {leaf: found[leaf] for leaf in ways[0]} not in ways:\n",
+        _DESCRIPTION),
     Bug("only float32 scales are read", _OWN, 'for dtype in ("float32", "float64")]', 'for dtype in ("float32",)]',
         _KINDS),
     Bug("the modules that were left alone are not listed", _FOLDER,
