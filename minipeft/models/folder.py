@@ -18,11 +18,11 @@ from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
 from minipeft.models.merged import merged_weight
-from minipeft.models.origin import KEY
 from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256
 from minipeft.nn.slot import Slot
+from minipeft.quant.origin import KEY
 from minipeft.quant.weight import QuantizedWeight
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

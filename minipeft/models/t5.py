@@ -39,7 +39,6 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
 from minipeft.models.names import translated
-from minipeft.models.origin import give_origin, origin_in_metadata
 from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
@@ -49,6 +48,7 @@ from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
 from minipeft.nn.positions import RelativeBuckets
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
+from minipeft.quant.origin import give_origin, origin_in_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ class T5(EncoderDecoder):
         arrays, report = exported(self, merged, dtype)
         tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
         modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
-        said = {"format": "pt", **origin_in_metadata(self, report, dtype)}
+        said = {"format": "pt", **origin_in_metadata(self, bool(report.dtypes), dtype)}
         write_folder(directory, self.config, self.config.to_hf(), tensors, said, dtype, modules)
         return report
 

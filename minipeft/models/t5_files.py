@@ -10,13 +10,12 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
-from minipeft.attaching.origin import Origin
 from minipeft.checks import shown
 from minipeft.files import read_json, read_shapes, read_tensors
 from minipeft.models.folder import CONFIG, LIMIT, WEIGHTS, check_saved_with
-from minipeft.models.origin import read_origin
 from minipeft.models.quantized import Stored, headers, same
 from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
+from minipeft.quant.origin import Origin, read_origin
 
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"

@@ -43,7 +43,6 @@ from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
-from minipeft.models.origin import give_origin, origin_in_metadata, read_origin
 from minipeft.models.quantized import FIELD, Stored, fill, headers
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
@@ -53,6 +52,7 @@ from minipeft.nn.layers import Embedding, FeedForward, LayerNorm, Linear
 from minipeft.nn.positions import Learned, Sinusoidal
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
+from minipeft.quant.origin import give_origin, origin_in_metadata, read_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +186,6 @@ class Transformer(EncoderDecoder):
         `dtype`."""
         values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
         tensors, report = exported(self, merged, dtype)
-        said = {"format": "minipeft", **origin_in_metadata(self, report, dtype)}
+        said = {"format": "minipeft", **origin_in_metadata(self, bool(report.dtypes), dtype)}
         write_folder(directory, self.config, values, tensors, said, dtype)
         return report

@@ -11,7 +11,6 @@ import dataclasses
 import json
 from typing import Mapping
 
-from minipeft.attaching.merging import MergeReport
 from minipeft.attaching.origin import Origin
 from minipeft.attaching.trained_on import has_origin, origin_of
 from minipeft.files import json_object
@@ -20,11 +19,11 @@ from minipeft.nn.module import Model
 KEY = "origin"
 
 
-def origin_in_metadata(model: Model, report: MergeReport, dtype: str | None) -> dict[str, str]:
-    """{KEY: text} for a file of the base of `model`, stored in `dtype`, into which `report` says what was merged; {} if
-    the base has no origin, or is another one in the file."""
+def origin_in_metadata(model: Model, is_merged: bool, dtype: str | None) -> dict[str, str]:
+    """{KEY: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another one
+    in the file. is_merged: whether something is merged into it there."""
     exact = dtype is None or all(slot.dtype.name == dtype for slot in model.slots.values())
-    origin = origin_of(model) if exact and not report.dtypes else None
+    origin = origin_of(model) if exact and not is_merged else None
     return {} if origin is None else {KEY: json.dumps(dataclasses.asdict(origin))}
 
 
