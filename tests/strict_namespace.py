@@ -209,7 +209,7 @@ def _install_operators() -> None:
     for name, ufunc in {"add": numpy.add, "sub": numpy.subtract, "mul": numpy.multiply, "truediv": numpy.true_divide,
                         "floordiv": numpy.floor_divide, "mod": numpy.remainder, "pow": numpy.power,
                         "matmul": numpy.matmul, "and": numpy.bitwise_and, "or": numpy.bitwise_or,
-                        "xor": numpy.bitwise_xor, "rshift": numpy.right_shift}.items():
+                        "xor": numpy.bitwise_xor, "lshift": numpy.left_shift, "rshift": numpy.right_shift}.items():
         setattr(StrictArray, f"__{name}__", binary(ufunc))
         setattr(StrictArray, f"__r{name}__", reflected(ufunc))
         setattr(StrictArray, f"__i{name}__", in_place(ufunc))

@@ -22,7 +22,7 @@ from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256
 from minipeft.nn.slot import Slot
-from minipeft.quant.origin import KEY
+from minipeft.quant.origin import ORIGIN
 from minipeft.quant.weight import QuantizedWeight
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -54,7 +54,7 @@ def check_saved_with(config: Config, metadata: Mapping[str, str], quantization: 
     """Raises ValueError if the weights were saved with another configuration than `config`, by their metadata.
     quantization: the quantization_config, or None."""
     said = metadata.get(SAVED_WITH)
-    if said is not None and said != _digest(config, quantization, metadata.get(KEY)):
+    if said is not None and said != _digest(config, quantization, metadata.get(ORIGIN)):
         raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "
                          f"save_pretrained was killed between the two files. Put the right {CONFIG} back, or save the "
                          f"model again; to change the configuration, save a model that was built with the new one")
@@ -125,7 +125,7 @@ def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, A
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        said = {**metadata, SAVED_WITH: _digest(config, quantization, metadata.get(KEY))}
+        said = {**metadata, SAVED_WITH: _digest(config, quantization, metadata.get(ORIGIN))}
         write_tensors(directory / WEIGHTS, tensors, said, dtype, exact=exact)
     except ValueError:
         if is_new:

@@ -3,26 +3,33 @@
     w~ = a q + b,      q in 0 .. 2^N - 1      a = (max - min) / (2^N - 1),   b = min,   q = round((w - b) / a)
 
 Min and max are those of `group` neighboring weights of one row. Xu et al., 2023, arXiv:2309.14717 (QA-LoRA), eq. (1).
-There are two ways to keep the offset.
+Where max = min, a = 1 and q = 0. There are two ways to keep the offset.
 
 zero="float": b is a number of its own, in the dtype of the scale. So a change that is one number per group goes into b,
 and no code and no scale moves (`methods/qalora.py`). The form a (q - z) of other libraries has the zero point z = -b/a,
 which is seldom an integer; `zero_points` computes it.
 
-zero="rounded": z is an integer, as integer arithmetic wants it. The standard convention makes 0 one of the numbers:
+zero="rounded": z is an integer. By the standard convention 0 is one of the numbers of every group, and z its code:
 
-    w~ = a (q - z)     a = (max(max, 0) - min(min, 0)) / (2^N - 1),   z = round(-min(min, 0) / a),   q = round(w / a) + z
+    w~ = a (q - z),    low = min(min, 0),   a = (max(max, 0) - low) / (2^N - 1),   z = round(-low / a),
+                       q = round(w / a) + z
 
-The error |W~ - W| / |W| of normal random weights in groups of 32, in Frobenius norms, and what is lost when the exact
-zero point -b/a of the first form is rounded to an integer while the codes stay (the third row):
+The error |W~ - W| / |W| of normal random weights in groups of 32, in Frobenius norms. The last row is the further error
+of a merge into rounded zero points, of a change that is one normal random number per group, as large as a weight:
 
                        int2     int3     int4     int8
     zero="float"      39.3%    16.8%     7.8%     0.5%
-    zero="rounded"    41.8%    17.3%     7.9%     0.5%
-    z rounded later   43.0%    16.0%     8.0%     0.5%
+    zero="rounded"    40.6%    17.3%     8.1%     0.5%
+    its merge         40.4%    17.3%     8.1%     0.5%
 
-The third row is why QA-LoRA needs offsets that are floats. A merge into rounded zero points has an error of that size,
-and a change below half a step of a group is lost altogether.
+So a merge into rounded zero points costs as much again as the quantization, and loses a change below half a step of its
+group altogether. QA-LoRA needs offsets that are floats. A weight takes N + 64/group bits with scales and offsets in
+float32, and N + 32/group with stored="float16".
+
+W~ quantized again has the same codes and the same b, where a is not subnormal. It has the same a where a (2^N - 1) + b
+is a number of the dtype; elsewhere a differs by at most 3u a + u |max| / (2^N - 1), where u is the unit roundoff. With
+rounded zero points, codes and z are the same in a group that has 0, or the code z, as its smallest code and 2^N - 1, or
+z, as its largest: in almost every group.
 """
 from __future__ import annotations
 
@@ -46,11 +53,12 @@ _FARTHEST = 2 ** 15 - 1  # of a zero point from 0, in int16
 @dataclasses.dataclass(frozen=True)
 class Affine(Scheme):
     """Integers of `bits` bits, 2, 3, 4 or 8, in groups of `group` neighboring columns. zero: "float" or "rounded".
-    stored: the dtype of scales and offsets, "float16", "float32" or "float64"; by default that of the weights. Codes are
-    rounded with the scale as it is stored. It computes in float64 where scales are float64, and otherwise in float32.
+    stored: the dtype of scales and offsets, "float16", "float32" or "float64"; by default that of the weights. Codes
+    are computed with the scale and the offset as they are stored. W~ is computed in float64 where scales are float64,
+    and in float32 otherwise.
 
-    |W~ - W| <= a/2, up to the roundings of a, b and the sum. Raises ValueError for other values, and in `encode` for a
-    group whose numbers overflow."""
+    |W~ - W| <= a/2, up to the roundings of a, b and W~. Raises ValueError for other values, and in `encode` for a group
+    whose numbers overflow."""
 
     bits: int
     group: int = 32
@@ -92,10 +100,12 @@ class Affine(Scheme):
         return scaled(q, scale.astype(dtype), None)
 
     def shifted(self, arrays: Leaves, shape: Shape, delta: Array) -> dict[str, Array]:
-        """The arrays of W~ + delta, where delta is [d_out, n], and n divides the number of groups in a row. zero="float":
-        b' = b + delta, rounded once. zero="rounded": z' = round(z - delta / a), which loses up to half a step of each
-        group, and all of a delta below that. z' may lie outside 0 .. 2^N - 1; only z is stored, so no code has to.
-        Raises ValueError for another shape, NaN or infinity, and offsets or zero points that cannot be stored."""
+        """The arrays of W~ + delta, where delta is [d_out, n], and n divides the number of groups in a row.
+
+        zero="float": b' = b + delta, summed in float64 and rounded to the dtype of b. zero="rounded": z' = round(z -
+        delta / a). It loses up to half a step of a group, and all of a delta below that. z' may lie outside 0 .. 2^N -
+        1: codes are not changed, and z is kept in 16 bits. Raises ValueError for another shape, NaN or infinity, and
+        for offsets or zero points that cannot be stored."""
         host = {leaf: to_host(array) for leaf, array in arrays.items() if leaf != "codes"}
         change = per_group(self, to_host(delta), shape, group_count(self, shape, self.group))
         if self.zero == "float":
@@ -103,15 +113,15 @@ class Affine(Scheme):
         else:
             found = numpy.rint(host["zero"] - change / host["scale"])
             if abs(found).max() > _FARTHEST:
-                raise ValueError(f"{self}: a zero point would become {found.flat[abs(found).argmax()]:.6g}; expected at "
-                                 f"most {_FARTHEST} from 0: the change is too large for the scale of its group")
+                raise ValueError(f"{self}: a zero point would become {found.flat[abs(found).argmax()]:.6g}; expected "
+                                 f"at most {_FARTHEST} from 0: the change is too large for the scale of its group")
             found = host["zero"] = found.astype("int16")
         self._check_ends(**host)
         return {**arrays, "offset" if self.zero == "float" else "zero": to_device(found)}
 
     def zero_points(self, arrays: Leaves) -> Array:
-        """[d_out, groups]: z in w~ = a (q - z), of the arrays of a weight. With zero="float" it is -b/a, in the dtype of
-        the arithmetic, and the product has other roundings than a q + b."""
+        """[d_out, groups]: z in w~ = a (q - z), of the arrays of a weight. With zero="float" it is -b/a, rounded, so
+        a (q - z) has other roundings than a q + b."""
         dtype = _arithmetic(arrays["scale"].dtype)
         if self.zero == "rounded":
             return arrays["zero"].astype(dtype)
@@ -119,7 +129,7 @@ class Affine(Scheme):
 
     def _with_offset(self, kept: numpy.dtype, matrix: numpy.ndarray) -> dict[str, numpy.ndarray]:
         w = self._grouped(matrix)
-        offset = stored_as(self, "the offset", w.min(axis=2), kept)
+        offset = stored_as(self, "the offset", w.min(axis=2) + 0.0, kept)  # 0.0 also where it is -0.0
         low = offset.astype(w.dtype)
         scale = self._scale(low, w.max(axis=2), kept)
         self._check_ends(scale, offset=offset)
@@ -160,9 +170,9 @@ class Affine(Scheme):
 
     def _check_ends(self, scale: numpy.ndarray, offset: Any = 0, zero: Any = 0) -> None:
         """Raise ValueError unless the first and the last number of each group are finite."""
-        a = scale.astype(_arithmetic(scale.dtype))
+        a, b, z = (numpy.asarray(x, _arithmetic(scale.dtype)) for x in (scale, offset, zero))
         with numpy.errstate(over="ignore"):
-            ends = [a * (numpy.asarray(q - zero, a.dtype)) + numpy.asarray(offset, a.dtype) for q in (0, self._last)]
+            ends = [a * (q - z) + b for q in (0, self._last)]
         if not numpy.isfinite(ends).all():
             raise ValueError(f"{self}: the numbers of a group overflow {a.dtype}; expected weights that differ by less "
                              f"than {float(numpy.finfo(a.dtype).max):.6g}")

@@ -12,6 +12,11 @@ al., 2023, arXiv:2305.14314, sec. 2. The rounding is that of bitsandbytes on a C
   and writes code 0. Both mean zeros. If the last block is shorter and zero, its absmax is 1e-38. So is the absmax of
   such a block of smaller numbers; it cannot be less.
 * If the number of codes is odd, the last low nibble is the code of 0.
+* FP4 has two zeros. A positive number that is nearest to zero gets code 8, and a negative one code 0. CUDA's kernel
+  exchanges the two, because it takes the sign by itself and compares |y|; its threshold 0.583333 is 3.6e-7 too low.
+
+CUDA's kernel is compiled with an approximate reciprocal, so its codes of numbers next to a threshold may differ from
+these. The numbers that given codes stand for are the same everywhere.
 
 One departure: in a full block whose absmax is not 0 and below 1e-38, bitsandbytes divides by 1e-38, and most numbers
 become zeros. Here they are divided by their absmax, so that no error is larger than the levels allow.

@@ -23,7 +23,7 @@ import functools
 import numpy
 
 from minipeft.backend import Array, to_device
-from minipeft.quant.codebooks import Levels, thresholds
+from minipeft.quant.codebooks import Levels, ascending, thresholds
 
 BLOCK = 256
 _LANES = 8
@@ -111,7 +111,7 @@ def _bin(y: numpy.ndarray) -> numpy.ndarray:
 def _binned(levels: Levels) -> numpy.ndarray:
     """The code of each of the 65,536 numbers: [65536], uint8."""
     grid = numpy.float32(-1) + numpy.float32(2) * numpy.arange(_BINS, dtype="float32") / numpy.float32(_BINS - 1)
-    return numpy.searchsorted(thresholds(levels), grid, side="left").astype("uint8")
+    return ascending(levels)[numpy.searchsorted(thresholds(levels), grid, side="left")]
 
 
 @functools.lru_cache

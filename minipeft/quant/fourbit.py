@@ -58,7 +58,7 @@ class FourBit(Scheme):
                            _levels("absmax_levels", self.absmax_levels, 256) or dynamic_map())
 
     def leaves(self, shape: Shape, dtype: Any) -> dict[str, tuple[tuple[int, ...], numpy.dtype]]:
-        n = shape[0] * shape[1]
+        n = self._size(shape)
         blocks, byte, single = -(-n // self.blocksize), numpy.dtype("uint8"), numpy.dtype("float32")
         packed = {"packed": ((-(-n // 2),), byte)}
         if not self.double:
@@ -67,6 +67,7 @@ class FourBit(Scheme):
                 "offset": ((), single)}
 
     def encode(self, matrix: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        self._size(matrix.shape)
         packed, absmax = blockwise.encoded(matrix.reshape(-1), self.blocksize, self.levels)
         stored = nested.encoded(absmax, self.absmax_levels) if self.double else {"absmax": absmax}
         return {"packed": packed, **stored}
@@ -118,6 +119,11 @@ class FourBit(Scheme):
         if not self.double:
             return arrays["absmax"][blocks]
         return nested.decoded(arrays["qabsmax"], arrays["nested_absmax"], arrays["offset"], self.absmax_levels, blocks)
+
+    def _size(self, shape: tuple[int, ...]) -> int:
+        if not shape[0] * shape[1]:
+            raise ValueError(f"{self} cannot hold an empty matrix {list(shape)}")
+        return shape[0] * shape[1]
 
     def __str__(self) -> str:
         return f"{self.kind}, blocks of {self.blocksize}{', double' if self.double else ''}"

@@ -1,6 +1,6 @@
-"""llama.cpp's blocks: 32 neighboring weights of a row share a float16 scale d and, in two formats, a float16 offset m.
+"""llama.cpp's blocks: 32 neighboring weights of a row share a float16 scale d and, in two kinds, a float16 offset m.
 
-    q4_0, q5_0    w~ = d (q - 2^(N-1))    d = w_k / -2^(N-1), where w_k is the weight of largest magnitude, with its sign
+    q4_0, q5_0    w~ = d (q - 2^(N-1))    d = w_k / -2^(N-1), where w_k is the weight of largest magnitude
     q4_1, q5_1    w~ = d q + m            d = (max - min) / (2^N - 1),   m = min
     q8_0          w~ = d q                d = max |w| / 127,   q in -127 .. 127
 
@@ -11,14 +11,16 @@ Bits per weight and the error |W~ - W| / |W| of normal random weights, in Froben
 
            q4_0    q4_1    q5_0    q5_1    q8_0
     bits    4.5     5.0     5.5     6.0     8.5
-    error   8.8%    7.8%    4.2%    3.8%    0.6%
+    error   8.6%    7.8%    4.3%    3.8%    0.5%
 
-q4_1 and q5_1 keep the offset as a float of its own, so `shifted` merges a change that is one number per block into m.
-That is one rounding to float16; q4_0, q5_0 and q8_0 have nowhere to put such a change.
+q4_1 and q5_1 keep the offset as a float of its own, so `shifted` merges a change that is one number per block into m,
+with one rounding to float16. q4_0, q5_0 and q8_0 have nowhere to put such a change.
 
-gguf writes infinity where d or m is too large for float16, and the block decodes to NaN. Here that is a ValueError. Where
-1/d overflows float32, gguf casts NaN to an integer, which C leaves open; here, as with gguf on x86, the code is 0. Such a
-d is 0 in float16, so the decoded block does not depend on it.
+Two cases are left open by gguf. Where d or m is too large for float16, it stores infinity, and the block decodes to
+NaN; here that is a ValueError. Where 1/d overflows float32, it casts NaN to an integer; here the code is 0, as with
+gguf on x86. Such a d is 0 in float16, so the numbers of the block do not depend on its codes.
+
+W~ quantized again has the same codes, d and m, where d is not 0 and |m| <= 1024 d. An m of 0 may change its sign.
 """
 from __future__ import annotations
 
@@ -41,9 +43,9 @@ KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 @dataclasses.dataclass(frozen=True)
 class Blocks(Scheme):
     """One of llama.cpp's formats of blocks. kind: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0". It computes in float32, and
-    takes other weights as float32. The arrays are `codes`, `d` and `m`; `codes` has q in the order of the columns, and
-    `ggml_bytes.py` makes the bytes of a file of them. Raises ValueError for another kind, and in `encode` for a scale or
-    an offset that is too large for float16."""
+    takes other weights as float32. The arrays are `codes`, `d` and `m`. `codes` has q in the order of the columns, as
+    in `packing.py`; `ggml_bytes.py` makes the bytes of a file. Raises ValueError for another kind, and in `encode` for
+    a scale or an offset that is too large for float16."""
 
     kind: str
 

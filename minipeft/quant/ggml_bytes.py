@@ -49,16 +49,16 @@ def from_blocks(scheme: Blocks, data: numpy.ndarray, shape: Shape) -> dict[str, 
     blocks = (shape[0], group_count(scheme, shape, BLOCK))
     size = block_bytes(scheme)
     if data.dtype != "uint8" or data.shape != (shape[0], blocks[1] * size):
-        raise ValueError(f"{scheme}: the blocks of a matrix {list(shape)} are {data.dtype} {list(data.shape)}; expected "
-                         f"uint8 {[shape[0], blocks[1] * size]}")
+        raise ValueError(f"{scheme}: the blocks of a matrix {list(shape)} are {data.dtype} {list(data.shape)}; "
+                         f"expected uint8 {[shape[0], blocks[1] * size]}")
     parts = data.reshape(*blocks, size)
     out = {leaf: numpy.ascontiguousarray(parts[..., at:at + 2]).view("<f2")[..., 0].astype("float16")
            for leaf, at in (("d", 0), ("m", 2)) if leaf in scheme.leaves(shape, "float32")}
     for leaf, found in out.items():
         if not numpy.isfinite(found).all():
             row, block = numpy.argwhere(~numpy.isfinite(found))[0]
-            raise ValueError(f"{scheme}: {leaf} of block {block} in row {row} is {found[row, block]}; expected a finite "
-                             f"number")
+            raise ValueError(f"{scheme}: {leaf} of block {block} in row {row} is {found[row, block]}; expected a "
+                             "finite number")
     if scheme.bits == 8:
         return {"codes": parts[..., 2:].copy().view("int8").reshape(shape), **out}
     nibbles = parts[..., -_HALF:]

@@ -48,11 +48,12 @@ def scaled(q: Array, scale: Array, offset: Array | None) -> Array:
 
 
 def per_group(scheme: Scheme, delta: numpy.ndarray, shape: tuple[int, int], groups: int) -> numpy.ndarray:
-    """delta [d_out, n] as float64 [d_out, groups]: each of its n columns belongs to groups / n neighboring groups of the
-    weight [d_out, d_in] = `shape`. Raises ValueError, naming the scheme, unless n divides groups and all is finite."""
+    """delta [d_out, n] as float64 [d_out, groups]: each of its n columns belongs to groups / n neighboring groups of
+    the weight of `shape` [d_out, d_in]. Raises ValueError, naming the scheme, unless n divides groups and all is
+    finite."""
     if delta.ndim != 2 or delta.shape[0] != shape[0] or not delta.shape[1] or groups % delta.shape[1]:
-        raise ValueError(f"{scheme}: the change is {list(delta.shape)}, and the weight {list(shape)} has {groups} groups "
-                         f"in a row; expected [{shape[0]}, n], where n divides {groups}")
+        raise ValueError(f"{scheme}: the change is {list(delta.shape)}, and the weight {list(shape)} has {groups} "
+                         f"groups in a row; expected [{shape[0]}, n], where n divides {groups}")
     if not numpy.isfinite(delta).all():
         raise ValueError(f"{scheme}: the change holds NaN or infinity; expected finite numbers")
     return numpy.repeat(delta.astype("float64"), groups // delta.shape[1], axis=1)

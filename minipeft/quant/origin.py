@@ -16,24 +16,24 @@ from minipeft.attaching.trained_on import has_origin, origin_of
 from minipeft.files import json_object
 from minipeft.nn.module import Model
 
-KEY = "origin"
+ORIGIN = "origin"
 
 
 def origin_in_metadata(model: Model, is_merged: bool, dtype: str | None) -> dict[str, str]:
-    """{KEY: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another one
+    """{ORIGIN: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another one
     in the file. is_merged: whether something is merged into it there."""
     exact = dtype is None or all(slot.dtype.name == dtype for slot in model.slots.values())
     origin = origin_of(model) if exact and not is_merged else None
-    return {} if origin is None else {KEY: json.dumps(dataclasses.asdict(origin))}
+    return {} if origin is None else {ORIGIN: json.dumps(dataclasses.asdict(origin))}
 
 
 def read_origin(metadata: Mapping[str, str]) -> Origin | None:
     """The origin that the metadata of a file name, or None. Raises ValueError for a text that is no origin."""
-    if KEY not in metadata:
+    if ORIGIN not in metadata:
         return None
-    found = json_object(f"{KEY!r} in the metadata of the weights", metadata[KEY].encode())
+    found = json_object(f"{ORIGIN!r} in the metadata of the weights", metadata[ORIGIN].encode())
     if set(found) != {"base", "quantization"} or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError(f"{KEY!r} in the metadata of the weights is no fingerprint with the words for a quantization")
+        raise ValueError(f"{ORIGIN!r} in the metadata of the weights is no fingerprint with the words for a quantization")
     return Origin(**found)
 
 

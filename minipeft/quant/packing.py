@@ -4,8 +4,8 @@
     unpacked(data, bits, d)     and back; in any dtype, with a number taken off each code
 
 The bits of a row follow each other without a gap, so 8 codes take `bits` bytes. Unpacking looks up several codes at a
-time: a word of a few codes is an index into a table of all such words. For 4 bits a byte is a word of two codes, and the
-table has 256 rows of two numbers. These can be floating-point numbers, so a decoder needs no conversion.
+time: a word of a few codes is an index into a table of all such words. For 4 bits a byte is a word of two codes, and
+the table has 256 rows of two numbers. These can be floating-point numbers, so a decoder needs no conversion.
 """
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def packed(codes: numpy.ndarray, bits: int) -> numpy.ndarray:
 
 
 def unpacked(data: Array, bits: int, d: int, dtype: Any = "uint8", minus: int = 0) -> Array:
-    """data: bytes [n, ceil(d bits / 8)] -> the codes less `minus` [n, d] in `dtype`, in a new array. bits: 2, 3, 4, 5 or
-    8."""
+    """data: bytes [n, ceil(d bits / 8)] -> the codes less `minus` [n, d] in `dtype`, in a new array. bits: 2, 3, 4, 5
+    or 8."""
     if bits == 8:
         codes = data.astype(dtype)
         if minus:
@@ -72,7 +72,7 @@ def _words(data: Array, width: int) -> Array:
     per, words = (3, 2) if width == 12 else (5, 4)  # so many bytes hold so many words of 12 or of 10 bits
     if size % per:
         data = xp.concatenate([data, xp.zeros((n, per - size % per), "uint8")], axis=1)
-    wide = data.reshape(n, -1, per).astype("uint16")
+    wide = data.reshape(n, -(-size // per), per).astype("uint16")
     out = xp.empty((n, wide.shape[1], words), dtype="uint16")
     for word in range(words):
         first, skip = divmod(word * width, 8)

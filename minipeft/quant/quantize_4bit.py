@@ -4,9 +4,10 @@
     q.packed, q.qabsmax, q.nested_absmax, q.offset              the bytes that bitsandbytes makes on a CPU
     q.dequantize()                                              x~, float32, in the shape of x
 
-The rule is in `blockwise.py`, with the places where bitsandbytes' CPU and CUDA differ. Ties are decided in float32, in
-two roundings: 1 / absmax, then the product. In float64 a number within a rounding of a threshold may get the
-neighboring code. NumPy and PyTorch both round each operation to nearest, so the codes are equal there too.
+The rule is in `blockwise.py`, with the places where bitsandbytes' CPU and CUDA differ. It is computed in float32, with
+two roundings: of 1 / absmax, and of the product. A number close to a threshold can be on one side of it before these
+roundings and on the other side after them, so a computation in float64 gives other codes. NumPy and PyTorch round these
+operations alike.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from minipeft.quant.fourbit import FourBit
 from minipeft.quant.weight import decoded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Quantized4Bit:
     """An array in 4-bit codes. scheme: how they were made. shape: that of the array. packed: [ceil(n / 2)], uint8, the
     first element in the high nibble. absmax: [blocks], float32; None if it was quantized too. Then qabsmax [blocks],
