@@ -26,10 +26,10 @@ So a merge into rounded zero points costs as much again as the quantization, and
 group altogether. QA-LoRA needs offsets that are floats. A weight takes N + 64/group bits with scales and offsets in
 float32, and N + 32/group with stored="float16".
 
-W~ quantized again has the same codes and the same b, where a is not subnormal. It has the same a where a (2^N - 1) + b
-is a number of the dtype; elsewhere a differs by at most 3u a + u |max| / (2^N - 1), where u is the unit roundoff. With
-rounded zero points, codes and z are the same in a group that has 0, or the code z, as its smallest code and 2^N - 1, or
-z, as its largest: in almost every group.
+W~ quantized again has the same codes and the same b, where a is not subnormal. It has the same a where
+a (2^N - 1) + b is a number of the dtype; elsewhere a differs by at most 3u a + u |top| / (2^N - 1), where u is the unit
+roundoff and top the largest number of the group. With rounded zero points, codes and z are the same in every group that
+reaches both ends of its codes: its smallest code is 0, or z is; and its largest code is 2^N - 1, or z is.
 """
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ class Affine(Scheme):
         if self.zero == "float":
             found = host["offset"] = stored_as(self, "the offset", host["offset"] + change, host["offset"].dtype)
         else:
-            found = numpy.rint(host["zero"] - change / host["scale"])
+            with numpy.errstate(over="ignore"):
+                found = numpy.rint(host["zero"] - change / host["scale"])
             if abs(found).max() > _FARTHEST:
                 raise ValueError(f"{self}: a zero point would become {found.flat[abs(found).argmax()]:.6g}; expected "
                                  f"at most {_FARTHEST} from 0: the change is too large for the scale of its group")
@@ -174,8 +175,8 @@ class Affine(Scheme):
         with numpy.errstate(over="ignore"):
             ends = [a * (q - z) + b for q in (0, self._last)]
         if not numpy.isfinite(ends).all():
-            raise ValueError(f"{self}: the numbers of a group overflow {a.dtype}; expected weights that differ by less "
-                             f"than {float(numpy.finfo(a.dtype).max):.6g}")
+            raise ValueError(f"{self}: the numbers of a group overflow {a.dtype}; expected weights that differ "
+                             f"by less than {float(numpy.finfo(a.dtype).max):.6g}")
 
     def _codes(self, rounded: numpy.ndarray) -> numpy.ndarray:
         numpy.clip(rounded, 0, self._last, out=rounded)

@@ -102,7 +102,8 @@ class Blocks(Scheme):
     def _centered(self, w: numpy.ndarray) -> dict[str, numpy.ndarray]:
         at = abs(w).argmax(axis=2)[..., None]
         d = numpy.take_along_axis(w, at, axis=2)[..., 0] / -self.center
-        return {"codes": self._codes(w, d, self.center + 0.5), "d": stored_as(self, "the scale d", d, "float16")}
+        stored = stored_as(self, "the scale d", d, "float16")
+        return {"codes": self._codes(w, d, self.center + 0.5), "d": stored}
 
     def _with_offset(self, w: numpy.ndarray) -> dict[str, numpy.ndarray]:
         low, top = w.min(axis=2), w.max(axis=2)
@@ -115,13 +116,14 @@ class Blocks(Scheme):
 
     def _signed(self, w: numpy.ndarray) -> dict[str, numpy.ndarray]:
         d = abs(w).max(axis=2) / 127
+        stored = stored_as(self, "the scale d", d, "float16")
         inverse, lost = _inverse(d)
         w *= inverse[..., None]
         whole = numpy.trunc(w)
-        w -= whole                      # exact, as is twice the rest: 1 from half a unit on
+        w -= whole  # exact, as is twice the rest, which is 1 or more from half a unit on
         whole += numpy.trunc(w + w)
         whole[lost] = 0
-        return {"codes": whole.astype("int8").reshape(len(w), -1), "d": stored_as(self, "the scale d", d, "float16")}
+        return {"codes": whole.astype("int8").reshape(len(w), -1), "d": stored}
 
     def _codes(self, w: numpy.ndarray, d: numpy.ndarray, more: float) -> numpy.ndarray:
         """trunc(w / d + more) as gguf computes it, in place of w; packed."""

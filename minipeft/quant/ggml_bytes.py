@@ -28,8 +28,8 @@ def block_bytes(scheme: Blocks) -> int:
 
 
 def to_blocks(scheme: Blocks, arrays: Leaves, shape: Shape) -> numpy.ndarray:
-    """The bytes of the matrix of `shape` [d_out, d_in] whose arrays these are: uint8 [d_out, bytes of a row], on the
-    host."""
+    """The bytes of a matrix of `shape` [d_out, d_in], of which `scheme` made these arrays: uint8 [d_out, bytes of a
+    row], on the host. Raises ValueError for a shape that is not made of whole blocks."""
     blocks = (shape[0], group_count(scheme, shape, BLOCK))
     halves = [to_host(arrays[leaf]).astype("<f2").view("uint8").reshape(*blocks, 2)
               for leaf in ("d", "m") if leaf in arrays]
@@ -44,8 +44,8 @@ def to_blocks(scheme: Blocks, arrays: Leaves, shape: Shape) -> numpy.ndarray:
 
 
 def from_blocks(scheme: Blocks, data: numpy.ndarray, shape: Shape) -> dict[str, numpy.ndarray]:
-    """{leaf: array} on the host, from the bytes of a matrix of `shape` [d_out, d_in]: data, uint8 [d_out, bytes of a
-    row]. Raises ValueError for another shape or dtype, and for a d or an m that is NaN or infinite."""
+    """{leaf: array} of `scheme`, on the host, from the bytes of a matrix of `shape` [d_out, d_in]: data, uint8 [d_out,
+    bytes of a row]. Raises ValueError for another shape or dtype, and for a d or an m that is NaN or infinite."""
     blocks = (shape[0], group_count(scheme, shape, BLOCK))
     size = block_bytes(scheme)
     if data.dtype != "uint8" or data.shape != (shape[0], blocks[1] * size):

@@ -60,12 +60,12 @@ def per_group(scheme: Scheme, delta: numpy.ndarray, shape: tuple[int, int], grou
 
 
 def stored_as(scheme: Scheme, what: str, wanted: numpy.ndarray, dtype: Any) -> numpy.ndarray:
-    """`wanted`, finite floating-point numbers [n, groups], in the `dtype` in which they are kept. Raises ValueError,
-    naming the scheme and `what` the numbers are, for one that is too large for it."""
+    """`wanted`, floating-point numbers [n, groups], in the `dtype` in which they are kept. Raises ValueError, naming
+    the scheme and `what` the numbers are, for NaN, infinity, and a number that is too large for the dtype."""
     with numpy.errstate(over="ignore"):
         found = wanted.astype(dtype)
     if not numpy.isfinite(found).all():
-        largest = wanted[~numpy.isfinite(found)].flat[0]
-        raise ValueError(f"{scheme}: {what} of a group is {largest:.6g}, too large for {numpy.dtype(dtype)} (at most "
-                         f"{float(numpy.finfo(dtype).max):.6g}); scale the weights down, or use another kind")
+        wrong = wanted[~numpy.isfinite(found)].flat[0]
+        raise ValueError(f"{scheme}: {what} of a group is {wrong:.6g}, too large for {numpy.dtype(dtype)}; expected "
+                         f"finite numbers of at most {float(numpy.finfo(dtype).max):.6g}")
     return found

@@ -20,8 +20,8 @@ ORIGIN = "origin"
 
 
 def origin_in_metadata(model: Model, is_merged: bool, dtype: str | None) -> dict[str, str]:
-    """{ORIGIN: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another one
-    in the file. is_merged: whether something is merged into it there."""
+    """{ORIGIN: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another
+    one in the file. is_merged: whether something is merged into it there."""
     exact = dtype is None or all(slot.dtype.name == dtype for slot in model.slots.values())
     origin = origin_of(model) if exact and not is_merged else None
     return {} if origin is None else {ORIGIN: json.dumps(dataclasses.asdict(origin))}
@@ -33,7 +33,8 @@ def read_origin(metadata: Mapping[str, str]) -> Origin | None:
         return None
     found = json_object(f"{ORIGIN!r} in the metadata of the weights", metadata[ORIGIN].encode())
     if set(found) != {"base", "quantization"} or not all(isinstance(text, str) for text in found.values()):
-        raise ValueError(f"{ORIGIN!r} in the metadata of the weights is no fingerprint with the words for a quantization")
+        raise ValueError(f"{ORIGIN!r} in the metadata of the weights is no fingerprint with the words for a "
+                         f"quantization")
     return Origin(**found)
 
 

@@ -51,7 +51,7 @@ def unpacked(data: Array, bits: int, d: int, dtype: Any = "uint8", minus: int = 
 
 
 def row_bytes(d: int, bits: int) -> int:
-    """The bytes of d codes."""
+    """The bytes of d codes of `bits` bits."""
     return -(-d * bits // 8)
 
 
