@@ -41,6 +41,7 @@ class QuantizedWeight:
     loading does; do not write into one."""
 
     drops = False
+    source: str | None = None  # the dtype of the original numbers, where a file that it was read from says so
 
     def __init__(self, scheme: Scheme, shape: Shape, dtype: Any, arrays: Mapping[str, Array], keep: bool = False):
         self.scheme, self.dtype, self.keep = scheme, numpy.dtype(dtype), keep
