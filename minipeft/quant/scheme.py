@@ -9,6 +9,7 @@ are kept by a `QuantizedWeight` (`weight.py`), which moves, saves and counts the
 from __future__ import annotations
 
 import abc
+import inspect
 from typing import Any, Callable, Mapping
 
 import numpy
@@ -65,4 +66,6 @@ def scheme(kind: str, **options: Any) -> Scheme:
     try:
         return SCHEMES[kind](**options)
     except TypeError:
-        raise ValueError(f"{kind} has no such options: {', '.join(options)}") from None
+        known = inspect.signature(SCHEMES[kind]).parameters
+        odd = [name for name in options if name not in known]
+        raise ValueError(f"{kind} has no option {shown(odd[0])}; expected {', '.join(known) or 'none'}") from None
