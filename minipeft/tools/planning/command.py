@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quantize-where", metavar="REGEX", help="which matrices (default: all but the embedding and the head)")
     add("--cast-rest", action="store_true", help="cast what is not quantized to float32, as peft's "
         "prepare_model_for_kbit_training does")
+    add("--streaming", action="store_true", help="each tensor is quantized as it is read, as transformers does with "
+        "bitsandbytes; here and by default the float model is read whole first")
     add("--budget", metavar="SIZE", help="such as 24GB or 23.5GiB: does it fit, and with which largest batch and rank")
     add("--dtype", choices=DTYPES, default="float32", help="of weights and activations (default float32)")
     add("--optimizer", choices=tuple(STATES), default="adamw", help="(default adamw)")

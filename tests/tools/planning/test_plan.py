@@ -48,6 +48,27 @@ def test_a_budget_beyond_all_batches_is_answered_up_to_a_bound_on_the_tokens():
     assert found.budget.batch == 2 ** 30 // 2 ** 15, "2^30 tokens"
 
 
+def test_65_billion_parameters_fit_on_48_gb_if_they_are_quantized_as_they_are_read():
+    """Dettmers et al., 2023, arXiv:2305.14314: a model of 65 billion parameters is finetuned on one card of 48 GB."""
+    settings = dict(rank=64, where="all-linear", batch=1, source=384, target=128, dtype="bfloat16", quantize="nf4",
+                    double=True, checkpointing=True, budget="48GB", others=False)
+    whole, streamed = (plan(llama(8192, 22016, 80, 64), "lora", streaming=s, **settings) for s in (False, True))
+    assert not whole.budget.fits and "the step itself fits: with --streaming" in str(whole)
+    assert streamed.budget.fits and "--streaming" not in str(streamed) and "quantized as it is read" in str(streamed)
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(double="no", quantize="nf4"), "double is 'no'; expected True or False"),
+    (dict(checkpointing="no"), "checkpointing is 'no'; expected True or False"),
+    (dict(streaming=True), "streaming says how to quantize, and nothing is quantized"),
+    (dict(quantize=["nf4"]), r"quantize is \['nf4'\]; expected one of nf4"),
+    (dict(optimizer=["adamw"]), r"optimizer is \['adamw'\]; expected one of adamw"),
+    (dict(dtype=["float32"]), r"dtype is \['float32'\]; expected one of float32")])
+def test_settings_of_another_type_are_refused_in_words(settings, said):
+    with pytest.raises(ValueError, match=said):
+        plan(CONFIG, **settings)
+
+
 @pytest.mark.parametrize("size", [2 ** 31, 10 ** 30])
 def test_sizes_that_no_array_can_have_are_refused_by_name(size):
     for values, name in (CONFIG.to_hf(), "d_ff"), (llama(64, 96, 2, 4), "hidden_size"):
