@@ -51,6 +51,9 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
         raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}")
     method: Any = makers[name]()
     if method is None:
+        if asked and (rank is not None or where is not None):
+            raise ValueError(f"{FULL} trains all weights and has no {'rank' if rank is not None else 'where'}; leave it "
+                             f"out")
         return None
     changes: dict[str, Any] = {}
     has_rank = any(f.name == "rank" for f in dataclasses.fields(method))
