@@ -5,10 +5,9 @@
     an adapter of W on W~, one of W~ on W, one of W~ on another quantization of W      a warning
     an adapter of anything else                                                       an error
 
-A change that was learned on W~ makes up for the error of W~ as well (Dettmers et al., 2023, arXiv:2305.14314, sec. 2).
-On W that error is absent, and on another quantization it is another one. So such an adapter computes there, and close
-to what it computed in training, but it is not the same model any more. Nobody but its user can say whether it is good
-enough.
+A change that was learned on W~ makes up for the error of W~ as well (Dettmers et al., 2023, arXiv:2305.14314, sec. 4).
+On W that error is absent, and another quantization has another error. So the outputs of such an adapter there are close
+to those in training, but not the same. Only an evaluation can say whether they are good enough.
 
 A fingerprint says which base an origin belongs to (`trained_on.origin_of`). So a base that is trained or replaced after
 it was quantized has none.

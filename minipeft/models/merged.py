@@ -11,8 +11,8 @@ The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u 
 that rounding did more than the adapter. Where it is large, the adapter should stay beside the weights, or they should
 be stored as float32.
 
-Where an attachment was merged into something else than f(W), such as codes (`attaching/merging.py`), its constant is
-what is stored, and codes stay codes. The error is measured against f(W) all the same.
+Where an attachment was merged into something other than f(W), such as codes (`attaching/merging.py`), its constant is
+stored, and codes stay codes. The error is measured against f(W) all the same.
 """
 from __future__ import annotations
 

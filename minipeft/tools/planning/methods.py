@@ -1,7 +1,7 @@
 """The methods of a plan: every registered one, with the settings that it has by default.
 
-A name is that of the class in lower case. Selective tuning stands for the norms, the biases, or any places that are
-chosen; "full" is full fine-tuning. The patterns of the methods are searched in the names of this library and, where
+A name is that of the class in lower case, or short: "prompt", "prefix". Selective tuning has the names "norms" and
+"biases", and "full" is full fine-tuning. A pattern of places is searched in the names of this library and, where
 nothing is found there, in those of Hugging Face.
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minipeft.tools.planning.decoder import DecoderConfig
 FULL, ALL_LINEAR = "full", "all-linear"
 _SHORT = {"prompttuning": "prompt", "prefixtuning": "prefix"}
 _NOT_ALONE = ("Union",)  # made of other methods
-_OWN_RANK = ("VeRA",)    # whose r counts frozen directions, and is larger by its nature
+_OWN_RANK = ("VeRA",)    # its r counts frozen directions, and is usually larger
 
 
 def known() -> dict[str, Callable[[], Method | None]]:

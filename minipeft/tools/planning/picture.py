@@ -1,4 +1,4 @@
-"""The picture of a plan: a bar for each method, cut by what the memory is for, at the peak of its step."""
+"""The picture of a plan: a bar for each method at the peak of its step, divided by the purposes of the memory."""
 from __future__ import annotations
 
 import os

@@ -8,8 +8,8 @@ from minipeft.tools.planning.methods import FULL
 from minipeft.tools.planning.purposes import GRADIENTS, PURPOSES, STATE, WEIGHTS
 
 LEFT_OUT = """\
-left out: the program itself (Python and its libraries; on a GPU, also what its driver takes), what the allocator holds
-beyond the arrays (glibc: 2 to 20 % of a step), scratch of matrix products, masks of padding, data, and generation."""
+left out: the program itself (Python and its libraries; on a GPU, also the memory of its driver), gaps in the heap
+(glibc: up to a sixth of a step in docs/memory.md), scratch of matrix products, masks of padding, data, generation."""
 WIDTH = 120
 _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
           "master copies": "master"}
@@ -95,7 +95,7 @@ def _budget(plan: Any) -> str:
 
 
 def _per_parameter(plan: Any) -> str:
-    """The claim of 12 to 20, on the numbers of this plan."""
+    """Bytes for each parameter in this plan, and the claim of 12 to 20."""
     lines = []
     for row in dict.fromkeys((next(iter(plan.steps)), plan.method)):
         step = plan.steps[row]
@@ -105,8 +105,8 @@ def _per_parameter(plan: Any) -> str:
         lines.append(f"{row}: for each parameter, {weights / step.base:.2f} bytes of weights, and "
                      f"{beside / step.base:.2f} beside them in a step, {beside / weights:.2f} times the weights. "
                      f"Gradients and optimizer are {state / step.base:.2f} bytes.")
-    lines.append("(12 to 20 \"times the weights\" are bytes a parameter: gradients 4, AdamW 8, activations 0 to 8. "
-                 "See docs/memory.md.)")
+    lines.append("(The often quoted 12 to 20 \"times the weights\" are bytes for each parameter: gradients 4, AdamW 8, "
+                 "activations 0 to 8. See docs/memory.md.)")
     return "\n".join(_wrapped(line) for line in lines)
 
 

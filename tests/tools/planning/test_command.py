@@ -63,7 +63,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in COMMANDS)
     assert command_line([]) == 2 and command_line(["plam"]) == 2
-    assert "'plam' is no command; expected one of plan" in capsys.readouterr().err
+    assert "'plam' is not a command; expected one of plan" in capsys.readouterr().err
 
 
 def test_the_help_teaches_with_examples_and_the_module_runs(tmp_path):
