@@ -22,7 +22,8 @@ from minipeft.checks import shown
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """base: the fingerprint of the base before it was quantized. quantization: in words, what is quantized and how."""
+    """base: the fingerprint of the base before it was quantized. quantization: in words, such
+    as "26 matrices in int4, groups of 32"."""
 
     base: str
     quantization: str
@@ -34,7 +35,7 @@ def are_related(there: Any, here: Any) -> bool:
 
 
 def across(there: Any, here: Any) -> str:
-    """What it means that an adapter was trained on the base `there` and is used on its relative `here`, in a sentence.
+    """A warning in words, for an adapter that was trained on the base `there` and is loaded on its relative `here`.
     there, here: as in `are_related`."""
     now = _said(here)
     if there.origin is None:

@@ -122,7 +122,7 @@ class QALoRA(PerPlace):
     The start of A: for "sum", its entries have the bounds of LoRA's A, which has d_in inputs. For the means they have
     those of a linear layer of L inputs, as in PEFT. Departures: the authors' code starts A with Xavier's
     bounds. The paper's experiments quantize by GPTQ; `quantize` rounds to the nearest. PEFT drops inputs before they
-    are pooled; here and in the authors' code, dropout acts on what was pooled.
+    are pooled; here and in the authors' code, dropout acts on the pooled input.
 
     Raises ValueError for fields out of range and, on a model, for a group that does not divide d_in, where r exceeds
     min(d_out, d_in), and where a pattern matches no place."""

@@ -164,7 +164,7 @@ class Affine(Scheme):
         with numpy.errstate(over="ignore"):
             span = top - low
         scale = stored_as(self, "the scale", span / self._last, kept)
-        # A subnormal number may be half of what it stands for. Rounded up, all codes reach the top.
+        # A subnormal scale may be rounded to half its value. Rounded up, it lets the last code reach the top.
         short = (scale < numpy.finfo(kept).smallest_normal) & (scale.astype(span.dtype) * self._last < span)
         scale[short] = numpy.nextafter(scale[short], kept.type(1))
         scale[span <= 0] = 1  # below 0, if the offset was rounded to above all weights of its group

@@ -98,6 +98,6 @@ def notes(method: Any, config: Config) -> list[str]:
         return ["use_qalora is true, and A has a column for each input: PEFT pools on GPTQ layers alone, so this is an "
                 "ordinary LoRA"]
     drops = f". lora_dropout is {method.dropout:g}: in training, PEFT drops inputs before they are pooled, and here " \
-            f"the dropout acts on what was pooled" if method.dropout else ""
+            f"the dropout acts on the pooled inputs" if method.dropout else ""
     return [f"use_qalora is for GPTQ layers in PEFT. The adapter was trained on the numbers of such a base; on another "
             f"one, outputs differ by as much as the bases do{drops}"]

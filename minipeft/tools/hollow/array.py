@@ -23,7 +23,7 @@ _HOST = 2 ** 16  # numbers of an integer array that `get` tells apart
 
 class HollowArray:
     """An array without numbers. shape, dtype, strides (in bytes): as of a numpy.ndarray. memory: that of its owner.
-    truth: what `bool` says of it."""
+    truth: the answer of `bool`."""
 
     __slots__ = ("shape", "dtype", "strides", "memory", "truth")
     __hash__ = None  # type: ignore[assignment]
@@ -31,7 +31,7 @@ class HollowArray:
     def __init__(self, shape: Shape, dtype: numpy.dtype, strides: Shape, memory: Memory, truth: bool = True):
         self.shape, self.dtype, self.strides, self.memory, self.truth = shape, dtype, strides, memory, truth
 
-    # ---- what an array says of itself
+    # ---- attributes
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
