@@ -21,12 +21,13 @@ import os
 from typing import Any, Iterator, Mapping
 
 from minipeft.attaching import adapter_file
-from minipeft.attaching.merging import MergeReport, merged
+from minipeft.attaching.merging import merged
 from minipeft.attaching.order import inserted, lie_alike, nothing_merged_above, without
 from minipeft.attaching.origin import across, are_related
 from minipeft.attaching.trained_on import Layer, TrainedOn, content, marks, on_base, settle
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.module import Model
 from minipeft.nn.place import Place
 from minipeft.nn.state import Attached, State

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping
 
 from minipeft.atomic import missing_folder
-from minipeft.attaching.merging import MergeReport
 from minipeft.backend import to_host, xp
 from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
@@ -21,6 +20,7 @@ from minipeft.models.merged import merged_weight
 from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.slot import Slot
 from minipeft.quant.origin import ORIGIN
 from minipeft.quant.weight import QuantizedWeight

@@ -32,7 +32,6 @@ import dataclasses
 import os
 from typing import Any, Mapping, Self
 
-from minipeft.attaching.merging import MergeReport
 from minipeft.engine.tensor import Tensor
 from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
@@ -45,6 +44,7 @@ from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.positions import RelativeBuckets
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul

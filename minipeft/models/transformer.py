@@ -35,7 +35,6 @@ import math
 import os
 from typing import Any, Self
 
-from minipeft.attaching.merging import MergeReport
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
 from minipeft.files import read_json, read_tensors
@@ -49,6 +48,7 @@ from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, LayerNorm, Linear
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.positions import Learned, Sinusoidal
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul

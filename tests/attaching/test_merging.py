@@ -5,7 +5,7 @@ import numpy
 import pytest
 
 import minipeft
-from minipeft.attaching.merging import MergeReport
+from minipeft.nn.merge_report import MergeReport
 from minipeft.files import read_tensors
 from minipeft.laws.models import moved
 from minipeft.nn.slot import Slot

@@ -41,8 +41,8 @@ BUGS = [
     Bug("QA-LoRA: A of summed groups starts as large as that of means", QALORA,
         'kaiming(d_in if self.pooling == "sum" else groups)', "kaiming(groups)",
         OF + "a_starts_with_the_entries_of_loras_and_for_means_as_a_linear_layer_of_l_inputs"),
-    Bug("QA-LoRA: a rank beyond the number of groups is taken for one that the change can have", QALORA,
-        "if rank > groups and not self.any_rank:", "if False:",
+    Bug("QA-LoRA: a group that does not divide d_in drops the inputs that are left over", QALORA,
+        "if d_in % self.group:", "if d_in < self.group:",
         OF + "what_does_not_fit_a_model_is_refused_and_changes_nothing"),
     # ---- merging
     Bug("QA-LoRA: merging subtracts the change, as from a zero point", QALORA,

@@ -71,10 +71,9 @@ def _columns(shapes: Shapes) -> dict[tuple[str, ...], int]:
 
 
 def of_any_rank(method: QALoRA, model: Any) -> QALoRA:
-    """`method`, which may have ranks beyond min(d_out, L) if it has one on this `model`: PEFT allows them."""
+    """`method`, which may have ranks beyond min(d_out, d_in) if it has one on this `model`: PEFT allows them."""
     places: Mapping[str, Any] = method.places(model)
-    large = any(method.own_rank(name) > min(slot.shape[0], slot.shape[1] // method.group)
-                for name, slot in places.items())
+    large = any(method.own_rank(name) > min(slot.shape) for name, slot in places.items())
     return dataclasses.replace(method, any_rank=True) if large else method
 
 
