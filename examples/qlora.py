@@ -243,7 +243,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     experiment = Experiment(loaded(args.base), train[NEW_TASK][:args.pairs], test[NEW_TASK][:args.words],
                             test["american"][:args.side], args.steps)
     asked = len(experiment.names)
-    numbers = sum(experiment.base.slots[name].base.data.size for name in experiment.names)
+    numbers = sum(math.prod(experiment.base.slots[name].shape) for name in experiment.names)
     everything = minipeft.report(experiment.base).all
     console.print(f"base: {everything:,} parameters in 16 bits; {numbers:,} of them, in {asked} linear weights, are "
                   f"quantized ({numbers / everything:.1%})\n{args.pairs:,} British words to train on; {args.words:,} "

@@ -141,7 +141,8 @@ class Experiment:
         below, wanted, codes = dense(model, names, bare=True), dense(model, names), quantized_arrays(model)
         unmerged = logits(model, some)
         report = merge()
-        asked, folded = model, {name: model.slots[name].fold() for name in names}
+        asked: Any = model
+        folded = {name: model.slots[name].fold() for name in names}
         in_codes = all(isinstance(weight, minipeft.quant.QuantizedWeight) for weight in folded.values())
         moved = None
         if in_codes:
@@ -172,8 +173,9 @@ def ask(model: Any, pairs: list) -> Rows:
     return answers(model, [prompt for prompt, _ in pairs], CODEC)
 
 
-def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float]:
-    """(percent right of the first minus that of the second, its standard error), for answers to the same words.
+def paired(first: Any, second: Any) -> tuple[float, float]:
+    """(percent right of the first minus that of the second, its standard error), for answers to the same words, both
+    [words] of bool.
 
     The words on which both agree say nothing about the difference. With d = 1, 0 or -1 for each word, this is the mean
     of d and sqrt(var(d) / n), in percent."""
