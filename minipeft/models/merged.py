@@ -45,8 +45,8 @@ def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[Any, float, str]:
 
 
 def _codes(slot: Slot) -> QuantizedWeight | None:
-    """The quantized weight that a slot with entries is merged into, if it is one: the constant of the topmost entry or, if
-    that is not merged yet, the weight into which its method would merge it."""
+    """The quantized weight that a slot with entries is merged into, if it is one: the constant of the topmost entry or,
+    if that is not merged yet, the weight into which its method would merge it."""
     top = slot.entries[-1]
     if top.merged is not None:
         return top.merged if isinstance(top.merged, QuantizedWeight) else None

@@ -5,8 +5,9 @@
 
     W  ->  codes, scales          of the base of each slot; W is freed once nothing else refers to it
 
-Attachments stay: a quantized weight takes the place of the innermost weight, below everything that is plugged. So the order of `attach` and `quantize` does not matter for the outputs, unless a method starts from the
-weights, as PiSSA and DoRA do.
+Attachments stay: a quantized weight takes the place of the innermost weight, below everything that is plugged. So the
+order of `attach` and `quantize` does not matter for the outputs, unless a method starts from the weights, as PiSSA and
+DoRA do.
 
 The model remembers the base that was quantized (`attaching/origin.py`), so that an adapter of one of the two can be
 loaded on the other.
