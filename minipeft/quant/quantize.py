@@ -51,7 +51,7 @@ class Quantized:
                           *(f"{name:<{width}}  {self.after[name]:>12,}  {self.before[name]:>12,}  {error:.2e}"
                             for name, error in self.errors.items()),
                           f"{'all':<{width}}  {after:>12,}  {before:>12,}  {self.scheme}: {after / before:.3f} of the "
-                          f"bytes{kept}"])
+                          f"bytes{kept}; the largest error is {max(self.errors.values()):.2e}"])
 
 
 def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: bool = False, **options: Any

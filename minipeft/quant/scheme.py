@@ -9,6 +9,7 @@ are kept by a `QuantizedWeight` (`weight.py`), which moves, saves and counts the
 from __future__ import annotations
 
 import abc
+import inspect
 from typing import Any, Callable, Mapping
 
 import numpy
@@ -62,7 +63,8 @@ def scheme(kind: str, **options: Any) -> Scheme:
     """The scheme called `kind`, with `options`. Raises ValueError for a kind, an option or a value that is unknown."""
     if not isinstance(kind, str) or kind not in SCHEMES:
         raise ValueError(f"kind is {shown(kind)}; expected one of {', '.join(SCHEMES)}")
-    try:
-        return SCHEMES[kind](**options)
-    except TypeError:
-        raise ValueError(f"{kind} has no such options: {', '.join(options)}") from None
+    known = list(inspect.signature(SCHEMES[kind]).parameters)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{kind} has no option {shown(unknown[0])}; expected {' or '.join(known) or 'none'}")
+    return SCHEMES[kind](**options)

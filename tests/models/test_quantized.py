@@ -412,7 +412,7 @@ OWN: dict[str, tuple[dict[str, Any] | None, Callable[[dict], Any], str]] = {
     "a kind": ({"kind": "int5"}, nothing, "kind is 'int5'"),
     "no kind": ({"kind": ["int4"]}, nothing, "kind is"),
     "another kind": ({"kind": "int8"}, nothing, r"codes is uint8 \[64, 32\]; expected uint8 \[64, 64\]"),
-    "an option": ({"options": {"groups": 32}}, nothing, "no such options: groups"),
+    "an option": ({"options": {"groups": 32}}, nothing, "no option 'groups'"),
     "a value": ({"options": {"group": -1}}, nothing, "group is -1"),
     "another value": ({"options": {"group": 16}}, nothing, r"is float32 \[64, 2\]; expected float32 \[64, 4\]"),
     "a group that does not divide": ({"options": {"group": 48}}, nothing, "48"),

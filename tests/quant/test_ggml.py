@@ -244,7 +244,7 @@ def test_a_matrix_that_is_not_made_of_whole_blocks_is_refused(kind):
 def test_another_kind_is_refused_and_options_there_are_none():
     with pytest.raises(ValueError, match="kind is 'q4_2'; expected one of q4_0, q4_1"):
         Blocks("q4_2")
-    with pytest.raises(ValueError, match="q4_0 has no such options: group"):
+    with pytest.raises(ValueError, match="q4_0 has no option 'group'; expected none"):
         scheme("q4_0", group=32)
     assert scheme("q4_0") == Blocks("q4_0") and str(Blocks("q5_1")) == "Q5_1"
 

@@ -21,6 +21,7 @@ import sys
 
 from minipeft.tools.planning.configs import read
 from minipeft.tools.planning.methods import ALL_LINEAR, known
+from minipeft.tools.planning.picture import check, drawn
 from minipeft.tools.planning.plan import plan
 from minipeft.tools.planning.quantized import KINDS
 from minipeft.tools.planning.settings import DTYPES, STATES
@@ -33,11 +34,14 @@ def main(argv: list[str]) -> int:
     args = vars(_parser().parse_args(argv))
     png, config, alone = args.pop("png"), args.pop("config"), args.pop("alone")
     try:
+        if png is not None:
+            check(png)
         found = plan(read(config), others=not alone, **args)
         print(found)
         if png is not None:
-            from minipeft.tools.planning.picture import drawn
             drawn(found, png)
+    except BrokenPipeError:  # an OSError, and no fault of the plan
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

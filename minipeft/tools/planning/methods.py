@@ -48,7 +48,8 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
     ValueError for an unknown name, and for a rank or a pattern that the method does not have."""
     makers = known()
     if name not in makers:
-        raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}")
+        hint = "; QLoRA is lora with quantize='nf4' (--quantize nf4)" if name == "qlora" else ""
+        raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}{hint}")
     method: Any = makers[name]()
     if method is None:
         return None

@@ -17,7 +17,7 @@ _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim."
 
 def text(plan: Any) -> str:
     """The report of a `plan`, a Plan of `planning/plan.py`."""
-    parts = [_head(plan), _phases(plan), _methods(plan)]
+    parts = [head(plan), _phases(plan), _methods(plan)]
     if plan.absent:
         parts.append("\n".join(_wrapped(f"not on this model: {name}: {why}") for name, why in plan.absent.items()))
     if plan.budget is not None:
@@ -37,7 +37,8 @@ def size(n: int) -> str:
     return f"{n / scale:,.{1 if scale > 1 else 0}f} {name}"
 
 
-def _head(plan: Any) -> str:
+def head(plan: Any) -> str:
+    """The model of a `plan`, and the step that is planned, in two lines or three."""
     s, c = plan.settings, plan.config
     kind = c.kind if isinstance(c, DecoderConfig) else "t5"
     tokens = (f"{s.source + s.target} tokens a row ({s.source} + {s.target})" if isinstance(c, DecoderConfig)
@@ -83,7 +84,7 @@ def _budget(plan: Any) -> str:
     assert b is not None
     peak = plan.step.peak
     room = b.limit - peak
-    lines = [f"budget {size(b.limit)}: {'fits' if b.fits else 'does not fit'}, "
+    lines = [f"budget {b.limit / 1e9:,.1f} GB ({size(b.limit)}): {'fits' if b.fits else 'does not fit'}, "
              f"{size(abs(room))} {'to spare' if room >= 0 else 'too much'}",
              f"largest batch that fits: {b.batch or 'none'} (asked for: {s.batch})"]
     lines += [f"the phase {phase!r} alone is too large, whatever the batch is: {size(n)}"
