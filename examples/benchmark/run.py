@@ -27,12 +27,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import quantized
 from bars import judged, missed
 from install import measured as installed
 from machine import cores, machine
 from picture import draw
 from rounds import OURS, PARTS, TORCH, TORCH_KEPT, Bench, Plan
-from sizes import SIZES
+from sizes import MATRIX, SIZES
 from tables import report
 from minipeft.backend import resolve
 from minipeft.files import write_atomic
@@ -41,6 +42,7 @@ EXAMPLES = Path(__file__).parents[1]
 RECORDED = EXAMPLES / "recorded" / "benchmark.json"
 PROGRAM = "benchmark.py"                # how the JSON of a run is marked
 ROUNDS, LEAST, QUICK = 9, 7, 3
+QUICK_MATRIX = 512
 BUSY = 0.5              # load average above which a machine is not left alone
 KEPT, SYSTEM = "kept", "system"
 
@@ -97,7 +99,7 @@ def plan(args: argparse.Namespace) -> Plan:
     return Plan(sizes=tuple(name for name in SIZES if name in (args.sizes or (["d64"] if args.quick else SIZES))),
                 parts=tuple(part for part in parts if part in (args.only or parts)), rounds=args.rounds, warmup=1,
                 threads=args.threads, dropout=args.dropout, backend=args.backend, sides=sides, timeout=args.timeout,
-                turn=0.1 if args.quick else 0.3)
+                turn=0.1 if args.quick else 0.3, matrix=QUICK_MATRIX if args.quick else MATRIX)
 
 
 class Progress:
@@ -123,7 +125,10 @@ def measured(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if args.show:
         return recorded(args.show)
     host = {"program": PROGRAM, "date": datetime.date.today().isoformat(), "machine": machine()}
-    return {**host, **Bench(plan(args), progress).run()}
+    bench = Bench(plan(args), progress)
+    bench.run()
+    quantized.add(bench)
+    return {**host, **bench.result}
 
 
 def recorded(file: Path) -> dict[str, Any]:
