@@ -9,7 +9,7 @@ import dataclasses
 import math
 from typing import Any, Callable
 
-from figures import Figures, Value
+from figures import Figures, Value, scaled
 from rounds import OURS
 from sizes import SIZES
 
@@ -28,8 +28,8 @@ HOLDS, FAILS, MISSING = "holds", "FAILS", "not measured"
 class Bar:
     """One limit: `figure` must be at most `limit`, or at least.
 
-    what: its name. size, parts: what has to be run for it; no size if it does not depend on one. peer: torch + peft have to be run too. form: how the figure
-    is written."""
+    what: its name. size, parts: what has to be run for it; no size if it depends on none. peer: torch + peft have to be
+    run too. form: how the figure is written."""
 
     what: str
     limit: float
@@ -50,10 +50,6 @@ class Bar:
         """Whether a run with these settings should measure it. With dropout the losses differ by chance."""
         return (self.size in (None, *settings["sizes"]) and set(self.parts) <= set(settings["parts"])
                 and not (settings["dropout"] and self.what.startswith("first losses")))
-
-
-def scaled(value: Value, factor: float) -> Value:
-    return None if value is None else factor * value
 
 
 def _of_size(size: str) -> list[Bar]:

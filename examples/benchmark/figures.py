@@ -21,6 +21,10 @@ def ratio(a: Value, b: Value) -> Value:
     return None if a is None or not b else a / b
 
 
+def scaled(value: Value, factor: float) -> Value:
+    return None if value is None else factor * value
+
+
 def middle(values: list[float]) -> Value:
     return statistics.median(values) if values else None
 

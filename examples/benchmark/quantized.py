@@ -15,13 +15,14 @@ from typing import Any
 from machine import last_core
 from process import Absent, Failed, Process, command, environment
 from rounds import MEASURES, OURS, Bench, Started
-from sizes import CODERS, CODINGS, MINIPEFT, QLORA, SIZES, Size
+from sizes import CODERS, CODINGS, QLORA, SIZES, Size
 
 ON_FLOAT = "lora"
 OF_TORCH = (ON_FLOAT, "qlora")          # torch + peft has nothing like `keep`
 RUNS = (ON_FLOAT, *QLORA)
 STEPS: dict[str, dict[str, Any]] = {
-    **{kind: {"do": "step", "kind": kind} for kind in OF_TORCH}, "kept": {"do": "step", "kind": "kept", "sides": [OURS]},
+    **{kind: {"do": "step", "kind": kind} for kind in OF_TORCH},
+    "kept": {"do": "step", "kind": "kept", "sides": [OURS]},
     "gemm": {**MEASURES["steps"]["gemm"], "sides": [OURS]}}
 
 

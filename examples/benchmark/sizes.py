@@ -22,7 +22,7 @@ MATRIX, LINKS = 2048, 2000     # the matrix product [2048, 2048]^2, and the chai
 FIRST_ID = 2            # 0 is padding and the start, 1 the end
 KINDS = ("lora", "full")              # of training steps
 QLORA = {"qlora": False, "kept": True}          # LoRAs on a quantized base: whether it keeps the dequantized weights
-BASE: tuple[str, dict[str, Any]] = ("int4", {})                       # what that base is quantized to
+BASE: tuple[str, dict[str, Any]] = ("nf4", {"double": True})          # what that base is quantized to
 MODELS = (*KINDS, "base")             # the models of a process; "base" stays as it was read
 
 
@@ -70,7 +70,8 @@ SIZES = {size.name: size for size in (
 
 # What a matrix [MATRIX, MATRIX] is quantized to: {name: (kind, options) of minipeft.quantize}.
 CODINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{kind: (kind, {}) for kind in ("int8", "int4", "int3", "int2")}}
+    "nf4": ("nf4", {}), "nf4, double": ("nf4", {"double": True}), "fp4": ("fp4", {}),
+    **{kind: (kind, {}) for kind in ("int8", "int4", "int3", "int2", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")}}
 MINIPEFT = "minipeft"
 CODERS = {MINIPEFT: tuple(CODINGS), "bitsandbytes": ("nf4", "nf4, double", "fp4"),     # {library: what it has of these}
           "gguf": ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")}

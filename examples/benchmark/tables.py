@@ -25,7 +25,8 @@ def report(run: dict[str, Any]) -> str:
     sizes = [name for name in SIZES if name in run["sizes"]]
     blocks = [described(run), LEGEND.format(rounds=run["settings"]["rounds"]),
               *(table(figures, sizes) for table in (_times, _memory, _shares, _gemm)), _engine(figures),
-              _same(figures, sizes), _coding(figures), _qlora(figures), *(_growth(figures, what) for what in GROWTH), _install(run), _failures(run),
+              _same(figures, sizes), *(_growth(figures, what) for what in GROWTH), _coding(figures), _qlora(figures),
+              _install(run), _failures(run),
               "\n".join(["limits", *bar_lines(judged(run))])]
     return "\n\n".join(block for block in blocks if block)
 
@@ -188,6 +189,10 @@ def _install(run: dict[str, Any]) -> str:
 
 def _failures(run: dict[str, Any]) -> str:
     out = []
+    absent = {**run.get("quantize", {}).get("absent", {}),
+              **{f"{side}, QLoRA, {size}": why for size, found in run.get("qlora", {}).items()
+                 for side, why in found["absent"].items()}}
+    out += [f"{side} was not measured: {why} (pip install 'minipeft[peers]')" for side, why in absent.items()]
     if run["absent"]:
         out.append(f"torch + peft were not measured: {run['absent']} (pip install 'minipeft[peers]')")
     for failure in run["failures"]:
