@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from figures import Figures, Value, scaled
 from rounds import OURS
-from sizes import SIZES
+from sizes import MATRIX, SIZES
 
 LORA_STEP, FULL_STEP, GENERATION, LORA_MEMORY = 1.15, 1.3, 0.7, 1.0    # of torch + peft's, at every size
 LORA_AIM = 1.0
@@ -47,8 +47,10 @@ class Bar:
         return HOLDS if math.isfinite(value) and within else FAILS
 
     def asked(self, settings: dict[str, Any]) -> bool:
-        """Whether a run with these settings should measure it. With dropout the losses differ by chance."""
-        return (self.size in (None, *settings["sizes"]) and set(self.parts) <= set(settings["parts"])
+        """Whether a run with these settings should measure it. With dropout the losses differ by chance. Rates of a small
+        matrix are only for a quick look."""
+        of_size = self.size in settings["sizes"] if self.size else settings.get("matrix", 0) >= MATRIX
+        return (of_size and set(self.parts) <= set(settings["parts"])
                 and not (settings["dropout"] and self.what.startswith("first losses")))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 from memory import COUNTED
 from rounds import OURS, median
-from sizes import CODINGS, LINKS, MINIPEFT, NEW_TOKENS
+from sizes import CODINGS, LINKS, MATRIX, MINIPEFT, NEW_TOKENS
 
 Value = float | None
 
@@ -136,9 +136,9 @@ class Figures:
         return middle(self._coding(name, library, what))
 
     def slowest(self, what: str) -> Value:
-        """The lowest such rate of ours among all codings; None if one of them is missing."""
+        """The lowest such rate of ours among all codings; None if one is missing, or with a smaller matrix."""
         rates = [self.coding(name, MINIPEFT, what) for name in CODINGS]
-        return None if None in rates else min(rates)
+        return None if None in rates or self.run["quantize"]["matrix"] < MATRIX else min(rates)
 
     def of_copy(self, name: str, what: str) -> Value:
         """The rate of ours as a share of the rate at which NumPy copies the matrix."""

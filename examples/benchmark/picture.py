@@ -90,7 +90,7 @@ def _mib(figures: Figures, size: str, name: str, kind: str) -> Value:
 def _grouped(axis: Any, sizes: list[str], title: str, series: list[tuple[str, list[Value], float | None]],
              form: str = "{:.2f}", log: bool = False, only: str | None = None) -> None:
     """Draw bars side by side for each size, with their numbers, and a line at each limit (`only`: at that size)."""
-    width = 0.8 / len(series)
+    width = 0.8 / max(1, len(series))
     for i, (label, values, bar) in enumerate(series):
         for x, (size, value) in enumerate(zip(sizes, values)):
             at = x + (i - (len(series) - 1) / 2) * width

@@ -267,11 +267,11 @@ def recorded_run(bench, **changes):
         "machine": {"cpu": "a processor", "cores": 2, "memory_bytes": None, "system": "a system", "python": "a python",
                     "load_before": 0.5},
         "settings": {"sizes": list(sizes.SIZES), "parts": list(rounds.PARTS), "rounds": 9, "warmup": 1, "threads": 2,
-                     "dropout": 0.0, "backend": "numpy", "timeout": 9, "turn": 0.3,
+                     "dropout": 0.0, "backend": "numpy", "timeout": 9, "turn": 0.3, "matrix": sizes.MATRIX,
                      "sides": {"ours": ["ours", True], "torch": ["torch", False], SIDES[2]: ["torch", True]}},
         "sizes": {size: figures_of(size) for size in sizes.SIZES},
-        "quantize": {"matrix": 1000, "absent": {}, "times": {coding: {library: [
-            {what: [4e6 / of(coding, library, what)] for what in ("encode", "decode", "copy")}]
+        "quantize": {"matrix": sizes.MATRIX, "absent": {}, "times": {coding: {library: [
+            {what: [4 * sizes.MATRIX ** 2 / of(coding, library, what)] for what in ("encode", "decode", "copy")}]
             for library, has in sizes.CODERS.items() if coding in has} for coding in sizes.CODINGS}},
         "qlora": {size: qlora_of(size) for size in sizes.SIZES}}
 
@@ -378,9 +378,13 @@ def test_a_ratio_is_that_of_each_round_and_how_much_they_differ_is_said_with_it(
 
 
 def test_the_slowest_kind_counts_and_no_rate_is_told_while_one_is_missing(bench):
-    figures, run = bench("figures"), recorded_run(bench, **{"q5_1.minipeft.decode": 5e8, "nf4.bitsandbytes.decode": 1e8})
+    figures = bench("figures")
+    run = recorded_run(bench, **{"q5_1.minipeft.decode": 5e8, "nf4.bitsandbytes.decode": 1e8})
     assert figures.Figures(run).slowest("decode") == pytest.approx(5e8)
     assert figures.Figures(run).of_copy("q5_1", "decode") == pytest.approx(5e8 / 8e9)
+    run["quantize"]["matrix"] -= 1
+    assert figures.Figures(run).slowest("decode") is None
+    run["quantize"]["matrix"] += 1
     del run["quantize"]["times"]["int2"]["minipeft"]
     assert figures.Figures(run).slowest("decode") is None
     assert [row["what"] for row in bench("bars").missed(bench("bars").judged(run))] == [
@@ -557,7 +561,8 @@ def test_what_is_quantized_is_what_the_library_puts_into_a_model(bench):
     W = side.matrix(numpy.random.default_rng(0).normal(0, 0.05, (8, 64)).astype("float32"))
     for kind, options in sizes.CODINGS.values():
         encode, decode = side.coder(kind, options)
-        assert encode(W).nbytes < W.nbytes / 2 and 0 < numpy.linalg.norm(decode(encode(W)) - W) < numpy.linalg.norm(W) / 2
+        assert encode(W).nbytes < W.nbytes / 2
+        assert 0 < numpy.linalg.norm(decode(encode(W)) - W) < numpy.linalg.norm(W) / 2
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "gguf"])
