@@ -47,8 +47,8 @@ class Bar:
         return HOLDS if math.isfinite(value) and within else FAILS
 
     def asked(self, settings: dict[str, Any]) -> bool:
-        """Whether a run with these settings should measure it. With dropout the losses differ by chance. Rates of a small
-        matrix are only for a quick look."""
+        """Whether a run with these settings should measure it. With dropout the losses differ by chance. A small matrix
+        is only for a quick look at rates."""
         of_size = self.size in settings["sizes"] if self.size else settings.get("matrix", 0) >= MATRIX
         return (of_size and set(self.parts) <= set(settings["parts"])
                 and not (settings["dropout"] and self.what.startswith("first losses")))

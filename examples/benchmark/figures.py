@@ -179,6 +179,14 @@ class Figures:
                                     for a, b in ((weights, step), (dense, dense_step)))
         return ratio(weights, dense), ratio(together, dense_together)
 
+    def qlora_gap(self, size: str, side: str, kind: str) -> Value:
+        """The relative difference of a first loss from ours on the same base; with weights that are kept, from ours with
+        weights that are not."""
+        losses = self._qlora(size).get("first_losses", {})
+        ours = losses.get(OURS, {}).get("qlora" if kind == "kept" else kind)
+        theirs = losses.get(side, {}).get(kind)
+        return None if None in (ours, theirs) or (side == OURS and kind != "kept") else abs(theirs / ours - 1)
+
     def _qlora(self, size: str) -> dict[str, Any]:
         return self.run.get("qlora", {}).get(size, {})
 

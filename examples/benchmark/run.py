@@ -1,14 +1,17 @@
 """Time this library beside torch + peft in one run, and check the figures against limits.
 
 It measures a training step, in full and with a LoRA, and greedy decoding, at three sizes from a toy to T5-small; the
-peak memory of a step; the cost of the engine for each operation; how a step grows with batch, length and depth; and the
-share of the matrix product's speed that a whole step reaches. Both libraries read the same weights from the same files
-and compute the same losses. Without torch it measures only this library; without matplotlib it draws no picture.
+peak memory of a step; the cost of the engine for each operation; how a step grows with batch, length and depth; the
+share of the matrix product's speed that a whole step reaches; and how fast weights are quantized and dequantized, and
+what a step on quantized weights costs, beside bitsandbytes and gguf where these are installed. Both libraries read the
+same weights from the same files and compute the same losses. Without torch it measures only this library; without
+matplotlib it draws no picture.
 
-    python examples/benchmark/run.py                          everything: about ten minutes on two cores
+    python examples/benchmark/run.py                          everything: about fifteen minutes on two cores
     python examples/benchmark/run.py --quick                  the smallest size, a few rounds: under 20 seconds
     python examples/benchmark/run.py --check                  exit status 1 if a limit is not met
     python examples/benchmark/run.py --sizes d64 d256 --only steps memory
+    python examples/benchmark/run.py --only quantize qlora
     python examples/benchmark/run.py --backend cupy           the same on a GPU
     python examples/benchmark/run.py --install                also from `pip install` to a first step (downloads)
     python examples/benchmark/run.py --show                   tables, limits and picture of the recorded run

@@ -142,16 +142,20 @@ def _qlora(figures: Figures) -> str:
         for side, kind in ((s, k) for s in (OURS, *figures.peers) for k in BASES):
             times, (weights, step) = figures.qlora_rounds(size, side, kind), figures.qlora_bytes(size, side, kind)
             if times or weights:
+                gap = figures.qlora_gap(size, side, kind)
                 of_weights, together = figures.qlora_memory(size, side, kind)
                 rows.append([size, side, BASES[kind], written(middle(times), 1e3),
                              written(figures.qlora_time(size, side, kind)),
                              written(weights, 2 ** -20, 1), written(step, 2 ** -20, 1), written(of_weights),
-                             written(together)])
+                             written(together), "-" if gap is None else f"{gap:.0e}"])
     if not rows:
         return ""
-    return aligned("a LoRA step on a quantized base: milliseconds, MiB, and ratios to the float32 base of the same "
-                   "library", [["size", "", "base", "step, ms", "ratio", "weights", "step, MiB", "weights' ratio",
-                                "together"], *rows], left=3)
+    title = """\
+a LoRA step on a quantized base: milliseconds, and MiB of the weights and of a step above the loaded model. Ratios are to
+the float32 base of the same library; the last is of weights and step together. loss: how far the first one is from ours,
+relatively (kept: from that of NF4)"""
+    return aligned(title, [["size", "", "base", "step, ms", "ratio", "weights", "step", "ratio", "together", "loss"],
+                           *rows], left=3)
 
 
 def _growth(figures: Figures, what: str) -> str:

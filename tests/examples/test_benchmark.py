@@ -103,7 +103,9 @@ def test_without_matplotlib_it_says_that_it_drew_no_picture(alone):
 
 def test_a_line_for_each_stage_goes_to_standard_error_and_no_cursor_moves_off_a_terminal(alone):
     done, _, _ = alone
-    assert "\r" not in done.stderr and done.stderr.count("round") == 1 and "memory of a step" in done.stderr
+    assert "\r" not in done.stderr and "memory of a step" in done.stderr
+    assert [line.split(":")[0].split("s  ")[1] for line in done.stderr.splitlines() if "round" in line] == [
+        "d64", "quantizing", "d64, QLoRA"]
 
 
 def test_a_recorded_run_is_shown_as_it_was_and_drawn(alone, bench, tmp_path, capsys):
@@ -254,7 +256,8 @@ def recorded_run(bench, **changes):
 
     def qlora_of(size):
         kinds = ("lora", *sizes.QLORA)
-        return {"flops": of(size, "ours", "flops"), "absent": {}, "first_losses": {},
+        return {"flops": of(size, "ours", "flops"), "absent": {},
+                "first_losses": {"ours": {"lora": 5.0, "qlora": 5.1, "kept": 5.1}, "torch": {"lora": 5.0, "qlora": 5.2}},
                 "times": {"ours": {**{kind: [{"forward_backward": [of(size, "ours", kind)], "optimizer": [0.0]}]
                                       for kind in kinds}, "gemm": [{"rate": [of(size, "ours", "gemm")]}]}},
                 "memory": {"ours": {kind: {"base": 0.0, "peak": of(size, "ours", f"{kind}_bytes"),
@@ -390,6 +393,13 @@ def test_the_slowest_kind_counts_and_no_rate_is_told_while_one_is_missing(bench)
     assert [row["what"] for row in bench("bars").missed(bench("bars").judged(run))] == [
         "the slowest kind's quantizing, MB/s of float32 on one core",
         "the slowest kind's dequantizing, GB/s of float32 on one core"]
+
+
+def test_losses_on_a_quantized_base_are_compared_with_the_peers_and_those_of_kept_weights_with_ours(bench):
+    figures = bench("figures").Figures(recorded_run(bench))
+    assert figures.qlora_gap("d64", "torch", "qlora") == pytest.approx(5.2 / 5.1 - 1)
+    assert figures.qlora_gap("d64", "ours", "kept") == figures.qlora_gap("d64", "torch", "lora") == 0
+    assert figures.qlora_gap("d64", "ours", "qlora") is figures.qlora_gap("d64", "torch", "kept") is None
 
 
 def test_a_run_without_the_parts_of_quantization_is_shown_without_their_tables(bench, tmp_path):
