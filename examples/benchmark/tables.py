@@ -151,9 +151,9 @@ def _qlora(figures: Figures) -> str:
     if not rows:
         return ""
     title = """\
-a LoRA step on a quantized base: milliseconds, and MiB of the weights and of a step above the loaded model. Ratios are to
-the float32 base of the same library; the last is of weights and step together. loss: how far the first one is from ours,
-relatively (kept: from that of NF4)"""
+a LoRA step on a quantized base: milliseconds, and MiB of the weights and of a step above the loaded model. Ratios are
+to the float32 base of the same library; the last is of weights and step together. loss: how far the first one is from
+ours, relatively (kept: from that of NF4)"""
     return aligned(title, [["size", "", "base", "step, ms", "ratio", "weights", "step", "ratio", "together", "loss"],
                            *rows], left=3)
 
