@@ -180,8 +180,8 @@ class Figures:
         return ratio(weights, dense), ratio(together, dense_together)
 
     def qlora_gap(self, size: str, side: str, kind: str) -> Value:
-        """The relative difference of a first loss from ours on the same base. That of weights that are kept is from ours
-        of weights that are not."""
+        """The relative difference of a first loss from ours on the same base; with weights that are kept, from ours
+        without keeping them."""
         losses = self._qlora(size).get("first_losses", {})
         ours = losses.get(OURS, {}).get("qlora" if kind == "kept" else kind)
         theirs = losses.get(side, {}).get(kind)

@@ -47,15 +47,18 @@ class Torch:
         self.batch = {name: torch.from_numpy(ids).to(self.device) for name, ids in size.ids().items()}
 
     def _quantized(self, folder: Path) -> Any:
-        """All linear weights but the head in NF4 with double quantization, computing in float32. transformers would
-        leave the feed-forward layers' second weight of a T5 as it is; ours does not."""
+        """All linear weights but the head in NF4 with double quantization, computing in float32.
+
+        By default transformers does not quantize `wo`, the second weight of T5's feed-forward layers. It casts hidden
+        states to the dtype of that weight, and the codes are stored as uint8. Here `wo` is quantized as the others
+        are, and codes are stored under a floating-point dtype."""
         from transformers import BitsAndBytesConfig
 
         class Whole(T5ForConditionalGeneration):
             _keep_in_fp32_modules = None
 
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                      bnb_4bit_compute_dtype=torch.float32)
+                                      bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=torch.float32)
         return Whole.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
 
     def weight_bytes(self, kind: str) -> int:
