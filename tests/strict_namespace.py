@@ -148,7 +148,7 @@ def _key(host: Any, key: Any, writes: bool) -> Any:
             n, found = host.shape[axes], k._host
             if found.size and not (-n <= found.min() and found.max() < n):
                 raise IndexError(f"index {found.min()} .. {found.max()} on an axis of {n}: CuPy would wrap silently")
-            arrays.append(found % n if n else found)
+            arrays.append(found.astype("int64") % n if n else found)
             axes += 1
         elif k is not None:
             axes += 1

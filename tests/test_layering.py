@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "attaching": _BELOW_ATTACHING,
     "methods": ["attaching", *_BELOW_ATTACHING],
     "operations": ["methods", "attaching", *_BELOW_ATTACHING],
-    "models": ["quant", "attaching", *_BELOW_ATTACHING],
+    "models": ["quant", *_BELOW_ATTACHING],
     "train": _BELOW_ATTACHING,
     "quant": ["attaching", *_BELOW_ATTACHING],
     "laws": _BELOW_LAWS,

@@ -39,7 +39,14 @@ class Scheme(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, arrays: Leaves, shape: Shape, rows: Any) -> Array:
-        """W~[rows]: [n, d_in] in the dtype in which the scheme computes. rows: a slice of rows, or ids [n]."""
+        """W~[rows]: [n, d_in] in the dtype in which the scheme computes. arrays: {leaf: array}, as `encode` gives them.
+        rows: a slice of rows, or ids [n]."""
+
+    def decode_to(self, out: Array, arrays: Leaves, shape: Shape, rows: slice) -> None:
+        """Write W~[rows] to `out` [n, d_in], which is contiguous and may have another dtype than `decode` gives, with
+        arrays and rows as there. rows is a slice without a step. A scheme that can write there at once, without an
+        array in between, overrides it."""
+        out[...] = self.decode(arrays, shape, rows)
 
     def shifted(self, arrays: Leaves, shape: Shape, delta: Array) -> dict[str, Array]:
         """The arrays of W~ + delta, where delta [d_out, groups] holds one number for each of `groups` equal groups of

@@ -18,9 +18,20 @@ from minipeft.backend import Array, to_device, to_host, xp
 from minipeft.engine.ops import dequantized_linear
 from minipeft.engine.tensor import Tensor
 from minipeft.nn.weight import Fixed
-from minipeft.quant.scheme import Scheme, Shape
+from minipeft.quant.scheme import Leaves, Scheme, Shape
 
 CHUNK = 2 ** 17  # numbers decoded at a time, so that the passes over them stay in the cache
+
+
+def decoded(scheme: Scheme, arrays: Leaves, shape: Shape, dtype: Any) -> Array:
+    """W~ [d_out, d_in] in `dtype`: the numbers that `arrays`, {leaf: array}, stand for under `scheme`. shape: [d_out,
+    d_in]. CHUNK numbers are computed at a time."""
+    out = xp.empty(shape, dtype=dtype)
+    step = max(1, CHUNK // shape[1])
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        scheme.decode_to(out[rows], arrays, shape, rows)
+    return out
 
 
 class QuantizedWeight:
@@ -38,7 +49,8 @@ class QuantizedWeight:
 
     @classmethod
     def of(cls, matrix: Array, scheme: Scheme, keep: bool = False) -> "QuantizedWeight":
-        """`matrix` [d_out, d_in], quantized. Raises ValueError for a shape that the scheme cannot hold."""
+        """`matrix` [d_out, d_in], quantized; keep as in the class. Raises ValueError for a shape that the scheme cannot
+        hold."""
         arrays = {leaf: to_device(array) for leaf, array in scheme.encode(to_host(matrix)).items()}
         return cls(scheme, matrix.shape, matrix.dtype, arrays, keep)
 
@@ -61,11 +73,11 @@ class QuantizedWeight:
         return Tensor(found.astype(self.dtype, copy=False).reshape(*ids.shape, self.shape[1]))
 
     def vector(self) -> Tensor:
-        """Raises TypeError: vectors are not quantized."""
+        """Raises TypeError: vectors [d] are not quantized."""
         raise TypeError(f"a quantized weight is a matrix {list(self.shape)}, and no vector")
 
     def requantized(self, matrix: Array) -> "QuantizedWeight":
-        """Another `matrix` of this shape, quantized in the same way."""
+        """Another `matrix` [d_out, d_in], quantized in the same way."""
         return type(self).of(matrix.astype(self.dtype, copy=False), self.scheme, self.keep)
 
     def shifted(self, delta: Array) -> "QuantizedWeight":
@@ -92,13 +104,7 @@ class QuantizedWeight:
         return self._kept[1]
 
     def _decode(self) -> Array:
-        (d_out, d_in), data = self.shape, self._data
-        out = xp.empty(self.shape, dtype=self.dtype)
-        step = max(1, CHUNK // d_in)
-        for start in range(0, d_out, step):
-            rows = slice(start, min(start + step, d_out))
-            out[rows] = self.scheme.decode(data, self.shape, rows)
-        return out
+        return decoded(self.scheme, self._data, self.shape, self.dtype)
 
     def __repr__(self) -> str:
         return f"QuantizedWeight({self.scheme}, {list(self.shape)}, {self.dtype})"
