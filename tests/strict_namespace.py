@@ -209,7 +209,7 @@ def _install_operators() -> None:
     for name, ufunc in {"add": numpy.add, "sub": numpy.subtract, "mul": numpy.multiply, "truediv": numpy.true_divide,
                         "floordiv": numpy.floor_divide, "mod": numpy.remainder, "pow": numpy.power,
                         "matmul": numpy.matmul, "and": numpy.bitwise_and, "or": numpy.bitwise_or,
-                        "xor": numpy.bitwise_xor}.items():
+                        "xor": numpy.bitwise_xor, "lshift": numpy.left_shift, "rshift": numpy.right_shift}.items():
         setattr(StrictArray, f"__{name}__", binary(ufunc))
         setattr(StrictArray, f"__r{name}__", reflected(ufunc))
         setattr(StrictArray, f"__i{name}__", in_place(ufunc))
@@ -229,7 +229,7 @@ multiply negative not_equal power remainder rint sign sin sinh sqrt square subtr
 _FUNCTIONS = """all any arange argmax argmin argsort ascontiguousarray atleast_2d broadcast_to clip concatenate
 count_nonzero cumsum diag einsum empty_like expand_dims eye flip frexp full full_like ldexp linspace matmul max
 mean min moveaxis nonzero ones ones_like outer pad prod repeat reshape roll searchsorted sort split squeeze stack
-sum swapaxes take_along_axis tile transpose tri tril triu unique var where zeros zeros_like""".split()
+sum swapaxes take take_along_axis tile transpose tri tril triu unique var where zeros zeros_like""".split()
 _CONSTANTS = """bool_ dtype finfo float16 float32 float64 floating iinfo inf int16 int32 int64 int8 integer issubdtype
 nan newaxis pi result_type uint16 uint32 uint64 uint8""".split()
 
