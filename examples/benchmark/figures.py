@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 from memory import COUNTED
 from rounds import OURS, median
-from sizes import CODINGS, LINKS, MATRIX, MINIPEFT, NEW_TOKENS
+from sizes import CODERS, CODINGS, LINKS, MATRIX, MINIPEFT, NEW_TOKENS
 
 Value = float | None
 
@@ -134,6 +134,11 @@ class Figures:
     def coding(self, name: str, library: str, what: str) -> Value:
         """Bytes of float32 numbers per second of one core. name: of a coding. what: "encode", "decode" or "copy"."""
         return middle(self._coding(name, library, what))
+
+    def peers_coding(self, name: str, what: str) -> Value:
+        """The same of the fastest other library that has the coding."""
+        rates = [self.coding(name, library, what) for library in CODERS if library != MINIPEFT]
+        return max((rate for rate in rates if rate is not None), default=None)
 
     def slowest(self, what: str) -> Value:
         """The lowest such rate of ours among all codings; None if one is missing, or with a smaller matrix."""

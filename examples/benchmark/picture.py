@@ -10,7 +10,7 @@ from bars import (
     QLORA_TOGETHER, QLORA_WEIGHTS, QUANTIZING)
 from figures import Figures, Value, scaled
 from rounds import OURS
-from sizes import CODERS, CODINGS, GROWTH, MINIPEFT, SIZES
+from sizes import CODINGS, GROWTH, MINIPEFT, SIZES
 from tables import BASES
 
 QUANTIZED = {"quantize", "qlora"}       # parts with panels of their own
@@ -60,9 +60,10 @@ def _of_quantized(axes: Any, figures: Figures) -> None:
     """Rates of quantizing and dequantizing, and steps on quantized bases."""
     for axis, what, unit, factor, bar in ((axes[0, 0], "encode", "quantizing, MB/s", 1e-6, QUANTIZING),
                                           (axes[0, 1], "decode", "dequantizing, GB/s", 1e-9, DEQUANTIZING)):
-        series = [(OURS if library == MINIPEFT else library,
-                   [scaled(figures.coding(name, library, what), factor) for name in CODINGS], None)
-                  for library in CODERS if any(figures.coding(name, library, what) for name in CODINGS)]
+        ours = [scaled(figures.coding(name, MINIPEFT, what), factor) for name in CODINGS]
+        theirs = [scaled(figures.peers_coding(name, what), factor) for name in CODINGS]
+        series = [(label, values, None) for label, values in (
+            (OURS, ours), ("bitsandbytes (nf4, fp4), gguf (q4_0 to q8_0)", theirs)) if any(values)]
         _grouped(axis, list(CODINGS), f"{unit} of float32 numbers on one core (line: the bar)", series,
                  form="{:.0f}" if what == "encode" else "{:.1f}")
         if series:
