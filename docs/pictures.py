@@ -217,7 +217,7 @@ def slot(out: Path) -> None:
 
 LABELS = {"files": "files, backend", "engine.ops": "engine/ops"}
 ACROSS = {"peft": -12.5, "attaching": -12.5, "methods": -12.5, "conformance": -12.5, "train": 12.5,
-          "operations": 12.5}  # others: 0
+          "operations": 12.5, "laws": -25, "quant": 25, "tools": 25}  # others: 0
 
 
 def height(graph: dict[str, set[str]], a: str) -> int:
@@ -244,10 +244,10 @@ def layered(axes: Any, x: float, title: str, graph: dict[str, set[str]]) -> None
 def imports(out: Path) -> None:
     """The folders of the package and their imports, in version 0.1 and in the sources as they are."""
     now = edges(DOCS.parent / "minipeft")
-    figure, axes = canvas(104, 58)
+    figure, axes = canvas(124, 58)
     layered(axes, 26, "version 0.1", BEFORE)
     line(axes, (52, 2), (52, 56), color=PALE, width=1)
-    layered(axes, 78, "now", now)
+    layered(axes, 90, "now", now)
     save(figure, out / "imports.svg",
          f"Imports between folders. Version 0.1: {as_text(BEFORE)}. Now: {as_text(now)}.")
 

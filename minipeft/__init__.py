@@ -31,6 +31,7 @@ from minipeft.methods.neighbors import nearest_tokens
 from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
+from minipeft.methods.qalora import QALoRA
 from minipeft.methods.selective import Selective
 from minipeft.methods.union import Union
 from minipeft.methods.vera import VeRA
@@ -53,14 +54,15 @@ __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", 
            "combine", "constant", "cosine_decay", "DoRA", "extract", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3",
            "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method",
            "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning",
-           "quantize", "register", "Reparam", "report", "restore", "select", "Selective", "setting", "stop_gradient", "T5",
-           "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained", "Transformer", "TransformerConfig",
-           "uniform", "Union", "use", "value_and_grad", "VeRA", "Where", "xray", "zeros"]
+           "QALoRA", "quantize", "register", "Reparam", "report", "restore", "select", "Selective", "setting",
+           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained",
+           "Transformer", "TransformerConfig", "uniform", "Union", "use", "value_and_grad", "VeRA", "Where", "xray",
+           "zeros"]
 
 
 def __getattr__(name: str) -> Any:
-    # An import of minipeft loads neither the laws nor the conformance kit; whoever asks for them gets them.
-    if name in ("laws", "conformance", "autograd", "peft"):  # the last two are names of 0.1
+    # An import of minipeft loads neither laws, conformance kit nor tools; whoever asks for them gets them.
+    if name in ("laws", "conformance", "tools", "autograd", "peft"):  # the last two are names of 0.1
         return importlib.import_module(f"minipeft.{name}")
     if name == "trace":
         return importlib.import_module("minipeft.conformance.trace").trace

@@ -18,7 +18,7 @@ import contextlib
 import json
 import math
 import os
-from typing import Any, BinaryIO, Iterator, Mapping
+from typing import Any, BinaryIO, Container, Iterator, Mapping
 
 import numpy
 import safetensors
@@ -36,11 +36,12 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": _BF16, 
 STORAGE = ("float64", "float32", "float16", _BF16)
 
 
-def read_tensors(path: str | os.PathLike, *, signed: bool = False) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
+def read_tensors(path: str | os.PathLike, *, signed: bool = False, raw: Container[str] = ()
+                 ) -> tuple[dict[str, numpy.ndarray], dict[str, str]]:
     """({name: array}, metadata) of the safetensors file `path`. float16 and bfloat16 become float32.
 
-    signed: whether the file must hold a digest, as files written here do by default. Raises ValueError, naming the file
-    and the fault, if it is not a regular file, not in this format, or its tensors do not match its digest."""
+    signed: whether it must hold a digest, as files written here do by default. raw: names of tensors that come as their
+    bytes, uint8 [n]. Raises ValueError, naming the file and the fault, for one that is irregular or damaged."""
     with _opened(path) as file:
         start, spans, metadata = _header(file, path)
         said = metadata.pop(DIGEST, None)
@@ -53,7 +54,7 @@ def read_tensors(path: str | os.PathLike, *, signed: bool = False) -> tuple[dict
             flat = _numbers(file, start + begin, stored, math.prod(shape), path)
             if digest is not None:
                 _add(digest, name, stored, shape, flat)
-            found[name] = _widened(flat, stored).reshape(shape)
+            found[name] = flat.view("uint8") if name in raw else _widened(flat, stored).reshape(shape)
         if digest is not None and digest.hexdigest() != said:
             raise ValueError(f"{path}: damaged: its tensors are not those that were written (their SHA-256 is "
                              f"{digest.hexdigest()}, the file says {shown(said)})")
@@ -207,18 +208,18 @@ def as_stored(name: str, array: Array, dtype: str) -> numpy.ndarray:
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None,
-                  dtype: str | None = None, *, signed: bool = True) -> None:
+                  dtype: str | None = None, *, signed: bool = True, exact: Container[str] = ()) -> None:
     """Write a safetensors file atomically: after a crash at any moment there is the old file or the new one, whole.
 
     dtype: how floating-point tensors are stored ("float64", "float32", "float16", "bfloat16"), rounded once; None
-    stores them as they are. signed: whether the metadata gets the digest of the tensors. Raises ValueError, before the
-    file system is touched, if a finite number would overflow to infinity, a dtype cannot be stored, or names and
-    metadata are too long to be read again; also raises what `write_atomic` raises."""
+    stores them as they are, and so are those called `exact` in any case. signed: whether the metadata gets the digest.
+    Raises ValueError, before the file system is touched, if a finite number would overflow to infinity, a dtype cannot
+    be stored, or names and metadata are too long to be read again; also raises what `write_atomic` raises."""
     if "__metadata__" in tensors:
         raise ValueError("no tensor can be called __metadata__: in a safetensors file that is the string map")
     if DIGEST in (said := dict(metadata or {})):
         raise ValueError(f"metadata has an entry {DIGEST}, which is computed here: leave it out")
-    stored = {name: _stored(name, to_host(array), dtype) for name, array in tensors.items()}
+    stored = {name: _stored(name, to_host(array), None if name in exact else dtype) for name, array in tensors.items()}
     if signed:
         digest = _sha256()
         for name in sorted(stored):

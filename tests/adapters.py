@@ -10,5 +10,5 @@ from minipeft.attaching.adapter_file import SIGNED, signature
 def write_signed(path: Any, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """The file with a signature that fits its texts, if they are there to be signed."""
     if all(isinstance(metadata.get(key), str) for key in SIGNED):
-        metadata = {**metadata, "signature": signature({key: metadata[key] for key in SIGNED})}
+        metadata = {**metadata, "signature": signature(metadata)}
     write_tensors(path, tensors, metadata)

@@ -32,10 +32,10 @@ HALF, WHOLE = share(50), share(100)  # in each of two dtypes, or in one: at leas
 
 
 def _mask(model: Any, rng: numpy.random.Generator) -> dict[str, numpy.ndarray]:
-    """A tenth of the elements of three weights of different kinds, by magnitude."""
+    """A tenth of the elements of three weights of different kinds, by magnitude; of a quantized one, by its W~."""
     chosen = [name for name in model.slots if name in ("embedding.weight", "decoder.0.cross.k.weight")
               or name.endswith("0.ff_norm.weight")]
-    return minipeft.top(minipeft.magnitude({name: model.slots[name].base for name in chosen}), 0.1)
+    return minipeft.top(minipeft.magnitude({name: model.slots[name].base.dense() for name in chosen}), 0.1)
 
 
 def _lora(pattern: str) -> Callable:
@@ -101,6 +101,9 @@ VARIANTS: dict[str, dict[str, Callable]] = {
         "LoKr, full": _fixed(minipeft.LoKr(9, 5, factor=3, full="alpha / r")),
         "HiRA": _fixed(minipeft.HiRA(2, PATTERNS["mixture"])),
         "OFT": _fixed(minipeft.OFT(4, ["^embedding", "q", "v"])),
+        "QA-LoRA": _fixed(minipeft.QALoRA(2, 5, 3, where=["^embedding", "q", "o"])),    # d_in = 12, and 15 in T5
+        "QA-LoRA, mean": _fixed(minipeft.QALoRA(1, -3, 4, 0.25, pooling="mean", alpha_pattern={r"\.v\.": 7})),
+        "QA-LoRA, PEFT": _fixed(minipeft.QALoRA(3, 2, 2, pooling="mean * groups", scaling="alpha/sqrt(r)")),
         "OFT, shared series": _fixed(minipeft.OFT(3, share=True, cayley="neumann"))}}
 METHODS = tuple(family for family, found in VARIANTS.items() if found)
 ON_WEIGHTS = ("LoRA", "Selective", "Relatives", "Zoo")            # families that merge

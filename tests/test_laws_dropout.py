@@ -29,7 +29,7 @@ OTHERS: dict[str, Any] = {
 SILENT: list[Any] = [
     minipeft.LoRA(1), minipeft.LoRA(1, init="pissa"), minipeft.LoRA(1, enable=(True,)), minipeft.DoRA(1),
     minipeft.DoRA(1, norm="input", detach=False), minipeft.IA3(), minipeft.VeRA(2), minipeft.LoHa(1), minipeft.LoKr(1),
-    minipeft.HiRA(1), minipeft.OFT(2)]
+    minipeft.HiRA(1), minipeft.OFT(2), minipeft.QALoRA(1, group=3)]
 
 
 def without_dropout(family: str) -> Any:

@@ -1,6 +1,6 @@
 """The one-way order of the package, read from its imports; and what an import of it brings along.
 
-    examples, __main__ -> conformance -> formats -> laws -> train | models | quant | operations | methods
+    examples, __main__ -> tools | conformance -> formats -> laws -> train | models | quant | operations | methods
     operations -> methods;   models -> quant
     train | models | methods -> attaching -> nn -> engine.ops -> engine -> files, backend;   files -> atomic
 
@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, list[str]] = {
     "formats": ["laws", *_BELOW_LAWS],
     "conformance": ["formats", "laws", *_BELOW_LAWS],
     "deprecated": [],
-    "__main__": ["conformance", "formats", "laws", *_BELOW_LAWS],
+    "tools": ["formats", "laws", *_BELOW_LAWS],
+    "__main__": ["tools", "conformance", "formats", "laws", *_BELOW_LAWS],
 }
 
 # Work on the host that a folder whose arrays live in `xp` may do with NumPy, besides naming types: {file: why}.
@@ -148,7 +149,7 @@ def test_the_order_of_layers_is_itself_without_a_circle():
 
 
 @pytest.mark.parametrize("module, line", [
-    ("nn.weight", "from minipeft.methods.lora import LoRA"), ("models.t5", "import minipeft.attaching.attach"),
+    ("nn.weight", "from minipeft.methods.lora import LoRA"), ("models.t5", "import minipeft.train.loop"),
     ("engine.ops.fused", "from minipeft.nn import weight"), ("engine.tensor", "from minipeft.engine.ops import add"),
     ("train.loop", "from minipeft.models.t5 import T5"), ("methods.lora", "from minipeft.quant.nf4 import NF4"),
     ("backend", "from minipeft.files import read_tensors"), ("methods.lora", "import minipeft"),
@@ -244,10 +245,11 @@ def test_an_import_brings_nothing_but_numpy_safetensors_and_the_standard_library
     assert others - theirs == {"minipeft"}
 
 
-def test_an_import_loads_neither_the_laws_nor_the_kit_which_are_there_when_they_are_asked_for():
-    code = ("import sys, minipeft; print([n for n in sys.modules if n.startswith(('minipeft.laws', 'minipeft.conf'))]);"
-            "print(callable(minipeft.laws.check), callable(minipeft.trace), hasattr(minipeft, 'nothing'))")
-    assert run(code) == "[]\nTrue True False\n"
+def test_an_import_loads_neither_laws_nor_kit_nor_tools_which_are_there_when_they_are_asked_for():
+    code = ("import sys, minipeft; late = ('minipeft.laws', 'minipeft.conf', 'minipeft.tools');"
+            "print([n for n in sys.modules if n.startswith(late)], callable(minipeft.laws.check),"
+            "callable(minipeft.trace), callable(minipeft.tools.plan), hasattr(minipeft, 'nothing'))")
+    assert run(code) == "[] True True True False\n"
 
 
 def test_an_import_starts_no_thread_and_imports_neither_numpy_random_nor_cupy():

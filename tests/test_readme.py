@@ -14,6 +14,7 @@ import pytest
 
 import minipeft
 from minipeft.attaching.method import METHODS
+from tests.attaching.test_merging import losses
 from tests.methods.golden import FIXTURES
 from tests.planted.bug import Bug
 from tests.test_planted_bugs import BUGS
@@ -22,8 +23,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in (
     "README.md", "examples/README.md", "examples/benchmark/README.md", "examples/conformance/README.md",
     "minipeft/conformance/README.md", "docs/coming_from_peft.md", "docs/glossary.md", "docs/methods.md",
-    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}
-README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES, _ = PAGES.values()
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/memory.md", "docs/quantization.md")}
+README, EXAMPLES, BENCHMARK, PLUG_INS, KIT, DICTIONARY, GLOSSARY, ALL_METHODS, CONTRIBUTING, CHANGES = \
+    list(PAGES.values())[:10]
+QUANTIZATION = PAGES["docs/quantization.md"]
 
 
 def block(page: str, marker: str) -> str:
@@ -167,7 +170,7 @@ def test_a_method_on_a_page_can_be_made(call):
 
 
 SETTINGS = {"norm": "DoRA", "detach": "DoRA", "placement": "IA3", "cayley": "OFT", "full": "LoKr", "key": "VeRA",
-            "bias": "PrefixTuning", "slices": "PrefixTuning", "init": "Bottleneck"}
+            "pooling": "QALoRA", "bias": "PrefixTuning", "slices": "PrefixTuning", "init": "Bottleneck"}
 
 
 def test_the_conventions_on_the_page_of_methods_are_settings():
@@ -217,6 +220,36 @@ def test_the_operations_that_are_shown_run(tmp_path, monkeypatch, capsys):
     assert model.plugged == ("extracted",) and "bfloat16" in capsys.readouterr().out
 
 
+def test_a_base_is_quantized_trained_on_and_merged_as_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng = numpy.random.default_rng(0)
+    config = minipeft.T5Config(32, 256, 64, 4, 256, 1, 1, tie_word_embeddings=False)
+    minipeft.T5(config, rng).save_pretrained("t5-folder")
+    pairs = [(rng.integers(2, 32, 5).tolist(), rng.integers(2, 32, 4).tolist()) for _ in range(9)]
+    names = {"minipeft": minipeft, "numpy": numpy, "pairs": pairs}
+    for marker in ("quantize", "qlora"):
+        exec(block(QUANTIZATION, marker), names)
+    base = {name: array.copy() for name, array in names["model"].state().items()}
+    capsys.readouterr()
+    exec(block(QUANTIZATION, "merge"), names)
+    assert [next(kind for kind in ("nf4", "float32") if kind in table) for table in capsys.readouterr().out.split(
+        "merged weight")[1:]] == ["float32", "nf4", "float32"]
+    assert all((array == base[name]).all() for name, array in names["model"].state().items())
+    with pytest.warns(UserWarning, match="trained on this base quantized"):
+        minipeft.load(minipeft.T5.from_pretrained("t5-folder"), "task.safetensors")
+    exec(block(QUANTIZATION, "qa-lora"), names)
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert len(printed) == 6 and all("int4" in line and float(line.split()[-1]) < 1e-5 for line in printed)
+
+
+def test_the_losses_of_merges_on_the_page_are_those_that_a_merge_reports():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| (\S+) \| (\S+) \| (\S+) \|$", QUANTIZATION, re.MULTILINE)
+    assert len(rows) == 6
+    for kind, ratio, *said in rows:
+        _, found = losses(kind, float(ratio))
+        assert [f"{found[0]:.0e}", f"{found[1]:.2f}", f"{found[2]:.2f}"] == said, kind
+
+
 @pytest.mark.parametrize("where", sorted(set(re.findall(r'`?where=((?:r"[^"`]+")|\[[^\]`.]+\])', DICTIONARY))))
 def test_a_pattern_on_the_dictionary_finds_weights(where):
     model = minipeft.T5(minipeft.T5Config(32, 16, 4, 4, 32, 1, 1), numpy.random.default_rng(0))
@@ -246,6 +279,7 @@ TESTED = {"README.md": ["LowRank", "from first_look.py", "a folder of peft"], "e
           "docs/coming_from_peft.md": ["worked example", "loop by hand", "together", "files of peft",
                                        "files of adapterhub"],
           "docs/methods.md": ["use", "operations"],
+          "docs/quantization.md": ["quantize", "qlora", "merge", "qa-lora"],
           "CONTRIBUTING.md": ["laws of a method", "a planted bug"]}
 
 

@@ -3,7 +3,8 @@
     tensors     "place.leaf", e.g. "encoder.0.attn.q.weight.A"
     metadata    format, version ("2"); name; method (JSON: its class and fields, without `where`); places (JSON list of
                 the resolved names); base, below, together (the weights that the tensors were trained on, as in
-                `trained_on.py`: a fingerprint, and JSON lists of {name, content}); signature (SHA-256 of these texts)
+                `trained_on.py`: a fingerprint, and JSON lists of {name, content}); where this base was quantized,
+                origin (JSON: base and quantization, as in `origin.py`); signature (SHA-256 of these texts)
 
 The file also holds a SHA-256 of its tensors (`files.py`), so a flipped bit is found wherever it is.
 
@@ -21,13 +22,15 @@ import numpy
 
 from minipeft.backend import Array
 from minipeft.checks import shown
-from minipeft.files import read_metadata, read_tensors, write_tensors
+from minipeft.files import json_object, read_metadata, read_tensors, write_tensors
 from minipeft.nn.fingerprint import sha256
 from minipeft.attaching.fields import described
+from minipeft.attaching.origin import Origin
 from minipeft.attaching.trained_on import Layer, TrainedOn
 
 _FORMAT, _VERSION = "minipeft-adapter", "2"
 SIGNED = ("name", "method", "places", "base", "below", "together")
+_ORIGIN = "origin"  # signed too, where there is one; so files of adapters on other bases are as before
 _RENAMED = {"start": "init"}                      # fields that version 1 calls by another name
 _VALUES_RENAMED = {"norm scale": "norm weight"}   # and values
 _INITS_RENAMED = {"uniform": "kaiming"}           # values of LoRA's init that files of minipeft 0.1 and 0.2 have
@@ -38,9 +41,9 @@ class AdapterFile:
     """The content of an adapter file. The types are checked; whether it fits a model is checked by `load`.
 
     path: of the file. name: of the attachment. kind, fields: the method's class and fields. places: their names.
-    trained_on: base, below and together. tensors: {"place.leaf": array}. version: of the format. altered: whether the
-    texts differ from those that were signed. below_in_v1: the `below` of a file of version 1, whose `trained_on` has
-    only a `base`."""
+    trained_on: base, origin, below and together. tensors: {"place.leaf": array}. version: of the format. altered:
+    whether the texts differ from those that were signed. below_in_v1: the `below` of a file of version 1, whose
+    `trained_on` has only a `base`."""
 
     path: str
     name: str
@@ -63,6 +66,8 @@ def write(path: str | os.PathLike, name: str, method: Any, places: list[str], te
              "base": trained_on.base or "",
              **{key: json.dumps([dataclasses.asdict(layer) for layer in getattr(trained_on, key)])
                 for key in ("below", "together")}}
+    if trained_on.origin is not None:
+        texts[_ORIGIN] = json.dumps(dataclasses.asdict(trained_on.origin))
     write_tensors(path, tensors, {"format": _FORMAT, "version": _VERSION, "signature": signature(texts), **texts})
 
 
@@ -98,10 +103,10 @@ def read(path: str | os.PathLike) -> AdapterFile:
         if not isinstance(below, dict) or not all(isinstance(v, str) for v in below.values()):
             raise ValueError(f"{path}: below is not a map of names to fingerprints")
         return dataclasses.replace(found, fields=_from_version_1(method), below_in_v1=below)
-    layers = {key: _layers(path, key, value) for key, value in (("below", below), ("together", together))}
-    signed = signature({key: metadata[key] for key in SIGNED})
-    return dataclasses.replace(found, trained_on=TrainedOn(metadata["base"], **layers),
-                               altered=metadata.get("signature") != signed)
+    trained_on = dataclasses.replace(base_of(metadata, path), below=_layers(path, "below", below),
+                                     together=_layers(path, "together", together))
+    return dataclasses.replace(found, trained_on=trained_on,
+                               altered=metadata.get("signature") != signature(metadata))
 
 
 def _layers(path: Any, key: str, value: Any) -> tuple[Layer, ...]:
@@ -112,9 +117,21 @@ def _layers(path: Any, key: str, value: Any) -> tuple[Layer, ...]:
     return tuple(Layer(**v) for v in value)
 
 
+def base_of(metadata: Mapping[str, str], path: str | os.PathLike = "the file") -> TrainedOn:
+    """The base, with its origin, that a file with this `metadata` names. Raises a ValueError that names the file for an
+    origin that is malformed."""
+    if _ORIGIN not in metadata:
+        return TrainedOn(metadata.get("base"))
+    found = json_object(f"{path}: {_ORIGIN!r} in the adapter's metadata", metadata[_ORIGIN].encode())
+    if set(found) != {"base", "quantization"} or not all(isinstance(t, str) for t in found.values()):
+        raise ValueError(f"{path}: {_ORIGIN} is not a fingerprint and the words for a quantization")
+    return TrainedOn(metadata.get("base"), origin=Origin(**found))
+
+
 def signature(texts: Mapping[str, str]) -> str:
-    """SHA-256 of the texts named in SIGNED."""
-    return sha256([json.dumps(sorted(texts.items())).encode()])
+    """SHA-256 of those of the `texts` {key: text} that are named in SIGNED, and of the origin where there is one."""
+    signed = {key: texts[key] for key in (*SIGNED, _ORIGIN) if key in texts}
+    return sha256([json.dumps(sorted(signed.items())).encode()])
 
 
 def method_text(method: Any) -> str:

@@ -21,15 +21,17 @@ import os
 from typing import Any, Iterator, Mapping
 
 from minipeft.attaching import adapter_file
-from minipeft.attaching.order import below_merged, inserted, lie_alike, nothing_merged_above, without
-from minipeft.attaching.trained_on import Layer, TrainedOn, content, content_of_base, marks, settle
+from minipeft.attaching.merging import merged
+from minipeft.attaching.order import inserted, lie_alike, nothing_merged_above, without
+from minipeft.attaching.origin import across, are_related
+from minipeft.attaching.trained_on import Layer, TrainedOn, content, marks, on_base, settle
 from minipeft.backend import Array, to_host, xp
 from minipeft.checks import shown
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.module import Model
 from minipeft.nn.place import Place
-from minipeft.nn.slot import Slot
 from minipeft.nn.state import Attached, State
-from minipeft.nn.weight import Fixed, Parameter, Weight
+from minipeft.nn.weight import Fixed, Parameter
 
 
 class Attachment(Attached):
@@ -118,21 +120,21 @@ class Attachment(Attached):
         finally:
             self._put_back(before, off)  # again, in case the first was interrupted; else it changes nothing
 
-    def merge(self) -> None:
-        """Replace its entry at every slot by a constant weight (`Reparam.merged`). The base array is kept beside it.
+    def merge(self, into: Any = None) -> MergeReport:
+        """Replace its entry at every slot by a constant weight. The base array is kept beside it. Returns a report of
+        what the merge lost; print it.
+
+        into: None for the weight that the method merges into (`Reparam.merged`), by default a float weight, W~ + d.
+        "requantized" quantizes this sum again as the base is. The original weights, as a model or {name: array}, merge
+        over these in place of the quantized ones. `attaching/merging.py` compares the three.
 
         Raises ValueError unless it is plugged, where an entry below is not merged, where the method acts on hidden
-        states and not on weights, and where the merged weight does not fit the slot."""
+        states and not on weights, and where the merged weight does not fit the slot; for "requantized" where no weight
+        is quantized, and for original weights that do not fit; TypeError for another `into`."""
         now = self._required("merge", "plugged")
-        constants: dict[Place, Weight] = {}
-        for where, place in self._places.items():
-            if not isinstance(place, Slot):
-                raise ValueError(f"{self.name!r} cannot be merged: at {where} it acts on hidden states, which no "
-                                 f"weight of the model can absorb")
-            below = below_merged(self.name, where, place, now)
-            constants[place] = _fitting(f"{type(self.method).__name__} at {where}: merged()", place,
-                                        self.at[place].over(below).merged())
+        constants, report = merged(self, now, into)
         self._become(now.replace(plugged={**now.plugged, self.name: constants}))
+        return report
 
     def unmerge(self) -> None:
         """Drop the constants. Merging left the base arrays as they were, so every bit comes back.
@@ -163,7 +165,7 @@ class Attachment(Attached):
         for name, array in self._tensors().items():
             if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
                 raise ValueError(f"{name} holds NaN or infinity: {file} is not written")
-        trained = self.trained_on or TrainedOn(content_of_base(self.model))
+        trained = self.trained_on or on_base(self.model)
         adapter_file.write(file, self.name, self.method, list(self._places), self.tensors, trained.settled(self.model))
 
     @property
@@ -179,7 +181,10 @@ class Attachment(Attached):
         """Why an adapter file with this `metadata` cannot hold tensors of this attachment; None if it can."""
         if json.loads(metadata.get("method", "null")) != json.loads(adapter_file.method_text(self.method)):
             return f"its method is {shown(metadata.get('method'))}; expected {adapter_file.method_text(self.method)}"
-        return None if metadata.get("base") == content_of_base(self.model) else "it was trained on another base model"
+        said, here = adapter_file.base_of(metadata), on_base(self.model)
+        if said.base == here.base:
+            return None
+        return f"it was {across(said, here)}" if are_related(said, here) else "it was trained on another base model"
 
     def __repr__(self) -> str:
         return f"Attachment({self.name!r}, {type(self.method).__name__}, {self.state}, {len(self.places)} places)"
@@ -225,12 +230,3 @@ class Attachment(Attached):
                 raise ValueError(f"{self.name!r} stays off: it was merged into weights that changed while it was off; "
                                  f"plug it and merge it again")
             self._become(back)
-
-
-def _fitting(what: str, slot: Slot, merged: Any) -> Weight:
-    """`merged`, if it can stand in the slot: a Weight of the slot's shape and dtype. ValueError otherwise."""
-    if not all(hasattr(merged, name) for name in ("arrays", "project", "rows", "drops")):
-        raise ValueError(f"{what} gives {type(merged).__name__}; expected a weight, such as minipeft.Parameter(array)")
-    if tuple(merged.shape) != slot.shape or merged.dtype != slot.dtype:
-        raise ValueError(f"{what} gives {merged.dtype} {list(merged.shape)}; expected {slot.dtype} {list(slot.shape)}")
-    return merged

@@ -1,6 +1,7 @@
 """Loading attachments from files onto a model: everything is checked before the model is touched."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from typing import Any, Callable, Mapping, Sequence, overload
@@ -13,7 +14,8 @@ from minipeft.attaching.attach import check_name, put
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.build import Plan, wanted
 from minipeft.attaching.method import Declared, class_of
-from minipeft.attaching.trained_on import TrainedOn, content, content_of_base
+from minipeft.attaching.origin import across, are_related
+from minipeft.attaching.trained_on import TrainedOn, content, content_of_base, on_base
 from minipeft.attaching.trial import tried
 from minipeft.backend import Array, to_device
 from minipeft.checks import shown
@@ -42,12 +44,43 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
 
     An adapter is valid only on the weights that it was trained on. So the model must have these: the same base, in
     tensors and configuration; below the adapter, plugged attachments of the same content, whatever their names; and the
-    attachments that were trained together with it. force=True skips these checks, and no others.
+    attachments that were trained together with it. A base and its quantizations are relatives: an adapter of one of
+    them is loaded on another with a warning (`origin.py`). force=True skips these checks, and no others.
 
     Raises a ValueError that names the file, and leaves the model as it was: where these checks fail; for a damaged
     file; for places that the model lacks; for fields that are missing or unknown; for tensors that are missing, extra,
     of another shape or dtype or not finite; and for a name that is taken. Shapes are compared with the file's before
     any array of that size is made. A file of version 1 is checked by the rules of version 1, with a warning."""
+    found = ready(model, path, force, name)
+    for note in found.notes:  # first, for those who turn warnings into errors
+        warnings.warn(note, stacklevel=2)
+    return found.put()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Attachments that were read from files and fit their model. attachments: in the order of the files. ordered: each
+    with its file, in the order in which they will be plugged. notes: what whoever loads them should be warned of.
+    several: whether a list of files was asked for."""
+
+    model: Model
+    attachments: list[Attachment]
+    ordered: list[tuple[AdapterFile, Attachment]]
+    notes: list[str]
+    several: bool
+
+    def put(self) -> Any:
+        """Attach and plug them; gives what `load` gives. Raises ValueError where one cannot lie above another."""
+        try:
+            put(self.model, [attachment for _, attachment in self.ordered])
+        except ValueError as error:
+            raise ValueError(f"{', '.join(file.path for file, _ in self.ordered)}: {error}") from None
+        return self.attachments if self.several else self.attachments[0]
+
+
+def ready(model: Model, path: Any, force: bool = False, name: Any = None) -> Ready:
+    """The attachments that `load` would put on the model. path, force, name: as in `load`, which says what is raised.
+    Nothing changes."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]
     names = [name] * len(paths) if name is None or not several else list(name)
@@ -57,21 +90,12 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
     twice = [a.name for i, (_, a) in enumerate(read) if a.name in [b.name for _, b in read[:i]]]
     if twice:
         raise ValueError(f"two of the files are called {twice[0]!r}; pass name=[...], one for each")
-    if not force:
-        for file, attachment in read:
-            _same_base(model, file)
+    notes = [] if force else [note for file, _ in read for note in _base_notes(model, file)]
     ordered = _in_order(model, read, force)
-    try:
-        put(model, [attachment for _, attachment in ordered])
-    except ValueError as error:
-        raise ValueError(f"{', '.join(file.path for file, _ in ordered)}: {error}") from None
-    for file, attachment in read:
-        if file.version == "1":
-            warnings.warn(f"{file.path} is an adapter file of version 1, which names the attachments that were plugged "
-                          f"when it was saved, not those that it was trained on; save it again for version 2",
-                          stacklevel=2)
-    attachments = [attachment for _, attachment in read]
-    return attachments if several else attachments[0]
+    notes += [f"{file.path} is an adapter file of version 1, which names the attachments that were plugged when it was "
+              f"saved, not those that it was trained on; save it again for version 2"
+              for file, _ in read if file.version == "1"]
+    return Ready(model, [attachment for _, attachment in read], ordered, notes, several)
 
 
 def _attachment(model: Model, file: AdapterFile, name: str | None) -> tuple[AdapterFile, Attachment]:
@@ -156,19 +180,23 @@ def _fitting(what: str, array: numpy.ndarray, dtype: Any) -> numpy.ndarray:
 # ---- the weights it was trained on
 
 
-def _same_base(model: Model, file: AdapterFile) -> None:
+def _base_notes(model: Model, file: AdapterFile) -> list[str]:
+    """Nothing where the model has the base of the file, a warning where it has a relative; else raises ValueError."""
     found = fingerprint(model.state()) if file.version == "1" else content_of_base(model)
     if found != file.trained_on.base:
+        if file.version != "1" and are_related(file.trained_on, here := on_base(model)):
+            return [f"{file.path}: {across(file.trained_on, here)}"]
         raise ValueError(f"{file.path}: made for another base model, of other tensors or another configuration "
                          f"(fingerprint {shown(file.trained_on.base)[1:13]}..., this model has {found[:12]}...); load "
                          f"that base, or pass force=True if you know that they agree")
+    return []
 
 
 def _as_version_1_meant(model: Model, file: AdapterFile) -> TrainedOn:
     """The attachments that were plugged below when a file of version 1 was saved, as a record of version 2, as far as
     they are on this model."""
     here = [model.attachments[n] for n in file.below_in_v1 if n in model.attachments]
-    return TrainedOn(content_of_base(model), tuple(a.layer for a in here))
+    return dataclasses.replace(on_base(model), below=tuple(a.layer for a in here))
 
 
 def _in_order(model: Model, read: list[tuple[AdapterFile, Attachment]],

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Iterable, Mapping
+import math
+from typing import Any, Mapping
 
 from minipeft.nn import parts
 from minipeft.nn.absent import ABSENT
@@ -23,10 +24,11 @@ _EXAMPLE_RANK = 8
 class Report:
     """Counts of numbers. `print` it for the table.
 
-    trainable, all: how many are trained, and how many there are. components: {component: count} of the base.
-    methods: {attachment: {component: how many it trains there}}, or {"selected": ...}. weight_bytes: of all arrays.
-    training_bytes: of gradients and moments. projection: (d_out, d_in, rows per head) of a query projection, or None if
-    there is none. ranks: of the plugged LoRAs, for the example at the end."""
+    trainable, all: how many are trained, and how many there are. A quantized weight counts by its shape.
+    components: {component: count} of the base. methods: {attachment: {component: how many it trains there}}, or
+    {"selected": ...}. weight_bytes: of all arrays, and of dequantized numbers that are kept. training_bytes: of
+    gradients and moments. projection: (d_out, d_in, rows per head) of a query projection, or None if there is none.
+    ranks: of the plugged LoRAs, for the example at the end."""
 
     trainable: int
     all: int
@@ -85,6 +87,7 @@ def report(model: Model, params: Any = None) -> Report:
     if params is not None:
         trained = _checked(model, getattr(params, "parameters", params))
         groups = {"selected": trained}
+    of_base, sizes = set(map(id, base.values())), _base_sizes(model)
     everything = {id(p): p for p in [*base.values(), *own.values(), *trained.values()]}
     held = {id(p): p for a in attachments.values() for p in a.arrays.values()}
     arrays = [*{**everything, **held}.values(), *constants]
@@ -93,10 +96,12 @@ def report(model: Model, params: Any = None) -> Report:
     ranks = dict.fromkeys(part.rank for part in parts if type(part).__name__ == "LoRA")
     return Report(
         trainable=sum(p.data.size for p in trained.values()),
-        all=sum(p.data.size for p in everything.values()), components=_counts(base.items(), places),
-        methods={name: {part: n for part, n in _counts(found.items(), places).items() if n}
+        all=sum(sizes.values()) + sum(p.data.size for key, p in everything.items() if key not in of_base),
+        components=_counts(sizes, places),
+        methods={name: {part: n for part, n in _counts(_sizes(found), places).items() if n}
                  for name, found in groups.items()},
-        weight_bytes=sum(p.data.nbytes for p in arrays),
+        weight_bytes=sum(p.data.nbytes for p in arrays) + sum(
+            getattr(piece, "kept_bytes", 0) for place in places.values() for piece in place.pieces()),
         training_bytes=sum(3 * p.data.nbytes for p in trained.values()), projection=_projection(model),
         ranks=tuple(ranks) or (_EXAMPLE_RANK,))
 
@@ -114,14 +119,29 @@ def _checked(model: Model, params: Any) -> Mapping[str, Parameter]:
     return params
 
 
-def _counts(params: Iterable[tuple[str, Any]], places: Mapping[str, Place]) -> dict[str, int]:
+def _sizes(params: Mapping[str, Any]) -> dict[str, int]:
+    return {name: p.data.size for name, p in params.items()}
+
+
+def _base_sizes(model: Model) -> dict[str, int]:
+    """{name: numbers} of the base. A base of codes and scales counts as the matrix that they stand for."""
+    found: dict[str, int] = {}
+    for name, slot in model.slots.items():
+        if any(isinstance(p, Parameter) for p in slot.base.arrays.values()):
+            found |= {f"{name}.{leaf}" if leaf else name: p.data.size for leaf, p in slot.base.arrays.items()}
+        else:
+            found[name] = math.prod(slot.shape)
+    return found
+
+
+def _counts(sizes: Mapping[str, int], places: Mapping[str, Place]) -> dict[str, int]:
     counts = dict.fromkeys(COMPONENTS, 0)
-    for name, p in params:
+    for name, size in sizes.items():
         where = name.partition("@")[0]
         # its place; that of a base of several arrays, "place.leaf"; or the matrix of the layer that shares it
         there = next((n for n in (where, where.rpartition(".")[0], f"{where}.weight") if n in places), None)
         part = "shared" if there is None else component(there, places[there])  # shared by several layers
-        counts[part] = counts.get(part, 0) + p.data.size
+        counts[part] = counts.get(part, 0) + size
     return counts
 
 

@@ -11,6 +11,8 @@ recorded ("settled") later: before it changes in another step, when it is remove
 
 The fingerprint of the base takes a pass over all weights, so it is computed once and remembered. It is computed again
 after the base was trained or replaced. A sample of its numbers is compared to notice arrays overwritten by hand.
+
+A base that `quantize` made has an origin, and the record names it too (`origin.py`).
 """
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from minipeft.nn.fingerprint import fingerprint, sha256
 from minipeft.nn.module import Model
 from minipeft.nn.state import Host, Names, State
 from minipeft.attaching.fields import described
+from minipeft.attaching.origin import Origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +42,12 @@ class Layer:
 @dataclasses.dataclass(frozen=True)
 class TrainedOn:
     """The record. base: a fingerprint; None for a base that was trained in the same steps. below, together: layers, or
-    attachments whose content is not settled yet."""
+    attachments whose content is not settled yet. origin: of a quantized base."""
 
     base: str | None
     below: tuple[Any, ...] = ()
     together: tuple[Any, ...] = ()
+    origin: Origin | None = None
 
     def settled(self, model: Model | None = None, changing: frozenset | None = None) -> "TrainedOn":
         """The record with the present content of the attachments in `changing` (by default all of them) and, if a model
@@ -51,8 +55,8 @@ class TrainedOn:
         def layer(other: Any) -> Any:
             return other if isinstance(other, Layer) or changing is not None and other not in changing else other.layer
 
-        base = content_of_base(model) if self.base is None and model is not None else self.base
-        return TrainedOn(base, tuple(map(layer, self.below)), tuple(map(layer, self.together)))
+        on = on_base(model) if self.base is None and model is not None else self
+        return TrainedOn(on.base, tuple(map(layer, self.below)), tuple(map(layer, self.together)), on.origin)
 
 
 def content(method: Any, tensors: Mapping[str, Array]) -> str:
@@ -76,6 +80,23 @@ def content_of_base(model: Model) -> str:
         known = model.host.remembered = sample, sha256([said.encode(), fingerprint(model.state()).encode()])
         model.host.recorder = record  # it forgets this when the base is trained or replaced
     return known[1]
+
+
+def origin_of(model: Model) -> Origin | None:
+    """The origin of the base of `model`. None for a base that was not quantized, and for one that was trained or
+    replaced since."""
+    known = model.host.origin
+    return None if known is None or known[0] != content_of_base(model) else known[1]
+
+
+def has_origin(model: Model, origin: Origin) -> None:
+    """From now on the base of `model`, as it is, has this `origin`."""
+    model.host.origin = content_of_base(model), origin
+
+
+def on_base(model: Model) -> TrainedOn:
+    """The record of tensors that are valid on the base of `model` alone."""
+    return TrainedOn(content_of_base(model), origin=origin_of(model))
 
 
 def _sample(array: Array) -> tuple:
@@ -121,6 +142,7 @@ def record(host: Host, state: State, orders: frozenset[Names], parameters: froze
             order = max(seen, key=lambda order: (order.index(name), order))
             below = [attached[n] for n in order[:order.index(name)]]
             beside = [n for n in trained if n != name and any(n in order for order in seen)]
-            attachment.trained_on = TrainedOn(
-                None if base_too else content_of_base(attachment.model),
-                tuple(a if a.name in trained else a.layer for a in below), tuple(trained[n] for n in beside))
+            on = TrainedOn(None) if base_too else on_base(attachment.model)
+            attachment.trained_on = dataclasses.replace(
+                on, below=tuple(a if a.name in trained else a.layer for a in below),
+                together=tuple(trained[n] for n in beside))

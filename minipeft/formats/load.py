@@ -44,7 +44,8 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft
     Raises ValueError, naming the file or folder, and leaves the model as it was, as `formats.peft.load`,
     `formats.adapterhub.load` and `attaching.load` do; and for formats of other tools, a whole model, a pickle, and a
     list of both files and folders. Raises FileNotFoundError if there is nothing to load. Warns of keys and fields that
-    were changed in order to be read."""
+    were changed in order to be read, and of a file that was trained on a relative of this base, such as the weights
+    from which it was quantized."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]
     kinds = [recognize(p) if isinstance(p, (str, os.PathLike)) else UNKNOWN for p in paths]
@@ -52,7 +53,10 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft
         _refuse(p, kind)
     folders = [kind.reader in ("peft", "adapterhub") for kind in kinds]
     if not any(folders):
-        return ours.load(model, path, force, name)
+        found = ours.ready(model, path, force, name)
+        for note in found.notes:
+            warnings.warn(note, stacklevel=2)
+        return found.put()
     if not all(folders):
         other = folders.index(False)
         raise ValueError(f"{paths[folders.index(True)]} is a folder of another library's, and {paths[other]} is "

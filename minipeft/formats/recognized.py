@@ -77,7 +77,8 @@ _KEYS = (
     (ADAPTERHUB, r"\.(adapters|loras|prefix_tunings|refts|prompt_tunings)\.[^.]+\."),
     (PEFT, r"^(\w+\.)*base_model\.|\.lora_(A|B|embedding_[AB])\.(\w+\.)?weight$|^prompt_embeddings$"),
     (LORALIB, r"(^|\.)lora_[AB]$"))
-_OF_A_MODEL = r"(^|\.)(shared|embed_tokens|wte|tok_embeddings|embeddings|lm_head)\.weight$"
+_OF_A_MODEL = (r"(^|\.)(shared|embed_tokens|wte|tok_embeddings|embeddings|lm_head)\.weight$|"
+               r"\.quant_state\.bitsandbytes__\w+$")  # a shard of a model in 4 bits may hold layers alone
 # folders, by the files that the library writes
 _WEIGHTS = {"adapter_model.safetensors": PEFT, "adapter_model.bin": PEFT, "adapter.safetensors": ADAPTERHUB,
             "pytorch_adapter.bin": ADAPTERHUB, "adapters.safetensors": MLX, "adapters.npz": MLX}

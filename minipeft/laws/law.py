@@ -57,7 +57,7 @@ class Bench:
         """A bench with the method attached as "a", every trained number moved, and a batch of `rows` sequences."""
         copy = model.clone()
         attachment = attach_moved(copy, method, seed, "a")
-        holds(bits(copy.base_parameters) == bits(model.base_parameters), "moving its arrays moves the base")
+        holds(bits(copy.base_arrays) == bits(model.base_arrays), "moving its arrays moves the base")
         dtype = next(iter(copy.base_parameters.values())).dtype
         return cls(copy, attachment, batch_for(copy.config.vocab_size, seed, rows),  # type: ignore[attr-defined]
                    float(numpy.finfo(dtype).eps) / 2)

@@ -47,13 +47,14 @@ def masking(method: Method, model: Model, seed: int) -> None:
         never -= {name for name, g in found.items() if g.any()}
     holds(not never, f"{', '.join(sorted(never))} never gets a gradient")
     before, optimizer = bits(everything), AdamW(lr=1e-2, weight_decay=0.1)
-    fixed = bits({name: a for name, a in bench.attachment.arrays.items() if name not in own})
+    arrays = {**copy.base_arrays, **bench.attachment.arrays}
+    fixed = bits({name: a for name, a in arrays.items() if name not in everything})  # codes of the base, among others
     for _ in range(2):
         optimizer.step(own, value_and_grad(step, own)[1])
     after = bits(everything)
     moved = {name for name in everything if after[name] != before[name]}
     holds(moved | idle == set(own), f"a step moves {sorted((moved | idle) ^ set(own))[:3]} too, or does not move it")
-    holds(bits({name: bench.attachment.arrays[name] for name in fixed}) == fixed, "a step moves a fixed array")
+    holds(bits({name: arrays[name] for name in fixed}) == fixed, "a step moves a fixed array")
     holds(set(optimizer.m) == set(own), "the optimizer keeps moments of other arrays")
 
 

@@ -9,16 +9,21 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 from minipeft.atomic import missing_folder
-from minipeft.backend import Array, to_host, xp
+from minipeft.backend import to_host, xp
 from minipeft.checks import shown
 from minipeft.files import write_atomic, write_tensors
 from minipeft.models.config import Config
-from minipeft.models.merged import MergeReport, merged_weight
+from minipeft.models.merged import merged_weight
+from minipeft.models.quantized import FIELD, expanded
 from minipeft.nn.absent import is_absent
+from minipeft.nn.fingerprint import sha256
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.slot import Slot
+from minipeft.quant.origin import ORIGIN
+from minipeft.quant.weight import QuantizedWeight
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SAVED_WITH = "config_sha256"  # in the metadata of the weights
@@ -45,18 +50,26 @@ def naming(directory: Path) -> Iterator[None]:
         raise ValueError(f"{directory}: {error}") from None
 
 
-def check_saved_with(config: Config, metadata: Mapping[str, str]) -> None:
-    """Raises ValueError if the weights were saved with another configuration than `config`, by their metadata."""
+def check_saved_with(config: Config, metadata: Mapping[str, str], quantization: Any = None) -> None:
+    """Raises ValueError if the weights were saved with another configuration than `config`, by their metadata.
+    quantization: the quantization_config, or None."""
     said = metadata.get(SAVED_WITH)
-    if said is not None and said != config.digest():
+    if said is not None and said != _digest(config, quantization, metadata.get(ORIGIN)):
         raise ValueError(f"{CONFIG} is not the configuration that {WEIGHTS} was saved with: it was edited, or "
                          f"save_pretrained was killed between the two files. Put the right {CONFIG} back, or save the "
                          f"model again; to change the configuration, save a model that was built with the new one")
 
 
-def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[str, Array], MergeReport]:
-    """{name: array} for `save_pretrained`: the base, or with merged=True all plugged attachments merged into it, one
-    weight at a time, as it reads back when stored in `dtype`; and what this left of the changes.
+def _digest(config: Config, quantization: Any, origin: str | None) -> str:
+    """Of all that the file says beside its tensors. Without a quantization it is that of `config`, as it always was."""
+    return config.digest() if quantization is None and origin is None else sha256(
+        [json.dumps([config.resolved(), quantization, origin], sort_keys=True).encode()])
+
+
+def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[str, Any], MergeReport]:
+    """{name: array or QuantizedWeight} for `save_pretrained`: the base, or with merged=True all plugged attachments
+    merged into it, one weight at a time, as it reads back when stored in `dtype`; and what this left of the changes.
+    A weight that is merged into codes, or that nothing is plugged on, keeps its codes.
 
     Raises ValueError if something is plugged or merged and `merged` is None, if a plugged attachment cannot be merged
     into weights, and for overflow in `dtype`; TypeError unless `merged` is True, False or None."""
@@ -68,7 +81,7 @@ def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[s
                          f"plugged attachments merged into the weights, or merged=False to save the base alone "
                          f"(attachments have files of their own: attachment.save)")
     if not merged:
-        return model.state(), MergeReport()
+        return {name: _as_it_is(slot) for name, slot in model.slots.items()}, MergeReport()
     for attachment in acting:
         for where, place in attachment.places.items():
             if not isinstance(place, Slot):
@@ -82,33 +95,42 @@ def exported(model: Any, merged: bool | None, dtype: str | None) -> tuple[dict[s
     for name, slot in model.slots.items():
         try:
             if slot.entries:
-                dtypes[name] = dtype or slot.dtype.name
-                tensors[name], errors[name] = merged_weight(name, slot, dtypes[name])
+                tensors[name], errors[name], dtypes[name] = merged_weight(name, slot, dtype or slot.dtype.name)
             else:
-                tensors[name] = slot.base.dense().data
+                tensors[name] = _as_it_is(slot)
         except TypeError as error:  # a weight without a dense form
             names = ", ".join(repr(a.name) for a in acting)
             raise ValueError(f"{names} cannot be merged: {error}; pass merged=False to save the base") from None
     return tensors, MergeReport(errors, dtypes)
 
 
-def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], tensors: Mapping[str, Array],
-                 metadata: Mapping[str, str], dtype: str | None) -> None:
-    """Write both files, each atomically; the folder is made if it is missing. values: of config.json; tensors,
-    metadata, dtype: as in `files.write_tensors`. Raises FileNotFoundError for a new folder below '~', which is not
-    expanded; ValueError for numbers that are not finite; and what `files.write_tensors` raises."""
+def _as_it_is(slot: Slot) -> Any:
+    """The base of a slot as a file stores it: its codes, or its numbers."""
+    return slot.base if isinstance(slot.base, QuantizedWeight) else slot.base.dense().data
+
+
+def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, Any], weights: Mapping[str, Any],
+                 metadata: Mapping[str, str], dtype: str | None, modules: Iterable[str] = ()) -> None:
+    """Write both files, each atomically; the folder is made if it is missing. values: of config.json; weights: {key:
+    array or QuantizedWeight}; metadata, dtype: as in `files.write_tensors`; modules: as in `expanded`. Raises
+    FileNotFoundError for a new folder below '~', which is not expanded; ValueError for numbers that are not finite; and
+    what `expanded` and `files.write_tensors` raise."""
     directory = Path(path)
     if directory.parts[:1] and directory.parts[0].startswith("~") and not directory.exists():
         raise missing_folder(path, directory)
+    tensors, exact, quantization = expanded(weights, dtype, modules)
     for name, array in tensors.items():
         if array.dtype.kind == "f" and not to_host(xp.isfinite(array).all()):
             raise ValueError(f"{name} holds NaN or infinity: {directory} is not written")
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        write_tensors(directory / WEIGHTS, tensors, {**metadata, SAVED_WITH: config.digest()}, dtype)
+        said = {**metadata, SAVED_WITH: _digest(config, quantization, metadata.get(ORIGIN))}
+        write_tensors(directory / WEIGHTS, tensors, said, dtype, exact=exact)
     except ValueError:
         if is_new:
             directory.rmdir()
         raise
+    if quantization is not None:
+        values = {**values, FIELD: quantization}
     write_atomic(directory / CONFIG, (json.dumps(values, indent=2) + "\n").encode())

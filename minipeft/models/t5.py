@@ -37,16 +37,18 @@ from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import existing_folder, exported, naming, write_folder
-from minipeft.models.merged import MergeReport
 from minipeft.models.names import translated
+from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, Linear, RMSNorm
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.positions import RelativeBuckets
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
+from minipeft.quant.origin import give_origin, origin_in_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,32 +187,44 @@ class T5(EncoderDecoder):
     def from_pretrained(cls, directory: str | os.PathLike, dtype: str = "float32") -> Self:
         """A model from a Hugging Face folder (config.json; model.safetensors, single or sharded).
 
+        Weights that were quantized by bitsandbytes in 4 bits (nf4, fp4), or by minipeft, stay quantized: the slots hold
+        `QuantizedWeight`s with the codes and scales of the file.
+
         dtype: the dtype that the model computes in, "float32" or "float64"; float16 and bfloat16 files are widened.
         Raises ValueError naming the folder for a pickle (saying how to convert it), a damaged file, wrong fields,
-        missing or unknown keys, other shapes than config.json asks for, input embeddings that differ, and weights that
-        were saved with another configuration; FileNotFoundError for a missing file."""
+        missing or unknown keys, other shapes than config.json asks for, input embeddings that differ, other methods of
+        quantization (LLM.int8, GPTQ, AWQ), and weights that were saved with another configuration; FileNotFoundError
+        for a missing file."""
         path, dtype = existing_folder(directory), init.compute_dtype(dtype)
         with naming(path):
-            config, arrays = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name)
+            config, arrays, origin = read_checkpoint(path, T5Config.from_hf, cls.from_hf_name, dtype)
             model = cls(config, None, dtype)
-            model.load_state(arrays)
+            fill(model, arrays)
+        give_origin(model, origin)
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
                         merged: bool | None = None) -> MergeReport:
         """Write config.json and model.safetensors as transformers reads them; the folder is made if it is missing.
 
+        Quantized weights are stored as they are. Weights in nf4 or fp4 have bitsandbytes' keys, and transformers reads
+        them if all are of one kind and linear, and none is a wo, which it keeps in float32. Other kinds are for
+        minipeft alone (`models/quantized.py`).
+
         dtype: how weights are stored ("float16" or "bfloat16" round them once); None keeps the model's own. merged:
         True writes the model with all plugged attachments merged into the weights: each computed in float64 from the
-        arrays as they are (merged attachments too, from their own arrays) and rounded once. False writes the base; None
-        is for a model on which nothing is plugged or merged. The model stays as it is. Returns how much of each merged
-        change is left after the rounding. Raises ValueError, before anything is written, for None on any other model,
-        for a plugged attachment that no weight can absorb, for numbers that are not finite, and for overflow in
-        `dtype`. A scale_decoder_outputs that differs from tie_word_embeddings is respected by transformers 5 and by
-        minipeft; transformers 4 ignores it."""
+        arrays as they are (merged attachments too, from their own arrays) and rounded once, or stored as codes where
+        the attachment is merged into a quantized weight. False writes the base; None is for a model on which nothing
+        is plugged or merged. The model stays as it is. Returns how much of each merged change is left after the
+        rounding. Raises ValueError, before anything is written, for None on any other model, for a plugged attachment
+        that no weight can absorb, for numbers that are not finite, and for overflow in `dtype`. A scale_decoder_outputs
+        that differs from tie_word_embeddings is respected by transformers 5 and by minipeft; transformers 4 ignores
+        it."""
         arrays, report = exported(self, merged, dtype)
         tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
-        write_folder(directory, self.config, self.config.to_hf(), tensors, {"format": "pt"}, dtype)
+        modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
+        said = {"format": "pt", **origin_in_metadata(self, bool(report.dtypes), dtype)}
+        write_folder(directory, self.config, self.config.to_hf(), tensors, said, dtype, modules)
         return report
 
     @staticmethod

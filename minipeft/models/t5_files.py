@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import Any, Callable
 
-import numpy
-
 from minipeft.checks import shown
 from minipeft.files import read_json, read_shapes, read_tensors
 from minipeft.models.folder import CONFIG, LIMIT, WEIGHTS, check_saved_with
+from minipeft.models.quantized import Stored, headers, same
 from minipeft.models.shapes import check_layers, check_shapes, t5_shapes
+from minipeft.quant.origin import Origin, read_origin
 
 _INDEX = "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
@@ -24,36 +24,41 @@ _INPUT_NAMES = (_TABLE, "encoder.embed_tokens.weight", "decoder.embed_tokens.wei
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"  # in files of the first release
 
 
-def read_checkpoint(directory: Path, config_from: Callable[[dict], Any],
-                    name_from: Callable[[str], str]) -> tuple[Any, dict[str, numpy.ndarray]]:
-    """(config, {our name: array}) with the aliases resolved: one table, and a head if it is untied.
+def read_checkpoint(directory: Path, config_from: Callable[[dict], Any], name_from: Callable[[str], str], dtype: str
+                    ) -> tuple[Any, dict[str, Any], Origin | None]:
+    """(config, {our name: array or QuantizedWeight}, the origin of a quantized base or None) with the aliases resolved:
+    one table, and a head if it is untied.
 
-    config_from: config.json's values -> config; name_from: key -> our name. Weights are tied if no head is stored, or
+    config_from: config.json's values -> config; name_from: key -> our name; dtype: in which quantized weights compute.
+    Weights are tied if no head is stored, or
     one that equals the table. But if the config says tie_word_embeddings = false, they are not tied, and a missing head
     is an error. Raises the exceptions of `T5.from_pretrained`."""
     values = read_json(directory / CONFIG, LIMIT)
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
-    del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
     files = _files(directory)
-    shapes = _one_table({key: shape for file in files for key, shape in read_shapes(directory / file).items()},
-                        operator.eq)
-    if says_untied and _HEAD not in shapes:
+    stored = Stored(values, {key: header for file in files for key, header in headers(directory / file).items()})
+    del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
+    keys = _one_table({key: key for key in stored.keys}, lambda a, b: True)
+    if says_untied and _HEAD not in keys:
         raise ValueError(f"{CONFIG} says tie_word_embeddings = false, but {_HEAD} is missing")
-    check_layers(config, len(shapes))
+    check_layers(config, len(keys))
     tied, untied = (dataclasses.replace(config, tie_word_embeddings=tie) for tie in (True, False))
-    check_shapes({name_from(key): shape for key, shape in shapes.items()},
-                 t5_shapes(untied if _HEAD in shapes else tied))
-    tensors: dict[str, numpy.ndarray] = {}
+    wanted = t5_shapes(untied if _HEAD in keys else tied)
+    shapes = stored.shapes(lambda key: wanted.get(name_from(key)))
+    check_shapes({name_from(key): shape for key, shape in _one_table(shapes, operator.eq).items()}, wanted)
+    tensors: dict[str, Any] = {}
     for file in files:
-        found, metadata = read_tensors(directory / file)
+        found, metadata = read_tensors(directory / file, raw=stored.raw)
         tensors.update(found)
-    tensors = _one_table(tensors, numpy.array_equal)
-    if _HEAD in tensors and not says_untied and numpy.array_equal(tensors[_HEAD], tensors[_TABLE]):
+    tensors = _one_table(stored.weights(tensors, shapes, dtype), same)
+    if _HEAD in tensors and not says_untied and same(tensors[_HEAD], tensors[_TABLE]):
         del tensors[_HEAD]
     config = untied if _HEAD in tensors else tied
+    origin = None
     if files == [WEIGHTS]:
-        check_saved_with(config, metadata)
-    return config, {name_from(key): array for key, array in tensors.items()}
+        check_saved_with(config, metadata, stored.config)
+        origin = read_origin(metadata)
+    return config, {name_from(key): array for key, array in tensors.items()}, origin
 
 
 def _one_table(stored: dict[str, Any], equal: Callable[[Any, Any], bool]) -> dict[str, Any]:

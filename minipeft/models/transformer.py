@@ -37,20 +37,22 @@ from typing import Any, Self
 
 from minipeft.engine.tensor import Tensor
 from minipeft.backend import Array
-from minipeft.files import read_json, read_shapes, read_tensors
+from minipeft.files import read_json, read_tensors
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
 from minipeft.models.folder import (CONFIG, LIMIT, WEIGHTS, check_saved_with, existing_folder, exported, naming,
                                     write_folder)
-from minipeft.models.merged import MergeReport
+from minipeft.models.quantized import FIELD, Stored, fill, headers
 from minipeft.models.shapes import check_layers, check_shapes, transformer_shapes
 from minipeft.nn import init
 from minipeft.nn.attention import Attention
 from minipeft.nn.blocks import Block, Stack
 from minipeft.nn.layers import Embedding, FeedForward, LayerNorm, Linear
+from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.positions import Learned, Sinusoidal
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
+from minipeft.quant.origin import give_origin, origin_in_metadata, read_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +159,18 @@ class Transformer(EncoderDecoder):
             if values.pop("model_type", None) != "minipeft-transformer":
                 raise ValueError(f"{path / CONFIG}: model_type is not 'minipeft-transformer'; for T5 use "
                                  f"T5.from_pretrained")
-            config, shapes = TransformerConfig.from_dict(values), read_shapes(path / WEIGHTS)
-            check_layers(config, len(shapes))
-            check_shapes(shapes, transformer_shapes(config))
-            arrays, metadata = read_tensors(path / WEIGHTS)
-            check_saved_with(config, metadata)
+            stored = Stored(values, headers(path / WEIGHTS))
+            values.pop(FIELD, None)
+            config = TransformerConfig.from_dict(values)
+            check_layers(config, len(stored.keys))
+            wanted = transformer_shapes(config)
+            check_shapes(shapes := stored.shapes(wanted.get), wanted)
+            tensors, metadata = read_tensors(path / WEIGHTS, raw=stored.raw)
+            check_saved_with(config, metadata, stored.config)
+            arrays = stored.weights(tensors, shapes, dtype)
             model = cls(config, None, dtype)
-            model.load_state(arrays)
+            fill(model, arrays)
+            give_origin(model, read_origin(metadata))
         return model
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None,
@@ -179,5 +186,6 @@ class Transformer(EncoderDecoder):
         `dtype`."""
         values = {"model_type": "minipeft-transformer", **self.config.to_dict()}
         tensors, report = exported(self, merged, dtype)
-        write_folder(directory, self.config, values, tensors, {"format": "minipeft"}, dtype)
+        said = {"format": "minipeft", **origin_in_metadata(self, bool(report.dtypes), dtype)}
+        write_folder(directory, self.config, values, tensors, said, dtype)
         return report

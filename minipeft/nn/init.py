@@ -15,7 +15,7 @@ from typing import Any, Callable, TypeAlias
 
 import numpy
 
-from minipeft.backend import Array, to_device
+from minipeft.backend import Array, to_device, xp
 
 Rng: TypeAlias = "numpy.random.Generator | None"  # as a string: importing numpy.random takes its time
 Init: TypeAlias = "Callable[[tuple, Any, Rng], Array]"
@@ -45,12 +45,12 @@ def require_rng(rng: Any) -> None:
 
 def zeros(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
     """All 0, [*shape] in `dtype`; rng is not used."""
-    return to_device(numpy.zeros(shape, dtype))
+    return xp.zeros(shape, dtype)
 
 
 def ones(shape: tuple, dtype: Any, rng: Rng = None) -> Array:
     """All 1, [*shape] in `dtype`; rng is not used."""
-    return to_device(numpy.ones(shape, dtype))
+    return xp.ones(shape, dtype)
 
 
 def normal(std: float) -> Init:

@@ -73,8 +73,9 @@ class Module:
         """Replaces every base array by the one of its name among `arrays`, {name: array}, in the dtype of the model.
 
         Raises ValueError, before anything is replaced, for missing or unexpected names, other shapes, dtypes of another
-        kind (integers in place of floating-point numbers), NaN and infinities, and while an attachment is merged: its
-        constant was computed from the old base. Raises TypeError unless `arrays` is a mapping."""
+        kind (integers in place of floating-point numbers), codes of any other dtype, NaN and infinities, and while an
+        attachment is merged: its constant was computed from the old base. Raises TypeError unless `arrays` is a
+        mapping."""
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays is {type(arrays).__name__}; expected {{name: array}}, as state() gives it")
         params = self.base_arrays
@@ -88,8 +89,11 @@ class Module:
         for name, p in params.items():
             if tuple(arrays[name].shape) != p.shape:
                 raise ValueError(f"{name} has shape {list(arrays[name].shape)}; expected {list(p.shape)}")
-            if arrays[name].dtype.kind != p.dtype.kind:
-                raise ValueError(f"{name} has dtype {arrays[name].dtype}; expected a kind of {p.dtype}")
+            found = arrays[name].dtype
+            if found.kind != p.dtype.kind:
+                raise ValueError(f"{name} has dtype {found}; expected a kind of {p.dtype}")
+            if p.dtype.kind in "iub" and found != p.dtype:  # numbers beyond it would wrap
+                raise ValueError(f"{name} has dtype {found}; expected {p.dtype}")
             if p.dtype.kind == "f" and not numpy.isfinite(to_host(arrays[name])).all():
                 raise ValueError(f"{name} holds numbers that are not finite")
         for host in {place.host for _, place in self.named_places()}:

@@ -78,12 +78,13 @@ class Host:
 
     recorder: called with (host, state, orders, parameters) after `value_and_grad` has differentiated parameters of this
     model; orders are the attachments that the rows of the batch saw, each bottom first. remembered: facts about the
-    base that are expensive to compute again (`attaching.trained_on`)."""
+    base that are expensive to compute again; origin: the base from which it was quantized (`attaching.trained_on`)."""
 
     def __init__(self, places: tuple[Any, ...] = ()) -> None:
         self.now, self.places, self.is_known = State(), places, False  # whether all places refer to it
         self.recorder: Callable[[Host, State, frozenset[Names], frozenset], None] | None = None
         self.remembered: Any = None
+        self.origin: Any = None
 
     def differentiated(self, parameters: frozenset) -> None:
         """Tells the recorder that these `parameters` are about to change, under the attachments plugged now."""

@@ -11,9 +11,21 @@ from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter, Reparam, Weight
 
 
+class OnOriginal(Parameter):
+    """A merged constant that was computed over other weights than those below its entry. It cannot be computed again
+    from the entry."""
+
+    __slots__ = ()
+
+
+def wide_dense(weight: Weight) -> Parameter:
+    """The dense form of a weight as a constant in float64, [d_out, d_in] or [d]."""
+    return Parameter(_wide(weight.dense().data))
+
+
 def wide_base(slot: Slot) -> Parameter:
     """The base of a slot as a constant in float64. One of another kind of weight is taken in its dense form."""
-    return Parameter(_wide(slot.base.dense().data))
+    return wide_dense(slot.base)
 
 
 def wide_piece(piece: Any) -> Any:
@@ -24,14 +36,21 @@ def wide_piece(piece: Any) -> Any:
     return twin
 
 
-def wide_weight(base: Weight, entries: Iterable[Any]) -> Weight:
+def wide_weight(base: Weight, entries: Iterable[Any], as_merged: bool = True) -> Weight:
     """`base`, in float64, under the pieces of `entries`, bottom first, all in float64. A merged entry is computed from
-    its piece like the others, unless its method merges in a way of its own: then its constant stands for it."""
+    its piece like the others, unless it was merged into something else than their sum: in a way of its method's own,
+    into a quantized weight, or over the original weights. Then its constant stands for it. With as_merged=False every
+    entry is computed from its piece."""
     weight = base
     for entry in entries:
-        its_own = entry.merged is not None and type(entry.piece).merged is not Reparam.merged
-        weight = Parameter(_wide(entry.merged.dense().data)) if its_own else wide_piece(entry.piece).over(weight)
+        weight = wide_dense(entry.merged) if as_merged and is_its_own(entry) else wide_piece(entry.piece).over(weight)
     return weight
+
+
+def is_its_own(entry: Any) -> bool:
+    """Whether the constant of an `entry` is something else than its piece's dense(), rounded."""
+    return entry.merged is not None and (type(entry.piece).merged is not Reparam.merged
+                                         or type(entry.merged) is not Parameter)
 
 
 def relative_error(found: Any, wanted: Any) -> float:

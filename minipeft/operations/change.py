@@ -3,6 +3,7 @@
     LoRA                d = s B A
     LoRA, pissa         d = s (B A - B0 A0) = s [B, -B0] [A; A0]
     LoRA, enable        d = s [B_1 A_1; 0; B_3 A_3] = s [[B_1, 0]; 0; [0, B_3]] [A_1; A_3]
+    QA-LoRA             d[o, i] = k s (B A)[o, i // g] = k s B A', each column of A repeated g times in A'
     other methods       d = f(W0) - W0, dense, over the base W0
 """
 from __future__ import annotations
@@ -18,6 +19,7 @@ from minipeft.backend import to_host
 from minipeft.methods.lora import LowRank
 from minipeft.methods.merged import MergedLowRank
 from minipeft.methods.pissa import PrincipalLowRank
+from minipeft.methods.qalora import GroupedLowRank
 from minipeft.nn.slot import Slot
 from minipeft.nn.wide import wide_base, wide_piece
 
@@ -54,13 +56,15 @@ def factors(attachment: Attachment, slot: Slot) -> Factors | None:
     """The factors of an attachment's change at a slot; None for a method whose change depends on the weight below it,
     or has no factors."""
     piece: Any = attachment.at[slot]
-    if type(piece) not in (LowRank, PrincipalLowRank, MergedLowRank):
+    if type(piece) not in (LowRank, PrincipalLowRank, MergedLowRank, GroupedLowRank):
         return None
     A, B, s = to_host(piece.A.data), to_host(piece.B.data), Fraction(piece.scale)
     if isinstance(piece, PrincipalLowRank):
         A, B = numpy.concatenate([A, to_host(piece.A0.data)]), numpy.concatenate([B, -to_host(piece.B0.data)], axis=1)
     elif isinstance(piece, MergedLowRank):
         B = _in_blocks(B, piece.enable)
+    elif isinstance(piece, GroupedLowRank):
+        A = numpy.repeat(A, slot.shape[1] // A.shape[1], axis=1)
     return Factors(A, B, s)
 
 

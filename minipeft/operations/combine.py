@@ -24,7 +24,8 @@ from minipeft.attaching.attach import check_name
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.fields import finite_in
 from minipeft.attaching.order import nothing_merged_above, replaced
-from minipeft.attaching.trained_on import TrainedOn, content_of_base
+from minipeft.attaching.origin import are_related
+from minipeft.attaching.trained_on import TrainedOn, on_base
 from minipeft.checks import integer, number, shown
 from minipeft.methods.lora import LoRA
 from minipeft.nn.slot import Slot
@@ -169,11 +170,12 @@ def _svd(terms: list[Term], dense: numpy.ndarray, rank: int | None) -> Factors:
 def _trained_on(inputs: list[Attachment], dense: set[Attachment]) -> TrainedOn | None:
     """The base that the sum is valid on. dense: those whose change depends on the weight below them."""
     model, combined = inputs[0].model, {a.layer.content for a in inputs}
-    bases, here = set(), content_of_base(model)
+    here = on_base(model)
+    bases: dict[str | None, TrainedOn] = {}
     for a in inputs:
-        said = a.trained_on.settled(model) if a.trained_on is not None else TrainedOn(here)
-        bases.add(said.base)
-        if a in dense and said.base != here:
+        said = a.trained_on.settled(model) if a.trained_on is not None else here
+        bases.setdefault(said.base, TrainedOn(said.base, origin=said.origin))
+        if a in dense and said.base != here.base:
             raise ValueError(f"cannot combine {a.name!r}: it was trained on another base than the model has now, and "
                              f"the change that {type(a.method).__name__} makes depends on it")
         for layer in (*said.below, *said.together):
@@ -184,5 +186,9 @@ def _trained_on(inputs: list[Attachment], dense: set[Attachment]) -> TrainedOn |
                 raise ValueError(f"cannot combine {a.name!r}: it was trained on top of attachment {layer.name!r}, and "
                                  f"the change that {type(a.method).__name__} makes depends on the weight below it")
     if len(bases) > 1:
-        raise ValueError(f"{', '.join(repr(a.name) for a in inputs)} were trained on different bases; expected one")
-    return TrainedOn(bases.pop()) if any(a.trained_on for a in inputs) else None
+        first, *others = bases.values()
+        also = " (a base and its quantization, or two quantizations, are different bases)" \
+            if all(are_related(first, other) for other in others) else ""
+        raise ValueError(f"{', '.join(repr(a.name) for a in inputs)} were trained on different bases{also}; expected "
+                         f"one")
+    return next(iter(bases.values())) if any(a.trained_on for a in inputs) else None

@@ -16,7 +16,7 @@ import numpy
 
 from minipeft.attaching.attach import check_name, put
 from minipeft.attaching.attachment import Attachment
-from minipeft.attaching.trained_on import TrainedOn, content_of_base
+from minipeft.attaching.trained_on import on_base
 from minipeft.backend import to_host
 from minipeft.checks import integer, shown
 from minipeft.methods.lora import LoRA
@@ -59,7 +59,7 @@ def extract(model: Model, tuned: Model, rank: int, name: str | None = None) -> A
     if not parts:
         found = f"; only {', '.join(list(errors)[:5])} differ, which no LoRA can hold" if errors else ""
         raise ValueError(f"no matrix of the two models differs: there is nothing to extract{found}")
-    made = lora_of(model, name, parts, TrainedOn(content_of_base(model)), errors)
+    made = lora_of(model, name, parts, on_base(model), errors)
     put(model, [made])
     return made
 

@@ -6,82 +6,119 @@
     W  ->  codes, scales          of the base of each slot; the array W is gone, once nobody else refers to it
 
 What is attached stays attached: a quantized weight takes the place of the innermost weight, below everything that is
-plugged. So the order of `attach` and `quantize` does not matter for the outputs.
+plugged. So the order of `attach` and `quantize` does not matter for the outputs, unless a method starts from the
+weights, as PiSSA and DoRA do.
+
+The model remembers of what its base was made (`attaching/origin.py`), so that an adapter of the one can be loaded on
+the other.
 """
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Any, Mapping
 
-import numpy
-
+from minipeft.attaching.origin import Origin
+from minipeft.attaching.trained_on import content_of_base, has_origin, origin_of
 from minipeft.backend import to_host
 from minipeft.checks import shown
 from minipeft.nn.module import Model, whole
-from minipeft.nn.wide import relative_error
+from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
 from minipeft.nn.where import Where, matching
-from minipeft.quant.scheme import scheme
+from minipeft.nn.wide import relative_error
+from minipeft.quant.scheme import Scheme, scheme
 from minipeft.quant.weight import QuantizedWeight
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
     """The weights that `quantize` replaced; `print` it for the table. scheme: in words. before, after: {name of a
-    weight: its bytes}. errors: {name: |W~ - W| / |W|}, in Frobenius norms."""
+    weight: its bytes}. errors: {name: |W~ - W| / |W|}, in Frobenius norms. kept: the bytes of the dequantized numbers
+    that stay in memory, 0 without `keep`."""
 
     scheme: str
     before: Mapping[str, int]
     after: Mapping[str, int]
     errors: Mapping[str, float]
+    kept: int = 0
 
     def __str__(self) -> str:
         width = max(map(len, [*self.errors, "weight"]))
         before, after = sum(self.before.values()), sum(self.after.values())
+        kept = f", and {self.kept:,} bytes of dequantized numbers are kept" if self.kept else ""
         return "\n".join([f"{'weight':<{width}}  {'bytes':>12}  {'before':>12}  error of the weight",
                           *(f"{name:<{width}}  {self.after[name]:>12,}  {self.before[name]:>12,}  {error:.2e}"
                             for name, error in self.errors.items()),
                           f"{'all':<{width}}  {after:>12,}  {before:>12,}  {self.scheme}: {after / before:.3f} of the "
-                          f"bytes"])
+                          f"bytes{kept}"])
 
 
 def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: bool = False, **options: Any
              ) -> Quantized:
     """Replace the linear weights that `where` chooses by quantized ones, in place. By default these are all but the
-    head.
+    head. Embedding tables are quantized where they are asked for.
 
     kind: "nf4", "fp4" (options: blocksize=64, double=False), "int2", "int3", "int4", "int8" (group=32), "q4_0", "q4_1",
     "q5_0", "q5_1" or "q8_0". keep: whether the dequantized numbers stay in memory, which makes steps faster and saves
     nothing. It changes no bit of any result.
 
     Raises ValueError for an unknown kind or option, for a weight that is quantized already, under a merged attachment
-    or not finite, and for a shape that the kind cannot hold; TypeError for a part of a model. The model then stays as
-    it was."""
+    or not finite, for a shape that the kind cannot hold, and where there is nothing to quantize; TypeError for a part
+    of a model. The model then stays as it was."""
     if type(keep) is not bool:
         raise ValueError(f"keep is {shown(keep)}; expected True or False")
-    chosen, made = scheme(kind, **options), {}
+    chosen, slots = scheme(kind, **options), _chosen(model, where)
+    made, errors = {}, {}
+    for name, slot in slots.items():
+        made[name] = _quantized(name, slot, chosen, keep)
+        errors[name] = relative_error(to_host(made[name].dense().data), to_host(slot.base.dense().data))
+    before = {name: slot.base.dense().data.nbytes for name, slot in slots.items()}
+    origin = origin_of(model)
+    original = content_of_base(model) if origin is None else origin.base
+    model.host.differentiated(frozenset(model.base_parameters.values()))  # the base is about to change
+    _put(slots, made)
+    has_origin(model, Origin(original, _in_words(model)))
+    return Quantized(str(chosen), before, {name: weight.nbytes for name, weight in made.items()}, errors,
+                     sum(weight.kept_bytes for weight in made.values()))
+
+
+def _chosen(model: Model, where: Where | None) -> dict[str, Slot]:
     slots = {name: slot for name, slot in whole(model).slots.items() if slot.kind in ("linear", "embedding")}
     head = getattr(getattr(model, "head", None), "weight", None)
-    linear = [name for name, slot in slots.items() if slot.kind == "linear" and slot is not head]
-    names = linear if where is None else matching(slots, where, "matrix")
-    for name in names:
-        slot = slots[name]
-        if not isinstance(slot.base, Parameter):
-            raise ValueError(f"{name} is quantized already ({slot.base}); expected floating-point numbers")
-        for entry in slot.merged:
-            raise ValueError(f"{name} cannot be quantized while {entry.name!r} is merged: unmerge first")
-        if not numpy.isfinite(to_host(slot.base.data)).all():
-            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-        try:
-            made[name] = QuantizedWeight.of(slot.base.data, chosen, keep)
-        except ValueError as error:
-            raise ValueError(f"{name} {list(slot.shape)}: {error}") from None
-    before = {name: slots[name].base.dense().data for name in names}
-    result = Quantized(str(chosen), {name: W.nbytes for name, W in before.items()},
-                       {name: weight.nbytes for name, weight in made.items()},
-                       {name: relative_error(to_host(made[name].dense().data), to_host(W))
-                        for name, W in before.items()})
-    del before
-    for name, weight in made.items():
-        slots[name].base = weight
-    return result
+    names = matching(slots, where, "matrix") if where is not None else [
+        name for name, slot in slots.items() if slot.kind == "linear" and slot is not head]
+    if not names:
+        raise ValueError("the model has no linear weight but its head: there is nothing to quantize; name weights by "
+                         "`where`")
+    return {name: slots[name] for name in names}
+
+
+def _quantized(name: str, slot: Slot, chosen: Scheme, keep: bool) -> QuantizedWeight:
+    if not isinstance(slot.base, Parameter):
+        raise ValueError(f"{name} is quantized already ({slot.base}); expected floating-point numbers")
+    for entry in slot.merged:
+        raise ValueError(f"{name} cannot be quantized while {entry.name!r} is merged: unmerge first")
+    try:
+        return QuantizedWeight.of(slot.base.data, chosen, keep)
+    except ValueError as error:
+        raise ValueError(f"{name} {list(slot.shape)}: {error}") from None
+
+
+def _put(slots: Mapping[str, Slot], made: Mapping[str, QuantizedWeight]) -> None:
+    """All of them or, after an interrupt, none."""
+    old = {name: slot.base for name, slot in slots.items()}
+    try:
+        for name, weight in made.items():
+            slots[name].base = weight
+    except BaseException:
+        for name, base in old.items():
+            slots[name].base = base
+        raise
+
+
+def _in_words(model: Model) -> str:
+    """ "26 matrices in int4, groups of 32", and so on for each scheme in the model."""
+    counts = collections.Counter(str(slot.base.scheme) for slot in model.slots.values()
+                                 if isinstance(slot.base, QuantizedWeight))
+    return "; ".join(f"{n} {'matrix' if n == 1 else 'matrices'} in {words}" for words, n in counts.items())

@@ -37,20 +37,26 @@ def decoded(scheme: Scheme, arrays: Leaves, shape: Shape, dtype: Any) -> Array:
 class QuantizedWeight:
     """The weight that `arrays`, {leaf: array}, stand for under a `scheme`. shape: [d_out, d_in]. dtype: the dtype of
     dense(), in which the model computes. keep: whether the numbers stay in memory once they were decoded, for models
-    that are small enough. It changes no bit of any result."""
+    that are small enough. It changes no bit of any result. To change the weight, replace an array (`Fixed.data`), as
+    loading does; do not write into one."""
 
     drops = False
+    source: str | None = None  # the dtype of the original numbers, where a file that it was read from says so
 
     def __init__(self, scheme: Scheme, shape: Shape, dtype: Any, arrays: Mapping[str, Array], keep: bool = False):
         self.scheme, self.dtype, self.keep = scheme, numpy.dtype(dtype), keep
         self.shape: Shape = (shape[0], shape[1])
         self._arrays = {leaf: Fixed(array) for leaf, array in arrays.items()}
-        self._kept: tuple[list[int], Array] | None = None  # the arrays' identities, and W~
+        self._kept: tuple[list[Array], Array] | None = None  # the arrays that were decoded, and W~
 
     @classmethod
     def of(cls, matrix: Array, scheme: Scheme, keep: bool = False) -> "QuantizedWeight":
-        """`matrix` [d_out, d_in], quantized; keep as in the class. Raises ValueError for a shape that the scheme cannot
-        hold."""
+        """`matrix` [d_out, d_in], quantized. keep: as for the class. Raises ValueError for a shape that the scheme
+        cannot hold, and for anything but finite floating-point numbers."""
+        if matrix.dtype.kind != "f":
+            raise ValueError(f"it has dtype {matrix.dtype}; expected floating-point numbers")
+        if not to_host(xp.isfinite(matrix).all()):
+            raise ValueError("it holds NaN or infinity; expected finite numbers")
         arrays = {leaf: to_device(array) for leaf, array in scheme.encode(to_host(matrix)).items()}
         return cls(scheme, matrix.shape, matrix.dtype, arrays, keep)
 
@@ -77,7 +83,7 @@ class QuantizedWeight:
         raise TypeError(f"a quantized weight is a matrix {list(self.shape)}, and no vector")
 
     def requantized(self, matrix: Array) -> "QuantizedWeight":
-        """Another `matrix` [d_out, d_in], quantized in the same way."""
+        """Another `matrix` [d_out, d_in] of this shape, quantized in the same way. Raises as `of` does."""
         return type(self).of(matrix.astype(self.dtype, copy=False), self.scheme, self.keep)
 
     def shifted(self, delta: Array) -> "QuantizedWeight":
@@ -88,8 +94,13 @@ class QuantizedWeight:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its arrays."""
+        """The bytes of its arrays, without the numbers that it keeps."""
         return sum(array.data.nbytes for array in self._arrays.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the numbers that stay in memory once they were decoded."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize if self.keep else 0
 
     @property
     def _data(self) -> dict[str, Array]:
@@ -98,13 +109,16 @@ class QuantizedWeight:
     def _decoded(self) -> Array:
         if not self.keep:
             return self._decode()
-        now = [id(array.data) for array in self._arrays.values()]  # loading and moving replace them
-        if self._kept is None or self._kept[0] != now:
-            self._kept = now, self._decode()
-        return self._kept[1]
+        now, kept = [array.data for array in self._arrays.values()], self._kept
+        if kept is None or any(a is not b for a, b in zip(kept[0], now)):  # loading and moving replace them
+            kept = self._kept = now, self._decode()
+        return kept[1]
 
     def _decode(self) -> Array:
         return decoded(self.scheme, self._data, self.shape, self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}  # a copy decodes for itself
 
     def __repr__(self) -> str:
         return f"QuantizedWeight({self.scheme}, {list(self.shape)}, {self.dtype})"

@@ -75,6 +75,9 @@ T5_CONFIG = minipeft.T5Config(23, 12, 5, 3, 20, 1, 2, 8, 20, feed_forward_proj="
 CONFIG = minipeft.TransformerConfig(23, 12, 3, 20, 2, 1, positions="learned", max_length=9, final_norm=True)
 
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
 def t5() -> minipeft.T5:
     return minipeft.T5(T5_CONFIG, numpy.random.default_rng(1), "float32")
 
@@ -106,15 +109,29 @@ def make_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def make_four_bits(folder: Path) -> None:
+    """As transformers writes it with bitsandbytes."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(FIXTURES / "bitsandbytes" / "nf4_double" / name, folder / name)
+
+
+def make_quantized(folder: Path) -> None:
+    model = minipeft.T5(dataclasses.replace(T5_CONFIG, d_model=32, d_kv=8), numpy.random.default_rng(1))
+    for kind, where in (("int4", r"\.q\."), ("q4_1", r"\.k\."), ("fp4", r"\.v\.")):
+        minipeft.quantize(model, kind, where)
+    model.save_pretrained(folder)
+
+
 def load_t5(folder: Path, _: Any) -> str:
-    return model_sha(minipeft.T5.from_pretrained(folder))
+    model = minipeft.T5.from_pretrained(folder)
+    schemes = {name: repr(getattr(slot.base, "scheme", "")) for name, slot in model.slots.items()}
+    return sha256_of(model.state(), model.config.resolved(), schemes)
 
 
 def load_transformer(folder: Path, _: Any) -> str:
     return model_sha(minipeft.Transformer.from_pretrained(folder))
 
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 FOREIGN = ("adapters/lora_rank_alpha_pattern", "adapters/dora", "adapters/lora_modules_to_save",
            "adapters/prompt_tuning", "adapters/lora_token_rows", "zoo/shira_t5", "zoo/vera_t5", "bottleneck/seq_bn")
 
@@ -150,6 +167,8 @@ TARGETS = [
     Target("Transformer folder", lambda folder: transformer().save_pretrained(folder), load_transformer),
     Target("T5 folder of transformers", make_foreign, load_t5, signed=False),
     Target("T5 folder in shards", make_shards, load_t5, signed=False),
+    Target("T5 folder in four bits", make_four_bits, load_t5, signed=False),
+    Target("T5 folder with codes", make_quantized, load_t5),
     *(Target(name, trained.save(name), trained.load(name), trained.bare, trained.seen) for name in trained.METHODS),
     Target("LoRA and PromptTuning", trained.save("LoRA", "PromptTuning"), trained.load("LoRA", "PromptTuning"),
            trained.bare, trained.seen),

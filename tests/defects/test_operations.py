@@ -105,7 +105,7 @@ VARIANTS = {"LoRA": LoRA(3, 4), "rsLoRA": LoRA(3, 4, scaling="alpha/sqrt(r)"),
             "patterns": LoRA(3, 4, rank_pattern={"decoder": 2}, alpha_pattern={r"\.v\.": -7}),
             "pissa": LoRA(2, 3, init="pissa"), "merged q, k and v": LoRA(2, 3, enable=(True, False, True)),
             "DoRA": minipeft.DoRA(2, 3), "DoRA written elsewhere": ForeignDoRA(), "LoHa": minipeft.LoHa(2, 3),
-            "VeRA": minipeft.VeRA(3)}
+            "VeRA": minipeft.VeRA(3), "QA-LoRA": minipeft.QALoRA(2, 3, 4)}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

@@ -24,6 +24,7 @@ from minipeft.methods.lora import LoRA
 from minipeft.methods.oft import OFT
 from minipeft.methods.prefix import PrefixTuning
 from minipeft.methods.prompt import PromptTuning
+from minipeft.methods.qalora import QALoRA
 from minipeft.methods.selective import Selective
 from minipeft.methods.union import Union
 from minipeft.methods.vera import VeRA
@@ -35,8 +36,9 @@ PAGES = {"lora": LoRA(), "bottleneck": Bottleneck("houlsby"), "prompt": PromptTu
          "selective": Selective(component="norm"), "dora": DoRA(), "ia3": IA3(), "bias": AddedBias(),
          "prefix": PrefixTuning(20),
          "vera": VeRA(), "loha": LoHa(), "lokr": LoKr(), "hira": HiRA(), "oft": OFT(),
+         "qalora": QALoRA(),
          "union": Union(LoRA(8), Selective(component="norm"))}
-ZOO = {"vera": 60, "loha": 60, "hira": 60, "lokr": 90, "oft": 90}  # lines of code that a page may have
+ZOO = {"vera": 60, "loha": 60, "hira": 60, "lokr": 90, "oft": 90, "qalora": 90}  # lines of code that a page may have
 IN_THE_KIT = ("lora", "bottleneck", "prompt", "selective")  # pages of methods that `minipeft.conformance` checks
 T5_SMALL = T5Config(vocab_size=32128, d_model=512, d_kv=64, num_heads=8, d_ff=2048, num_layers=6, num_decoder_layers=6)
 # From LoRA down to routing, in the order in which a newcomer reads them.

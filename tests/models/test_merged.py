@@ -11,7 +11,7 @@ import minipeft
 from minipeft import LoRA, Selective, attach
 from minipeft.files import read_tensors, round_bf16, widen_bf16
 from minipeft.laws.models import moved
-from minipeft.models.merged import MergeReport
+from minipeft.nn.merge_report import MergeReport
 from tests.by_hand import Held
 from tests.foreign_methods import ForeignDoRA, ForeignVeRA
 from tests.models_under_test import Case, bits, logits, same_values

@@ -50,6 +50,16 @@ def the_sum(inputs: list, weights: list) -> dict[str, numpy.ndarray]:
     return wanted
 
 
+def test_qa_loras_are_combined_as_loras_with_repeated_columns():
+    """By "cat", so with the same change, whatever the groups and the pooling are."""
+    model, inputs = model_with(minipeft.QALoRA(2, 3, 4), minipeft.QALoRA(1, -5, 3, pooling="mean"))
+    wanted = the_sum(inputs, [0.5, 2])
+    made = combine(inputs, [0.5, 2], "cat")
+    assert isinstance(made.method, LoRA)
+    for name, d in wanted.items():
+        assert abs(change(made, name) - d).max() < 1e-14 and made.parameters[f"{name}@combined.A"].shape == (3, 12)
+
+
 # ---- peft's numbers
 
 

@@ -40,17 +40,17 @@ BUGS = [
         "            host.differentiated(frozenset(self.base_parameters.values()))\n", "            pass\n",
         LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
     Bug("a base that is trained in the same steps is recorded as it was before", TRAINED_ON,
-        "None if base_too else content_of_base(attachment.model),", "content_of_base(attachment.model),",
+        "on = TrainedOn(None) if base_too else on_base(attachment.model)", "on = on_base(attachment.model)",
         LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
     Bug("a base that is trained alone is not settled first", TRAINED_ON,
         "settle(state, frozenset(trained.values()), model if base_too else None)",
         "settle(state, frozenset(trained.values()))",
         LINEAGE + "a_base_that_is_trained_in_the_same_steps_counts_as_it_is_when_they_are_over"),
     Bug("what is plugged at saving is what it was trained on", MOVES,
-        "trained = self.trained_on or TrainedOn(content_of_base(self.model))",
+        "trained = self.trained_on or on_base(self.model)",
         "order = list(self.model.host.now.plugged)\n"
         "        under = order[:order.index(self.name)] if self.name in order else []\n"
-        "        trained = TrainedOn(content_of_base(self.model),\n"
+        "        trained = TrainedOn(on_base(self.model).base,\n"
         "                            tuple(self.model.attachments[n].layer for n in under))",
         LINEAGE + "what_is_plugged_when_it_is_saved_does_not_matter"),
     Bug("files compare by name", LOAD, "if layer.content not in below[at:]:",

@@ -202,8 +202,9 @@ BUGS = [
     Bug("U does not start at 0", ADAPTERS, "(uniform(d ** -0.5), zeros)", "(uniform(d ** -0.5),) * 2",
         TRANSPARENT),
     Bug("gelu is its tanh approximation", "nn/layers.py", '"gelu": gelu,', '"gelu": gelu_tanh,', GOLDEN),
-    Bug("what acts on hidden states is merged as if it were a weight", MOVES, "if not isinstance(place, Slot):",
-        "if not isinstance(place, Slot):\n                continue\n            if False:",
+    Bug("what acts on hidden states is merged as if it were a weight", "attaching/merging.py",
+        "for where, place in attachment.places.items()}\n    if originals",
+        "for where, place in attachment.places.items() if isinstance(place, Slot)}\n    if originals",
         LAWS + "3_what_no_weight_can_absorb_is_not_merged_and_nothing_changes"),
     # ---- selective tuning
     Bug("a lookup forgets the difference", "methods/delta.py", "self.base.rows(ids) + embedding(self.d, ids)",

@@ -46,7 +46,7 @@ BUGS = [
         "(d, numpy.dtype(d.dtype or self.places[name].dtype))", '(d, numpy.dtype(d.dtype or "float32"))',
         DEFECT + "D23_every_array_has_the_dtype_of_its_place"),
     Bug("D25: a text that was changed is believed", "attaching/adapter_file.py",
-        'altered=metadata.get("signature") != signed)', "altered=False)",
+        'altered=metadata.get("signature") != signature(metadata))', "altered=False)",
         DEFECT + "D25_a_file_that_lacks_a_field_or_a_tensor_is_refused"),
     Bug("L1: a merge is written into the base as well", MOVES, TO_THE_BASE,
         "        for place, constant in constants.items():\n"

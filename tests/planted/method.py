@@ -87,7 +87,7 @@ BUGS = [
         FAULTS + "a_product_that_is_no_tensor_is_refused_because_it_cuts_the_gradient"),
     Bug("fixed codes are tried as zeros", TRIAL, "zeros, computes=not choosing)", "zeros, computes=True)",
         FAULTS + "a_fixed_mask_that_says_how_many_are_trained_is_tried_as_it_is"),
-    Bug("a merged weight may be anything", "attaching/attachment.py",
+    Bug("a merged weight may be anything", "attaching/merging.py",
         'if not all(hasattr(merged, name) for name in ("arrays", "project", "rows", "drops")):', "if False:",
         FAULTS + "a_merged_weight_that_does_not_fit_is_refused_before_anything_moves"),
     Bug("scales of a quantized base are trained and it counts as the same base", "attaching/trained_on.py",

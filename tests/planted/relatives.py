@@ -17,8 +17,8 @@ _PRODUCT = ("        y = low_rank_linear(self.base.project(x, rng), dropout(x, s
 
 BUGS = [
     # ---- DoRA
-    Bug("D11: a second DoRA is merged on the base, not on what lies below it", "attaching/attachment.py",
-        "self.at[place].over(below).merged())", "self.at[place].over(place.base).merged())",
+    Bug("D11: a second DoRA is merged on the base, not on what lies below it", "attaching/merging.py",
+        "weight = piece.over(below).merged()", "weight = piece.over(slot.base).merged()",
         DEFECTS + "D11_two_doras_have_an_order_and_merge_into_what_they_compute"),
     Bug("D11: dropout acts on the frozen path of a DoRA, too", DORA, _PRODUCT,
         "        x = dropout(x, self.p, rng)\n"

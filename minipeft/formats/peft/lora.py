@@ -3,6 +3,7 @@
     LoRA     W + s B A                                use_dora: false
     DoRA     (m / |V|) V,  V = W + s B A              use_dora: true
     PiSSA    W - s B0 A0 + s B A                      init_lora_weights: "pissa" (`lora_start.py`)
+    QA-LoRA  W + (L / g) s B A, over groups           use_qalora: true (`qalora.py`)
 
 r and alpha may differ from path to path (rank_pattern and alpha_pattern, each looked up by itself).
 s = alpha / r, or alpha / sqrt(r) with use_rslora.
@@ -18,8 +19,9 @@ import numpy
 
 from minipeft.attaching.method import Method
 from minipeft.checks import is_number, shown
+from minipeft.formats.peft import qalora
 from minipeft.formats.peft.codec import Codec, Config, Shapes, codec
-from minipeft.formats.peft.lora_rows import doubled, factors, magnitude
+from minipeft.formats.peft.lora_rows import doubled, factors, magnitude, pooled
 from minipeft.formats.peft.lora_start import principal, starts_from_base
 from minipeft.formats.peft.names import modules, path_of, words
 from minipeft.formats.peft.places import (PLACES, alpha, by_place, flag, of_any_rank, patterns, rank, target_modules,
@@ -28,27 +30,27 @@ from minipeft.formats.peft.targets import ends_with
 from minipeft.formats.row import Row
 from minipeft.methods.dora import DoRA
 from minipeft.methods.lora import LoRA
+from minipeft.methods.qalora import QALoRA
 
 USUAL = ("q", "v")  # target_modules of LoRA on T5, where PEFT finds none
 
 
 @codec
 class LoRAFile(Codec):
-    """peft_type "LORA": LoRA and DoRA, which is a LoRA with use_dora in PEFT."""
+    """peft_type "LORA": LoRA, and DoRA and QA-LoRA, which are LoRAs with use_dora and use_qalora in PEFT."""
 
     peft_type = "LORA"
     used = PLACES | {"r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_dropout",
-                     "fan_in_fan_out"}
+                     "fan_in_fan_out", "use_qalora", "qalora_group_size"}
     needed = ("r", "lora_alpha")
-    harmless = frozenset({"init_lora_weights", "megatron_core", "qalora_group_size", "runtime_config", "eva_config",
-                          "corda_config", "lora_ga_config", "loftq_config", "ensure_weight_tying"})
-    neutral = {"bias": ("none", "all", "lora_only"), "lora_bias": (False, None), "use_qalora": (False, None),
-               "use_bdlora": (None,), "layer_replication": (None, []), "megatron_config": (None,),
-               "arrow_config": (None,), "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
+    harmless = frozenset({"init_lora_weights", "megatron_core", "runtime_config", "eva_config", "corda_config",
+                          "lora_ga_config", "loftq_config", "ensure_weight_tying"})
+    neutral = {"bias": ("none", "all", "lora_only"), "lora_bias": (False, None), "use_bdlora": (None,),
+               "layer_replication": (None, []), "megatron_config": (None,), "arrow_config": (None,),
+               "kasa_config": (None,), "monteclora_config": (None,), "velora_config": (None,),
                "target_parameters": (None, []), "alora_invocation_tokens": (None,)}
-    defaults = {"init_lora_weights": True, "bias": "none", "lora_bias": False, "use_qalora": False,
-                "qalora_group_size": 16, "ensure_weight_tying": False, "loftq_config": {},
-                "megatron_core": "megatron.core",
+    defaults = {"init_lora_weights": True, "bias": "none", "lora_bias": False, "ensure_weight_tying": False,
+                "loftq_config": {}, "megatron_core": "megatron.core",
                 **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config",
                                  "kasa_config", "layer_replication", "lora_ga_config", "megatron_config",
                                  "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora",
@@ -69,6 +71,8 @@ class LoRAFile(Codec):
             "rank_pattern": by_place(config, "rank_pattern", paths, model, r),
             "alpha_pattern": by_place(config, "alpha_pattern", paths, model, a)}
         flag(config, "fan_in_fan_out")
+        if group := qalora.group(config, shapes, {path: slots[names[path]] for path in paths}):
+            return qalora.of_any_rank(QALoRA(r, a, group, pooling=qalora.POOLING, **common), model)
         if pissa and tables:
             raise ValueError("init_lora_weights is 'pissa' on an embedding table, where PEFT starts in another way; "
                              "expected linear layers alone")
@@ -88,6 +92,9 @@ class LoRAFile(Codec):
         for name, slot in method.places(model).items():
             place = name, slot, path_of(model, name)
             r = method.rank_at(name, slot)
+            if isinstance(method, QALoRA):
+                found += pooled(*place, r, method.groups_at(name, slot))
+                continue
             found += doubled(*place, r) if _is_pissa(method) and not starts_from_base(config) else factors(*place, r)
             found += [magnitude(*place)] if isinstance(method, DoRA) else []
         return found
@@ -108,10 +115,10 @@ class LoRAFile(Codec):
         if flag(config, "fan_in_fan_out"):
             notes.append("fan_in_fan_out is true, for weights that are stored [d_in, d_out]; those of this model are "
                          "[d_out, d_in], so it was ignored, as in PEFT")
-        return notes
+        return notes + qalora.notes(method, config)
 
     def writes(self, method: Any) -> bool:
-        return isinstance(method, (LoRA, DoRA))
+        return isinstance(method, (LoRA, DoRA, QALoRA))
 
     def config(self, method: Any, model: Any) -> dict[str, Any]:
         return self.config_again(method, model, {})
@@ -125,10 +132,13 @@ class LoRAFile(Codec):
             norm = "input" if slot.kind == "embedding" else "output"
             if isinstance(method, DoRA) and method.norm != norm:
                 raise ValueError(f"norm is {method.norm!r}, and {name} is {slot.kind}; PEFT has norm={norm!r} there")
-        r, a = usual(method, times)
+        pools, r, a = isinstance(method, QALoRA), *usual(method, times)
         return {"r": r, "lora_alpha": a, "lora_dropout": method.dropout,
                 "use_rslora": method.scaling == "alpha/sqrt(r)", "use_dora": isinstance(method, DoRA),
-                "fan_in_fan_out": False, "target_modules": target_modules(places, model), "exclude_modules": None,
+                "use_qalora": pools,
+                "qalora_group_size": qalora.written_group(method, places) if pools else qalora.size(read),
+                "fan_in_fan_out": False,
+                "target_modules": target_modules(places, model), "exclude_modules": None,
                 "layers_to_transform": None, "layers_pattern": None,
                 **patterns(method, places, model, times)}
 

@@ -1,7 +1,8 @@
-"""The tensors of a LoRA or DoRA in a file of PEFT's, and ours. path is that of the module, r the rank there.
+"""The tensors of a LoRA, DoRA or QA-LoRA in a file of PEFT's, and ours. path is that of the module, r the rank there.
 
     linear layer       W + s B A             path.lora_A.weight [r, d_in]       path.lora_B.weight [d_out, r]
     embedding table    W + s (B A)^T         path.lora_embedding_A [r, V]       path.lora_embedding_B [d, r]
+    QA-LoRA            L = d_in / g groups   path.lora_A.weight [r, L]          path.lora_B.weight [d_out, r]
     DoRA               m                     path.lora_magnitude_vector         [d_out], or [d] of a table
     our PiSSA          A = [A; A0]           B = [B, -B0], of rank 2 r          s (B A - B0 A0) is one product
 
@@ -28,6 +29,12 @@ def factors(name: str, slot: Any, path: str, r: int) -> list[Row]:
                 Row(f"{name}.A", f"{PREFIX}{path}.lora_embedding_B", (d_in, r), transposed, transposed)]
     return [Row(f"{name}.A", f"{PREFIX}{path}.lora_A.weight", (r, d_in)),
             Row(f"{name}.B", f"{PREFIX}{path}.lora_B.weight", (d_out, r))]
+
+
+def pooled(name: str, slot: Any, path: str, r: int, groups: int) -> list[Row]:
+    """The rows of A [r, groups] and B [d_out, r] of a QA-LoRA on a linear layer. name, slot, path: see `factors`."""
+    A, B = factors(name, slot, path, r)
+    return [dataclasses.replace(A, shape=(r, groups)), B]
 
 
 def magnitude(name: str, slot: Any, path: str) -> Row:

@@ -1,0 +1,58 @@
+"""The base from which a base was quantized, so that an adapter can tell relatives from strangers.
+
+    original W  --quantize-->  base W~        origin(W~) = (fingerprint of W, "26 matrices in int4, groups of 32")
+
+    an adapter of W on W~, one of W~ on W, one of W~ on another quantization of W      a warning
+    an adapter of anything else                                                       an error
+
+A change that was learned on W~ makes up for the error of W~ as well (Dettmers et al., 2023, arXiv:2305.14314, sec. 2).
+On W that error is absent, and on another quantization it is another one. So such an adapter computes there, and close
+to what it computed in training, but it is not the same model any more. Nobody but its user can say whether it is good
+enough.
+
+A fingerprint says which base an origin belongs to (`trained_on.origin_of`). So a base that is trained or replaced after
+it was quantized has none.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minipeft.checks import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """base: the fingerprint of the base before it was quantized. quantization: in words, what is quantized and how."""
+
+    base: str
+    quantization: str
+
+
+def are_related(there: Any, here: Any) -> bool:
+    """Whether two records `there` and `here`, with attributes base and origin, are of one base before quantization."""
+    return there.base is not None and _root(there) == _root(here)
+
+
+def across(there: Any, here: Any) -> str:
+    """What it means that an adapter was trained on the base `there` and is used on its relative `here`, in a sentence.
+    there, here: as in `are_related`."""
+    now = _said(here)
+    if there.origin is None:
+        gap = f"trained on the original of this base, which is quantized here ({now})"
+    elif here.origin is None:
+        gap = f"trained on this base quantized ({_said(there)}), and here it is not quantized"
+    elif _said(there) != now:
+        gap = f"trained on another quantization of the same original ({_said(there)}; here: {now})"
+    else:
+        gap = f"trained on the same original quantized to other codes or scales, as in another dtype ({now})"
+    return f"{gap}. The weights differ by the error of quantization, so it computes something else than in training: " \
+           f"evaluate it here, or train it a little more"
+
+
+def _root(record: Any) -> str:
+    return record.base if record.origin is None else record.origin.base
+
+
+def _said(record: Any) -> str:
+    return "" if record.origin is None else shown(record.origin.quantization)

@@ -1,0 +1,1 @@
+"""A plan of the memory that training takes, from a configuration alone."""
