@@ -128,8 +128,7 @@ def _coding(figures: Figures) -> str:
     rows = [[name, *(written(figures.coding(name, library, "encode"), 1e-6) for library in libraries),
              *(written(figures.coding(name, library, "decode"), 1e-9) for library in libraries),
              written(figures.of_copy(name, "decode"), 100, 0)] for name in CODINGS]
-    names = ["ours" if library == MINIPEFT else library for library in libraries]
-    heads = [f"{what}, {name}" for what in ("MB/s", "GB/s") for name in names]
+    heads = [f"{unit}, ours" if library == MINIPEFT else library for unit in ("MB/s", "GB/s") for library in libraries]
     copying = middle([rate for c in CODINGS if (rate := figures.coding(c, MINIPEFT, "copy")) is not None])
     return aligned(f"quantizing (MB/s) and dequantizing (GB/s) float32 numbers on one core; NumPy copies them at "
                    f"{written(copying, 1e-9)} GB/s", [["", *heads, "of a copy, %"], *rows])
