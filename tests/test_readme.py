@@ -453,6 +453,14 @@ def test_the_past_tense_table_is_that_of_its_recorded_run(monkeypatch):
     assert tables.as_markdown([past_tense.Row(**row) for row in run["rows"]], past_tense.LEARNED) in EXAMPLES
 
 
+def test_the_tables_of_quantized_bases_are_those_of_their_recorded_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    qlora, tables = importlib.import_module("qlora"), importlib.import_module("lab.tables")
+    run = qlora.recorded([qlora.RECORDED])
+    assert tables.as_markdown(run["rows"], qlora.bases(run["rows"], run["words"])) in EXAMPLES
+    assert tables.as_markdown(qlora.lines_of(run["rows"]), qlora.merges(run["rows"])) in EXAMPLES
+
+
 # ---- words, changes, pictures and links
 
 
