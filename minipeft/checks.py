@@ -49,6 +49,14 @@ def integer(what: str, value: Any, least: int = 0) -> int:
     return python(value)
 
 
+def boolean(what: str, value: Any) -> bool:
+    """The value as Python's bool. Raises ValueError, naming it `what`, unless it is True or False, Python's or
+    NumPy's."""
+    if type(python(value)) is not bool:
+        raise ValueError(f"{what} is {shown(value)}; expected True or False")
+    return python(value)
+
+
 def number(what: str, value: Any, least: float = -math.inf, expected: str | None = None) -> float:
     """The value as Python's float. Raises ValueError, naming it `what`, unless it is finite and at least `least`.
     expected: how the error describes the allowed numbers, instead of by `least`."""

@@ -72,7 +72,7 @@ class Affine(Scheme):
         object.__setattr__(self, "group", integer("group", self.group, least=2))
         if self.zero not in ("float", "rounded"):
             raise ValueError(f"zero is {shown(self.zero)}; expected 'float' or 'rounded'")
-        if self.stored not in _STORED:
+        if not (self.stored is None or isinstance(self.stored, str)) or self.stored not in _STORED:
             raise ValueError(f"stored is {shown(self.stored)}; expected one of {', '.join(map(repr, _STORED))}")
 
     @property

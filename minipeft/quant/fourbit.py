@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from minipeft.backend import Array, xp
-from minipeft.checks import integer, shown
+from minipeft.checks import boolean, integer, shown
 from minipeft.quant import blockwise, double as nested
 from minipeft.quant.codebooks import LEVELS, Levels, level_pairs, levels_at
 from minipeft.quant.dynamic_map import dynamic_map
@@ -47,8 +47,7 @@ class FourBit(Scheme):
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in LEVELS:
             raise ValueError(f"kind is {shown(self.kind)}; expected one of {', '.join(LEVELS)}")
-        if type(self.double) is not bool:
-            raise ValueError(f"double is {shown(self.double)}; expected True or False")
+        object.__setattr__(self, "double", boolean("double", self.double))
         blocksize = integer("blocksize", self.blocksize, 1)
         if blocksize >= 2 ** 31:
             raise ValueError(f"blocksize is {shown(blocksize)}; expected an integer below 2^31")

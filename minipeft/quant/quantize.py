@@ -21,7 +21,7 @@ from typing import Any, Mapping
 from minipeft.attaching.origin import Origin
 from minipeft.attaching.trained_on import content_of_base, has_origin, origin_of
 from minipeft.backend import to_host
-from minipeft.checks import shown
+from minipeft.checks import boolean
 from minipeft.nn.module import Model, whole
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
@@ -66,8 +66,7 @@ def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: 
     Raises ValueError for an unknown kind or option, for a weight that is already quantized, lies under a merged
     attachment or is not finite, for a shape that the kind cannot hold, and where there is nothing to quantize;
     TypeError for a part of a model. The model then stays as it was."""
-    if type(keep) is not bool:
-        raise ValueError(f"keep is {shown(keep)}; expected True or False")
+    keep = boolean("keep", keep)
     chosen, slots = scheme(kind, **options), _chosen(model, where)
     made, errors = {}, {}
     for name, slot in slots.items():

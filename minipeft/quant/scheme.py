@@ -66,5 +66,5 @@ def scheme(kind: str, **options: Any) -> Scheme:
     known = list(inspect.signature(SCHEMES[kind]).parameters)
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(f"{kind} has no option {shown(unknown[0])}; expected {' or '.join(known) or 'none'}")
+        raise ValueError(f"{kind} has no option {shown(unknown[0])}; expected {', '.join(known) or 'none'}")
     return SCHEMES[kind](**options)

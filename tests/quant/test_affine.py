@@ -423,7 +423,8 @@ def test_a_matrix_that_is_not_made_of_whole_groups_is_refused(shape, words):
     (dict(group=1), "group is 1; expected an integer >= 2"), (dict(group=2.0), "group is 2.0"),
     (dict(group=True), "group is True"), (dict(zero="int"), "zero is 'int'; expected 'float' or 'rounded'"),
     (dict(stored="float8"), "stored is 'float8'; expected one of None, 'float16'"),
-    (dict(bits=4), "int4 has no option 'bits'; expected group")])
+    (dict(stored=np.dtype("float16")), r"stored is dtype\('float16'\); expected one of None, 'float16'"),
+    (dict(bits=4), "no option 'bits'; expected group, zero, stored")])
 def test_wrong_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         scheme("int4", **options)

@@ -129,7 +129,7 @@ def test_levels_that_are_given_and_equal_ours_make_an_equal_scheme():
     ({"levels": "abc"}, "levels is 'abc'; expected 16 numbers"),
     ({"absmax_levels": (0.0,) * 16}, "absmax_levels is .*; expected 256 finite numbers"),
     ({"blocksize": 0}, "blocksize is 0"), ({"double": None}, "double is None"),
-    ({"group": 32}, "nf4 has no option 'group'; expected blocksize or double")])
+    ({"group": 32}, "nf4 has no option 'group'; expected blocksize, double")])
 def test_wrong_settings_are_refused_in_words(options, words):
     with pytest.raises(ValueError, match=words):
         scheme("nf4", **options)

@@ -229,9 +229,13 @@ def refused(error, match, model=None, kind="int4", where=ROWS_OF_12, **options):
     assert model.host.origin is None or model.host.origin[0]
 
 
+def test_a_numpy_bool_says_whether_to_keep():
+    assert quantized(keep=numpy.True_).slots[Q].base.keep is True
+
+
 def test_an_unknown_kind_option_or_value_is_refused():
     refused(ValueError, "kind is 'int5'; expected one of int2, int3, int4", kind="int5")
-    refused(ValueError, "int4 has no option 'bits'; expected group", bits=4)
+    refused(ValueError, "int4 has no option 'bits'; expected group, zero, stored", bits=4)
     refused(ValueError, "group is 0; expected an integer >= 2", group=0)
     refused(ValueError, "keep is 1; expected True or False", keep=1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minipeft.quant import quantize_4bit
+from minipeft.quant import FourBit, quantize_4bit
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "nf4"
 with np.load(FIXTURES / "cases.npz") as _arrays:
@@ -132,6 +132,12 @@ def test_a_float16_infinity_and_a_float64_number_beyond_float32_are_refused():
     for x in (np.array([np.inf], "float16"), np.array([3.5e38])):
         with pytest.raises(ValueError, match="expected finite numbers, of which float32 can hold those below 3.4e"):
             quantize_4bit(x)
+
+
+def test_a_numpy_bool_says_whether_to_double():
+    for double in np.True_, np.array(False):
+        scheme = quantize_4bit(np.ones(3), double=double).scheme
+        assert scheme == FourBit("nf4", double=bool(double)) and type(scheme.double) is bool, "for JSON, too"
 
 
 def test_a_numpy_integer_is_a_block_size():

@@ -43,10 +43,12 @@ def in_bytes(budget: int | str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
-def answer(limit: int, peak: int, batch: int, rank: int | None, peak_at: Callable[[int, int | None], int]) -> Budget:
+def answer(limit: int, peak: int, batch: int, rank: int | None, peak_at: Callable[[int, int | None], int],
+           most: int = MOST) -> Budget:
     """Whether `peak`, that of `batch` and `rank`, is within the limit, and the largest batch and rank that are.
-    peak_at(batch, rank) gives the peak of another batch or rank, and raises ValueError for a rank that cannot be."""
-    largest = search(limit, lambda n: peak_at(n, rank), {batch: peak})
+    peak_at(batch, rank) gives the peak of another batch or rank, and raises ValueError for a rank that cannot be. most:
+    the largest batch that is tried."""
+    largest = search(limit, lambda n: peak_at(n, rank), {batch: peak}, most)
     if rank is None:
         return Budget(limit, peak <= limit, largest, None)
     bound: list[int] = []
@@ -62,8 +64,8 @@ def answer(limit: int, peak: int, batch: int, rank: int | None, peak_at: Callabl
     return Budget(limit, peak <= limit, largest, best, best + 1 in bound)
 
 
-def search(limit: int, peak: Callable[[int], int], known: dict[int, int]) -> int:
-    """The largest n from 1 to MOST with peak(n) <= limit; 0 if there is none. known: {n: its peak}, some of them."""
+def search(limit: int, peak: Callable[[int], int], known: dict[int, int], most: int = MOST) -> int:
+    """The largest n from 1 to `most` with peak(n) <= limit; 0 if there is none. known: {n: its peak}, some of them."""
     found = dict(known)
 
     def fits(n: int) -> bool:
@@ -73,15 +75,16 @@ def search(limit: int, peak: Callable[[int], int], known: dict[int, int]) -> int
 
     if not fits(1):
         return 0
-    low, high = 1, MOST + 1
+    low, high = 1, most + 1
     for n in known:
         low, high = (max(low, n), high) if fits(n) else (low, min(high, n))
     while high - low > 1:
         other = high if high in found else max((n for n in found if n < low), default=low)
         slope = (found[other] - found[low]) / (other - low) if other != low else 0
         line = low + int((limit - found[low]) / slope) if slope > 0 else 2 * low
-        line = min(line, 16 * low)
-        for n in (line, line + 1, (low + high) // 2 if high in found else 16 * low):  # a bent line is halved as well
+        far = min(16 * low, high - 1)  # `high` itself may be where the search ends, with no peak known there
+        line = min(line, far)
+        for n in (line, line + 1, (low + high) // 2 if high in found else far):  # a bent line is halved as well
             if low < n < high:
                 low, high = (n, high) if fits(n) else (low, n)
     return low

@@ -28,6 +28,7 @@ from minipeft.checks import integer, shown
 from minipeft.engine.ops import attention, key_first
 from minipeft.engine.ops.drop import dropout_mask
 from minipeft.engine.tensor import Tensor, op
+from minipeft.models.config import LARGEST
 from minipeft.models.names import translated
 from minipeft.nn.attention import Attention, additive, causal
 from minipeft.nn.blocks import Block, Stack
@@ -89,7 +90,10 @@ class DecoderConfig:
         def size(name: str, otherwise: int | None = None) -> int:
             given = values.get(name)
             given = otherwise if given is None else given
-            return integer(f"config: {name}", given, 1)
+            found = integer(f"config: {name}", given, 1)
+            if found > LARGEST:
+                raise ValueError(f"config: {name} is {shown(found)}; expected at most {LARGEST}")
+            return found
 
         d, heads = size("hidden_size"), size("num_attention_heads")
         if values.get("head_dim") is None and d % heads:

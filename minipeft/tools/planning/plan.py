@@ -20,7 +20,7 @@ from minipeft.tools.planning.budget import Budget
 from minipeft.tools.planning.configs import Config, built, read
 from minipeft.tools.planning.methods import FULL, chosen, known, label, made
 from minipeft.tools.planning.report import text
-from minipeft.tools.planning.settings import Settings
+from minipeft.tools.planning.settings import MOST_TOKENS, Settings
 from minipeft.tools.planning.step import Step, planned
 
 
@@ -93,5 +93,6 @@ def plan(config: Any, method: str | Method = "lora", *, rank: int | None = None,
         return planned(sizes, one, dataclasses.replace(s, batch=batch)).peak
 
     answer = None if limit is None else budgets.answer(limit, steps[row].peak, s.batch, getattr(mine, "rank", None)
-                                                       if isinstance(method, str) else None, peak)
+                                                       if isinstance(method, str) else None, peak,
+                                                       min(budgets.MOST, MOST_TOKENS // s.tokens))
     return Plan(sizes, s, row, steps, absent, answer)

@@ -8,6 +8,7 @@ from minipeft.checks import integer, number, shown
 from minipeft.tools.planning.quantized import kind_of
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_TOKENS = 2 ** 30  # of a batch, source and target together
 STATES = {"adamw": 8.0, "adamw8bit": 2 + 2 * 4 / 256, "sgd": 0.0}  # bytes for each trained number
 
 
@@ -40,6 +41,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("batch", "source", "target"):
             object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        if self.batch * self.tokens > MOST_TOKENS:
+            raise ValueError(f"batch is {shown(self.batch)} with source {shown(self.source)} and target "
+                             f"{shown(self.target)}; expected at most {MOST_TOKENS:,} tokens in all")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
         if self.optimizer not in STATES:
@@ -52,6 +56,11 @@ class Settings:
                              f"'nf4', beside it")
         if self.dropout is not None and not 0 <= number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout is {self.dropout}; expected a number in [0, 1)")
+
+    @property
+    def tokens(self) -> int:
+        """Source and target of one row."""
+        return self.source + self.target
 
     @property
     def array_dtype(self) -> str:

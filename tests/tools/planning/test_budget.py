@@ -45,6 +45,21 @@ def test_a_peak_that_does_not_grow_ends_the_search():
     assert search(10, lambda n: 5, {1: 5}) == MOST
 
 
+@given(st.integers(1, MOST + 9), st.sampled_from([1, 10, MOST - 1, MOST]), st.booleans())
+def test_a_search_without_a_bound_in_sight_ends_from_wherever_it_starts(known, wall, grows):
+    """From 8, guesses of 16 times as much pass MOST without meeting it."""
+    def peak(n):
+        assert n <= max(MOST, known)
+        return (n if grows else 0) if n <= wall else 10 ** 12
+    assert search(10 ** 9, peak, {known: peak(known)}) == wall
+
+
+def test_no_batch_beyond_the_most_is_tried():
+    tried = []
+    found = answer(10 ** 9, 1, 8, None, lambda batch, rank: tried.append(batch) or 1, most=1000)
+    assert found.batch == 1000 and max(tried) <= 1000
+
+
 def test_a_rank_that_no_matrix_can_have_bounds_the_rank():
     def peak(batch, rank):
         if rank > 48:

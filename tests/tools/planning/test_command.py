@@ -39,7 +39,10 @@ def test_options_reach_the_plan(config, capsys):
 @pytest.mark.parametrize("arguments, said", [
     (["--method", "lorra"], "error: method is 'lorra'"), (["--rank", "0"], "error: rank is 0"),
     (["--where", "("], "error: where='('"), (["--budget", "24 cards"], "error: budget is '24 cards'"),
-    (["--batch", "0"], "error: batch is 0"), (["--png", "nowhere/at/all.png", "--alone", *SIZES], "error: ")])
+    (["--batch", "0"], "error: batch is 0"),
+    (["--batch", str(10 ** 30)], f"error: batch is 1{30 * '0'} with source 512 and target 128; expected at most"),
+    (["--batch", "1", "--source", str(10 ** 12)], "error: batch is 1 with source 1000000000000 and target 128"),
+    (["--png", "nowhere/at/all.png", "--alone", *SIZES], "error: ")])
 def test_bad_input_is_one_line_and_exit_status_2(config, arguments, said, capsys):
     assert main(["--config", config, *arguments]) == 2
     error = capsys.readouterr().err

@@ -43,6 +43,18 @@ def test_the_report_fits_a_page_and_says_all(whole):
     assert len(total) == len(whole.step.phases)
 
 
+def test_a_budget_beyond_all_batches_is_answered_up_to_a_bound_on_the_tokens():
+    found = plan(CONFIG, rank=4, others=False, batch=8, source=2 ** 14, target=2 ** 14, budget="1000000TB")
+    assert found.budget.batch == 2 ** 30 // 2 ** 15, "2^30 tokens"
+
+
+@pytest.mark.parametrize("size", [2 ** 31, 10 ** 30])
+def test_sizes_that_no_array_can_have_are_refused_by_name(size):
+    for values, name in (CONFIG.to_hf(), "d_ff"), (llama(64, 96, 2, 4), "hidden_size"):
+        with pytest.raises(ValueError, match=f"config: {name} is {size}; expected at most 2147483647"):
+            plan({**values, name: size})
+
+
 def test_the_budget_is_answered_by_plans_of_the_neighbors(whole):
     b = whole.budget
     limit = 10 * 2 ** 20
