@@ -59,9 +59,10 @@ def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: 
     """Replace the linear weights that `where` chooses by quantized ones, in place. By default these are all but the
     head. Embedding tables are quantized where they are asked for.
 
-    kind: "nf4", "fp4" (options: blocksize=64, double=False), "int2", "int3", "int4", "int8" (group=32), "q4_0", "q4_1",
-    "q5_0", "q5_1" or "q8_0". keep: whether the dequantized numbers stay in memory. Steps are then faster, and no
-    memory is saved. It changes no bit of any result.
+    kind: "nf4", "fp4" (options: blocksize=64, double=False), "int2", "int3", "int4", "int8" (group=32, zero="float" or
+    "rounded", stored=None, "float16", ...: the dtype of scales and offsets), "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0".
+    keep: whether the dequantized numbers stay in memory. Steps are then faster, and no memory is saved. It changes no
+    bit of any result.
 
     Raises ValueError for an unknown kind or option, for a weight that is already quantized, lies under a merged
     attachment or is not finite, for a shape that the kind cannot hold, and where there is nothing to quantize;
