@@ -44,7 +44,7 @@ def drawn(plan: Plan, path: str | os.PathLike) -> None:
     axes.set_yticks(range(len(rows)), [("> " if row == plan.method else "") + row for row, _ in rows])
     axes.bar_label(axes.containers[-1], [f"{n:,.2f}" for n in start], padding=3, fontsize=8)
     axes.margins(x=0.1)
-    axes.set_title(", ".join(part for line in head(plan).splitlines()[:2] for part in line.split("; ")), fontsize=9)
+    axes.set_title("\n".join(head(plan).splitlines()[:2]), fontsize=9)
     if plan.budget is not None:
         axes.axvline(plan.budget.limit / scale, color="black", linestyle="--", label="budget")
     axes.set_xlabel(f"{name} at the peak of a step")
