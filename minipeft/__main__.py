@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = given[:1] in ([], ["-h"], ["--help"])
     out = sys.stdout if asked and given else sys.stderr
     if not asked:
-        print(f"error: {given[0]!r} is no command; expected one of {', '.join(COMMANDS)}\n", file=out)
+        print(f"error: {given[0]!r} is not a command; expected one of {', '.join(COMMANDS)}\n", file=out)
     print(f"usage: python -m minipeft COMMAND [OPTIONS]\n\n{__doc__}", file=out)
     for name, module in COMMANDS.items():
         print(f"  {name:<12}{importlib.import_module(module).SUMMARY}", file=out)

@@ -41,7 +41,7 @@ def read_tensors(path: str | os.PathLike, *, signed: bool = False, raw: Containe
     """({name: array}, metadata) of the safetensors file `path`. float16 and bfloat16 become float32.
 
     signed: whether it must hold a digest, as files written here do by default. raw: names of tensors that come as their
-    bytes, uint8 [n]. Raises ValueError, naming the file and the fault, for one that is irregular or damaged."""
+    bytes, uint8 [n]. Raises ValueError, naming the file and the fault, if it is not a regular file or is damaged."""
     with _opened(path) as file:
         start, spans, metadata = _header(file, path)
         said = metadata.pop(DIGEST, None)
@@ -212,7 +212,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Array], metadat
     """Write a safetensors file atomically: after a crash at any moment there is the old file or the new one, whole.
 
     dtype: how floating-point tensors are stored ("float64", "float32", "float16", "bfloat16"), rounded once; None
-    stores them as they are, and so are those called `exact` in any case. signed: whether the metadata gets the digest.
+    stores them as they are. exact: names of those that always are. signed: whether the metadata gets the digest.
     Raises ValueError, before the file system is touched, if a finite number would overflow to infinity, a dtype cannot
     be stored, or names and metadata are too long to be read again; also raises what `write_atomic` raises."""
     if "__metadata__" in tensors:

@@ -238,7 +238,7 @@ def test_a_base_is_quantized_trained_on_and_merged_as_the_page_says(tmp_path, mo
     with pytest.warns(UserWarning, match="trained on this base quantized"):
         minipeft.load(minipeft.T5.from_pretrained("t5-folder"), "task.safetensors")
     exec(block(QUANTIZATION, "qa-lora"), names)
-    printed = capsys.readouterr().out.splitlines()[1:]
+    printed = capsys.readouterr().out.splitlines()[1:-1]
     assert len(printed) == 6 and all("int4" in line and float(line.split()[-1]) < 1e-5 for line in printed)
 
 
@@ -397,6 +397,28 @@ def test_the_benchmarks_tables_and_figures_are_those_of_the_recorded_run(monkeyp
     assert run["settings"]["rounds"] >= 7 and run["settings"]["dropout"] == 0 and not run["failures"]
 
 
+def test_the_tables_and_figures_of_quantized_weights_are_those_of_their_recorded_run(monkeypatch):
+    """And every limit of these parts holds."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmark"))
+    bars, tables, sizes = map(importlib.import_module, ("bars", "tables", "sizes"))
+    run = recorded("quantization")
+    shown = re.search(r"<!-- quantization -->\n```text\n(.*?)\n```", BENCHMARK, re.DOTALL).group(1)
+    assert shown in tables.report(run) and all(f"\n  {name} " in shown for name in sizes.CODINGS)
+    assert run["settings"]["parts"] == ["quantize", "qlora"] and run["settings"]["matrix"] == sizes.MATRIX
+    assert run["settings"]["rounds"] >= 7 and not run["failures"] and not run["absent"] and not bars.missed(
+        bars.judged(run))
+    figures = {row["what"]: row["figure"] for row in bars.judged(run) if row["verdict"] == bars.HOLDS}
+    assert len(figures) == 5
+    rates = "the slowest kind's {}, {} of float32 on one core".format
+    for what, said in ((rates("quantizing", "MB/s"), "quantized at {:.0f} MB/s or more"),
+                       (rates("dequantizing", "GB/s"), "at {:.2f} GB/s or more"),
+                       ("QLoRA step / LoRA step, t5-small", "takes {:.2f} of the time"),
+                       ("QLoRA's weights / LoRA's, t5-small", "its weights {:.2f} of the bytes"),
+                       ("QLoRA's weights and step / LoRA's, t5-small", "together {:.2f} (0.8)")):
+        assert said.format(figures[what]) in " ".join(BENCHMARK.split())
+    assert f"load average before the run was {run['machine']['load_before']:.1f}" in " ".join(BENCHMARK.split())
+
+
 def test_the_long_run_of_the_page_is_the_recorded_one(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     accents, comparison, tables = map(importlib.import_module, ("accents", "lab.comparison", "lab.tables"))
@@ -429,6 +451,14 @@ def test_the_past_tense_table_is_that_of_its_recorded_run(monkeypatch):
     run = recorded("past_tense")
     assert run["steps"] == 500 and {row["seed"] for row in run["rows"]} == {None, 0, 1, 2}
     assert tables.as_markdown([past_tense.Row(**row) for row in run["rows"]], past_tense.LEARNED) in EXAMPLES
+
+
+def test_the_tables_of_quantized_bases_are_those_of_their_recorded_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    qlora, tables = importlib.import_module("qlora"), importlib.import_module("lab.tables")
+    run = qlora.recorded([qlora.RECORDED])
+    assert tables.as_markdown(run["rows"], qlora.bases(run["rows"], run["words"])) in EXAMPLES
+    assert tables.as_markdown(qlora.lines_of(run["rows"]), qlora.merges(run["rows"])) in EXAMPLES
 
 
 # ---- words, changes, pictures and links

@@ -9,15 +9,17 @@ import dataclasses
 import math
 from typing import Any, Callable
 
-from figures import Figures, Value
+from figures import Figures, Value, scaled
 from rounds import OURS
-from sizes import SIZES
+from sizes import MATRIX, SIZES
 
 LORA_STEP, FULL_STEP, GENERATION, LORA_MEMORY = 1.15, 1.3, 0.7, 1.0    # of torch + peft's, at every size
 LORA_AIM = 1.0
 OWN_TIME, OWN_MEMORY = 0.7, 0.45                                       # a LoRA step, of our own full step
 GEMM_SHARE = 0.55
 LOSS_GAP = 1e-5
+QUANTIZING, DEQUANTIZING = 100, 1                                      # MB/s and GB/s of float32 numbers, on one core
+QLORA_STEP, QLORA_WEIGHTS, QLORA_TOGETHER = 1.3, 0.4, 0.8              # of a LoRA on float32
 LARGE = "t5-small"
 HOLDS, FAILS, MISSING = "holds", "FAILS", "not measured"
 
@@ -26,13 +28,13 @@ HOLDS, FAILS, MISSING = "holds", "FAILS", "not measured"
 class Bar:
     """One limit: `figure` must be at most `limit`, or at least.
 
-    what: its name. size, parts: what has to be run for it. peer: torch + peft have to be run too. form: how the figure
-    is written."""
+    what: its name. size, parts: what has to be run for it; no size if it depends on none. peer: torch + peft have to be
+    run too. form: how the figure is written."""
 
     what: str
     limit: float
     figure: Callable[[Figures], Value]
-    size: str
+    size: str | None
     parts: tuple[str, ...]
     peer: bool = True
     at_least: bool = False
@@ -45,8 +47,10 @@ class Bar:
         return HOLDS if math.isfinite(value) and within else FAILS
 
     def asked(self, settings: dict[str, Any]) -> bool:
-        """Whether a run with these settings should measure it. With dropout the losses differ by chance."""
-        return (self.size in settings["sizes"] and set(self.parts) <= set(settings["parts"])
+        """Whether a run with these settings should measure it. With dropout the losses differ by chance. A small matrix
+        is only for a quick look at rates."""
+        of_size = self.size in settings["sizes"] if self.size else settings.get("matrix", 0) >= MATRIX
+        return (of_size and set(self.parts) <= set(settings["parts"])
                 and not (settings["dropout"] and self.what.startswith("first losses")))
 
 
@@ -69,7 +73,17 @@ BARS = [bar for size in SIZES for bar in _of_size(size)] + [
     Bar(f"LoRA's peak memory / our full step's, {LARGE}", OWN_MEMORY, lambda f: f.lora_of_full(LARGE, OURS)[1], LARGE,
         ("memory",), peer=False),
     Bar(f"LoRA step's FLOPs / GEMM rate, {LARGE}", GEMM_SHARE, lambda f: f.gemm_share(LARGE, "lora"), LARGE,
-        ("steps",), peer=False, at_least=True)]
+        ("steps",), peer=False, at_least=True),
+    Bar("the slowest kind's quantizing, MB/s of float32 on one core", QUANTIZING,
+        lambda f: scaled(f.slowest("encode"), 1e-6), None, ("quantize",), peer=False, at_least=True, form="{:.0f}"),
+    Bar("the slowest kind's dequantizing, GB/s of float32 on one core", DEQUANTIZING,
+        lambda f: scaled(f.slowest("decode"), 1e-9), None, ("quantize",), peer=False, at_least=True, form="{:.2f}"),
+    Bar(f"QLoRA step / LoRA step, {LARGE}", QLORA_STEP, lambda f: f.qlora_time(LARGE, OURS, "qlora"), LARGE,
+        ("qlora",), peer=False),
+    Bar(f"QLoRA's weights / LoRA's, {LARGE}", QLORA_WEIGHTS, lambda f: f.qlora_memory(LARGE, OURS, "qlora")[0], LARGE,
+        ("qlora",), peer=False),
+    Bar(f"QLoRA's weights and step / LoRA's, {LARGE}", QLORA_TOGETHER,
+        lambda f: f.qlora_memory(LARGE, OURS, "qlora")[1], LARGE, ("qlora",), peer=False)]
 
 
 def judged(run: dict[str, Any]) -> list[dict[str, Any]]:

@@ -12,13 +12,17 @@ from typing import Any, Callable
 
 from memory import COUNTED
 from rounds import OURS, median
-from sizes import LINKS, NEW_TOKENS
+from sizes import CODERS, CODINGS, LINKS, MATRIX, MINIPEFT, NEW_TOKENS
 
 Value = float | None
 
 
 def ratio(a: Value, b: Value) -> Value:
     return None if a is None or not b else a / b
+
+
+def scaled(value: Value, factor: float) -> Value:
+    return None if value is None else factor * value
 
 
 def middle(values: list[float]) -> Value:
@@ -126,6 +130,70 @@ class Figures:
             points.append((point["value"], {side: statistics.median(r) for side, r in rounds.items()},
                            middle(sum(ratios, []))))
         return points
+
+    def coding(self, name: str, library: str, what: str) -> Value:
+        """Bytes of float32 numbers per second of one core. name: of a coding. what: "encode", "decode" or "copy"."""
+        return middle(self._coding(name, library, what))
+
+    def peers_coding(self, name: str, what: str) -> Value:
+        """The same of the fastest other library that has the coding."""
+        rates = [self.coding(name, library, what) for library in CODERS if library != MINIPEFT]
+        return max((rate for rate in rates if rate is not None), default=None)
+
+    def slowest(self, what: str) -> Value:
+        """The lowest such rate of ours among all codings; None if one is missing, or with a smaller matrix."""
+        rates = [self.coding(name, MINIPEFT, what) for name in CODINGS]
+        return None if None in rates or self.run["quantize"]["matrix"] < MATRIX else min(rates)
+
+    def of_copy(self, name: str, what: str) -> Value:
+        """The rate of ours as a share of the rate at which NumPy copies the matrix."""
+        return middle(of_rounds(self._coding(name, MINIPEFT, what), self._coding(name, MINIPEFT, "copy")))
+
+    def _coding(self, name: str, library: str, what: str) -> list[float]:
+        part = self.run.get("quantize", {})
+        return [4 * part["matrix"] ** 2 / median([turn[what]])
+                for turn in part.get("times", {}).get(name, {}).get(library, [])]
+
+    def qlora_rounds(self, size: str, side: str, kind: str) -> list[float]:
+        """Seconds of a step of the part `qlora` in each round. kind: "lora", "qlora" or "kept"."""
+        return [step([turn]) for turn in self._qlora(size).get("times", {}).get(side, {}).get(kind, [])]
+
+    def qlora_time(self, size: str, side: str, kind: str) -> Value:
+        """A step's time, over that of a LoRA step on the float32 base of the same library in the same round."""
+        return middle(of_rounds(self.qlora_rounds(size, side, kind), self.qlora_rounds(size, side, "lora")))
+
+    def qlora_share(self, size: str, kind: str) -> Value:
+        """As `gemm_share`, of our step of this kind, with the FLOPs of a LoRA step: dequantizing counts as none."""
+        flops = self._qlora(size).get("flops")
+        turns = self._qlora(size).get("times", {}).get(OURS, {}).get("gemm", [])
+        seconds_of_gemm = [flops / median([turn["rate"]]) for turn in turns] if flops else []
+        return middle(of_rounds(seconds_of_gemm, self.qlora_rounds(size, OURS, kind)))
+
+    def qlora_bytes(self, size: str, side: str, kind: str) -> tuple[Value, Value]:
+        """(bytes of the weights, bytes of a step above the loaded model); the second as `memory` has it."""
+        found = self._qlora(size).get("memory", {}).get(side, {}).get(kind)
+        if not found:
+            return None, None
+        return found["weights"], found["peak"] - found["base"] if found["counted"] in COUNTED else None
+
+    def qlora_memory(self, size: str, side: str, kind: str) -> tuple[Value, Value]:
+        """(the weights, the weights and a step together), as shares of those of a LoRA on float32."""
+        weights, step = self.qlora_bytes(size, side, kind)
+        dense, dense_step = self.qlora_bytes(size, side, "lora")
+        together, dense_together = (None if a is None or b is None else a + b
+                                    for a, b in ((weights, step), (dense, dense_step)))
+        return ratio(weights, dense), ratio(together, dense_together)
+
+    def qlora_gap(self, size: str, side: str, kind: str) -> Value:
+        """The relative difference of a first loss from ours on the same base; with weights that are kept, from ours
+        without keeping them."""
+        losses = self._qlora(size).get("first_losses", {})
+        ours = losses.get(OURS, {}).get("qlora" if kind == "kept" else kind)
+        theirs = losses.get(side, {}).get(kind)
+        return None if None in (ours, theirs) or (side == OURS and kind != "kept") else abs(theirs / ours - 1)
+
+    def _qlora(self, size: str) -> dict[str, Any]:
+        return self.run.get("qlora", {}).get(size, {})
 
     def _size(self, size: str) -> dict[str, Any]:
         return self.run["sizes"].get(size, {})

@@ -22,6 +22,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def last_core() -> int | None:
+    """The number of the last core that this process may run on; None where the system does not tell."""
+    return max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -9,13 +9,14 @@ from typing import Any, Callable, Iterator
 import numpy
 
 import minipeft
-from sizes import ALPHA, MODELS, RANK, RATE, Size
+from sizes import ALPHA, BASE, MODELS, QLORA, RANK, RATE, Size
 from minipeft.backend import to_device, xp
 from minipeft.engine.ops import add
 
 
 class Ours:
-    """From one folder: a model with a LoRA, one that is trained in full, each with its AdamW, and one left alone."""
+    """From one folder: a model with a LoRA, one that is trained in full, LoRAs on quantized bases, each with its AdamW,
+    and one left alone."""
 
     def __init__(self, backend: str):
         self.backend = backend
@@ -30,7 +31,10 @@ class Ours:
         self.models: dict[str, Any] = {kind: minipeft.T5.from_pretrained(folder) for kind in kinds}
         self.params: dict[str, Any] = {}
         for kind, model in self.models.items():
-            if kind == "lora":
+            if kind in QLORA:
+                name, options = BASE
+                minipeft.quantize(model, name, keep=QLORA[kind], **options)
+            if kind == "lora" or kind in QLORA:
                 self.params[kind] = minipeft.attach(
                     model, minipeft.LoRA(rank=RANK, alpha=ALPHA), numpy.random.default_rng(0)).parameters
             elif kind == "full":
@@ -84,6 +88,14 @@ class Ours:
         model = self.models[kind]
         seen = minipeft.xray(lambda: model.loss(**self.batch, rng=self.rng), self.params[kind])
         return seen.forward_flops + seen.backward_flops
+
+    def weight_bytes(self, kind: str) -> int:
+        """Bytes of the weights of a model: of its own arrays, of what a LoRA adds, and of weights that are kept
+        dequantized."""
+        model = self.models[kind]
+        arrays = {id(p): p for p in (*model.base_arrays.values(), *self.params.get(kind, {}).values())}
+        kept = sum(slot.base.dense().data.nbytes for slot in model.slots.values() if getattr(slot.base, "keep", False))
+        return kept + sum(p.data.nbytes for p in arrays.values())
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -1,13 +1,19 @@
-"""The benchmark as a picture: ratios with their limits, memory, LoRA beside full, growth. Needs matplotlib."""
+"""The benchmark as a picture: ratios with their limits, memory, LoRA beside full, growth; quantized weights where a run
+measured them. Needs matplotlib."""
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from bars import FULL_STEP, GEMM_SHARE, GENERATION, LORA_MEMORY, LORA_STEP, OWN_MEMORY, OWN_TIME
-from figures import Figures, Value
+from bars import (
+    DEQUANTIZING, FULL_STEP, GEMM_SHARE, GENERATION, LORA_MEMORY, LORA_STEP, OWN_MEMORY, OWN_TIME, QLORA_STEP,
+    QLORA_TOGETHER, QLORA_WEIGHTS, QUANTIZING)
+from figures import Figures, Value, scaled
 from rounds import OURS
-from sizes import GROWTH, SIZES
+from sizes import CODINGS, GROWTH, MINIPEFT, SIZES
+from tables import BASES
+
+QUANTIZED = {"quantize", "qlora"}       # parts with panels of their own
 
 COLORS = ("#2a6f97", "#89c2d9", "#e07a5f", "#f2cc8f")
 
@@ -17,8 +23,20 @@ def draw(run: dict[str, Any], file: Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figures, sizes = Figures(run), [name for name in SIZES if name in run["sizes"]]
-    figure, axes = pyplot.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
+    figures, parts = Figures(run), set(run["settings"]["parts"])
+    rows = [rows for rows, of in ((_of_steps, parts - QUANTIZED), (_of_quantized, parts & QUANTIZED)) if of]
+    figure, axes = pyplot.subplots(2 * len(rows), 2, figsize=(13, 8.5 * len(rows)), layout="constrained")
+    for i, panels in enumerate(rows):
+        panels(axes[2 * i:2 * i + 2], figures)
+    figure.suptitle(f"{run['machine']['cpu']}, {run['settings']['threads']} threads, {run['settings']['backend']}",
+                    fontsize=9)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def _of_steps(axes: Any, figures: Figures) -> None:
+    """Steps and decoding beside torch + peft."""
+    sizes = [name for name in SIZES if name in figures.run["sizes"]]
     _grouped(axes[0, 0], sizes, "ours / torch + peft: below 1 is faster or smaller (lines: the bars)", [
         ("LoRA step", [figures.time_ratio(s, "lora") for s in sizes], LORA_STEP),
         ("full step", [figures.time_ratio(s, "full") for s in sizes], FULL_STEP),
@@ -36,22 +54,44 @@ def draw(run: dict[str, Any], file: Path) -> None:
         ("FLOPs / GEMM rate (above the line is good)", [figures.gemm_share(s, "lora") for s in sizes], GEMM_SHARE)],
         only="t5-small")
     _growth(axes[1, 1], figures)
-    figure.suptitle(f"{run['machine']['cpu']}, {run['settings']['threads']} threads, {run['settings']['backend']}",
-                    fontsize=9)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+
+
+def _of_quantized(axes: Any, figures: Figures) -> None:
+    """Rates of quantizing and dequantizing, and steps on quantized bases."""
+    for axis, what, unit, factor, bar in ((axes[0, 0], "encode", "quantizing, MB/s", 1e-6, QUANTIZING),
+                                          (axes[0, 1], "decode", "dequantizing, GB/s", 1e-9, DEQUANTIZING)):
+        ours = [scaled(figures.coding(name, MINIPEFT, what), factor) for name in CODINGS]
+        theirs = [scaled(figures.peers_coding(name, what), factor) for name in CODINGS]
+        series = [(label, values, None) for label, values in (
+            (OURS, ours), ("bitsandbytes (nf4, fp4), gguf (q4_0 to q8_0)", theirs)) if any(values)]
+        _grouped(axis, list(CODINGS), f"{unit} of float32 numbers on one core (line: the bar)", series,
+                 form="{:.0f}" if what == "encode" else "{:.1f}")
+        if series:
+            axis.axhline(bar, color="#c1121f", linewidth=1)
+        axis.tick_params(axis="x", labelrotation=30)
+    sizes = list(figures.run.get("qlora", {}))
+    _grouped(axes[1, 0], sizes, "a LoRA on an NF4 base / on the float32 base (lines: the bars, at t5-small)", [
+        ("time of a step", [figures.qlora_time(s, OURS, "qlora") for s in sizes], QLORA_STEP),
+        ("time of a step, weights kept", [figures.qlora_time(s, OURS, "kept") for s in sizes], None),
+        ("weights", [figures.qlora_memory(s, OURS, "qlora")[0] for s in sizes], QLORA_WEIGHTS),
+        ("weights and step", [figures.qlora_memory(s, OURS, "qlora")[1] for s in sizes], QLORA_TOGETHER)],
+        only="t5-small")
+    axes[1, 0].axhline(1, color="black", linewidth=0.8)
+    _grouped(axes[1, 1], sizes, "MiB of the weights, and of a step above the loaded model (logarithmic)", [
+        (f"{what}, {BASES[kind]}", [scaled(figures.qlora_bytes(s, OURS, kind)[i], 2 ** -20) for s in sizes], None)
+        for i, what in enumerate(("weights", "step")) for kind in ("lora", "qlora")], form="{:.0f}", log=True)
 
 
 def _mib(figures: Figures, size: str, name: str, kind: str) -> Value:
     value = (figures.memory(size, OURS, kind) if name == "ours"
              else figures.best(lambda side: figures.memory(size, side, kind)))
-    return None if value is None else value / 2 ** 20
+    return scaled(value, 2 ** -20)
 
 
 def _grouped(axis: Any, sizes: list[str], title: str, series: list[tuple[str, list[Value], float | None]],
              form: str = "{:.2f}", log: bool = False, only: str | None = None) -> None:
     """Draw bars side by side for each size, with their numbers, and a line at each limit (`only`: at that size)."""
-    width = 0.8 / len(series)
+    width = 0.8 / max(1, len(series))
     for i, (label, values, bar) in enumerate(series):
         for x, (size, value) in enumerate(zip(sizes, values)):
             at = x + (i - (len(series) - 1) / 2) * width

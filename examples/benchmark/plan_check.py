@@ -1,4 +1,4 @@
-"""What `python -m minipeft plan` says beside what the system measures: the memory of training steps at three sizes.
+"""The memory of training steps at three sizes, as `python -m minipeft plan` plans it and as the system measures it.
 
     python examples/benchmark/plan_check.py                    d64, d256 and T5-small: under a minute
     python examples/benchmark/plan_check.py --sizes d64        one size
@@ -6,7 +6,7 @@
 The plan counts arrays. It is compared with three other counts of two training steps above the loaded model, each in a
 process of its own with one thread (memory.py):
 
-    python      what Python allocated: arrays and its own objects (tracemalloc)
+    python      the bytes that Python allocated: arrays and its own objects (tracemalloc)
     resident    the peak of the memory that the system counts for the process, where glibc gives every large array pages
                 of its own (MALLOC_MMAP_THRESHOLD_=65536)
     heap        the same with glibc's own settings: freed arrays below 32 MiB leave gaps in its heap

@@ -32,10 +32,10 @@ class Absent(Exception):
     """torch, transformers or peft is not installed."""
 
 
-def command(library: str, backend: str, kept: bool, turn: float) -> list[str]:
-    """The command that starts a worker."""
+def command(library: str, backend: str, kept: bool, turn: float, core: int | None = None) -> list[str]:
+    """The command that starts a worker. core: the only one that it may use."""
     return [sys.executable, str(SCRIPT), library, "--backend", backend, "--turn", str(turn),
-            *(["--kept"] if kept else [])]
+            *(["--kept"] if kept else []), *([] if core is None else ["--core", str(core)])]
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Sequence
 
 from process import Absent, Failed, Process, command, environment
-from sizes import GROWTH, KINDS, MODELS, NEW_TOKENS, SIZES, Size, grown
+from sizes import GROWTH, KINDS, MATRIX, MODELS, NEW_TOKENS, SIZES, Size, grown
 
 OURS, TORCH, TORCH_KEPT = "ours", "torch", "torch, heap kept"
 SETTLE = 0.05           # seconds before a turn
@@ -25,13 +25,15 @@ MEASURES: dict[str, dict[str, dict[str, Any]]] = {
     "steps": {**{kind: {"do": "step", "kind": kind} for kind in KINDS}, "gemm": {"do": "gemm"}},
     "generation": {"generate": {"do": "generate", "new": NEW_TOKENS}},
     "engine": {"chain": {"do": "chain"}},       # independent of the size: measured with the first one
-    "memory": {}, "growth": {}}                 # in processes of their own
+    "memory": {}, "growth": {},                 # in processes of their own
+    "quantize": {}, "qlora": {}}                # in quantized.py
 PARTS = tuple(MEASURES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run measures. sides: {name: (library, whether the allocator keeps freed memory)}."""
+    """What a run measures. sides: {name: (library, whether the allocator keeps freed memory)}. matrix: rows of the
+    square matrix that is quantized."""
 
     sizes: tuple[str, ...]
     parts: tuple[str, ...]
@@ -43,6 +45,7 @@ class Plan:
     sides: dict[str, tuple[str, bool]]
     timeout: float
     turn: float             # seconds for which a short step is repeated in one turn
+    matrix: int = MATRIX
 
     def start(self, side: str) -> Process:
         library, kept = self.sides[side]
@@ -82,13 +85,16 @@ class Bench:
                 size, path = SIZES[name], Path(folder) / name
                 self.result["sizes"][name] = {"shape": dataclasses.asdict(size), "flops": {}, "times": {},
                                               "first_losses": {}, "ids_equal": {}, "memory": {}}
-                self.say(f"{size}: writing the weights")
-                size.write_model(path, self.plan.dropout)
                 measures = {k: m for part in parts for k, m in MEASURES[part].items() if part != "engine" or i == 0}
+                if measures or "memory" in parts:
+                    self.say(f"{size}: writing the weights")
+                    size.write_model(path, self.plan.dropout)
                 if measures:
                     self._size(size, path, measures)
                 if "memory" in parts:
-                    self._memory(size, path)
+                    self.say(f"{size.name}: memory of a step")
+                    jobs = [(side, kind) for side in self.plan.sides for kind in KINDS]
+                    self.result["sizes"][name]["memory"] = self.memory(jobs, size, path)
             if "growth" in parts:
                 self._growth(Path(folder))
         return self.result
@@ -111,7 +117,7 @@ class Bench:
             else:
                 out["times"].setdefault(side, {}).setdefault(what, []).append(answer)
 
-        with _Started(self, self.plan.sides) as processes:
+        with Started(self, self.plan.sides) as processes:
             self.asked(processes, "load", folder=str(folder), size=dataclasses.asdict(size), kinds=list(MODELS))
             self.rounds(processes, measures, size.name, record)
             if OURS in processes and "steps" in self.plan.parts:
@@ -121,30 +127,31 @@ class Bench:
         out["ids_equal"] = {side: _share_equal(ids[OURS], rows) for side, rows in ids.items()
                             if side != OURS and OURS in ids}
 
-    def _memory(self, size: Size, folder: Path) -> None:
-        """Measure memory, each kind in a process of its own. Two run at a time, because nothing is timed."""
-        out = self.result["sizes"][size.name]["memory"]
-        self.say(f"{size.name}: memory of a step")
+    def memory(self, jobs: list[tuple[str, str]], size: Size, folder: Path) -> dict[str, dict[str, Any]]:
+        """{side: {kind: the memory of its step}} of each (side, kind) among `jobs`, in a process of its own. Two run at
+        a time, because nothing is timed."""
+        out: dict[str, dict[str, Any]] = {}
 
         def measured(job: tuple[str, str]) -> tuple[str, str, Any]:
             side, kind = job
             with self.plan.start(side) as process:
                 try:
-                    process.ask(do="load", folder=str(folder), size=dataclasses.asdict(size), kinds=[kind])
-                    return side, kind, process.ask(do="memory", kind=kind)
+                    loaded = process.ask(do="load", folder=str(folder), size=dataclasses.asdict(size), kinds=[kind])
+                    return side, kind, {**loaded, **process.ask(do="memory", kind=kind)}
                 except (Absent, Failed) as error:
                     return side, kind, error
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for side, kind, found in pool.map(measured, [(side, kind) for side in self.plan.sides for kind in KINDS]):
+            for side, kind, found in pool.map(measured, jobs):
                 if isinstance(found, Exception):
-                    self._lost(side, f"{size.name}, memory", found)
+                    self.lost(side, f"{size.name}, memory", found)
                 else:
                     out.setdefault(side, {})[kind] = found
+        return out
 
     def _growth(self, folder: Path) -> None:
         """Time LoRA steps of growing shapes."""
-        with _Started(self, self.plan.growing) as processes:
+        with Started(self, self.plan.growing) as processes:
             for what in GROWTH:
                 points = self.result["growth"][what] = []
                 for value, size in grown(what):
@@ -165,14 +172,16 @@ class Bench:
                record: Callable[[str, str, int, dict[str, Any]], None]) -> None:
         """Measure everything once in every process in each round. A process that fails is taken out of `processes`.
 
-        measures: {name: message}. label: for the progress line. record: called with (side, name, round, answer)."""
+        measures: {name: message}, with "sides" where only these are asked. label: for the progress line. record: called
+        with (side, name, round, answer)."""
         for turn in range(self.plan.warmup + self.plan.rounds):
             for what, message in measures.items():
                 self.say(f"{label}: {what}, round {turn + 1} of {self.plan.warmup + self.plan.rounds}")
-                for side in in_order(processes, turn):
+                among = message.get("sides", processes)
+                for side in in_order([side for side in processes if side in among], turn):
                     time.sleep(SETTLE)
                     for answer in self.asked({side: processes[side]}, message["do"], processes, label,
-                                             **{k: v for k, v in message.items() if k != "do"}).values():
+                                             **{k: v for k, v in message.items() if k not in ("do", "sides")}).values():
                         record(side, what, turn, answer)
 
     def asked(self, processes: dict[str, Process], do: str, among: dict[str, Process] | None = None, label: str = "",
@@ -184,10 +193,10 @@ class Bench:
                 answers[side] = process.ask(do=do, **arguments)
             except (Absent, Failed) as error:
                 del (processes if among is None else among)[side]
-                self._lost(side, label or arguments.get("size", {}).get("name", do), error)
+                self.lost(side, label or arguments.get("size", {}).get("name", do), error)
         return answers
 
-    def _lost(self, side: str, doing: str, error: Exception) -> None:
+    def lost(self, side: str, doing: str, error: Exception) -> None:
         if isinstance(error, Absent):
             self.result["absent"] = str(error)
             return
@@ -196,7 +205,7 @@ class Bench:
         self.say(f"{side} failed at {doing}: {error}")
 
 
-class _Started:
+class Started:
     """A context with {side: process}, all started together and always ended. Those that do not start are left out."""
 
     def __init__(self, bench: Bench, sides: Iterable[str]):

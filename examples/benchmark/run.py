@@ -1,14 +1,17 @@
 """Time this library beside torch + peft in one run, and check the figures against limits.
 
 It measures a training step, in full and with a LoRA, and greedy decoding, at three sizes from a toy to T5-small; the
-peak memory of a step; the cost of the engine for each operation; how a step grows with batch, length and depth; and the
-share of the matrix product's speed that a whole step reaches. Both libraries read the same weights from the same files
-and compute the same losses. Without torch it measures only this library; without matplotlib it draws no picture.
+peak memory of a step; the cost of the engine for each operation; how a step grows with batch, length and depth; the
+share of the matrix product's speed that a whole step reaches; and how fast weights are quantized and dequantized, and
+what a step on quantized weights costs, beside bitsandbytes and gguf where these are installed. Both libraries read the
+same weights from the same files and compute the same losses. Without torch it measures only this library; without
+matplotlib it draws no picture.
 
-    python examples/benchmark/run.py                          everything: about ten minutes on two cores
+    python examples/benchmark/run.py                          everything: about fifteen minutes on two cores
     python examples/benchmark/run.py --quick                  the smallest size, a few rounds: under 20 seconds
     python examples/benchmark/run.py --check                  exit status 1 if a limit is not met
     python examples/benchmark/run.py --sizes d64 d256 --only steps memory
+    python examples/benchmark/run.py --only quantize qlora
     python examples/benchmark/run.py --backend cupy           the same on a GPU
     python examples/benchmark/run.py --install                also from `pip install` to a first step (downloads)
     python examples/benchmark/run.py --show                   tables, limits and picture of the recorded run
@@ -27,12 +30,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import quantized
 from bars import judged, missed
 from install import measured as installed
 from machine import cores, machine
 from picture import draw
 from rounds import OURS, PARTS, TORCH, TORCH_KEPT, Bench, Plan
-from sizes import SIZES
+from sizes import MATRIX, SIZES
 from tables import report
 from minipeft.backend import resolve
 from minipeft.files import write_atomic
@@ -41,6 +45,7 @@ EXAMPLES = Path(__file__).parents[1]
 RECORDED = EXAMPLES / "recorded" / "benchmark.json"
 PROGRAM = "benchmark.py"                # how the JSON of a run is marked
 ROUNDS, LEAST, QUICK = 9, 7, 3
+QUICK_MATRIX = 512
 BUSY = 0.5              # load average above which a machine is not left alone
 KEPT, SYSTEM = "kept", "system"
 
@@ -97,7 +102,7 @@ def plan(args: argparse.Namespace) -> Plan:
     return Plan(sizes=tuple(name for name in SIZES if name in (args.sizes or (["d64"] if args.quick else SIZES))),
                 parts=tuple(part for part in parts if part in (args.only or parts)), rounds=args.rounds, warmup=1,
                 threads=args.threads, dropout=args.dropout, backend=args.backend, sides=sides, timeout=args.timeout,
-                turn=0.1 if args.quick else 0.3)
+                turn=0.1 if args.quick else 0.3, matrix=QUICK_MATRIX if args.quick else MATRIX)
 
 
 class Progress:
@@ -123,7 +128,10 @@ def measured(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if args.show:
         return recorded(args.show)
     host = {"program": PROGRAM, "date": datetime.date.today().isoformat(), "machine": machine()}
-    return {**host, **Bench(plan(args), progress).run()}
+    bench = Bench(plan(args), progress)
+    bench.run()
+    quantized.add(bench)
+    return {**host, **bench.result}
 
 
 def recorded(file: Path) -> dict[str, Any]:

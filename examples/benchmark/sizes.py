@@ -21,6 +21,8 @@ NEW_TOKENS = 32
 MATRIX, LINKS = 2048, 2000     # the matrix product [2048, 2048]^2, and the chain of additions
 FIRST_ID = 2            # 0 is padding and the start, 1 the end
 KINDS = ("lora", "full")              # of training steps
+QLORA = {"qlora": False, "kept": True}          # LoRAs on a quantized base: whether it keeps the dequantized weights
+BASE: tuple[str, dict[str, Any]] = ("nf4", {"double": True})          # what that base is quantized to
 MODELS = (*KINDS, "base")             # the models of a process; "base" stays as it was read
 
 
@@ -65,6 +67,14 @@ SIZES = {size.name: size for size in (
     Size("d64", 64, 16, 4, 256, 2, 128, 32, 32, 32),
     Size("d256", 256, 64, 4, 1024, 4, 2048, 16, 64, 64),
     Size("t5-small", 512, 64, 8, 2048, 6, 32128, 8, 128, 64))}
+
+# What a matrix [MATRIX, MATRIX] is quantized to: {name: (kind, options) of minipeft.quantize}.
+CODINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nf4": ("nf4", {}), "nf4, double": ("nf4", {"double": True}), "fp4": ("fp4", {}),
+    **{kind: (kind, {}) for kind in ("int8", "int4", "int3", "int2", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")}}
+MINIPEFT = "minipeft"
+CODERS = {MINIPEFT: tuple(CODINGS), "bitsandbytes": ("nf4", "nf4, double", "fp4"),     # {library: what it has of these}
+          "gguf": ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")}
 
 # How step time grows: {what is varied: (its fields, their values, the shape that is varied)}.
 _MIDDLE = SIZES["d256"]

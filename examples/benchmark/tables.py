@@ -5,12 +5,13 @@ from typing import Any, Sequence
 
 from bars import judged
 from bars import lines as bar_lines
-from figures import Figures, Value
+from figures import Figures, Value, middle
 from machine import described
 from rounds import OURS
-from sizes import GROWTH, KINDS, LINKS, NEW_TOKENS, SIZES
+from sizes import CODERS, CODINGS, GROWTH, KINDS, LINKS, MINIPEFT, NEW_TOKENS, SIZES
 
 NAMES = {"lora": "LoRA step", "full": "full step", "generate": "token"}
+BASES = {"lora": "float32", "qlora": "NF4", "kept": "NF4, kept"}        # of a LoRA
 LEGEND = """\
 ratio: ours / torch + peft. Below 1, ours is faster or takes less. Where torch runs in two settings of the allocator,
 each ratio compares with the better one. Times are medians of {rounds} rounds, in each of which all libraries are
@@ -24,7 +25,8 @@ def report(run: dict[str, Any]) -> str:
     sizes = [name for name in SIZES if name in run["sizes"]]
     blocks = [described(run), LEGEND.format(rounds=run["settings"]["rounds"]),
               *(table(figures, sizes) for table in (_times, _memory, _shares, _gemm)), _engine(figures),
-              _same(figures, sizes), *(_growth(figures, what) for what in GROWTH), _install(run), _failures(run),
+              _same(figures, sizes), *(_growth(figures, what) for what in GROWTH), _coding(figures), _qlora(figures),
+              _install(run), _failures(run),
               "\n".join(["limits", *bar_lines(judged(run))])]
     return "\n\n".join(block for block in blocks if block)
 
@@ -118,6 +120,43 @@ def _same(figures: Figures, sizes: list[str]) -> str:
                    [["size", "losses differ by", "ids equal, %"], *rows])
 
 
+def _coding(figures: Figures) -> str:
+    """Rates of quantizing and dequantizing."""
+    libraries = [library for library in CODERS if any(figures.coding(c, library, "decode") for c in CODINGS)]
+    if not libraries:
+        return ""
+    rows = [[name, *(written(figures.coding(name, library, "encode"), 1e-6) for library in libraries),
+             *(written(figures.coding(name, library, "decode"), 1e-9) for library in libraries),
+             written(figures.of_copy(name, "decode"), 100, 0)] for name in CODINGS]
+    heads = [f"{unit}, ours" if library == MINIPEFT else library for unit in ("MB/s", "GB/s") for library in libraries]
+    copying = middle([rate for c in CODINGS if (rate := figures.coding(c, MINIPEFT, "copy")) is not None])
+    return aligned(f"quantizing (MB/s) and dequantizing (GB/s) float32 numbers on one core; NumPy copies them at "
+                   f"{written(copying, 1e-9)} GB/s", [["", *heads, "of a copy, %"], *rows])
+
+
+def _qlora(figures: Figures) -> str:
+    """Steps on quantized bases beside those on the float32 base."""
+    rows = []
+    for size in figures.run.get("qlora", {}):
+        for side, kind in ((s, k) for s in (OURS, *figures.peers) for k in BASES):
+            times, (weights, step) = figures.qlora_rounds(size, side, kind), figures.qlora_bytes(size, side, kind)
+            if times or weights:
+                gap = figures.qlora_gap(size, side, kind)
+                of_weights, together = figures.qlora_memory(size, side, kind)
+                rows.append([size, side, BASES[kind], written(middle(times), 1e3),
+                             written(figures.qlora_time(size, side, kind)),
+                             written(weights, 2 ** -20, 1), written(step, 2 ** -20, 1), written(of_weights),
+                             written(together), "-" if gap is None else f"{gap:.0e}"])
+    if not rows:
+        return ""
+    title = """\
+a LoRA step on a quantized base: milliseconds, and MiB of the weights and of a step above the loaded model. Ratios are
+to the float32 base of the same library; the last is of weights and step together. loss: how far the first one is from
+ours, relatively (kept: from that of NF4)"""
+    return aligned(title, [["size", "", "base", "step, ms", "ratio", "weights", "step", "ratio", "together", "loss"],
+                           *rows], left=3)
+
+
 def _growth(figures: Figures, what: str) -> str:
     points = figures.growth(what)
     if not any(times for _, times, _ in points):
@@ -153,6 +192,10 @@ def _install(run: dict[str, Any]) -> str:
 
 def _failures(run: dict[str, Any]) -> str:
     out = []
+    absent = {**run.get("quantize", {}).get("absent", {}),
+              **{f"{side}, QLoRA, {size}": why for size, found in run.get("qlora", {}).items()
+                 for side, why in found["absent"].items()}}
+    out += [f"{side} was not measured: {why} (pip install 'minipeft[peers]')" for side, why in absent.items()]
     if run["absent"]:
         out.append(f"torch + peft were not measured: {run['absent']} (pip install 'minipeft[peers]')")
     for failure in run["failures"]:

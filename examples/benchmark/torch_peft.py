@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,8 @@ from sizes import ALPHA, MODELS, RANK, RATE, TARGETS, Size
 
 
 class Torch:
-    """As `Ours`. AdamW is the fused one, which is torch's fastest. The cache is off in training."""
+    """As `Ours`. AdamW is the fused one, which is torch's fastest. The cache is off in training. Quantized bases are
+    those of bitsandbytes."""
 
     def __init__(self, backend: str):
         self.device = "cuda" if backend == "cupy" else "cpu"
@@ -32,8 +34,9 @@ class Torch:
         self.optimizers: dict[str, Any] = {}
         torch.manual_seed(0)
         for kind in kinds:
-            model = T5ForConditionalGeneration.from_pretrained(folder).to(self.device)
-            if kind == "lora":
+            model = self._quantized(folder) if kind == "qlora" else T5ForConditionalGeneration.from_pretrained(folder)
+            model = model.to(self.device)
+            if kind in ("lora", "qlora"):
                 model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS)))
             self.models[kind] = model
             if kind == "base":
@@ -42,6 +45,28 @@ class Torch:
             trained = [p for p in model.parameters() if p.requires_grad]
             self.optimizers[kind] = torch.optim.AdamW(trained, lr=RATE, fused=True)
         self.batch = {name: torch.from_numpy(ids).to(self.device) for name, ids in size.ids().items()}
+
+    def _quantized(self, folder: Path) -> Any:
+        """All linear weights but the head in NF4 with double quantization, computing in float32.
+
+        By default transformers does not quantize `wo`, the second weight of T5's feed-forward layers. It casts hidden
+        states to the dtype of that weight, and the codes are stored as uint8. Here `wo` is quantized as the others
+        are, and codes are stored under a floating-point dtype."""
+        from transformers import BitsAndBytesConfig
+
+        class Whole(T5ForConditionalGeneration):
+            _keep_in_fp32_modules = None
+
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                      bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_storage=torch.float32)
+        return Whole.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+
+    def weight_bytes(self, kind: str) -> int:
+        """Bytes of parameters and, where a weight is quantized, of its scales."""
+        parameters = list(self.models[kind].parameters())
+        scales = [tensor for p in parameters if (state := getattr(p, "quant_state", None))
+                  for tensor in state.as_dict(packed=True).values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*parameters, *scales))
 
     def forward_backward(self, kind: str) -> float:
         self.optimizers[kind].zero_grad(set_to_none=True)
@@ -97,10 +122,19 @@ class Torch:
 
     def about(self) -> dict[str, Any]:
         found = {"torch": torch.__version__, "transformers": transformers_version, "peft": peft_version,
+                 **bitsandbytes_version(),
                  "BLAS": torch_blas(), "threads": torch.get_num_threads()}
         if self.device == "cuda":
             found["GPU"] = torch.cuda.get_device_name()
         return found
+
+
+def bitsandbytes_version() -> dict[str, str]:
+    """{"bitsandbytes": its version}, or {} where it is not installed."""
+    try:
+        return {"bitsandbytes": importlib.metadata.version("bitsandbytes")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def torch_blas() -> str:

@@ -18,11 +18,14 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy
+
 import memory
-from sizes import LINKS, MATRIX, Size
+from sizes import CODERS, CODINGS, LINKS, MATRIX, Size
 from minipeft.backend import keep_heap
 
-PEERS = ("torch", "transformers", "peft")
+PEERS = ("torch", "transformers", "peft", "bitsandbytes", "gguf")
+SPREAD = 0.05           # of the numbers that are quantized
 
 
 class Worker:
@@ -37,8 +40,10 @@ class Worker:
 
     def load(self, folder: str, size: dict, kinds: list[str]) -> dict[str, Any]:
         gc.collect()
+        before = memory.resident("VmRSS")
         self.measured.load(Path(folder), Size(**size), tuple(kinds))
-        return {}
+        memory.give_back()
+        return {"loaded": memory.resident("VmRSS") - before}
 
     def step(self, kind: str) -> dict[str, Any]:
         """A turn of training steps: {"forward_backward": seconds of each, "optimizer": ..., "losses": ...}."""
@@ -69,7 +74,20 @@ class Worker:
         return {"flops": self.measured.flops(kind)}
 
     def memory(self, kind: str) -> dict[str, Any]:
-        return memory.of_two_steps(self.measured, kind)
+        """The memory of a step (see memory.py), and the bytes of the weights."""
+        return {**memory.of_two_steps(self.measured, kind), "weights": self.measured.weight_bytes(kind)}
+
+    def coding(self, name: str, n: int) -> dict[str, Any]:
+        """A turn of quantizing and dequantizing a matrix [n, n], and of copying it: processor seconds of each. Other
+        programs may take the core meanwhile, and their time does not count."""
+        values = numpy.random.default_rng(0).normal(0, SPREAD, (n, n)).astype("float32")
+        kind, options = CODINGS[name]
+        matrix, copy = self.measured.matrix(values), numpy.zeros_like(values)
+        encode, decode = self.measured.coder(kind, options)
+        codes = encode(matrix)
+        encoding, decoding, copying = self._turn(
+            [lambda: encode(matrix), lambda: decode(codes), lambda: numpy.copyto(copy, values)], time.process_time)
+        return {"encode": encoding, "decode": decoding, "copy": copying}
 
     def _once(self, name: str, make: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
         """The result of `make` at the first call under this name."""
@@ -77,7 +95,8 @@ class Worker:
             self.made[name] = make()
         return self.made[name]
 
-    def _turn(self, parts: list[Callable[[], Any]]) -> list[list[float]]:
+    def _turn(self, parts: list[Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+              ) -> list[list[float]]:
         """The seconds of each part, each time, when `parts` are done in order until a turn's seconds are over.
 
         The first of several times is left out: after another process's turn the caches are full of other data."""
@@ -86,23 +105,25 @@ class Worker:
         while True:
             for part, seconds in zip(parts, times):
                 self.measured.synchronize()
-                before = time.perf_counter()
+                before = clock()
                 part()
                 self.measured.synchronize()
-                seconds.append(time.perf_counter() - before)
+                seconds.append(clock() - before)
             if time.perf_counter() - begun >= self.turn:
                 return [seconds[1:] or seconds for seconds in times]
 
 
 def bare_additions() -> None:
-    import numpy
     p = y = numpy.ones(1, numpy.float32)
     for _ in range(LINKS):
         y = y + p
 
 
 def made(library: str, backend: str) -> Any:
-    """The side of a library. torch is imported only here, and only in its own process."""
+    """The side of a library. torch, bitsandbytes and gguf are imported only here, and only in their own processes."""
+    if library in CODERS:
+        from coders import made as coder
+        return coder(library)
     if library == "ours":
         from ours import Ours
         return Ours(backend)
@@ -124,11 +145,14 @@ def serve(worker: Worker, answer: Any) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=("ours", "torch"))
+    parser.add_argument("which", choices=("ours", "torch", *CODERS))
     parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy")
     parser.add_argument("--kept", action="store_true", help="ask the allocator to keep freed memory")
     parser.add_argument("--turn", type=float, default=0.3, help="seconds for which a short measurement is repeated")
+    parser.add_argument("--core", type=int, default=None, help="run on this core alone, where the system can")
     args = parser.parse_args()
+    if args.core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {args.core})
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:

@@ -60,7 +60,7 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None) -> Any:
 @dataclasses.dataclass(frozen=True)
 class Ready:
     """Attachments that were read from files and fit their model. attachments: in the order of the files. ordered: each
-    with its file, in the order in which they will be plugged. notes: what whoever loads them should be warned of.
+    with its file, in the order in which they will be plugged. notes: the warnings for whoever loads them.
     several: whether a list of files was asked for."""
 
     model: Model
@@ -70,7 +70,7 @@ class Ready:
     several: bool
 
     def put(self) -> Any:
-        """Attach and plug them; gives what `load` gives. Raises ValueError where one cannot lie above another."""
+        """Attach and plug them; returns them as `load` does. Raises ValueError where one cannot lie above another."""
         try:
             put(self.model, [attachment for _, attachment in self.ordered])
         except ValueError as error:

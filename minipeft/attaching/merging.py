@@ -8,11 +8,12 @@
 
     error = |(W' - W~) - d| / |d|,   d = f(W~) - W~        Frobenius norms, f in float64; 0: all of d is there
 
-The first is the default, and only rounding is lost. It gives up the small base: W' is a float weight. The second keeps
-it small. But where an entry of d is smaller than the gap between two codes, Q often rounds it away: the error of a
-small change is about 1, as if it had been dropped. It is what peft's Linear4bit.merge does. In the third, the piece
-meets weights on which it was not trained. With d' = f(W) - W the error is |(W - W~) + (d' - d)| / |d|, which is large
-where W~ is far from W and d is small. docs/quantization.md has figures.
+The first is the default, and only rounding is lost. But W' is a float weight, and no longer small, unless the method
+makes another one, as QA-LoRA does. The second keeps it small. But where an entry of d is smaller than the gap between
+two codes, Q often rounds it away: the error of a small change is about 1, as if it had been dropped. Peft's
+Linear4bit.merge does this. In the third, the piece meets weights on which it was not trained. With d' = f(W) - W the
+error is |(W - W~) + (d' - d)| / |d|, which is large where W~ is far from W and d is small. docs/quantization.md has
+figures.
 
     Dettmers et al., 2023, arXiv:2305.14314, eq. (5), for f on W~. The paper does not merge.
 """

@@ -5,10 +5,9 @@
     an adapter of W on W~, one of W~ on W, one of W~ on another quantization of W      a warning
     an adapter of anything else                                                       an error
 
-A change that was learned on W~ makes up for the error of W~ as well (Dettmers et al., 2023, arXiv:2305.14314, sec. 2).
-On W that error is absent, and on another quantization it is another one. So such an adapter computes there, and close
-to what it computed in training, but it is not the same model any more. Nobody but its user can say whether it is good
-enough.
+A change that was learned on W~ makes up for the error of W~ as well (Dettmers et al., 2023, arXiv:2305.14314, sec. 4).
+On W that error is absent, and another quantization has another error. So the outputs of such an adapter there are close
+to those in training, but not the same. Only an evaluation can say whether they are good enough.
 
 A fingerprint says which base an origin belongs to (`trained_on.origin_of`). So a base that is trained or replaced after
 it was quantized has none.
@@ -23,7 +22,8 @@ from minipeft.checks import shown
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """base: the fingerprint of the base before it was quantized. quantization: in words, what is quantized and how."""
+    """base: the fingerprint of the base before it was quantized. quantization: in words, such
+    as "26 matrices in int4, groups of 32"."""
 
     base: str
     quantization: str
@@ -35,7 +35,7 @@ def are_related(there: Any, here: Any) -> bool:
 
 
 def across(there: Any, here: Any) -> str:
-    """What it means that an adapter was trained on the base `there` and is used on its relative `here`, in a sentence.
+    """A warning in words, for an adapter that was trained on the base `there` and is loaded on its relative `here`.
     there, here: as in `are_related`."""
     now = _said(here)
     if there.origin is None:

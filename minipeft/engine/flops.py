@@ -6,12 +6,11 @@ so a step that trains N weights on n tokens takes 2 N n forward and 4 N n backwa
 arXiv:2001.08361, sec. 2.1), and one with these weights frozen 2 N n and 2 N n.
 
 The matrix products of linear, dequantized_linear, low_rank_linear, matmul and attention are counted exactly, and
-nothing else in these ops: the softmax inside attention, 7 per score beside 4 d_k for its products, is left out, and so
-is the work of decoding a quantized weight. So are the lower-order terms
-of solve. Work that several VJPs share (low_rank_linear's g B, attention's g V^T, the system that solve solves for g)
-counts once, if one of them is kept. Other ops take a fixed number per element: the arithmetic in the source of the op,
-where exp, tanh, erf, max and a comparison count as 1. Moving data takes 0. The engine's own sums (over broadcast axes,
-and of several terms) are not counted.
+nothing else in these ops. Left out are the softmax inside attention, 7 per score beside 4 d_k for its products, the
+work of decoding a quantized weight, and the lower-order terms of solve. Work that several VJPs share (low_rank_linear's
+g B, attention's g V^T, the system that solve solves for g) counts once, if one of them is kept. Other ops take a fixed
+number per element: the arithmetic in the source of the op, where exp, tanh, erf, max and a comparison count as 1.
+Moving data takes 0. The engine's own sums (over broadcast axes, and of several terms) are not counted.
 
 An op without a rule counts 1 per element of its output, forward and for each kept VJP. `has_rule` says whether an op
 has one.

@@ -44,7 +44,7 @@ def load(model: Model, path: Any, force: bool = False, name: Any = None, as_peft
     Raises ValueError, naming the file or folder, and leaves the model as it was, as `formats.peft.load`,
     `formats.adapterhub.load` and `attaching.load` do; and for formats of other tools, a whole model, a pickle, and a
     list of both files and folders. Raises FileNotFoundError if there is nothing to load. Warns of keys and fields that
-    were changed in order to be read, and of a file that was trained on a relative of this base, such as the weights
+    were changed in order to be read, and of an adapter that was trained on a relative of this base, such as the weights
     from which it was quantized."""
     several = isinstance(path, (list, tuple))
     paths = list(path) if several else [path]

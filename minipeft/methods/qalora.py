@@ -1,4 +1,4 @@
-"""QA-LoRA: a LoRA on sums over groups of neighboring inputs, which a quantized weight takes up without a new code.
+"""QA-LoRA: a LoRA on sums over groups of neighboring inputs. A quantized weight takes up its change without new codes.
 
     W[o, i] = W~[o, i] + k s (B A)[o, i // g],   s = alpha / r     Xu et al., 2023, arXiv:2309.14717, Algorithm 1
     W~ = a q + b   ->   a q + (b + k s B A)                        merged: codes q and scales a keep every bit
@@ -8,7 +8,7 @@
 
 The change is one number for the g neighboring inputs of a group, with L = d_in / g groups in a row. A group of a
 quantized weight has an offset b, which is also added to all of its weights, so merging adds one number to another. b is
-stored as a floating-point number, so the sum can be stored as it is. Other methods change each weight of a group
+stored as a floating-point number, so the sum is only rounded once. Other methods change each weight of a group
 differently. The merged numbers then need new codes, and these lose much of the change.
 
     adapter = attach(model, QALoRA(rank=8, group=32), numpy.random.default_rng(0))
@@ -23,8 +23,8 @@ where no fraction fits, and users ask how to merge (yuhuixu1993/qa-lora #31, #35
 a float offset as a matter of course: d q + m, m in float16, for blocks of 32. Merging changes m alone and rounds it
 once. We found no other tool that merges into them. A group of the adapter may hold several groups of the weight, but
 must not cut one. Where it does, and where the weight has no such offsets (floats, NF4, Q4_0), merging gives the dense
-weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`. Zero points that are
-rounded by option, `quantize(model, "int4", zero="rounded")`, move too, but lose up to half a step of a.
+weight, as with any method: `slot.fold()` is then a `Parameter`, and otherwise a `QuantizedWeight`. Rounded zero
+points, `quantize(model, "int4", zero="rounded")`, take up the change too, but up to a / 2 of it is lost.
 
 The factor k. Three conventions are in use, and the same A and B make another change under each of them:
 
@@ -113,16 +113,16 @@ class GroupedLowRank(Reparam):
 @dataclasses.dataclass(frozen=True)
 class QALoRA(PerPlace):
     """QA-LoRA. rank: r. alpha: in s = alpha / r. group: g, the number of neighboring inputs that share a change. To
-    merge into the offsets of a quantized weight, it is a multiple of the group of that weight. dropout: on the pooled
-    input, in training. where: which matrices (linear weights and embedding tables), by default q and v of every
+    merge into the offsets of a quantized weight, it must be a multiple of the group of that weight. dropout: on the
+    pooled input, in training. where: which matrices (linear weights and embedding tables), by default q and v of every
     attention. pooling: k, as in the table at the top of this file. scaling, rank_pattern, alpha_pattern, any_rank:
     another s, other ranks and alphas at some places, ranks beyond min(d_out, d_in) (`per_place.py`). A rank beyond L is
     allowed, and only takes more memory.
 
-    A starts so that, spread over the inputs of each group, it has the entries that LoRA's has for "sum", and as a
-    linear layer of L inputs for the means, which is PEFT's start. Departures: the authors' code starts A with Xavier's
+    The start of A: for "sum", its entries have the bounds of LoRA's A, which has d_in inputs. For the means they have
+    those of a linear layer of L inputs, as in PEFT. Departures: the authors' code starts A with Xavier's
     bounds. The paper's experiments quantize by GPTQ; `quantize` rounds to the nearest. PEFT drops inputs before they
-    are pooled; here and in the authors' code, dropout acts on what was pooled.
+    are pooled; here and in the authors' code, dropout acts on the pooled input.
 
     Raises ValueError for fields out of range and, on a model, for a group that does not divide d_in, where r exceeds
     min(d_out, d_in), and where a pattern matches no place."""
@@ -162,11 +162,11 @@ class QALoRA(PerPlace):
 
 # Mistakes that people make
 #
-# * Factors of one library are loaded into another: the three k differ by g, by L and by L / g, and no file says which
-#   one it is for. In PEFT, L / g makes the change depend on the width of the layer.
+# * Factors of one library are loaded into another: the three k differ by g, by L and by L / g, and the files of other
+#   libraries do not say which one they are for. In PEFT, L / g makes the change depend on the width of the layer.
 # * The change is merged by beta - s B A / alpha into an offset that is added: it has the wrong sign and size.
 # * The zero points are rounded after merging, or were packed as integers before (qa-lora #31, #35, #42): the error is
-#   as large as that of quantizing to this number of bits, or larger. They are no integers any more.
+#   as large as that of quantizing to this number of bits, or larger. After merging they are no longer integers.
 # * The constants in the authors' merge, groups of 32 and s = 16 / 64, are used for another group, rank or alpha.
 # * The change is tiled, [c_1 .. c_L c_1 .. c_L], where each number should be repeated, [c_1 .. c_1 c_2 .. c_2].
 # * An adapter for groups of 16 is merged into a weight with groups of 32: two different numbers do not fit into one

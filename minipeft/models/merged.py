@@ -11,8 +11,8 @@ The rounding is to nearest, so no entry is off by more than u (|f(W)| + |W|), u 
 that rounding did more than the adapter. Where it is large, the adapter should stay beside the weights, or they should
 be stored as float32.
 
-Where an attachment was merged into something else than f(W), such as codes (`attaching/merging.py`), its constant is
-what is stored, and codes stay codes. The error is measured against f(W) all the same.
+Where an attachment was merged into something other than f(W), such as codes (`attaching/merging.py`), its constant is
+stored, and codes stay codes. The error is measured against f(W) all the same.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minipeft.quant.weight import QuantizedWeight
 def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[Any, float, str]:
     """(the weight of a slot called `name` with everything plugged there merged into it; the error of its change; how it
     is stored). The weight is an array on the host, [d_out, d_in] or [d], rounded once to the stored `dtype`; or a
-    QuantizedWeight, where that is what it is merged into. Raises TypeError for a weight without a dense form,
+    QuantizedWeight, where it is merged into one. Raises TypeError for a weight without a dense form,
     ValueError for overflow in `dtype`."""
     base = wide_base(slot)
     before, after = base.data, wide_weight(base, slot.entries).dense().data
@@ -45,8 +45,8 @@ def merged_weight(name: str, slot: Slot, dtype: str) -> tuple[Any, float, str]:
 
 
 def _codes(slot: Slot) -> QuantizedWeight | None:
-    """The quantized weight that a slot with entries is merged into, if it is one: the constant of the topmost entry, or
-    of one that is not merged yet what its method would merge it into."""
+    """The quantized weight that a slot with entries is merged into, if it is one: the constant of the topmost entry or,
+    if that is not merged yet, the weight into which its method would merge it."""
     top = slot.entries[-1]
     if top.merged is not None:
         return top.merged if isinstance(top.merged, QuantizedWeight) else None

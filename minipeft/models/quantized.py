@@ -1,4 +1,4 @@
-"""Quantized weights in the folder of a model: which tensors belong to one, and what config.json says about them.
+"""Quantized weights in the folder of a model: which tensors belong to one, and how config.json describes them.
 
     kind           tensors                                  quantization_config of config.json
     nf4, fp4       bitsandbytes' (`quant/bitsandbytes.py`)  bitsandbytes', where transformers can read all of them

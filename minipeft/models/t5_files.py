@@ -30,9 +30,8 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any], name_fr
     one table, and a head if it is untied.
 
     config_from: config.json's values -> config; name_from: key -> our name; dtype: in which quantized weights compute.
-    Weights are tied if no head is stored, or
-    one that equals the table. But if the config says tie_word_embeddings = false, they are not tied, and a missing head
-    is an error. Raises the exceptions of `T5.from_pretrained`."""
+    Weights are tied if no head is stored, or one that equals the table. But if the config says tie_word_embeddings =
+    false, they are not tied, and a missing head is an error. Raises the exceptions of `T5.from_pretrained`."""
     values = read_json(directory / CONFIG, LIMIT)
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
     files = _files(directory)

@@ -29,6 +29,8 @@ class MergeReport:
         lines += [f"{name:<{width}}  {stored:<{wide}}  "
                   f"{format(self.errors[name], '.2e') if name in self.errors else 'not measured'}"
                   for name, stored in self.dtypes.items()]
+        if self.errors:
+            lines.append(f"the largest error is {self.worst:.2e}; at 1, as much is lost as by dropping the change")
         if len(self.errors) < len(self.dtypes):
             lines.append("not measured: the base is not quantized, and the sum was rounded once, in the base's dtype")
         return "\n".join(lines)

@@ -38,9 +38,9 @@ def wide_piece(piece: Any) -> Any:
 
 def wide_weight(base: Weight, entries: Iterable[Any], as_merged: bool = True) -> Weight:
     """`base`, in float64, under the pieces of `entries`, bottom first, all in float64. A merged entry is computed from
-    its piece like the others, unless it was merged into something else than their sum: in a way of its method's own,
-    into a quantized weight, or over the original weights. Then its constant stands for it. With as_merged=False every
-    entry is computed from its piece."""
+    its piece like the others, unless it was merged into something other than their sum: in a way of its method's
+    own, into a quantized weight, or over the original weights. Then its constant stands for it. With as_merged=False
+    every entry is computed from its piece."""
     weight = base
     for entry in entries:
         weight = wide_dense(entry.merged) if as_merged and is_its_own(entry) else wide_piece(entry.piece).over(weight)
@@ -48,7 +48,7 @@ def wide_weight(base: Weight, entries: Iterable[Any], as_merged: bool = True) ->
 
 
 def is_its_own(entry: Any) -> bool:
-    """Whether the constant of an `entry` is something else than its piece's dense(), rounded."""
+    """Whether the constant of an `entry` is something other than its piece's dense(), rounded."""
     return entry.merged is not None and (type(entry.piece).merged is not Reparam.merged
                                          or type(entry.merged) is not Parameter)
 

@@ -3,28 +3,29 @@
     w~ = a q + b,      q in 0 .. 2^N - 1      a = (max - min) / (2^N - 1),   b = min,   q = round((w - b) / a)
 
 Min and max are those of `group` neighboring weights of one row. Xu et al., 2023, arXiv:2309.14717 (QA-LoRA), eq. (1).
-Where max = min, a = 1 and q = 0. There are two ways to keep the offset.
+Where max = min, a = 1 and q = 0. The offset can be kept in two ways.
 
-zero="float": b is a number of its own, in the dtype of the scale. So a change that is one number per group goes into b,
-and no code and no scale moves (`methods/qalora.py`). The form a (q - z) of other libraries has the zero point z = -b/a,
-which is seldom an integer; `zero_points` computes it.
+zero="float": b is a number of its own, in the dtype of the scale. So a change that is one number per group can be added
+to b, and no code and no scale changes (`methods/qalora.py`). The form a (q - z) of other libraries has the zero point
+z = -b/a, which is seldom an integer. `zero_points` computes it.
 
-zero="rounded": z is an integer. By the standard convention 0 is one of the numbers of every group, and z its code:
+zero="rounded": z is an integer. By the standard convention every group can represent the number 0, and z is its code:
 
     w~ = a (q - z),    low = min(min, 0),   a = (max(max, 0) - low) / (2^N - 1),   z = round(-low / a),
                        q = round(w / a) + z
 
-The error |W~ - W| / |W| of normal random weights in groups of 32, in Frobenius norms. The last row is the further error
-of a merge into rounded zero points, of a change that is one normal random number per group, as large as a weight:
+The table has the error |W~ - W| / |W| of normal random weights in groups of 32, in Frobenius norms. Its last row is for
+a merge into rounded zero points, of a change that is one normal random number per group, as large as a weight. It is
+the error of the merge alone, |(W' - W~) - change| / |W|:
 
                        int2     int3     int4     int8
     zero="float"      39.3%    16.8%     7.8%     0.5%
     zero="rounded"    40.6%    17.3%     8.1%     0.5%
     its merge         40.4%    17.3%     8.1%     0.5%
 
-So a merge into rounded zero points costs as much again as the quantization, and loses a change below half a step of its
-group altogether. QA-LoRA needs offsets that are floats. A weight takes N + 64/group bits with scales and offsets in
-float32, and N + 32/group with stored="float16".
+So a merge into rounded zero points adds an error as large as that of the quantization. A change below half a step of
+its group is lost altogether. QA-LoRA needs offsets that are floats. A weight takes N + 64/group bits with scales and
+offsets in float32, and N + 32/group with stored="float16".
 
 W~ quantized again has the same codes and the same b, where a is not subnormal. It has the same a where
 a (2^N - 1) + b is a number of the dtype; elsewhere a differs by at most 3u a + u |top| / (2^N - 1), where u is the unit
@@ -163,7 +164,7 @@ class Affine(Scheme):
         with numpy.errstate(over="ignore"):
             span = top - low
         scale = stored_as(self, "the scale", span / self._last, kept)
-        # A subnormal number may be half of what it stands for. Rounded up, all codes reach the top.
+        # A subnormal scale may be rounded to half its value. Rounded up, it lets the last code reach the top.
         short = (scale < numpy.finfo(kept).smallest_normal) & (scale.astype(span.dtype) * self._last < span)
         scale[short] = numpy.nextafter(scale[short], kept.type(1))
         scale[span <= 0] = 1  # below 0, if the offset was rounded to above all weights of its group

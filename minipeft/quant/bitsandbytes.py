@@ -134,9 +134,9 @@ def tensors_of(key: str, weight: QuantizedWeight, dtype: str | None = None) -> d
 
 
 def configuration(weights: Iterable[QuantizedWeight], skipped: list[str] | None) -> dict[str, Any] | None:
-    """The quantization_config with which transformers reads these `weights`; None if it has none for all of them, which
-    must be of one kind, all doubled or none. skipped: the other linear modules; None means those that it skips by
-    itself."""
+    """The quantization_config with which transformers reads these `weights`. None if no configuration fits them all:
+    they must be of one kind, all with double quantization or none. skipped: the other linear modules; None means those
+    that it skips by itself."""
     kinds = {(weight.scheme.kind, "qabsmax" in weight.arrays) for weight in weights}
     if len(kinds) != 1 or not {kind for kind, _ in kinds} <= set(KINDS):
         return None

@@ -8,12 +8,13 @@ Blocks lie in the flat, row-major array. They run across the ends of rows, and t
 al., 2023, arXiv:2305.14314, sec. 2. The rounding is that of bitsandbytes on a CPU, whose bytes these are:
 
 * The last block, if it is shorter, is divided by its absmax, without a reciprocal.
-* A block of zeros has absmax 0 and the codes of 0, which are 7 in NF4 and 0 in FP4. CUDA's kernel computes 0/0 there,
-  and writes code 0. Both mean zeros. If the last block is shorter and zero, its absmax is 1e-38. So is the absmax of
-  such a block of smaller numbers; it cannot be less.
+* A block of zeros has absmax 0 and the codes of 0, which are 7 in NF4 and 0 in FP4. CUDA's kernel computes 0 * (1/0)
+  there, which is NaN, and writes code 0. Both mean zeros. The absmax of a shorter last block is at least 1e-38, also
+  where its numbers are zero or smaller than that.
 * If the number of codes is odd, the last low nibble is the code of 0.
 * FP4 has two zeros. A positive number that is nearest to zero gets code 8, and a negative one code 0. CUDA's kernel
-  exchanges the two, because it takes the sign by itself and compares |y|; its threshold 0.583333 is 3.6e-7 too low.
+  exchanges the two, because it handles the sign separately and compares |y|. Its threshold 0.583333 is 3.6e-7 below the
+  midpoint.
 
 CUDA's kernel is compiled with an approximate reciprocal, so its codes of numbers next to a threshold may differ from
 these. The numbers that given codes stand for are the same everywhere.

@@ -4,14 +4,14 @@
     t_i = (l_i + l_{i+1}) / 2                  thresholds: midpoints of neighboring levels, in float32
     code = the number of thresholds below y    in the order of the levels; y = w / absmax
 
-NF4 (Dettmers et al., 2023, arXiv:2305.14314, sec. 3): quantiles of a normal distribution, of which seven are negative
-and eight positive. `normal_float.py` computes them. FP4: floating-point numbers of one sign bit, two bits of exponent
-and one of mantissa. They are twelfths, so that the largest is 1. This is not the FP4 of the OCP (E2M1): its smallest
-number is 0.5/6, and here it is 0.0625/12.
+NF4 (Dettmers et al., 2023, arXiv:2305.14314, sec. 3): quantiles of a normal distribution. Seven are negative, eight are
+positive, and one is 0. `normal_float.py` computes them. FP4: floating-point numbers of one sign bit, two bits of
+exponent and one of mantissa. They are divided by 12, so that the largest is 1. This is not the FP4 of the OCP (E2M1),
+whose smallest positive number is 0.5/6. Here it is 0.0625/12.
 
-A number that equals a threshold gets the lower level. The comparison must be with thresholds. The distances to two
-levels can be equal in float32 where the number is not at the threshold, because 9 of the 15 midpoints of NF4 are
-rounded. So the nearest level by `argmin` of distances gives other codes.
+A number that equals a threshold gets the lower level. The comparison must be with thresholds: 9 of the 15 midpoints of
+NF4 are rounded, so in float32 the distances to two levels can be equal where the number is not at the threshold. The
+`argmin` of distances then gives another code.
 """
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _pairs(levels: Levels) -> numpy.ndarray:
 def level_pairs(packed: Array, levels: Levels, out: Array) -> None:
     """Write the levels of the codes in `packed` [n / 2] to `out` [n], float32 and contiguous.
 
-    One look-up gives both levels of a byte. In NumPy the pair is one number of eight bytes for `take`. Its mode "clip"
-    does nothing to a byte, but with the default mode `take` would fill a copy of `out` first."""
+    One look-up gives both levels of a byte. For NumPy's `take` the pair is one number of eight bytes. A byte is never
+    out of range, so mode="clip" changes nothing; but with the default mode `take` would fill a copy of `out` first."""
     if namespace() is numpy:
         numpy.take(_pairs(levels).view("float64")[:, 0], packed, out=out.view("float64"), mode="clip")
     else:

@@ -22,8 +22,8 @@ _FIELDS = ("kind", "options", "shape")
 
 
 def description(weight: QuantizedWeight) -> dict[str, Any]:
-    """The description of `weight`. Raises ValueError for a scheme that `scheme` does not make again from its options,
-    as one of a class that is not registered in SCHEMES."""
+    """The description of `weight`. Raises ValueError for a scheme that `scheme` cannot make again from its options,
+    such as one of a class that is not registered in SCHEMES."""
     way = weight.scheme
     made = SCHEMES.get(way.kind)
     options = {name: getattr(way, name) for name in inspect.signature(made).parameters if hasattr(way, name)} \
@@ -36,7 +36,7 @@ def description(weight: QuantizedWeight) -> dict[str, Any]:
 
 def described(key: str, said: Any, shape: Shape) -> Scheme:
     """The scheme that a description, `said`, of the weight `key` names. Raises ValueError, naming the key, for anything
-    else than a description of a weight of this `shape`, [d_out, d_in]."""
+    other than a description of a weight of this `shape`, [d_out, d_in]."""
     what = f"quantization_config: {shown(key)}"
     if not isinstance(said, dict) or set(said) != set(_FIELDS) or not isinstance(said["options"], dict):
         raise ValueError(f"{what} is {shown(said)}; expected {', '.join(_FIELDS)}")

@@ -7,12 +7,13 @@
 Dettmers et al., 2023, arXiv:2305.14314, sec. 3, "Double Quantization". The paper speaks of 8-bit floats; the authors'
 code uses the dynamic map (`dynamic_map.py`). A weight then takes 4 + 8/64 + 32/(64 * 256) = 4.127 bits instead of 4.5.
 
-Bytes are those of bitsandbytes on a CPU. Two of its rules are its own:
+The bytes are those of bitsandbytes on a CPU. Two of its rules are unusual:
 
 * The code is not that of the nearest level. y = z / max |z| is rounded to one of 65,536 equally spaced numbers, and the
   code is the one of that number. CUDA's kernel compares y itself. The two differ in about 0.2 % of the codes, by one.
-* The mean is a sum in the order in which PyTorch adds on a CPU of eight float32 lanes (`_sum`). Beyond 32,768 blocks
-  PyTorch shares the sum among threads. Then its order, and the last bit of its offset, depend on their number.
+* The mean is added up in the order of PyTorch on a CPU that adds eight float32 numbers at a time (`_sum`). Beyond
+  32,768 blocks PyTorch shares the sum among threads. Its order, and the last bit of its offset, then depend on their
+  number.
 
 Where the sum overflows, bitsandbytes has an infinite offset and NaN for weights; here the mean is computed in float64.
 """

@@ -42,10 +42,10 @@ KINDS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Scheme):
-    """One of llama.cpp's formats of blocks. kind: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0". It computes in float32, and
-    takes other weights as float32. The arrays are `codes`, `d` and `m`. `codes` has q in the order of the columns, as
-    in `packing.py`; `ggml_bytes.py` makes the bytes of a file. Raises ValueError for another kind, and in `encode` for
-    a scale or an offset that is too large for float16."""
+    """One of llama.cpp's formats of blocks. kind: "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0". It computes in float32,
+    to which other weights are converted. The arrays are `codes`, `d` and `m`. `codes` has q in the order of the
+    columns, as in `packing.py`; `ggml_bytes.py` makes the bytes of a file. Raises ValueError for another kind, and in
+    `encode` for a scale or an offset that is too large for float16."""
 
     kind: str
 

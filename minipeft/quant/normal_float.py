@@ -10,8 +10,8 @@ this does not give the levels: the quantiles at both ends are infinite, and a sy
 equation above is that of the authors' code. p* is 1 - (1/32 + 1/30) / 2 = 0.96770833..., cut after seven digits.
 
 With probabilities, quantiles and the division in float32, all sixteen numbers equal those that are in use, in every
-bit. In float64 they differ by up to 1.1e-7, since the numbers in use are those of the float32 computation. This file is
-the explanation of `codebooks.NF4`; the library never runs it.
+bit. In float64 they differ by up to 1.1e-7, since the numbers in use are those of the float32 computation. This file
+explains `codebooks.NF4`; the library never runs it.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The origin of a quantized base, in the metadata of its file: {"base": fingerprint, "quantization": words} as JSON.
 
-A folder that holds the codes of a quantized base tells from which base they were made, as `attaching/origin.py` says.
-So an adapter of the original, or of another of its quantizations, is still known as a relative after the base was saved
-and read. A base that changes on its way to the file, because something is merged into it or its other weights are
-rounded, is no longer the one with this origin, and the file says nothing.
+A folder with a quantized base names the base from which its codes were made (`attaching/origin.py`). So after the base
+was saved and read, an adapter of the original, or of another of its quantizations, is still known as a relative. Where
+something is merged into the base on its way to the file, or its other weights are rounded, it becomes another base. The
+file then names no origin.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ORIGIN = "origin"
 
 
 def origin_in_metadata(model: Model, is_merged: bool, dtype: str | None) -> dict[str, str]:
-    """{ORIGIN: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or is another
-    one in the file. is_merged: whether something is merged into it there."""
+    """{ORIGIN: text} for a file of the base of `model`, stored in `dtype`; {} if the base has no origin, or becomes
+    another base in the file. is_merged: whether something is merged into it there."""
     exact = dtype is None or all(slot.dtype.name == dtype for slot in model.slots.values())
     origin = origin_of(model) if exact and not is_merged else None
     return {} if origin is None else {ORIGIN: json.dumps(dataclasses.asdict(origin))}

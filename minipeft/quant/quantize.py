@@ -3,14 +3,14 @@
     quantize(model, "nf4", double=True)           every linear weight but the head
     quantize(model, "int4", r"\\.ff\\.", group=64)    the feed-forward weights alone
 
-    W  ->  codes, scales          of the base of each slot; the array W is gone, once nobody else refers to it
+    W  ->  codes, scales          of the base of each slot; W is freed once nothing else refers to it
 
-What is attached stays attached: a quantized weight takes the place of the innermost weight, below everything that is
-plugged. So the order of `attach` and `quantize` does not matter for the outputs, unless a method starts from the
-weights, as PiSSA and DoRA do.
+Attachments stay: a quantized weight takes the place of the innermost weight, below everything that is plugged. So the
+order of `attach` and `quantize` does not matter for the outputs, unless a method starts from the weights, as PiSSA and
+DoRA do.
 
-The model remembers of what its base was made (`attaching/origin.py`), so that an adapter of the one can be loaded on
-the other.
+The model remembers the base that was quantized (`attaching/origin.py`), so that an adapter of one of the two can be
+loaded on the other.
 """
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Quantized:
                           *(f"{name:<{width}}  {self.after[name]:>12,}  {self.before[name]:>12,}  {error:.2e}"
                             for name, error in self.errors.items()),
                           f"{'all':<{width}}  {after:>12,}  {before:>12,}  {self.scheme}: {after / before:.3f} of the "
-                          f"bytes{kept}"])
+                          f"bytes{kept}; the largest error is {max(self.errors.values()):.2e}"])
 
 
 def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: bool = False, **options: Any
@@ -59,13 +59,14 @@ def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: 
     """Replace the linear weights that `where` chooses by quantized ones, in place. By default these are all but the
     head. Embedding tables are quantized where they are asked for.
 
-    kind: "nf4", "fp4" (options: blocksize=64, double=False), "int2", "int3", "int4", "int8" (group=32), "q4_0", "q4_1",
-    "q5_0", "q5_1" or "q8_0". keep: whether the dequantized numbers stay in memory, which makes steps faster and saves
-    nothing. It changes no bit of any result.
+    kind: "nf4", "fp4" (options: blocksize=64, double=False), "int2", "int3", "int4", "int8" (group=32, zero="float" or
+    "rounded", stored=None, "float16", ...: the dtype of scales and offsets), "q4_0", "q4_1", "q5_0", "q5_1" or "q8_0".
+    keep: whether the dequantized numbers stay in memory. Steps are then faster, and no memory is saved. It changes no
+    bit of any result.
 
-    Raises ValueError for an unknown kind or option, for a weight that is quantized already, under a merged attachment
-    or not finite, for a shape that the kind cannot hold, and where there is nothing to quantize; TypeError for a part
-    of a model. The model then stays as it was."""
+    Raises ValueError for an unknown kind or option, for a weight that is already quantized, lies under a merged
+    attachment or is not finite, for a shape that the kind cannot hold, and where there is nothing to quantize;
+    TypeError for a part of a model. The model then stays as it was."""
     keep = boolean("keep", keep)
     chosen, slots = scheme(kind, **options), _chosen(model, where)
     made, errors = {}, {}

@@ -64,9 +64,8 @@ def scheme(kind: str, **options: Any) -> Scheme:
     kind = python(kind)
     if not isinstance(kind, str) or kind not in SCHEMES:
         raise ValueError(f"kind is {shown(kind)}; expected one of {', '.join(SCHEMES)}")
-    try:
-        return SCHEMES[kind](**options)
-    except TypeError:
-        known = inspect.signature(SCHEMES[kind]).parameters
-        odd = [name for name in options if name not in known]
-        raise ValueError(f"{kind} has no option {shown(odd[0])}; expected {', '.join(known) or 'none'}") from None
+    known = list(inspect.signature(SCHEMES[kind]).parameters)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{kind} has no option {shown(unknown[0])}; expected {', '.join(known) or 'none'}")
+    return SCHEMES[kind](**options)

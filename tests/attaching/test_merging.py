@@ -166,7 +166,7 @@ def test_a_report_of_both_kinds_of_weight_says_for_each_how_it_is_stored():
     assert set(report.dtypes.values()) == {"int4, groups of 3", "float32"}
     lines = str(report).splitlines()
     assert re.fullmatch(rf"{Q} +int4, groups of 3 +{report.errors[Q]:.2e}", next(x for x in lines if x.startswith(Q)))
-    assert len({line.index("int4" if "int4" in line else "float32") for line in lines[1:-1]}) == 1
+    assert len({line.index("int4" if "int4" in line else "float32") for line in lines[1:-2]}) == 1
 
 
 def test_an_adapter_that_changes_nothing_loses_nothing_anywhere():

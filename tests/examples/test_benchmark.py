@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ def run_quick(folder, modules, *arguments):
     return subprocess.run(
         [sys.executable, str(EXAMPLES / "benchmark" / "run.py"), "--quick", "--rounds", "1", "--threads", "1",
          "--check", "--out", str(folder / "out"), *arguments], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(path), "OPENBLAS_NUM_THREADS": "1"})
+        env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{EXAMPLES.parent}", "OPENBLAS_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ def alone(tmp_path_factory):
 def test_without_torch_it_prints_our_own_figures_and_no_bar_is_missed_for_that(alone):
     done, run, _ = alone
     assert run["absent"] == "No module named 'torch'" and run["failures"] == []
+    assert run["quantize"]["absent"]["bitsandbytes"] and "bitsandbytes was not measured: No module named" in done.stdout
     assert "torch + peft were not measured: No module named 'torch'" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     for start in (["d64", "LoRA", "step"], ["d64", "full", "step"], ["d64", "token"]):
@@ -62,8 +64,8 @@ def test_without_torch_it_prints_our_own_figures_and_no_bar_is_missed_for_that(a
 
 def test_the_json_holds_the_raw_times_and_all_that_is_derived(alone):
     _, run, _ = alone
-    assert set(run) == {"program", "date", "machine", "settings", "about", "sizes", "engine", "growth", "failures",
-                        "absent", "bars"}
+    assert set(run) == {"program", "date", "machine", "settings", "about", "sizes", "engine", "growth", "quantize",
+                        "qlora", "failures", "absent", "bars"}
     size = run["sizes"]["d64"]
     assert set(size) == {"shape", "flops", "times", "first_losses", "ids_equal", "memory"}
     assert set(size["times"]) == {"ours"} and set(size["times"]["ours"]) == {"lora", "full", "gemm", "generate"}
@@ -74,6 +76,14 @@ def test_the_json_holds_the_raw_times_and_all_that_is_derived(alone):
     assert size["first_losses"]["ours"]["lora"] == size["first_losses"]["ours"]["full"]
     assert all(kind["peak"] > kind["base"] > 0 for kind in size["memory"]["ours"].values())
     assert set(run["engine"]["ours"][0]) == {"seconds", "bare"} and run["growth"] == {}
+    rates, qlora = run["quantize"], run["qlora"]["d64"]
+    assert rates["matrix"] == 512 and all(len(sides["minipeft"]) == 1 for sides in rates["times"].values())
+    assert all(seconds > 0 for sides in rates["times"].values() for seconds in sides["minipeft"][0]["decode"])
+    assert set(qlora["times"]["ours"]) == {"lora", "qlora", "kept", "gemm"} and qlora["flops"] == size["flops"]["lora"]
+    assert qlora["first_losses"]["ours"]["qlora"] == qlora["first_losses"]["ours"]["kept"]
+    assert qlora["first_losses"]["ours"]["lora"] == size["first_losses"]["ours"]["lora"]
+    weights = {kind: found["weights"] for kind, found in qlora["memory"]["ours"].items()}
+    assert weights["qlora"] < weights["lora"] < weights["kept"]
 
 
 def test_it_says_what_machine_it_ran_on(alone):
@@ -93,7 +103,9 @@ def test_without_matplotlib_it_says_that_it_drew_no_picture(alone):
 
 def test_a_line_for_each_stage_goes_to_standard_error_and_no_cursor_moves_off_a_terminal(alone):
     done, _, _ = alone
-    assert "\r" not in done.stderr and done.stderr.count("round") == 1 and "memory of a step" in done.stderr
+    assert "\r" not in done.stderr and "memory of a step" in done.stderr
+    assert [line.split(":")[0].split("s  ")[1] for line in done.stderr.splitlines() if "round" in line] == [
+        "d64", "quantizing", "d64, QLoRA"]
 
 
 def test_a_recorded_run_is_shown_as_it_was_and_drawn(alone, bench, tmp_path, capsys):
@@ -109,10 +121,11 @@ def test_a_peer_that_dies_is_reported_with_its_last_words_and_fails_a_checked_ru
     done = run_quick(tmp_path, {"torch": DYING, "matplotlib": ABSENT.format("matplotlib")})
     assert done.returncode == 1, done.stderr
     run = json.loads((tmp_path / "out" / "benchmark.json").read_text("utf-8"))
-    assert run["absent"] is None and {failure["side"] for failure in run["failures"]} == {"torch, heap kept"}
+    assert run["absent"] is None and {failure["side"] for failure in run["failures"]} - {"bitsandbytes"} == {
+        "torch, heap kept"}
     assert "the process ended with exit status 3" in done.stdout and "    last words" in done.stdout
     assert run["sizes"]["d64"]["times"]["ours"]["lora"] and run["sizes"]["d64"]["memory"]["ours"]["full"]
-    assert "5 of 18 limits are not met" in done.stderr
+    assert "5 of 23 limits are not met" in done.stderr
 
 
 FAKE = """
@@ -176,6 +189,15 @@ def test_each_round_measures_everything_in_every_process_and_the_order_is_revers
     assert sorted(recorded) == sorted((s, w, t) for s in ("ours", "torch") for w in "ab" for t in range(3))
 
 
+def test_a_measure_for_some_sides_is_not_asked_of_the_others(bench, monkeypatch):
+    _, bench = bench_of(bench, monkeypatch)
+    notes = []
+    processes = {name: Answering(name, notes) for name in ("ours", "torch")}
+    bench.rounds(processes, {"a": {"do": "step"}, "b": {"do": "gemm", "sides": ["ours", "nobody"]}}, "d64",
+                 lambda *_: None)
+    assert ("torch", "gemm") not in notes and notes.count(("ours", "gemm")) == 3 == notes.count(("torch", "step"))
+
+
 def test_a_process_that_fails_is_left_out_from_then_on_and_the_others_go_on(bench, monkeypatch):
     module, bench = bench_of(bench, monkeypatch)
     notes = []
@@ -208,11 +230,14 @@ SIDES = ("ours", "torch", "torch, heap kept")
 
 
 def recorded_run(bench, **changes):
-    """A run by hand in which every bar holds. changes: {"size.side.figure": value}; figures lora, full, generate in
-    seconds (of a step, of a token), gemm in FLOP/s, lora_bytes, full_bytes, loss, flops."""
+    """A run by hand in which every bar holds. changes: {"size.side.figure": value}; figures lora, full, qlora, kept,
+    generate in seconds (of a step, of a token), gemm in FLOP/s, lora_bytes, full_bytes, lora_weights, loss, flops; and
+    {"coding.library.figure": bytes per second}."""
     sizes, rounds = bench("sizes"), bench("rounds")
     values = {"lora": 0.6, "full": 1.0, "gemm": 1e11, "lora_bytes": 40.0, "full_bytes": 100.0, "loss": 5.0,
-              "flops": 3.6e10}
+              "flops": 3.6e10, "qlora": 0.66, "kept": 0.63, "qlora_bytes": 42.0, "kept_bytes": 41.0,
+              "lora_weights": 100.0, "qlora_weights": 30.0, "kept_weights": 130.0, "encode": 2e8, "decode": 2e9,
+              "copy": 8e9}
 
     def of(size, side, figure):
         default = (0.5 if side == "ours" else 1.0) if figure == "generate" else values.get(figure)
@@ -229,15 +254,30 @@ def recorded_run(bench, **changes):
                 "generate": [{"seconds": [sizes.NEW_TOKENS * of(size, side, "generate")]}],
                 "gemm": [{"rate": [of(size, side, "gemm")]}]} for side in SIDES}}
 
+    def qlora_of(size):
+        kinds = ("lora", *sizes.QLORA)
+        return {"flops": of(size, "ours", "flops"), "absent": {},
+                "first_losses": {"ours": {"lora": 5.0, "qlora": 5.1, "kept": 5.1},
+                                 "torch": {"lora": 5.0, "qlora": 5.2}},
+                "times": {"ours": {**{kind: [{"forward_backward": [of(size, "ours", kind)], "optimizer": [0.0]}]
+                                      for kind in kinds}, "gemm": [{"rate": [of(size, "ours", "gemm")]}]}},
+                "memory": {"ours": {kind: {"base": 0.0, "peak": of(size, "ours", f"{kind}_bytes"),
+                                           "weights": of(size, "ours", f"{kind}_weights"),
+                                           "counted": "resident memory"} for kind in kinds}}}
+
     return {
         "program": "benchmark.py", "date": "a day", "absent": None, "failures": [], "about": {}, "growth": {},
         "engine": {side: [{"seconds": [sizes.LINKS * 5e-6], "bare": [sizes.LINKS * 1e-6]}] for side in SIDES},
         "machine": {"cpu": "a processor", "cores": 2, "memory_bytes": None, "system": "a system", "python": "a python",
                     "load_before": 0.5},
         "settings": {"sizes": list(sizes.SIZES), "parts": list(rounds.PARTS), "rounds": 9, "warmup": 1, "threads": 2,
-                     "dropout": 0.0, "backend": "numpy", "timeout": 9, "turn": 0.3,
+                     "dropout": 0.0, "backend": "numpy", "timeout": 9, "turn": 0.3, "matrix": sizes.MATRIX,
                      "sides": {"ours": ["ours", True], "torch": ["torch", False], SIDES[2]: ["torch", True]}},
-        "sizes": {size: figures_of(size) for size in sizes.SIZES}}
+        "sizes": {size: figures_of(size) for size in sizes.SIZES},
+        "quantize": {"matrix": sizes.MATRIX, "absent": {}, "times": {coding: {library: [
+            {what: [4 * sizes.MATRIX ** 2 / of(coding, library, what)] for what in ("encode", "decode", "copy")}]
+            for library, has in sizes.CODERS.items() if coding in has} for coding in sizes.CODINGS}},
+        "qlora": {size: qlora_of(size) for size in sizes.SIZES}}
 
 
 # {how a bar begins: the changes to a run, of the bar's size, that make its figure f}
@@ -249,10 +289,15 @@ MADE = {
     "first losses": lambda f: {f"{SIDES[2]}.loss": 5 * (1 + f)},
     "LoRA step / our": lambda f: {"ours.full": 0.6 / f},
     "LoRA's peak memory / our": lambda f: {"ours.full_bytes": 40 / f},
-    "LoRA step's FLOPs": lambda f: {"ours.flops": f * 0.6 * 1e11}}
+    "LoRA step's FLOPs": lambda f: {"ours.flops": f * 0.6 * 1e11},
+    "the slowest kind's quantizing": lambda f: {"minipeft.encode": f * 1e6},
+    "the slowest kind's dequantizing": lambda f: {"minipeft.decode": f * 1e9},
+    "QLoRA step": lambda f: {"ours.qlora": 0.6 * f},
+    "QLoRA's weights / ": lambda f: {"ours.qlora_weights": 100 * f},
+    "QLoRA's weights and step": lambda f: {"ours.qlora_bytes": (100 + 40) * f - 30}}
 
 
-@pytest.mark.parametrize("at", range(18))
+@pytest.mark.parametrize("at", range(23))
 def test_each_bar_holds_just_within_it_and_fails_just_beyond(bench, monkeypatch, tmp_path, capsys, at):
     bars, program = bench("bars"), bench("run")
     monkeypatch.setattr(program, "draw", lambda run, file: None)
@@ -260,7 +305,7 @@ def test_each_bar_holds_just_within_it_and_fails_just_beyond(bench, monkeypatch,
     make = next(make for start, make in MADE.items() if bar.what.startswith(start))
     for within in (True, False):
         figure = bar.limit * (1 + 1e-4 * (1 if within == bar.at_least else -1))
-        run = recorded_run(bench, **{f"{bar.size}.{name}": value for name, value in make(figure).items()})
+        run = recorded_run(bench, **{f"{bar.size or 'int3'}.{name}": value for name, value in make(figure).items()})
         rows = bars.judged(run)
         assert rows[at]["figure"] == pytest.approx(figure, rel=1e-6)
         assert [row["what"] for row in rows if row["verdict"] != bars.HOLDS] == ([] if within else [bar.what])
@@ -272,9 +317,10 @@ def test_each_bar_holds_just_within_it_and_fails_just_beyond(bench, monkeypatch,
 
 def test_every_bar_is_there(bench):
     bars = bench("bars").BARS
-    assert len(bars) == 18
+    assert len(bars) == 23
     assert {(bar.limit, bar.at_least) for bar in bars} == {
-        (1.15, False), (1.3, False), (0.7, False), (1.0, False), (0.45, False), (1e-5, False), (0.55, True)}
+        (1.15, False), (1.3, False), (0.7, False), (1.0, False), (0.45, False), (1e-5, False), (0.55, True),
+        (100, True), (1, True), (0.4, False), (0.8, False)}
 
 
 def test_the_ratio_is_to_the_better_of_the_peers_settings_in_each_figure(bench):
@@ -335,6 +381,41 @@ def test_a_ratio_is_that_of_each_round_and_how_much_they_differ_is_said_with_it(
     assert "2.00 .. 4.00" in tables.report(run)
 
 
+def test_the_slowest_kind_counts_and_no_rate_is_told_while_one_is_missing(bench):
+    figures = bench("figures")
+    run = recorded_run(bench, **{"q5_1.minipeft.decode": 5e8, "nf4.bitsandbytes.decode": 1e8})
+    assert figures.Figures(run).slowest("decode") == pytest.approx(5e8)
+    assert figures.Figures(run).of_copy("q5_1", "decode") == pytest.approx(5e8 / 8e9)
+    run["quantize"]["matrix"] -= 1
+    assert figures.Figures(run).slowest("decode") is None
+    run["quantize"]["matrix"] += 1
+    del run["quantize"]["times"]["int2"]["minipeft"]
+    assert figures.Figures(run).slowest("decode") is None
+    assert [row["what"] for row in bench("bars").missed(bench("bars").judged(run))] == [
+        "the slowest kind's quantizing, MB/s of float32 on one core",
+        "the slowest kind's dequantizing, GB/s of float32 on one core"]
+
+
+def test_losses_on_a_quantized_base_are_compared_with_the_peers_and_those_of_kept_weights_with_ours(bench):
+    figures = bench("figures").Figures(recorded_run(bench))
+    assert figures.qlora_gap("d64", "torch", "qlora") == pytest.approx(5.2 / 5.1 - 1)
+    assert figures.qlora_gap("d64", "ours", "kept") == figures.qlora_gap("d64", "torch", "lora") == 0
+    assert figures.qlora_gap("d64", "ours", "qlora") is figures.qlora_gap("d64", "torch", "kept") is None
+
+
+def test_a_run_without_the_parts_of_quantization_is_shown_without_their_tables(bench, tmp_path):
+    """As the runs that were recorded before there were any."""
+    run = recorded_run(bench)
+    whole = bench("tables").report(run)
+    for part in ("quantize", "qlora"):
+        del run[part]
+        run["settings"]["parts"].remove(part)
+    shown = bench("tables").report(run)
+    assert "on one core; NumPy copies" in whole and "NF4, kept" in whole
+    assert "on one core; NumPy copies" not in shown and "NF4, kept" not in shown
+    assert bench("bars").missed(bench("bars").judged(run)) == []
+
+
 def test_growth_is_told_relative_to_proportional_growth(bench):
     tables = bench("tables")
     run = recorded_run(bench)
@@ -355,8 +436,11 @@ def test_a_picture_is_drawn_of_a_full_run_and_of_an_empty_one(bench, tmp_path):
     run["growth"] = {"depth": [{"value": v, "times": {"ours": [{"forward_backward": [v], "optimizer": [0]}]}}
                                for v in (1, 2)]}
     draw(run, tmp_path / "full.png")
-    draw({**run, "sizes": {}, "growth": {}}, tmp_path / "empty.png")
+    draw({**run, "sizes": {}, "growth": {}, "quantize": {}, "qlora": {}}, tmp_path / "empty.png")
     assert (tmp_path / "full.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 0
+    run["settings"]["parts"] = ["qlora"]
+    draw(run, tmp_path / "part.png")
+    assert 0 < (tmp_path / "part.png").stat().st_size < (tmp_path / "full.png").stat().st_size
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -461,6 +545,66 @@ def test_the_peak_of_a_step_is_what_it_took_above_the_loaded_model(bench):
     assert 47 <= (found["peak"] - found["base"]) / 2 ** 20 <= 60 and found["losses"] == [1.0, 1.0]
 
 
+class Waiting:
+    """A library that waits while it quantizes, as one does whose core others use."""
+
+    def matrix(self, values):
+        return values
+
+    def coder(self, kind, options):
+        return lambda W: time.sleep(0.05), lambda codes: None
+
+    def synchronize(self):
+        pass
+
+
+def test_the_time_of_other_programs_does_not_count_in_the_rates_of_one_core(bench):
+    found = bench("worker").Worker(Waiting(), 0.0).coding("nf4", 8)
+    assert set(found) == {"encode", "decode", "copy"} and 0 <= found["encode"][0] < 0.04
+
+
+def test_what_is_quantized_is_what_the_library_puts_into_a_model(bench):
+    """And each kind of the table is one that `minipeft.quantize` knows."""
+    sizes, coders = bench("sizes"), bench("coders")
+    assert set(sizes.CODERS) == {"minipeft", "bitsandbytes", "gguf"}
+    assert all(set(has) <= set(sizes.CODINGS) for has in sizes.CODERS.values())
+    side = coders.made("minipeft")
+    W = side.matrix(numpy.random.default_rng(0).normal(0, 0.05, (8, 64)).astype("float32"))
+    for kind, options in sizes.CODINGS.values():
+        encode, decode = side.coder(kind, options)
+        assert encode(W).nbytes < W.nbytes / 2
+        assert 0 < numpy.linalg.norm(decode(encode(W)) - W) < numpy.linalg.norm(W) / 2
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes", "gguf"])
+def test_the_peers_quantize_the_same_numbers_to_the_same_numbers(bench, library):
+    pytest.importorskip(library)
+    sizes, coders = bench("sizes"), bench("coders")
+    values = numpy.random.default_rng(0).normal(0, 0.05, (64, 256)).astype("float32")
+    for name in sizes.CODERS[library]:
+        decoded = {}
+        for side in map(coders.made, ("minipeft", library)):
+            encode, decode = side.coder(*sizes.CODINGS[name])
+            decoded[type(side)] = numpy.asarray(decode(encode(side.matrix(values)))).reshape(64, 256)
+        ours, theirs = decoded.values()
+        assert abs(ours - theirs).max() <= 1e-6 * abs(values).max(), name
+
+
+def test_the_weights_of_a_quantized_model_are_its_codes_and_those_that_are_kept(bench, tmp_path):
+    sizes, ours = bench("sizes"), bench("ours")
+    size = sizes.SIZES["d64"]
+    size.write_model(tmp_path, 0.0)
+    side = ours.Ours("numpy")
+    side.load(tmp_path, size, ("lora", *sizes.QLORA))
+    bytes_of = {kind: side.weight_bytes(kind) for kind in side.models}
+    quantized = [slot.base for slot in side.models["qlora"].slots.values() if hasattr(slot.base, "scheme")]
+    numbers = sum(W.shape[0] * W.shape[1] for W in quantized)
+    assert bytes_of["kept"] - bytes_of["qlora"] == 4 * numbers
+    assert bytes_of["lora"] - bytes_of["qlora"] == 4 * numbers - sum(W.nbytes for W in quantized)
+    losses = {kind: side.forward_backward(kind) for kind in side.models}
+    assert losses["kept"] == losses["qlora"] != losses["lora"]
+
+
 def test_where_the_mark_cannot_be_reset_it_says_how_the_peak_was_counted(bench, monkeypatch, tmp_path):
     memory = bench("memory")
     for name in ("STATUS", "REFERENCES"):
@@ -487,13 +631,15 @@ def test_both_libraries_read_the_same_model_and_compute_the_same(bench, tmp_path
     sizes, process = bench("sizes"), bench("process")
     size = sizes.SIZES["d64"]
     size.write_model(tmp_path, 0.0)
+    quantized = ("qlora",) if importlib.util.find_spec("bitsandbytes") else ()
     answers = {}
     for library in ("ours", "torch"):
         argv = process.command(library, "numpy", True, 0.0)
         with process.Process(library, argv, process.environment(1), 120) as worker:
-            worker.ask(do="load", folder=str(tmp_path), size=vars(size), kinds=sizes.MODELS)
+            worker.ask(do="load", folder=str(tmp_path), size=vars(size), kinds=(*sizes.MODELS, *quantized))
             answers[library] = {
-                "losses": [worker.ask(do="step", kind=kind)["losses"][0] for kind in ("full", "full", "full", "lora")],
+                "losses": [worker.ask(do="step", kind=kind)["losses"][0]
+                           for kind in ("full", "full", "full", "lora", *quantized)],
                 "ids": worker.ask(do="generate", new=sizes.NEW_TOKENS)["ids"],
                 "trained": worker.ask(do="memory", kind="lora")["losses"]}
     assert answers["torch"]["losses"] == pytest.approx(answers["ours"]["losses"], rel=1e-5)

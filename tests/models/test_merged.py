@@ -97,8 +97,9 @@ def test_a_report_is_a_table_and_one_of_nothing_says_so(tmp_path):
     report = model.save_pretrained(tmp_path / "m", "bfloat16", merged=True)
     lines = str(report).splitlines()
     assert lines[0].split() == ["merged", "weight", "stored", "as", "error", "of", "its", "change"]
-    assert lines[1].split() == [Q, "bfloat16", f"{report.errors[Q]:.2e}"] and len(lines) == 1 + len(report.errors)
+    assert lines[1].split() == [Q, "bfloat16", f"{report.errors[Q]:.2e}"] and len(lines) == 2 + len(report.errors)
     assert report.worst == max(report.errors.values())
+    assert lines[-1] == f"the largest error is {report.worst:.2e}; at 1, as much is lost as by dropping the change"
     nothing = model.save_pretrained(tmp_path / "b", merged=False)
     assert nothing == MergeReport() and str(nothing) == "nothing was merged" and nothing.worst == 0.0
     model.attachments["a"].unplug()

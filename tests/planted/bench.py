@@ -77,6 +77,7 @@ class Bench:
         shutil.copytree(ROOT / "minipeft", self.folder / "minipeft", ignore=ignored)
         shutil.copytree(ROOT / "tests", self.folder / "tests", ignore=ignored)
         (self.folder / "tests" / "fixtures").symlink_to(ROOT / "tests" / "fixtures")
+        (self.folder / "examples").symlink_to(ROOT / "examples")  # they import the copy of the package
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(self.folder),
                        "PYTHONDONTWRITEBYTECODE": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         environment.pop("PYTEST_XDIST_WORKER", None)

@@ -24,7 +24,7 @@ POOLING = "mean * groups"
 
 
 def group(config: Config, shapes: Shapes, slots: Mapping[str, Slot]) -> int | None:
-    """g of a file of QA-LoRA; None for a LoRA, also for one that PEFT made of use_qalora on layers that are not GPTQ.
+    """g of a file of QA-LoRA; None for a LoRA, also for one that PEFT made with use_qalora on layers that are not GPTQ.
     shapes: {key: shape} of the file. slots: {path: slot} of the modules that the file is for.
 
     Raises ValueError for a group that is no integer of at least 2 or does not divide a d_in, where some A have a column
@@ -83,7 +83,7 @@ def written_group(method: QALoRA, places: Mapping[str, Slot]) -> int:
     only("use_qalora", places, "linear")
     if method.pooling != POOLING:
         raise ValueError(f"pooling is {shown(method.pooling)}, and PEFT multiplies the mean of a group by the number "
-                         f"of groups; expected pooling={POOLING!r}: under another one, the same A and B are another "
+                         f"of groups; expected pooling={POOLING!r}: under another one, the same A and B make another "
                          f"change")
     if method.group < 2:
         raise ValueError("group is 1, where PEFT's files of LoRA and of QA-LoRA look the same; expected at least 2")
@@ -98,6 +98,6 @@ def notes(method: Any, config: Config) -> list[str]:
         return ["use_qalora is true, and A has a column for each input: PEFT pools on GPTQ layers alone, so this is an "
                 "ordinary LoRA"]
     drops = f". lora_dropout is {method.dropout:g}: in training, PEFT drops inputs before they are pooled, and here " \
-            f"the dropout acts on what was pooled" if method.dropout else ""
+            f"the dropout acts on the pooled inputs" if method.dropout else ""
     return [f"use_qalora is for GPTQ layers in PEFT. The adapter was trained on the numbers of such a base; on another "
             f"one, outputs differ by as much as the bases do{drops}"]

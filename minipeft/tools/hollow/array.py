@@ -4,8 +4,8 @@
     a.T, a[2:5], a.reshape(-1)               a view of the same memory, wherever NumPy gives a view
     a += b                                   a itself
 
-There are no numbers, so a question about them has the answer of an ordinary step: everything is finite, `all` is true,
-`any` is false, and a number is 1.
+There are no numbers, so a question about them gets the answer that it has in an ordinary training step: everything is
+finite, `all` is true, `any` is false, and a number is 1.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOST = 2 ** 16  # numbers of an integer array that `get` tells apart
 
 class HollowArray:
     """An array without numbers. shape, dtype, strides (in bytes): as of a numpy.ndarray. memory: that of its owner.
-    truth: what `bool` says of it."""
+    truth: the answer of `bool`."""
 
     __slots__ = ("shape", "dtype", "strides", "memory", "truth")
     __hash__ = None  # type: ignore[assignment]
@@ -31,7 +31,7 @@ class HollowArray:
     def __init__(self, shape: Shape, dtype: numpy.dtype, strides: Shape, memory: Memory, truth: bool = True):
         self.shape, self.dtype, self.strides, self.memory, self.truth = shape, dtype, strides, memory, truth
 
-    # ---- what an array says of itself
+    # ---- attributes
 
     ndim = property(lambda self: len(self.shape))
     size = property(lambda self: math.prod(self.shape))
@@ -68,7 +68,7 @@ class HollowArray:
         raise TypeError("a hollow array has no numbers")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """numpy.float32(2) * a reaches NumPy first; that alone is let through."""
+        """numpy.float32(2) * a reaches NumPy first. Such an operation is allowed, and no other one."""
         if method != "__call__" or options or not isinstance(inputs[0], numpy.generic):
             raise TypeError(f"numpy.{ufunc.__name__} was given a hollow array")
         return elementwise(*inputs)

@@ -1,10 +1,11 @@
-"""The ledger of a program's memory: when each piece of it was allocated and freed, and what it was for.
+"""The ledger of a program's memory: when each piece of it was allocated and freed, and for which purpose.
 
     live(t) = the bytes allocated before t - the bytes freed before t            peak = the largest live(t)
 
 Python frees an array as soon as nothing refers to it, so the ledger of hollow arrays has the order of events that the
-same program has on real arrays. What a piece of memory was for is often known only later: a gradient, for instance, is
-any array until the backward pass is over. So the ledger keeps the events, and `peak` reads them at the end.
+same program has on real arrays. The purpose of a piece of memory is often known only later. A gradient, for
+instance, is an array like any other until the backward pass is over. So the ledger keeps the events, and `peak` reads
+them at the end.
 """
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ class Ledger:
     """The events of a program on hollow arrays.
 
     events: n where piece n was allocated, ~n where it was freed, in order. sizes: bytes by n. alive: the pieces that
-    are not freed. purpose: {n: what it is for}; those that are missing are temporaries."""
+    are not freed. purpose: {n: purpose of piece n}; those that are missing are temporaries."""
 
     def __init__(self) -> None:
         self.events: list[int] = []

@@ -1,13 +1,13 @@
 """The memory that training takes, planned from a config.json: by phase, by purpose, and by method.
 
-The library's own training step runs on arrays that have shapes and no numbers, and every allocation is counted. So a
-plan takes a second for each method at most, even for 65 billion parameters, and no weights are needed.
+The library's own training step runs on arrays that have shapes and no numbers, and every allocation is counted. So no
+weights are needed, and a plan takes seconds even for a model of 65 billion parameters.
 
   python -m minipeft plan --config t5-small/config.json --method lora --rank 8 --batch 8 --source 512 --target 128
 
 QLoRA on a LLaMA of 7 billion parameters: does it fit on a card of 24 GB?
 
-  python -m minipeft plan --config llama-7b --method lora --rank 64 --where all-linear --batch 1 \\
+  python -m minipeft plan --config llama-7b/config.json --rank 64 --where all-linear --batch 1 \\
       --dtype bfloat16 --quantize nf4 --double --checkpointing --budget 24GB --png plan.png
 
 Sizes are in KiB, MiB or GiB (2^10, 2^20, 2^30 bytes); a budget in GB is 10^9 bytes. By default the plan describes this
@@ -21,6 +21,7 @@ import sys
 
 from minipeft.tools.planning.configs import read
 from minipeft.tools.planning.methods import ALL_LINEAR, known
+from minipeft.tools.planning.picture import check, drawn
 from minipeft.tools.planning.plan import plan
 from minipeft.tools.planning.quantized import KINDS
 from minipeft.tools.planning.settings import DTYPES, STATES
@@ -33,11 +34,14 @@ def main(argv: list[str]) -> int:
     args = vars(_parser().parse_args(argv))
     png, config, alone = args.pop("png"), args.pop("config"), args.pop("alone")
     try:
+        if png is not None:
+            check(png)
         found = plan(read(config), others=not alone, **args)
         print(found)
         if png is not None:
-            from minipeft.tools.planning.picture import drawn
             drawn(found, png)
+    except BrokenPipeError:  # an OSError, and no fault of the plan
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,26 +55,29 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", required=True, metavar="FILE|DIR", help="a config.json of Hugging Face (T5, mT5, LLaMA, Mistral, "
         "Qwen 2 and 3), or its folder")
     add("--method", default="lora", help=f"one of {', '.join(known())} (default lora)")
-    add("--rank", type=int, metavar="R", help="of a method that has one")
-    add("--where", metavar="REGEX", help=f"which places, by our names or Hugging Face's; {ALL_LINEAR}: every matrix "
-        f"but the embedding and the head")
+    add("--rank", type=int, metavar="R", help="the rank, for a method that has one")
+    add("--where", metavar="REGEX", help=f"the places to train, by minipeft's names or Hugging Face's; {ALL_LINEAR}: "
+        f"every matrix but the embedding and the head")
     add("--batch", type=int, default=8, metavar="N", help="rows of a batch (default 8)")
-    add("--source", type=int, default=512, metavar="N", help="tokens of a row that are read (default 512)")
-    add("--target", type=int, default=128, metavar="N", help="tokens of a row that are learned (default 128); a "
-        "decoder reads both, one behind the other")
-    add("--quantize", choices=tuple(KINDS), metavar="KIND", help=f"the frozen matrices: {', '.join(KINDS)}")
+    add("--source", type=int, default=512, metavar="N", help="tokens of a row's input (default 512)")
+    add("--target", type=int, default=128, metavar="N", help="tokens of a row's labels (default 128); a decoder "
+        "reads both, one after the other")
+    add("--quantize", choices=tuple(KINDS), metavar="KIND", help=f"quantize the frozen matrices: {', '.join(KINDS)}")
     add("--double", action="store_true", help="quantize the scales of nf4 or fp4, too")
-    add("--quantize-where", metavar="REGEX", help="which matrices (default: all but the embedding and the head)")
+    add("--quantize-where", metavar="REGEX", help="the matrices to quantize (default: all but the embedding and the "
+        "head)")
     add("--cast-rest", action="store_true", help="cast what is not quantized to float32, as peft's "
         "prepare_model_for_kbit_training does")
-    add("--streaming", action="store_true", help="each tensor is quantized as it is read, as transformers does with "
-        "bitsandbytes; here and by default the float model is read whole first")
-    add("--budget", metavar="SIZE", help="such as 24GB or 23.5GiB: does it fit, and with which largest batch and rank")
-    add("--dtype", choices=DTYPES, default="float32", help="of weights and activations (default float32)")
-    add("--optimizer", choices=tuple(STATES), default="adamw", help="(default adamw)")
+    add("--streaming", action="store_true", help="quantize each tensor as it is read, as transformers does with "
+        "bitsandbytes (default: the float model is read whole first, as here)")
+    add("--budget", metavar="SIZE", help="such as 24GB or 23.5GiB: say whether the peak fits, and which batch and "
+        "which rank are the largest that fit")
+    add("--dtype", choices=DTYPES, default="float32", help="the dtype of weights and activations (default float32)")
+    add("--optimizer", choices=tuple(STATES), default="adamw", help="the optimizer (default adamw)")
     add("--master", action="store_true", help="keep a float32 copy of what is trained in half precision")
-    add("--checkpointing", action="store_true", help="keep only the input of each block, and compute it again")
-    add("--dropout", type=float, metavar="P", help="(default: that of the configuration)")
+    add("--checkpointing", action="store_true", help="keep only the input of each block, and run the block again in "
+        "the backward pass")
+    add("--dropout", type=float, metavar="P", help="dropout rate of the model (default: that of the configuration)")
     add("--alone", action="store_true", help="leave out the other methods")
-    add("--png", metavar="FILE", help="draw the table, too (needs matplotlib)")
+    add("--png", metavar="FILE", help="also draw the table as a picture (needs matplotlib)")
     return parser

@@ -53,7 +53,7 @@ _NAMES = (("embedding.weight", "model.embed_tokens.weight"), ("head.weight", "lm
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The sizes of a decoder. kind: one of KINDS. vocab_size, d_model, d_ff: as they are called. num_layers: of blocks.
+    """The sizes of a decoder. kind: one of KINDS. vocab_size: tokens. d_model, d_ff: widths. num_layers: blocks.
     num_heads, num_kv_heads: of queries, and of keys and values. head_dim: numbers of a head. tied: whether the head is
     the embedding's table. qkv_bias, o_bias, ff_bias: whether these layers have biases. head_norms: whether each head of
     q and k has a norm. dropout_rate: of the attention. Raises ValueError for sizes that do not fit together."""
@@ -82,12 +82,12 @@ class DecoderConfig:
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> Self:
         """The sizes in the `values` of a Hugging Face config.json. Raises ValueError for another model_type, a missing
-        or wrong size, and experts, of which it knows nothing."""
+        or wrong size, and a mixture of experts, which it does not know."""
         kind = values.get("model_type")
         if kind not in KINDS:
             raise ValueError(f"config: model_type is {shown(kind)}; expected one of {', '.join(KINDS)}")
         if values.get("num_local_experts") or values.get("num_experts"):
-            raise ValueError("config: a mixture of experts, which the plan does not know")
+            raise ValueError("config: it is a mixture of experts, which the plan does not know; expected a dense model")
 
         def size(name: str, otherwise: int | None = None) -> int:
             given = values.get(name)

@@ -1,7 +1,7 @@
 """The methods of a plan: every registered one, with the settings that it has by default.
 
-A name is that of the class in lower case. Selective tuning stands for the norms, the biases, or any places that are
-chosen; "full" is full fine-tuning. The patterns of the methods are searched in the names of this library and, where
+A name is that of the class in lower case, or short: "prompt", "prefix". Selective tuning has the names "norms" and
+"biases", and "full" is full fine-tuning. A pattern of places is searched in the names of this library and, where
 nothing is found there, in those of Hugging Face.
 """
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minipeft.tools.planning.decoder import DecoderConfig
 FULL, ALL_LINEAR = "full", "all-linear"
 _SHORT = {"prompttuning": "prompt", "prefixtuning": "prefix"}
 _NOT_ALONE = ("Union",)  # made of other methods
-_OWN_RANK = ("VeRA",)    # whose r counts frozen directions, and is larger by its nature
+_OWN_RANK = ("VeRA",)    # its r counts frozen directions, and is usually larger
 
 
 def known() -> dict[str, Callable[[], Method | None]]:
@@ -48,12 +48,13 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
     ValueError for an unknown name, and for a rank or a pattern that the method does not have."""
     makers = known()
     if name not in makers:
-        raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}")
+        hint = "; QLoRA is lora with quantize='nf4' (--quantize nf4)" if name == "qlora" else ""
+        raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}{hint}")
     method: Any = makers[name]()
     if method is None:
         if asked and (rank is not None or where is not None):
-            raise ValueError(f"{FULL} trains all weights and has no {'rank' if rank is not None else 'where'}; leave it "
-                             f"out")
+            raise ValueError(f"{FULL} trains all weights and has no {'where' if rank is None else 'rank'}; leave it "
+                             "out")
         return None
     changes: dict[str, Any] = {}
     has_rank = any(f.name == "rank" for f in dataclasses.fields(method))

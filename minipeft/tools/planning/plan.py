@@ -26,9 +26,9 @@ from minipeft.tools.planning.step import Step, planned
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A plan; print it for its tables. config: of the model. settings: what was asked. method: the row that the plan is
-    about. steps: {row: Step}, full fine-tuning first. absent: {row: why the method does not fit this model}. budget:
-    the answer to a budget, if one was given."""
+    """A plan; print it for its tables. config: of the model. settings: those that were asked for. method: the row that
+    the plan is about. steps: {row: Step}, full fine-tuning first. absent: {row: why the method does not fit this
+    model}. budget: the answer to a budget, if one was given."""
 
     config: Config
     settings: Settings
@@ -69,7 +69,7 @@ def plan(config: Any, method: str | Method = "lora", *, rank: int | None = None,
 
     if isinstance(method, Method):
         if rank is not None or where is not None:
-            raise ValueError("rank and where are fields of the method that was given; expected them in it alone")
+            raise ValueError("rank and where are fields of the method that was given; set them in it")
         own = type(method).__name__
         name = next((n for n, maker in known().items() if maker is METHODS.get(own)), own.lower())
         mine: Method | None = method
@@ -84,7 +84,7 @@ def plan(config: Any, method: str | Method = "lora", *, rank: int | None = None,
             try:
                 one = of(rank, other, False)
                 steps[label(other, one)] = planned(sizes, one, s)
-            except (ValueError, TypeError, AttributeError) as error:  # the latter: it needs numbers, or odd functions
+            except (ValueError, TypeError, AttributeError) as error:  # the last two where it needs numbers
                 absent[other] = str(error)
     steps = {n: steps[n] for n in sorted(steps, key=lambda n: (n != FULL, n != row))}
 

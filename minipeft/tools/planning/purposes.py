@@ -1,4 +1,4 @@
-"""What memory is for: the lines of a plan.
+"""The purposes of memory: the lines of a plan.
 
     weights        of the base, as they are in the step: quantized, where they are
     adapter        the method's own arrays, trained or not

@@ -1,4 +1,4 @@
-"""Quantized weights, as far as their size goes: bits for each number, and what each block and each tensor adds.
+"""The size of quantized weights: bits for each number, and the bytes that each block and each tensor adds.
 
     nf4, fp4     4 bits, a float32 absmax for each 64 numbers         4.5 bits       Dettmers et al., 2023,
       double     an 8-bit absmax, a float32 for 256 of them           4.127 bits     arXiv:2305.14314, sec. 3
@@ -55,7 +55,7 @@ def kind_of(name: str, double: bool = False) -> Kind:
 
 def size(shape: tuple[int, int], name: str, double: bool = False) -> int:
     """The bytes of a weight of this `shape` [d_out, d_in], quantized as `name`; double: as in `kind_of`. Raises
-    ValueError as `kind_of` does, and where the blocks of a row do not fit into it."""
+    ValueError as `kind_of` does, and where a row is not made of whole blocks."""
     kind, numbers = kind_of(name, double), math.prod(shape)
     if kind.rows and shape[1] % kind.block:
         raise ValueError(f"{shape[1]} columns are not whole blocks of {kind.block}, as {name} needs them")

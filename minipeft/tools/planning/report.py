@@ -8,8 +8,8 @@ from minipeft.tools.planning.methods import FULL
 from minipeft.tools.planning.purposes import GRADIENTS, PURPOSES, STATE, WEIGHTS
 
 LEFT_OUT = """\
-left out: the program itself (Python and its libraries; on a GPU, also what its driver takes), what the allocator holds
-beyond the arrays (glibc: 2 to 20 % of a step), scratch of matrix products, masks of padding, data, and generation."""
+left out: the program itself (Python and its libraries; on a GPU, also the memory of its driver), gaps in the heap
+(glibc: up to a sixth of a step in docs/memory.md), scratch of matrix products, masks of padding, data, generation."""
 WIDTH = 120
 _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim.", "gradients": "grad.",
           "master copies": "master"}
@@ -17,7 +17,7 @@ _SHORT = {"activations": "activ.", "temporaries": "temp.", "optimizer": "optim."
 
 def text(plan: Any) -> str:
     """The report of a `plan`, a Plan of `planning/plan.py`."""
-    parts = [_head(plan), _phases(plan), _methods(plan)]
+    parts = [head(plan), _phases(plan), _methods(plan)]
     if plan.absent:
         parts.append("\n".join(_wrapped(f"not on this model: {name}: {why}") for name, why in plan.absent.items()))
     if plan.budget is not None:
@@ -37,7 +37,8 @@ def size(n: int) -> str:
     return f"{n / scale:,.{1 if scale > 1 else 0}f} {name}"
 
 
-def _head(plan: Any) -> str:
+def head(plan: Any) -> str:
+    """The model of a `plan`, and the step that is planned, in two lines or three."""
     s, c = plan.settings, plan.config
     kind = c.kind if isinstance(c, DecoderConfig) else "t5"
     tokens = (f"{s.source + s.target} tokens a row ({s.source} + {s.target})" if isinstance(c, DecoderConfig)
@@ -84,7 +85,7 @@ def _budget(plan: Any) -> str:
     assert b is not None
     peak = plan.step.peak
     room = b.limit - peak
-    lines = [f"budget {size(b.limit)}: {'fits' if b.fits else 'does not fit'}, "
+    lines = [f"budget {b.limit / 1e9:,.1f} GB ({size(b.limit)}): {'fits' if b.fits else 'does not fit'}, "
              f"{size(abs(room))} {'to spare' if room >= 0 else 'too much'}",
              f"largest batch that fits: {b.batch or 'none'} (asked for: {s.batch})"]
     lines += [f"the phase {phase!r} alone is too large, whatever the batch is: {size(n)}"
@@ -98,7 +99,7 @@ def _budget(plan: Any) -> str:
 
 
 def _per_parameter(plan: Any) -> str:
-    """The claim of 12 to 20, on the numbers of this plan."""
+    """Bytes for each parameter in this plan, and the claim of 12 to 20."""
     lines = []
     for row in dict.fromkeys((next(iter(plan.steps)), plan.method)):
         step = plan.steps[row]
@@ -108,8 +109,8 @@ def _per_parameter(plan: Any) -> str:
         lines.append(f"{row}: for each parameter, {weights / step.base:.2f} bytes of weights, and "
                      f"{beside / step.base:.2f} beside them in a step, {beside / weights:.2f} times the weights. "
                      f"Gradients and optimizer are {state / step.base:.2f} bytes.")
-    lines.append("(12 to 20 \"times the weights\" are bytes a parameter: gradients 4, AdamW 8, activations 0 to 8. "
-                 "See docs/memory.md.)")
+    lines.append("(The often quoted 12 to 20 \"times the weights\" are bytes for each parameter: gradients 4, AdamW 8, "
+                 "activations 0 to 8. See docs/memory.md.)")
     return "\n".join(_wrapped(line) for line in lines)
 
 

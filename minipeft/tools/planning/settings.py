@@ -1,4 +1,4 @@
-"""What a plan is asked: the batch, the precision, the optimizer. Each has the default of this library."""
+"""The settings of a plan: the batch, the precision, the optimizer. Each has the default of this library."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,7 +14,7 @@ STATES = {"adamw": 8.0, "adamw8bit": 2 + 2 * 4 / 256, "sgd": 0.0}  # bytes for e
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """batch: rows. source, target: tokens of a row; a decoder reads both, one behind the other.
+    """batch: rows. source, target: tokens of a row; a decoder reads both, one after the other.
 
     dtype: of weights and activations; this library computes in float32, and the others describe other libraries.
     optimizer: "adamw", two float32 moments for each trained number; "adamw8bit", two moments of 8 bits and a float32

@@ -6,8 +6,8 @@
     backward    the same + gradients
     optimizer   weights + adapter + optimizer + gradients + its blocks of scratch
 
-The step is the one of `value_and_grad`; nothing is estimated from formulas except what lies outside of it: loading,
-quantizing, the optimizer's states, and checkpointing.
+The step is the one of `value_and_grad`. Formulas estimate only the parts that lie outside of it: loading, quantizing,
+the optimizer's states, and checkpointing.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCRATCH = 5  # blocks of the optimizer's update (train/update.py)
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The memory of a step. trained: how many numbers are. base: how many the model itself has. file: bytes of the
+    """The memory of a step. trained: how many numbers are trained. base: how many the model has. file: bytes of the
     adapter's file, or of the whole model's. phases: {phase: {purpose: bytes}}, each at its own peak, in order."""
 
     trained: int
@@ -128,8 +128,8 @@ class _Ready:
 def _checkpointed(config: Config, method: Method | None, s: Settings, ledger: Ledger, gradients: int
                   ) -> tuple[dict[str, int], dict[str, int]]:
     """With checkpointing, one block of each stack is alive at a time, and of the others only the input. So this is the
-    step of a model with one block in each stack, with the inputs of the others and all gradients: a little too much for
-    a T5, of whose two blocks one is alive at a time."""
+    step of a model with one block in each stack, with the inputs of the others and all gradients. For a T5
+    this is a little too much, because only one of its two blocks is alive at a time."""
     depths = {name: getattr(config, name) for name in ("num_layers", "num_decoder_layers") if hasattr(config, name)}
     changes: dict[str, Any] = dict.fromkeys(depths, 1)
     shallow: Config = dataclasses.replace(config, **changes)
@@ -217,13 +217,14 @@ class NoNumbers(numpy.random.Generator):
 
 
 class _Seen:
-    """Says what the memory is for that an op leaves behind."""
+    """Notes the purpose of the memory that an op leaves behind."""
 
     def __init__(self, ledger: Ledger, config: Config):
         self.ledger, self.vocab, self.heads, self.next = ledger, config.vocab_size, config.num_heads, len(ledger.sizes)
 
     def observe(self, forward: Any, inputs: tuple, out: Any, vjps: tuple, node: Any) -> None:
-        """Called by every op at its end. What it made and what is still alive is its output, or kept for its VJPs."""
+        """Called by every op at its end. Memory that it made and that is still alive is its output, or kept for its
+        VJPs."""
         scores, logits = math.inf, forward.__name__ == "cross_entropy" or out.shape[-1:] == (self.vocab,)
         if forward.__name__ == "attention":
             q, k = (array_of(x) for x in inputs[:2])

@@ -23,7 +23,7 @@ def test_it_prints_the_plan_and_draws_it(config, tmp_path, capsys):
     assert command_line(["plan", "--config", config, "--rank", "4", *SIZES, "--budget", "1GB",
                          "--png", str(tmp_path / "plan.png")]) == 0
     said = capsys.readouterr().out
-    assert "> lora r=4" in said and "budget 953.7 MiB: fits" in said and "dora r=4" in said
+    assert "> lora r=4" in said and "budget 1.0 GB (953.7 MiB): fits" in said and "dora r=4" in said
     assert (tmp_path / "plan.png").stat().st_size > 5000
 
 
@@ -68,7 +68,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in COMMANDS)
     assert command_line([]) == 2 and command_line(["plam"]) == 2
-    assert "'plam' is no command; expected one of plan" in capsys.readouterr().err
+    assert "'plam' is not a command; expected one of plan" in capsys.readouterr().err
 
 
 def test_the_help_teaches_with_examples_and_the_module_runs(tmp_path):

@@ -36,7 +36,7 @@ def test_the_report_fits_a_page_and_says_all(whole):
     text = str(whole)
     assert max(map(len, text.splitlines())) <= 130
     for said in ("t5: 238,592 parameters", "batch 2, 32 and 32 tokens a row", "the peak is", "> lora r=4",
-                 "not on this model: biases", "budget 10.0 MiB: fits", "largest batch that fits",
+                 "not on this model: biases", "budget 0.0 GB (10.0 MiB): fits", "largest batch that fits",
                  "largest rank that fits at batch 2", "left out: the program itself", "bytes of weights", "12 to 20"):
         assert said in text, said
     total = re.search(r"^together +(.*)$", text, re.MULTILINE)[1].split()
