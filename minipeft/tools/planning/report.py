@@ -46,8 +46,8 @@ def head(plan: Any) -> str:
     parts = [f"batch {s.batch}, {tokens}", s.dtype, {"adamw": "AdamW", "adamw8bit": "8-bit AdamW", "sgd": "SGD"}[
         s.optimizer]]
     parts += [f"{s.quantize}{' with double quantization' if s.double else ''}"] if s.quantize else []
-    parts += ["checkpointing"] if s.checkpointing else []
     parts += ["quantized as it is read"] if s.streaming else []
+    parts += ["checkpointing"] if s.checkpointing else []
     parts += ["float32 master copies"] if s.master else []
     lines = [f"{kind}: {plan.step.base:,} parameters", "; ".join(parts)]
     if s.quantize and FULL in plan.steps:

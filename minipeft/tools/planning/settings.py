@@ -22,7 +22,8 @@ class Settings:
     checkpointing: keep only the input of each block, and run its forward again in the backward pass.
     quantize, double: the kind of the frozen matrices (`quantized.KINDS`), and whether its scales are quantized, too.
     quantize_where: which matrices; by default all but the head. cast_rest: what is not quantized is cast to float32.
-    streaming: each tensor is quantized as it is read, so that the float model is never whole; this library does not.
+    streaming: each tensor is quantized as it is read, so that the float model is never whole. This library reads the
+    whole model first, and other libraries do not; so by default it is on where the dtype is a half precision.
     dropout: the model's rate; None means that of the configuration. It matters only whether it is 0.
     Raises ValueError for a value that is none of these."""
 
@@ -37,7 +38,7 @@ class Settings:
     double: bool = False
     quantize_where: Any = None
     cast_rest: bool = False
-    streaming: bool = False
+    streaming: bool | None = None
     dropout: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class Settings:
         if self.batch * self.tokens > MOST_TOKENS:
             raise ValueError(f"batch is {shown(self.batch)} with source {shown(self.source)} and target "
                              f"{shown(self.target)}; expected at most {MOST_TOKENS:,} tokens in all")
+        if self.streaming is None:
+            object.__setattr__(self, "streaming", self.quantize is not None and self.dtype != "float32")
         for name in ("master", "checkpointing", "double", "cast_rest", "streaming"):
             object.__setattr__(self, name, boolean(name, getattr(self, name)))
         if not isinstance(self.dtype, str) or self.dtype not in DTYPES:

@@ -8,6 +8,7 @@ import pytest
 import minipeft
 from minipeft.tools import plan
 from minipeft.tools.planning.picture import drawn
+from minipeft.tools.planning.settings import Settings
 from tests.tools.planning.models import D64, LLAMA_3_8B, llama
 
 CONFIG, SIZES = D64
@@ -55,6 +56,8 @@ def test_65_billion_parameters_fit_on_48_gb_if_they_are_quantized_as_they_are_re
     whole, streamed = (plan(llama(8192, 22016, 80, 64), "lora", streaming=s, **settings) for s in (False, True))
     assert not whole.budget.fits and "the step itself fits: with --streaming" in str(whole)
     assert streamed.budget.fits and "--streaming" not in str(streamed) and "quantized as it is read" in str(streamed)
+    assert plan(llama(8192, 22016, 80, 64), "lora", **settings).step == streamed.step  # in half precision, the default
+    assert not Settings(quantize="nf4").streaming and not Settings(dtype="bfloat16").streaming
 
 
 @pytest.mark.parametrize("settings, said", [
