@@ -11,7 +11,8 @@ LOST = ROWS + "a_lora_on_nf4_loses_much_of_a_small_change_when_quantized_again_a
 
 BUGS = [
     Bug("example: merging a QA-LoRA makes new codes", "methods/qalora.py",
-        "return shifted(self.change().data)", "return self.base.requantized(self.dense().data)", MOVES),
+        "return shifted(self.change().data)", "return shifted(self.change().data).requantized(self.dense().data)",
+        MOVES),
     Bug("example: merging a QA-LoRA into INT4 changes the scales", "quant/affine.py",
         'return {**arrays, "offset" if', 'return {**arrays, "scale": arrays["scale"] * 1.01, "offset" if', MOVES),
     Bug("example: a QA-LoRA is merged into a float weight, and its base of 4 bits is gone", "methods/qalora.py",
