@@ -5,8 +5,9 @@
     x = x + wo(silu(wi_0 n) * wi_1 n)                       n = rms_norm(x)       in every block
     logits = head(rms_norm(x))
 
-Rotary positions are in `nn/rotary.py`, grouped-query attention in `nn/causal.py`. Names, where i is a layer, V is vocab,
-d is d_model, inner is heads * head_dim and narrow is kv_heads * head_dim (a test checks this table against the model):
+Rotary positions are in `nn/rotary.py`, grouped-query attention in `nn/causal.py`. Names, where i is a layer, V is
+vocab, d is d_model, inner is heads * head_dim and narrow is kv_heads * head_dim (a test checks this table against the
+model):
 
     embedding.weight                       [V, d]          model.embed_tokens.weight; also the head when tied
     decoder.i.attn.q.weight                [inner, d]      model.layers.i.self_attn.q_proj.weight
@@ -24,8 +25,8 @@ d is d_model, inner is heads * head_dim and narrow is kv_heads * head_dim (a tes
     sites: decoder.input (input); decoder.i.attn.keys_values (keys_values); decoder.i.attn.out, decoder.i.ff.out
     (sublayer)
 
-A row counts its positions from its first token, so a row that is padded on the left gives, up to rounding, what it gives
-alone. transformers counts from the left edge in a forward. The distances between tokens, on which rotary positions
+A row counts its positions from its first token, so a row that is padded on the left gives, up to rounding, what it
+gives alone. transformers counts from the left edge in a forward. The distances between tokens, on which rotary positions
 depend, are the same.
 """
 from __future__ import annotations
@@ -62,8 +63,8 @@ STD = 0.02  # of initial weights, as in transformers
 
 
 class Decoder(Model):
-    """A language model. rng: draws the initial weights from N(0, 0.02^2), biases 0; None leaves all but the norm weights
-    0, to be filled from a file. dtype: "float32" or "float64". Raises TypeError for another type of config or rng,
+    """A language model. rng: draws the initial weights from N(0, 0.02^2), biases 0; None leaves all but the norm
+    weights 0, to be filled from a file. dtype: "float32" or "float64". Raises TypeError for another type of config or rng,
     ValueError for another dtype."""
 
     config: DecoderConfig

@@ -161,13 +161,13 @@ class DecoderConfig(Config):
 def _check_windows(kind: str, values: Mapping[str, Any]) -> None:
     """Raises ValueError where keys far away are hidden."""
     if kind == "mistral" and "sliding_window" not in values:
-        raise ValueError("config: sliding_window is missing, which means 4096 for mistral; expected null: sliding windows "
-                         "are not computed here")
+        raise ValueError("config: sliding_window is missing, which means 4096 for mistral; expected null: sliding "
+                         "windows are not computed here")
     window = values.get("sliding_window")
     in_use = window is not None and kind == "mistral" or bool(values.get("use_sliding_window"))
     if in_use:
-        raise ValueError(f"config: sliding_window is {shown(window)} and in use; expected null: sliding windows are not "
-                         f"computed here")
+        raise ValueError(f"config: sliding_window is {shown(window)} and in use; expected null: sliding windows are "
+                         f"not computed here")
     types = values.get("layer_types")
     if types is not None and (not isinstance(types, list) or any(t != "full_attention" for t in types)):
         raise ValueError(f"config: layer_types is {shown(types)}; expected full_attention alone")

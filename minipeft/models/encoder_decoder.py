@@ -131,8 +131,8 @@ class EncoderDecoder(Model):
 
 
 def checked_inputs(model: Any, ids: Any, mask: Any, whose: str = "") -> tuple[Array, Array | None]:
-    """ids [batch, time] and their mask, of a call of `model`, on the backend in use. whose: "decoder_" for the inputs of
-    a decoder, in errors. Raises TypeError for a model on another backend, ValueError as `check_ids` and `check_mask`
+    """ids [batch, time] and their mask, of a call of `model`, on the backend in use. whose: "decoder_" for the inputs
+    of a decoder, in errors. Raises TypeError for a model on another backend, ValueError as `check_ids` and `check_mask`
     do."""
     data = getattr(model.embedding.weight.base, "data", None)
     if data is not None and not isinstance(data, namespace().ndarray):
