@@ -161,13 +161,13 @@ def key_slice(layer: int, layers: int) -> int:
 @register
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
-    """Prefix tuning. length: p. sites: which kinds of attention, some of SITES; by default all that the model has. bias:
-    of the prefix in T5's scores, "none", "earlier" or "adapterhub". Of two prefixes on one attention, the one that is
-    plugged later stands in front; in rows padded on the left its distance counts the padding. mlp: the width m of the
-    network that makes K and V; None trains K and V directly. std: K and V start from N(0, std^2), by default 0.02; not
-    with mlp. where: keys and values sites, instead of the choice by sites. slices: "own", or "peft" for a decoder whose
-    layers share K and V as in PEFT.
-    An integer is the L of a PEFT file that does not have that of the model.
+    """Prefix tuning. length: p. sites: which kinds of attention, some of SITES; by default all that the model has.
+    bias: of the prefix in T5's scores, "none", "earlier" or "adapterhub". Of two prefixes on one attention, the one
+    that is plugged later stands in front; in rows padded on the left its distance counts the padding. mlp: the width m
+    of the network that makes K and V; None trains K and V directly. std: K and V start from N(0, std^2), by default
+    0.02; not with mlp. where: keys and values sites, instead of the choice by sites. slices: "own", or "peft" for a
+    decoder whose layers share K and V as in PEFT. An integer is the L of a PEFT file that does not have that of the
+    model.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that

@@ -26,8 +26,8 @@ model):
     (sublayer)
 
 A row counts its positions from its first token, so a row that is padded on the left gives, up to rounding, what it
-gives alone. transformers counts from the left edge in a forward. The distances between tokens, on which rotary positions
-depend, are the same.
+gives alone. transformers counts from the left edge in a forward; the distances between tokens, on which rotary
+positions depend, are the same.
 """
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ STD = 0.02  # of initial weights, as in transformers
 
 class Decoder(Model):
     """A language model. rng: draws the initial weights from N(0, 0.02^2), biases 0; None leaves all but the norm
-    weights 0, to be filled from a file. dtype: "float32" or "float64". Raises TypeError for another type of config or rng,
-    ValueError for another dtype."""
+    weights 0, to be filled from a file. dtype: "float32" or "float64". Raises TypeError for another type of config or
+    rng, ValueError for another dtype."""
 
     config: DecoderConfig
 

@@ -54,7 +54,7 @@ class GroupedAttention(Module):
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             cache.extend(k, v)
-            k, v = cache.read()  # type: ignore[assignment]  # arrays: nothing is differentiated
+            k, v = cache.read()
         times, queries, bias = self.heads // self.kv_heads, q.shape[1], None
         if self.keys_values.used:
             k, v, bias = self.keys_values(k, v, None if mask is None else mask[:, :, :queries])

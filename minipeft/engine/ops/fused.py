@@ -246,7 +246,7 @@ def rotate(x, cos, sin):
     cos, sin = cos[:, :, None], sin[:, :, None]                           # [1 or batch, time, 1, d/2]
 
     def turned(x, sin):
-        a, b = (x.reshape(*x.shape[:2], -1, 2, half)[..., i, :] for i in (0, 1))
+        a, b = (x.reshape(*x.shape[:2], x.shape[2] // (2 * half), 2, half)[..., i, :] for i in (0, 1))
         out = xp.empty((*a.shape[:3], 2, half), dtype=x.dtype)
         xp.subtract(a * cos, b * sin, out=out[..., 0, :])
         xp.add(b * cos, a * sin, out=out[..., 1, :])
