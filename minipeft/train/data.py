@@ -37,8 +37,9 @@ def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0, causal: bool = False)
 
     input_ids [batch, longest source] is padded with `pad_token_id`, attention_mask of this shape is 0 at padding, and
     labels [batch, longest target] is padded with -100. causal: for a Decoder, whose rows are source + target; the
-    labels have this shape too, and are -100 at the source, so that the loss is on the target alone. Raises ValueError for no pairs, an empty source or target, and
-    ids that are not integers; TypeError for anything but a list of (source, target)."""
+    labels have this shape too, and are -100 at the source, so that the loss is on the target alone. Raises ValueError
+    for no pairs, an empty source or target, and ids that are not integers; TypeError for anything but a list of
+    (source, target)."""
     if not _length(pairs):
         raise ValueError("an empty batch: there are no pairs")
     _check_pairs(pairs)
@@ -127,4 +128,5 @@ class Batches:
         """Everything that the stream depends on, as JSON can hold it. A checkpoint of another stream is refused."""
         parts = (repr((list(map(int, source)), list(map(int, target)))).encode() for source, target in self.pairs)
         return {"pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed,
-                "pad_token_id": self.pad_token_id, **({"causal": True} if self.causal else {}), "sha256": sha256(parts)}
+                "pad_token_id": self.pad_token_id, **({"causal": True} if self.causal else {}),
+                "sha256": sha256(parts)}
