@@ -153,7 +153,8 @@ class Decoder(Model):
         filled with pad. Without a mask, pad tokens of input_ids are taken as padding, unless pad also stops a row. New
         tokens continue a row's positions behind its last token, also where padding stands between. use_cache: each step
         runs the model on the newest token alone, because the keys and values of earlier ones are kept. The ids are the
-        same without it. The other arguments: as in `EncoderDecoder.generate`.
+        same without it. adapter: as in a call. num_beams, length_penalty, early_stopping, temperature, top_k, top_p: as
+        in `EncoderDecoder.generate`.
 
         Before anything is computed, raises ValueError unless max_new_tokens is an integer >= 0, for other options out
         of range, and for options of another kind of search; otherwise ValueError and TypeError as a call does."""

@@ -79,8 +79,9 @@ class Batches:
     """An endless stream of batches. Each epoch has all pairs, shuffled by (seed, epoch); its last batch may be short.
 
     pairs: a list of (source ids, target ids); a target may begin with labels of -100, which the loss does not count.
-    batch_size: pairs per batch; pad_token_id, causal: as in `batch_of`. Raises ValueError for no pairs, an empty source or
-    target (naming the pair's index), and numbers out of range; TypeError for anything but a list of pairs."""
+    batch_size: pairs per batch; pad_token_id, causal: as in `batch_of`. Raises ValueError for no pairs, an empty source
+    or target (naming the pair's index), and numbers out of range; TypeError for anything but a list of pairs and a
+    causal that is not True or False."""
 
     def __init__(self, pairs: Sequence[Pair], batch_size: int, seed: int = 0, pad_token_id: int = 0,
                  causal: bool = False):

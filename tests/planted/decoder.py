@@ -21,10 +21,10 @@ BUGS = [
         "(lambda g: turned(g, sin), None, None)", GOLDEN + "every_gradient_agrees_to_1e_10_of_its_largest_entry"),
     Bug("heads that share keys are interleaved", CAUSAL, "split = q.reshape(batch, queries, kv_heads, times, width",
         "split = q.reshape(batch, queries, times, kv_heads, width", GROUPED),
-    Bug("only the first of the heads that share keys sees the mask of each query", CAUSAL,
-        "bias = add(bias, xp.zeros((1, 1, queries, 1), dtype=bias.dtype))",
-        "bias = add(bias, xp.concatenate([xp.zeros((1, 1, 1, 1)), xp.ones((1, 1, queries - 1, 1))], axis=2)"
-        ".astype(bias.dtype))", GROUPED),
+    Bug("the mask has the heads of a query, and not the queries of a head, behind each other", CAUSAL,
+        "xp.concatenate([additive(seen, dtype)] * (times if queries > 1 else 1), axis=2)",
+        "xp.repeat(additive(seen, dtype), times if queries > 1 else 1, axis=2)",
+        NN + "unseen_hides_padding_and_the_future_in_every_head_and_nothing_for_one_query_without_padding"),
     Bug("the norms of heads come behind the rotation", CAUSAL,
         "        q, k = rotate(q, *rotation), rotate(k, *rotation)\n",
         "        q, k = (self._by_head(n, rotate(x, *rotation)) for n, x in ((self.q_norm, q), (self.k_norm, k))) "
@@ -46,8 +46,8 @@ BUGS = [
     Bug("a prompt stays in the logits", DECODER, "self._hidden(ids, mask, rng)[:, -ids.shape[1]:], rng)",
         "self._hidden(ids, mask, rng), rng)", ON + "a_prompt_is_neither_in_the_logits_nor_in_the_loss"),
     Bug("a sliding window is overlooked", CONFIG, "    if in_use:\n", "    if False:\n", REFUSED),
-    Bug("fields that are not known are ignored", CONFIG, "if name not in fields | _IGNORED and", "if name in fields and "
-        "False and", REFUSED),
+    Bug("fields that are not known are ignored", CONFIG, "if name not in fields | _IGNORED and",
+        "if name not in fields | _IGNORED and False and", REFUSED),
     Bug("a tied head of a file is dropped though it differs", FILES,
         "if not same(tensors[_HEAD], tensors[_TABLE]):", "if False:", REFUSED),
     Bug("every step reads the first new token", CONTINUING, "x = self.model.embed(new[:, -1:])",
