@@ -16,6 +16,8 @@ from minipeft.laws.models import moved
 from minipeft.models import decoder
 from minipeft.models.continuing import continued
 from minipeft.models.shapes import decoder_shapes
+from tests.strict_namespace import strict
+from tests.test_backend import host, portable
 
 SMALL: dict[str, Any] = dict(vocab_size=23, hidden_size=12, intermediate_size=20, num_hidden_layers=2,
                              num_attention_heads=6, num_key_value_heads=2, head_dim=4, eos_token_ids=(1,),
@@ -463,3 +465,35 @@ def test_full_and_selective_tuning_reach_every_parameter():
     attach(model, Selective("norm"), np.random.default_rng(1))
     grads = value_and_grad(lambda: model.loss(ids, ids), select(model, "@"))[1]
     assert len(grads) == 2 * 2 + 1 and all(np.abs(g).max() > 0 for g in grads.values())
+
+
+# ---- other libraries, and tracing
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_life_under_the_strict_namespace_is_that_of_plain_arrays_bit_for_bit(dtype):
+    ids = ids_of(rows=4)
+    mask = np.ones_like(ids)
+    mask[0, -2:] = mask[2, :3] = 0
+
+    def life(library: Any) -> dict[str, Any]:
+        model = built(dtype=dtype, attention_dropout=0.1).to(library)
+        with minipeft.use(library):
+            parts = [moved(attach(model, method, np.random.default_rng(i), f"m{i}"), np.random.default_rng(i))
+                     for i, method in enumerate(METHODS.values())]
+            params = {name: p for a in parts for name, p in a.parameters.items()}
+            loss, grads = value_and_grad(lambda: model.loss(ids, ids, mask, rng=np.random.default_rng(5)), params)
+            routing = ["m0", None, ("m5", "m2"), "m4"]
+            return {"loss": loss, "grads": host(grads), "mixed": host({"": model(ids, mask, routing)}),
+                    "greedy": model.generate(ids, mask, 4, routing).tolist(),
+                    "beams": model.generate(ids, mask, 4, routing, num_beams=2).tolist()}
+
+    assert life(strict) == life(portable)
+
+
+def test_a_decoder_is_traced_and_compared_with_itself(tmp_path):
+    model, ids = built(), ids_of()
+    moved(attach(model, LoRA(2, 4), np.random.default_rng(1)), np.random.default_rng(2))
+    minipeft.trace(model, {"input_ids": ids, "labels": ids}, tmp_path / "a")
+    shapes = read_shapes(tmp_path / "a")
+    assert any("decoder.1.attn.k" in name for name in shapes) and any("lora" in name for name in shapes)
