@@ -19,9 +19,11 @@ figures.
 """
 from __future__ import annotations
 
+import warnings
 from typing import Any, Mapping
 
 from minipeft.attaching.order import around, below_merged
+from minipeft.attaching.trained_on import content_of_base, origin_of
 from minipeft.backend import Array, to_device, to_host, xp
 from minipeft.checks import shown
 from minipeft.nn.absent import is_absent
@@ -39,7 +41,7 @@ REQUANTIZED = "requantized"
 def merged(attachment: Any, state: State, into: Any = None) -> tuple[dict[Place, Weight], MergeReport]:
     """The constants {place: weight} that merging `attachment` puts in place of its entries in this state, and the
     report. into: None, "requantized", a model, or {name: array}, [d_out, d_in] or [d], of the original weights. Nothing
-    changes.
+    changes. There is a warning if `into` is another model than the one from which the base was quantized.
 
     Raises ValueError where an entry below is not merged, where the method acts on hidden states, and where a merged
     weight does not fit its slot; for "requantized" where no weight is quantized, and for a sum that is not finite; for
@@ -68,6 +70,8 @@ def merged(attachment: Any, state: State, into: Any = None) -> tuple[dict[Place,
         stored[where] = str(getattr(weight, "scheme", weight.dtype))
         if where in given or not isinstance(slot.base, Parameter):
             errors[where] = _lost(piece, below, weight)
+    if isinstance(into, Model):
+        _warn_of_strangers(attachment, into)
     return constants, MergeReport(errors, stored)
 
 
@@ -113,6 +117,15 @@ def _originals(into: Any) -> Mapping[str, Array] | None:
         raise TypeError(f"into is {type(into).__name__}; expected {REQUANTIZED!r}, a model or {{name: array}} with the "
                         f"original weights, or None")
     return None
+
+
+def _warn_of_strangers(attachment: Any, model: Model) -> None:
+    """Warn if the base of the attachment's model is known to be quantized from another model than `model`."""
+    origin = origin_of(attachment.model)
+    if origin is not None and (found := content_of_base(model)) != origin.base:
+        warnings.warn(f"{attachment.name!r} is merged over weights that are not the original ones: its base was "
+                      f"quantized from a model with the fingerprint {origin.base[:12]}..., and this one has "
+                      f"{found[:12]}...; the errors in the report include how far the two differ", stacklevel=4)
 
 
 def _original(attachment: Any, where: str, slot: Slot, originals: Mapping[str, Array], state: State) -> Parameter:

@@ -15,6 +15,7 @@ On T5-small, q and v of all 18 attentions: 294,912 parameters of 60,506,624.
 
 The product with x needs the entries of the weight below, so above a quantized weight these are computed for every
 forward, and above another method the weight that it gives. dA and dB are computed from W0 * (g^T x), of the size of W.
+So W0 and W wait for the backward pass at every place: in a step, a quantized base saves no memory at these places.
 """
 from __future__ import annotations
 

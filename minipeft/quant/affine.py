@@ -112,9 +112,9 @@ class Affine(Scheme):
         if self.zero == "float":
             found = host["offset"] = stored_as(self, "the offset", host["offset"] + change, host["offset"].dtype)
         else:
-            with numpy.errstate(over="ignore"):
+            with numpy.errstate(over="ignore", divide="ignore", invalid="ignore"):  # a file may have a scale of 0
                 found = numpy.rint(host["zero"] - change / host["scale"])
-            if abs(found).max() > _FARTHEST:
+            if not abs(found).max() <= _FARTHEST:
                 raise ValueError(f"{self}: a zero point would become {found.flat[abs(found).argmax()]:.6g}; expected "
                                  f"at most {_FARTHEST} from 0: the change is too large for the scale of its group")
             found = host["zero"] = found.astype("int16")

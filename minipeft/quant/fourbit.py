@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 
 from minipeft.backend import Array, xp
-from minipeft.checks import boolean, integer, shown
+from minipeft.checks import boolean, integer, python, shown
 from minipeft.quant import blockwise, double as nested
 from minipeft.quant.codebooks import LEVELS, Levels, level_pairs, levels_at
 from minipeft.quant.dynamic_map import dynamic_map
@@ -45,6 +45,7 @@ class FourBit(Scheme):
     absmax_levels: Levels = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", python(self.kind))
         if not isinstance(self.kind, str) or self.kind not in LEVELS:
             raise ValueError(f"kind is {shown(self.kind)}; expected one of {', '.join(LEVELS)}")
         object.__setattr__(self, "double", boolean("double", self.double))

@@ -77,8 +77,7 @@ def quantize(model: Model, kind: str = "nf4", where: Where | None = None, keep: 
     origin = origin_of(model)
     original = content_of_base(model) if origin is None else origin.base
     model.host.differentiated(frozenset(model.base_parameters.values()))  # the base is about to change
-    _put(slots, made)
-    has_origin(model, Origin(original, _in_words(model)))
+    _put(model, slots, made, original)
     return Quantized(str(chosen), before, {name: weight.nbytes for name, weight in made.items()}, errors,
                      sum(weight.kept_bytes for weight in made.values()))
 
@@ -105,12 +104,14 @@ def _quantized(name: str, slot: Slot, chosen: Scheme, keep: bool) -> QuantizedWe
         raise ValueError(f"{name} {list(slot.shape)}: {error}") from None
 
 
-def _put(slots: Mapping[str, Slot], made: Mapping[str, QuantizedWeight]) -> None:
-    """All of them or, after an interrupt, none."""
+def _put(model: Model, slots: Mapping[str, Slot], made: Mapping[str, QuantizedWeight], original: str) -> None:
+    """All of them, and the origin of the new base; or, after an interrupt, none. original: the fingerprint in the
+    origin. That of the new base takes a pass over its weights, so this is where an interrupt often falls."""
     old = {name: slot.base for name, slot in slots.items()}
     try:
         for name, weight in made.items():
             slots[name].base = weight
+        has_origin(model, Origin(original, _in_words(model)))
     except BaseException:
         for name, base in old.items():
             slots[name].base = base

@@ -15,7 +15,7 @@ from typing import Any, Callable, Mapping
 import numpy
 
 from minipeft.backend import Array
-from minipeft.checks import shown
+from minipeft.checks import python, shown
 
 Shape = tuple[int, int]  # [d_out, d_in]
 Leaves = Mapping[str, Array]
@@ -61,6 +61,7 @@ class Scheme(abc.ABC):
 
 def scheme(kind: str, **options: Any) -> Scheme:
     """The scheme called `kind`, with `options`. Raises ValueError for a kind, an option or a value that is unknown."""
+    kind = python(kind)
     if not isinstance(kind, str) or kind not in SCHEMES:
         raise ValueError(f"kind is {shown(kind)}; expected one of {', '.join(SCHEMES)}")
     known = list(inspect.signature(SCHEMES[kind]).parameters)

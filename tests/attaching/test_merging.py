@@ -236,6 +236,18 @@ def test_originals_that_are_quantized_themselves_are_refused():
     refused(a, ValueError, rf"lack {Q} \(they hold {Q}.codes: they are quantized themselves\)", base())
 
 
+def test_a_model_that_is_not_the_original_is_named_in_a_warning(recwarn):
+    model, other = base(), base("plain")
+    a = CASE.attach(model)
+    a.merge(base("plain"))
+    a.unmerge()
+    assert not recwarn, "this is the original, in every bit"
+    other.slots[Q].base.data = other.slots[Q].base.data * 2
+    with pytest.warns(UserWarning, match="is merged over weights that are not the original ones"):
+        a.merge(other)
+    assert a.state == "merged"
+
+
 def test_originals_go_below_the_lowest_attachment_alone():
     model = base()
     lower, upper = CASE.attach(model, "lower"), CASE.attach(model, "upper", 3)

@@ -43,7 +43,7 @@ BUGS = [
         "host[\"zero\"] + change / host[\"scale\"]", ROUNDED),
     Bug("a merge into rounded zero points cuts the rest off", AFFINE, "numpy.rint(host[\"zero\"]",
         "numpy.trunc(host[\"zero\"]", ROUNDED),
-    Bug("a zero point that 16 bits cannot hold wraps", AFFINE, "if abs(found).max() > _FARTHEST:", "if False:",
+    Bug("a zero point that 16 bits cannot hold wraps", AFFINE, "if not abs(found).max() <= _FARTHEST:", "if False:",
         REFUSED),
     Bug("the zero point of the other form has the wrong sign", AFFINE,
         "return -arrays[\"offset\"]", "return arrays[\"offset\"]",

@@ -23,7 +23,7 @@ BUGS = [
         "c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim", "c.num_heads * c.head_dim, c.num_heads * c.head_dim",
         OF_COUNTS + "llama_3_8b_shares_its_keys_and_values_among_four_heads"),
     Bug("a plan ignores the head_dim of a config", DECODER,
-        'size("head_dim", max(1, d // heads))', "max(1, d // heads)",
+        'size("head_dim", head_dim)', "max(1, d // heads)",
         OF_DECODER + "the_weights_of_qwen_3_have_the_names_and_shapes_of_hugging_face"),
     Bug("a plan counts a tied head twice", DECODER,
         "self.embedding.weight if c.tied else", "self.embedding.weight if 0 else",

@@ -348,6 +348,14 @@ def test_a_change_that_cannot_be_kept_is_refused_and_the_arrays_stay_as_they_wer
     assert {leaf: x.tobytes() for leaf, x in arrays.items()} == before
 
 
+def test_a_scale_of_0_from_a_file_takes_up_no_change_and_none_is_lost_in_silence():
+    chosen = Affine(4, 2, zero="rounded")
+    arrays = {**chosen.encode(np.array([[1.0, 2.0]])), "scale": np.zeros((1, 1))}
+    for change in 0.0, 1.0:
+        with pytest.raises(ValueError, match="a zero point would become (nan|-?inf)"):
+            chosen.shifted(arrays, (1, 2), np.array([[change]]))
+
+
 @given(data=st.data(), chosen=schemes(stored=None), dtype=dtypes())
 def test_zero_points_give_the_other_form_of_the_equation(data, chosen, dtype):
     W = data.draw(weights(chosen.group, dtype))

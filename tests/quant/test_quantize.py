@@ -291,8 +291,20 @@ def test_an_interrupt_leaves_all_weights_as_they_were(monkeypatch):
 
     module = sys.modules["minipeft.quant.quantize"]  # the package has a function of this name
     put = module._put
-    monkeypatch.setattr(module, "_put", lambda slots, made: put(slots, Fails(made)))
+    monkeypatch.setattr(module, "_put", lambda model, slots, made, original: put(model, slots, Fails(made), original))
     refused(KeyboardInterrupt, None, model)
+
+
+def test_an_interrupt_while_the_new_base_is_fingerprinted_leaves_no_base_without_an_origin(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    model = CASE.model()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["minipeft.quant.quantize"], "has_origin", interrupted)
+        refused(KeyboardInterrupt, None, model)
+    minipeft.quantize(model, "int4", ROWS_OF_12, group=3)
+    assert origin_of(model) is not None
 
 
 # ---- what the rest of the library makes of it

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minipeft.quant import FourBit, quantize_4bit
+from minipeft.quant import FourBit, quantize_4bit, scheme
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "nf4"
 with np.load(FIXTURES / "cases.npz") as _arrays:
@@ -136,8 +136,14 @@ def test_a_float16_infinity_and_a_float64_number_beyond_float32_are_refused():
 
 def test_a_numpy_bool_says_whether_to_double():
     for double in np.True_, np.array(False):
-        scheme = quantize_4bit(np.ones(3), double=double).scheme
-        assert scheme == FourBit("nf4", double=bool(double)) and type(scheme.double) is bool, "for JSON, too"
+        found = quantize_4bit(np.ones(3), double=double).scheme
+        assert found == FourBit("nf4", double=bool(double)) and type(found.double) is bool, "for JSON, too"
+
+
+def test_settings_may_be_arrays_without_axes_as_an_npz_gives_them():
+    found = quantize_4bit(np.ones(3), np.array("fp4"), np.array(32), np.array(True)).scheme
+    assert found == FourBit("fp4", 32, True) == scheme(np.array("fp4"), blocksize=np.array(32), double=np.array(True))
+    assert type(found.kind) is str
 
 
 def test_a_numpy_integer_is_a_block_size():

@@ -1,6 +1,7 @@
 """A quantized weight behaves as any other weight, and is its decoded matrix in every way."""
 import copy
 import pickle
+import weakref
 
 import numpy
 import pytest
@@ -11,7 +12,7 @@ import minipeft
 from minipeft.nn.weight import Fixed, Parameter
 from minipeft.quant import QuantizedWeight, scheme
 from minipeft.quant.scheme import SCHEMES
-from minipeft.quant.weight import CHUNK
+from minipeft.quant.weight import CHUNK, decoded
 from tests.methods_under_test import HALF
 
 RNG = numpy.random.default_rng
@@ -72,6 +73,32 @@ def test_requantized_it_has_the_same_scheme_dtype_and_way_of_keeping(keep):
     assert (again.scheme, again.dtype, again.keep) == (quantized.scheme, W.dtype, keep)
     assert (again.dense().data == 2 * quantized.dense().data).all(), "scales double, codes stay"
     assert again.kept_bytes == quantized.kept_bytes == keep * W.nbytes
+
+
+@pytest.mark.parametrize("method, most", [
+    (minipeft.LoRA(2), 1), (minipeft.QALoRA(2, group=32), 1), (minipeft.DoRA(2), 1), (minipeft.IA3(), 1),
+    (minipeft.VeRA(2), 1), (minipeft.LoHa(2), 1), (minipeft.OFT(4, where=["q", "v"]), 1), (minipeft.Bottleneck(), 1),
+    (minipeft.HiRA(2), 7)], ids=lambda value: type(value).__name__)
+def test_in_a_step_one_decoded_matrix_is_alive_at_a_time_but_in_hira(method, most, monkeypatch):
+    """HiRA multiplies the entries of W~, and needs them for its gradients: those of its six places stay, as its page
+    says, and one more is in use."""
+    config = minipeft.T5Config(vocab_size=20, d_model=32, d_kv=16, num_heads=2, d_ff=32, num_layers=1,
+                               num_decoder_layers=1, dropout_rate=0.0)
+    model = minipeft.T5(config, RNG(0))
+    minipeft.quantize(model, "int4")
+    attachment = minipeft.attach(model, method, RNG(0))
+    made, largest = [], 0
+
+    def watched(*args):
+        nonlocal largest
+        made.append(weakref.ref(found := decoded(*args)))
+        largest = max(largest, sum(one() is not None for one in made))
+        return found
+
+    monkeypatch.setattr("minipeft.quant.weight.decoded", watched)
+    ids = numpy.array([[3, 4, 5]])
+    minipeft.value_and_grad(lambda: model.loss(ids, ids), attachment.parameters)
+    assert largest == most and not any(one() is not None for one in made)
 
 
 def test_shifted_it_has_the_same_codes_and_scales_and_other_offsets():

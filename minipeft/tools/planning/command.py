@@ -68,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         "head)")
     add("--cast-rest", action="store_true", help="cast what is not quantized to float32, as peft's "
         "prepare_model_for_kbit_training does")
+    add("--streaming", action=argparse.BooleanOptionalAction, help="quantize each tensor as it is read, as "
+        "transformers does with bitsandbytes; the float model is then never whole (default: in half precision)")
     add("--budget", metavar="SIZE", help="such as 24GB or 23.5GiB: say whether the peak fits, and which batch and "
         "which rank are the largest that fit")
     add("--dtype", choices=DTYPES, default="float32", help="the dtype of weights and activations (default float32)")

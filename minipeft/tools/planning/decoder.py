@@ -24,7 +24,7 @@ from typing import Any, Mapping, Self
 import numpy
 
 from minipeft.backend import Array, xp
-from minipeft.checks import integer, shown
+from minipeft.checks import boolean, integer, number, shown
 from minipeft.engine.ops import attention, key_first
 from minipeft.engine.ops.drop import dropout_mask
 from minipeft.engine.tensor import Tensor, op
@@ -38,6 +38,8 @@ from minipeft.nn.routing import routed
 from minipeft.nn.site import Site
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
+_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}  # transformers' defaults where the field is not there
+_HEAD_DIM = {"qwen3": 128}
 _NAMES = (("embedding.weight", "model.embed_tokens.weight"), ("head.weight", "lm_head.weight"),
           ("decoder.norm.weight", "model.norm.weight"),
           ("decoder.i.attn_norm.weight", "model.layers.i.input_layernorm.weight"),
@@ -95,16 +97,25 @@ class DecoderConfig:
                 raise ValueError(f"config: {name} is {shown(found)}; expected at most {LARGEST}")
             return found
 
+        def flag(name: str, otherwise: bool = False) -> bool:
+            given = values.get(name)
+            return boolean(f"config: {name}", otherwise if given is None else given)
+
         d, heads = size("hidden_size"), size("num_attention_heads")
         if values.get("head_dim") is None and d % heads:
             raise ValueError(f"config: hidden_size is {d}; expected a multiple of num_attention_heads, {heads}, or a "
                              f"head_dim")
-        qkv = values.get("attention_bias", kind == "qwen2")
+        o_bias = kind in ("llama", "qwen3") and flag("attention_bias")  # transformers does not ask for it elsewhere
+        rate = values.get("attention_dropout")
+        kv_heads, head_dim = heads, max(1, d // heads)
+        if "num_key_value_heads" not in values and heads % _KV_HEADS.get(kind, heads) == 0:  # else no model can have it
+            kv_heads = _KV_HEADS.get(kind, heads)
+        if "head_dim" not in values:
+            head_dim = _HEAD_DIM.get(kind, head_dim)
         return cls(kind, size("vocab_size"), d, size("intermediate_size"), size("num_hidden_layers"), heads,
-                   size("num_key_value_heads", heads), size("head_dim", max(1, d // heads)),
-                   bool(values.get("tie_word_embeddings", False)), bool(qkv), bool(qkv) and kind != "qwen2",
-                   bool(values.get("mlp_bias", False)), kind == "qwen3",
-                   float(values.get("attention_dropout") or 0.0))
+                   size("num_key_value_heads", kv_heads), size("head_dim", head_dim),
+                   flag("tie_word_embeddings"), o_bias or kind == "qwen2", o_bias, kind == "llama" and flag("mlp_bias"),
+                   kind == "qwen3", number("config: attention_dropout", 0.0 if rate is None else rate, 0))
 
 
 class Decoder(Model):

@@ -2,6 +2,7 @@
 
     load        the model's weights + the arrays of the file                       `T5.from_pretrained`
     quantize    the float weights + all codes + work on one matrix                 `minipeft.quantize`
+    streamed    the weights as they are in the step + two copies of one matrix     in place of both
 
 Other libraries copy and quantize one tensor at a time, and drop it. This is planned for weights in half precision,
 which are theirs.
@@ -27,6 +28,13 @@ def loaded(base: dict[str, Any], s: Settings) -> dict[str, dict[str, int]]:
     weights = sum(a.nbytes for a in base.values())
     copies = weights if s.array_dtype == "float32" else max(a.nbytes for a in base.values())
     return {"load": {WEIGHTS: weights, TEMPORARY: copies}}
+
+
+def streamed(model: Any, base: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """{"load": {purpose: bytes}} where each tensor is quantized as soon as it is read, and dropped: transformers does
+    so with bitsandbytes. model: after `quantize`. base: {name: array} of before."""
+    return {"load": {WEIGHTS: sum(p.data.nbytes for p in model.base_arrays.values()),
+                     TEMPORARY: 2 * max(a.nbytes for a in base.values())}}
 
 
 def quantize(model: Any, s: Settings) -> dict[str, dict[str, int]]:

@@ -52,6 +52,9 @@ def made(name: str, config: Config, rank: int | None = None, where: Where | None
         raise ValueError(f"method is {shown(name)}; expected one of {', '.join(makers)}{hint}")
     method: Any = makers[name]()
     if method is None:
+        if asked and (rank is not None or where is not None):
+            raise ValueError(f"{FULL} trains all weights and has no {'where' if rank is None else 'rank'}; leave it "
+                             "out")
         return None
     changes: dict[str, Any] = {}
     has_rank = any(f.name == "rank" for f in dataclasses.fields(method))

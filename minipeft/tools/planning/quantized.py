@@ -46,7 +46,7 @@ KINDS: dict[str, Kind] = {
 def kind_of(name: str, double: bool = False) -> Kind:
     """The kind of this `name`. double: whether its scales are quantized, too. Raises ValueError for another name, and
     for a kind that has no double quantization."""
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"quantize is {shown(name)}; expected one of {', '.join(KINDS)}")
     if double and name not in ("nf4", "fp4"):
         raise ValueError(f"double quantization is for nf4 and fp4; {name} has none")

@@ -46,6 +46,7 @@ def head(plan: Any) -> str:
     parts = [f"batch {s.batch}, {tokens}", s.dtype, {"adamw": "AdamW", "adamw8bit": "8-bit AdamW", "sgd": "SGD"}[
         s.optimizer]]
     parts += [f"{s.quantize}{' with double quantization' if s.double else ''}"] if s.quantize else []
+    parts += ["quantized as it is read"] if s.streaming else []
     parts += ["checkpointing"] if s.checkpointing else []
     parts += ["float32 master copies"] if s.master else []
     lines = [f"{kind}: {plan.step.base:,} parameters", "; ".join(parts)]
@@ -89,6 +90,8 @@ def _budget(plan: Any) -> str:
              f"largest batch that fits: {b.batch or 'none'} (asked for: {s.batch})"]
     lines += [f"the phase {phase!r} alone is too large, whatever the batch is: {size(n)}"
               for phase, n in plan.step.totals.items() if phase in ("load", "quantize") and n > b.limit]
+    if s.quantize is not None and not s.streaming and plan.step.totals[plan.step.training] <= b.limit < peak:
+        lines.append("the step itself fits: with --streaming, each tensor is quantized as it is read")
     if b.rank is not None:
         lines.append(f"largest rank that fits at batch {s.batch}: {b.rank or 'none'}"
                      + (" (no matrix here has a larger one)" if b.rank_is_bound else ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minipeft.checks import integer, number, shown
+from minipeft.checks import boolean, integer, number, shown
 from minipeft.tools.planning.quantized import kind_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -22,6 +22,8 @@ class Settings:
     checkpointing: keep only the input of each block, and run its forward again in the backward pass.
     quantize, double: the kind of the frozen matrices (`quantized.KINDS`), and whether its scales are quantized, too.
     quantize_where: which matrices; by default all but the head. cast_rest: what is not quantized is cast to float32.
+    streaming: each tensor is quantized as it is read, so that the float model is never whole. This library reads the
+    whole model first, and other libraries do not; so by default it is on where the dtype is a half precision.
     dropout: the model's rate; None means that of the configuration. It matters only whether it is 0.
     Raises ValueError for a value that is none of these."""
 
@@ -36,6 +38,7 @@ class Settings:
     double: bool = False
     quantize_where: Any = None
     cast_rest: bool = False
+    streaming: bool | None = None
     dropout: float | None = None
 
     def __post_init__(self) -> None:
@@ -44,14 +47,18 @@ class Settings:
         if self.batch * self.tokens > MOST_TOKENS:
             raise ValueError(f"batch is {shown(self.batch)} with source {shown(self.source)} and target "
                              f"{shown(self.target)}; expected at most {MOST_TOKENS:,} tokens in all")
-        if self.dtype not in DTYPES:
+        if self.streaming is None:
+            object.__setattr__(self, "streaming", self.quantize is not None and self.dtype != "float32")
+        for name in ("master", "checkpointing", "double", "cast_rest", "streaming"):
+            object.__setattr__(self, name, boolean(name, getattr(self, name)))
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
-        if self.optimizer not in STATES:
+        if not isinstance(self.optimizer, str) or self.optimizer not in STATES:
             raise ValueError(f"optimizer is {shown(self.optimizer)}; expected one of {', '.join(STATES)}")
         if self.quantize is not None:
             kind_of(self.quantize, self.double)
-        elif self.double or self.cast_rest or self.quantize_where is not None:
-            given = "double" if self.double else "cast_rest" if self.cast_rest else "quantize_where"
+        elif given := next((name for name in ("double", "cast_rest", "streaming", "quantize_where")
+                            if getattr(self, name) not in (False, None)), None):
             raise ValueError(f"{given} says how to quantize, and nothing is quantized; expected quantize, such as "
                              f"'nf4', beside it")
         if self.dropout is not None and not 0 <= number("dropout", self.dropout) < 1:

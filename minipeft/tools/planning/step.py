@@ -30,7 +30,7 @@ from minipeft.tools.hollow.array import HollowArray
 from minipeft.tools.hollow.ledger import TEMPORARY, Ledger
 from minipeft.tools.hollow.namespace import Hollow
 from minipeft.tools.planning.configs import Config, built
-from minipeft.tools.planning.loading import cast_rest, loaded, quantize
+from minipeft.tools.planning.loading import cast_rest, loaded, quantize, streamed
 from minipeft.tools.planning.purposes import (
     ACTIVATIONS, ADAPTER, CASTS, GRADIENTS, LOGITS, MASTER, PURPOSES, SCORES, STATE, WEIGHTS)
 from minipeft.tools.planning.settings import STATES, Settings
@@ -117,6 +117,8 @@ class _Ready:
             return
         if s.quantize is not None:
             self.loading |= quantize(model, s)
+            if s.streaming:
+                self.loading = streamed(model, self.base)
             self.casts = cast_rest(model, s)
         attachment = attached(model, method)
         self.own = {name: a.data for name, a in attachment.arrays.items()}

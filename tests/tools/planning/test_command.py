@@ -32,7 +32,8 @@ def test_options_reach_the_plan(config, capsys):
                  "--checkpointing", "--optimizer", "sgd", "--where", "all-linear", "--cast-rest", "--master",
                  "--quantize-where", "ff", "--dropout", "0"]) == 0
     said = capsys.readouterr().out
-    assert "bfloat16; SGD; nf4 with double quantization; checkpointing; float32 master copies" in said
+    assert "bfloat16; SGD; nf4 with double quantization; quantized as it is read; checkpointing; " in said
+    assert "float32 master copies" in said
     assert "dora" not in said and "master copies" in said
 
 
@@ -40,6 +41,8 @@ def test_options_reach_the_plan(config, capsys):
     (["--method", "lorra"], "error: method is 'lorra'"), (["--rank", "0"], "error: rank is 0"),
     (["--where", "("], "error: where='('"), (["--budget", "24 cards"], "error: budget is '24 cards'"),
     (["--batch", "0"], "error: batch is 0"),
+    (["--method", "full", "--rank", "8"], "error: full trains all weights and has no rank; leave it out"),
+    (["--method", "full", "--where", "q"], "error: full trains all weights and has no where; leave it out"),
     (["--batch", str(10 ** 30)], f"error: batch is 1{30 * '0'} with source 512 and target 128; expected at most"),
     (["--batch", "1", "--source", str(10 ** 12)], "error: batch is 1 with source 1000000000000 and target 128"),
     (["--png", "nowhere/at/all.png", "--alone", *SIZES], "error: ")])

@@ -82,10 +82,34 @@ def test_patterns_are_searched_in_our_names_and_then_in_hugging_faces():
     ({"vocab_size": None}, "vocab_size is None; expected an integer"),
     ({"num_attention_heads": 7}, "expected a multiple of num_attention_heads, 7"),
     ({"num_key_value_heads": 3}, "expected a multiple of the 3 key/value heads"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; expected True or False"),
+    ({"attention_bias": 1}, "attention_bias is 1; expected True or False"),
+    ({"attention_dropout": {"a": 1}}, "attention_dropout is {'a': 1}; expected a finite number"),
+    ({"attention_dropout": float("nan")}, "attention_dropout is nan; expected a finite number"),
     ({"num_local_experts": 8}, "a mixture of experts"), ({"hidden_size": 2.5}, "hidden_size is 2.5")])
 def test_a_config_that_cannot_be_planned_is_refused_by_the_field(change, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         of_values({**llama(40, 56, 1, 4, 100), **change})
+
+
+@pytest.mark.parametrize("kind, kv_heads, head_dim", [("llama", 32, 2), ("mistral", 8, 2), ("qwen2", 32, 2),
+                                                      ("qwen3", 32, 128)])
+def test_a_field_that_is_not_there_is_what_transformers_takes_for_it(kind, kv_heads, head_dim):
+    """Read off LlamaConfig, MistralConfig, Qwen2Config and Qwen3Config of transformers 4.57. A null is another case."""
+    values = llama(64, 96, 1, 32, 100, model_type=kind)
+    found = of_values(values)
+    assert (found.num_kv_heads, found.head_dim, found.tied) == (kv_heads, head_dim, False)
+    null = of_values({**values, "num_key_value_heads": None, "tie_word_embeddings": None, "attention_dropout": None})
+    assert (null.num_kv_heads, null.tied, null.dropout_rate) == (32, False, 0.0)
+    assert of_values(llama(64, 96, 1, 4, 100, model_type=kind)).num_kv_heads == 4, "8 or 32 would not divide 4"
+
+
+@pytest.mark.parametrize("kind, biases", [("mistral", (False, False, False)), ("qwen2", (True, False, False)),
+                                          ("llama", (True, True, True)), ("qwen3", (True, True, False))])
+def test_options_for_biases_count_only_where_transformers_reads_them(kind, biases):
+    found = of_values(llama(64, 96, 1, 32, 100, model_type=kind, attention_bias=True, mlp_bias=True))
+    assert (found.qkv_bias, found.o_bias, found.ff_bias) == biases
+    assert of_values(llama(64, 96, 1, 32, 100, model_type=kind, attention_bias=False)).qkv_bias == (kind == "qwen2")
 
 
 def test_the_page_lists_every_name():

@@ -8,6 +8,7 @@ import pytest
 import minipeft
 from minipeft.tools import plan
 from minipeft.tools.planning.picture import drawn
+from minipeft.tools.planning.settings import Settings
 from tests.tools.planning.models import D64, LLAMA_3_8B, llama
 
 CONFIG, SIZES = D64
@@ -46,6 +47,29 @@ def test_the_report_fits_a_page_and_says_all(whole):
 def test_a_budget_beyond_all_batches_is_answered_up_to_a_bound_on_the_tokens():
     found = plan(CONFIG, rank=4, others=False, batch=8, source=2 ** 14, target=2 ** 14, budget="1000000TB")
     assert found.budget.batch == 2 ** 30 // 2 ** 15, "2^30 tokens"
+
+
+def test_65_billion_parameters_fit_on_48_gb_if_they_are_quantized_as_they_are_read():
+    """Dettmers et al., 2023, arXiv:2305.14314: a model of 65 billion parameters is finetuned on one card of 48 GB."""
+    settings = dict(rank=64, where="all-linear", batch=1, source=384, target=128, dtype="bfloat16", quantize="nf4",
+                    double=True, checkpointing=True, budget="48GB", others=False)
+    whole, streamed = (plan(llama(8192, 22016, 80, 64), "lora", streaming=s, **settings) for s in (False, True))
+    assert not whole.budget.fits and "the step itself fits: with --streaming" in str(whole)
+    assert streamed.budget.fits and "--streaming" not in str(streamed) and "quantized as it is read" in str(streamed)
+    assert plan(llama(8192, 22016, 80, 64), "lora", **settings).step == streamed.step  # in half precision, the default
+    assert not Settings(quantize="nf4").streaming and not Settings(dtype="bfloat16").streaming
+
+
+@pytest.mark.parametrize("settings, said", [
+    (dict(double="no", quantize="nf4"), "double is 'no'; expected True or False"),
+    (dict(checkpointing="no"), "checkpointing is 'no'; expected True or False"),
+    (dict(streaming=True), "streaming says how to quantize, and nothing is quantized"),
+    (dict(quantize=["nf4"]), r"quantize is \['nf4'\]; expected one of nf4"),
+    (dict(optimizer=["adamw"]), r"optimizer is \['adamw'\]; expected one of adamw"),
+    (dict(dtype=["float32"]), r"dtype is \['float32'\]; expected one of float32")])
+def test_settings_of_another_type_are_refused_in_words(settings, said):
+    with pytest.raises(ValueError, match=said):
+        plan(CONFIG, **settings)
 
 
 @pytest.mark.parametrize("size", [2 ** 31, 10 ** 30])

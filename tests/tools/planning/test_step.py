@@ -135,6 +135,17 @@ def test_the_peak_is_the_largest_of_the_phases_and_each_phase_the_sum_of_its_pur
     assert all(n > 0 for parts in step.phases.values() for n in parts.values())
 
 
+def test_a_model_that_is_quantized_as_it_is_read_is_never_whole_in_floating_point():
+    settings = dict(SMALL[1], dtype="bfloat16", quantize="nf4", double=True)
+    whole, streamed = (planned(SMALL[0], minipeft.LoRA(8), Settings(**settings, streaming=s)) for s in (False, True))
+    table = 2 * 32128 * 512
+    assert streamed.phases["load"] == {"weights": streamed.phases["forward"]["weights"], "temporaries": 2 * table}
+    assert whole.phases["load"]["weights"] == 2 * whole.base and "quantize" not in streamed.phases
+    steps = [{phase: step.phases[phase] for phase in ("forward", "backward", "optimizer")}
+             for step in (whole, streamed)]
+    assert steps[0] == steps[1]
+
+
 def test_full_fine_tuning_is_16_bytes_a_parameter_in_float32_and_12_in_half_precision_before_activations():
     config = SMALL[0]
     for dtype, weight, gradient in (("float32", 4, 4), ("bfloat16", 2, 2)):
