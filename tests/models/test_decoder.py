@@ -411,6 +411,14 @@ def test_options_out_of_range_are_refused(options, error):
 
 
 @every_method
+@pytest.mark.parametrize("variant, dtype", [("llama", "float64"), ("qwen3", "float32"), ("biases", "float64")])
+def test_every_law_of_the_library_holds_on_a_decoder(method, variant, dtype):
+    found = minipeft.laws.check(method, built(dtype=dtype, **VARIANTS[variant]))
+    found.raise_for_failures()
+    assert not found.skipped and {v.law.split()[0] for v in found.all} >= {"1", "2", "4", "7", "8", "12", "13"}
+
+
+@every_method
 def test_a_method_is_saved_loaded_unplugged_and_routed(method, tmp_path):
     model, ids = built(), ids_of()
     before = model(ids).data
