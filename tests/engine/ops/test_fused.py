@@ -54,6 +54,12 @@ def linear_bound(c: Call, g: Any) -> Bound:
             rows * (g.reshape(rows, d_out).T @ x.reshape(rows, d_in))]
 
 
+def dequantized_bound(c: Call, g: Any) -> Bound:
+    """As those of `linear`, without dW."""
+    x, w = abs(c.inputs["x"]), abs(c.options["dequantize"]().astype("float64"))
+    return [w.shape[1] * (x @ w.T), w.shape[0] * (abs(g) @ w)]
+
+
 def low_rank_bound(c: Call, g: Any) -> Bound:
     y, x, a, b = (abs(v) for v in c.inputs.values())
     s, g = abs(float(c.options["scale"])), abs(g)
@@ -205,6 +211,13 @@ def linear_calls(draw: Any, dtype: str) -> Call:
 
 
 @st.composite
+def dequantized_calls(draw: Any, dtype: str) -> Call:
+    call = draw(linear_calls(dtype))
+    w = call.inputs.pop("w")
+    return dataclasses.replace(call, options={"dequantize": lambda: w})
+
+
+@st.composite
 def low_rank_calls(draw: Any, dtype: str) -> Call:
     d_out, d_in, rank, *lead = draw(sizes(5))
     lead = lead[:draw(st.integers(1, 2))]
@@ -307,6 +320,7 @@ def array(draw: Any, shape: tuple, dtype: str, factor: int = 1) -> Any:
 
 OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, Any], Bound]]] = {
     "linear": (linear_calls, linear_bound),
+    "dequantized_linear": (dequantized_calls, dequantized_bound),
     "low_rank_linear": (low_rank_calls, low_rank_bound),
     "embedding": (embedding_calls, embedding_bound),
     "softmax": (softmax_calls, softmax_bound),
@@ -320,7 +334,7 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "silu": (elementwise_calls, silu_bound),
     "cross_entropy": (cross_entropy_calls, cross_entropy_bound),
 }
-POLYNOMIAL = ("linear", "low_rank_linear", "embedding", "toeplitz", "rotate")
+POLYNOMIAL = ("linear", "dequantized_linear", "low_rank_linear", "embedding", "toeplitz", "rotate")
 every = pytest.mark.parametrize("name", OPS)
 
 
@@ -439,6 +453,7 @@ def test_empty_batches_give_empty_values_and_zero_gradients(name):
     w, two = numpy.ones(6, "float32"), numpy.ones((4, 6), "float32")
     calls = {
         "linear": Call({"x": x, "w": two}),
+        "dequantized_linear": Call({"x": x}, options={"dequantize": lambda: two}),
         "low_rank_linear": Call({"y": x[..., :4], "x": x, "a": two[:3], "b": two[:, :3]}, options={"scale": 2}),
         "embedding": Call({"table": two}, {"ids": numpy.zeros((0, 2), int)}),
         "softmax": Call({"x": x}, options={"axis": -1}),

@@ -20,6 +20,7 @@ def config(tmp_path):
 
 
 def test_it_prints_the_plan_and_draws_it(config, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     assert command_line(["plan", "--config", config, "--rank", "4", *SIZES, "--budget", "1GB",
                          "--png", str(tmp_path / "plan.png")]) == 0
     said = capsys.readouterr().out

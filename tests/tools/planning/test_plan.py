@@ -112,6 +112,7 @@ def test_quantized_plans_say_that_full_fine_tuning_is_not():
 
 
 def test_a_picture_is_drawn_with_a_bar_for_each_row(whole, tmp_path):
+    pytest.importorskip("matplotlib")
     drawn(whole, tmp_path / "plan.svg")
     picture = (tmp_path / "plan.svg").read_text("utf-8")
     assert all(row.split()[0] in picture for row in whole.steps) and "budget" in picture
