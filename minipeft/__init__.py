@@ -35,6 +35,7 @@ from minipeft.methods.qalora import QALoRA
 from minipeft.methods.selective import Selective
 from minipeft.methods.union import Union
 from minipeft.methods.vera import VeRA
+from minipeft.models.decoder import Decoder, DecoderConfig
 from minipeft.models.t5 import T5, T5Config
 from minipeft.models.transformer import Transformer, TransformerConfig
 from minipeft.nn.init import normal, ones, uniform, zeros
@@ -51,13 +52,13 @@ from minipeft.train.schedule import constant, cosine_decay, inverse_sqrt, linear
 
 __version__ = "0.2.0"
 __all__ = ["AdamW", "AddedBias", "attach", "Attachment", "batch_of", "Batches", "Bottleneck", "check_gradients",
-           "combine", "constant", "cosine_decay", "DoRA", "extract", "fisher", "fit", "Fixed", "fixed", "HiRA", "IA3",
-           "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoHa", "LoKr", "LoRA", "magnitude", "Method",
-           "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece", "PrefixTuning", "PromptTuning",
-           "QALoRA", "quantize", "register", "Reparam", "report", "restore", "select", "Selective", "setting",
-           "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace", "trained",
-           "Transformer", "TransformerConfig", "uniform", "Union", "use", "value_and_grad", "VeRA", "Where", "xray",
-           "zeros"]
+           "combine", "constant", "cosine_decay", "Decoder", "DecoderConfig", "DoRA", "extract", "fisher", "fit",
+           "Fixed", "fixed", "HiRA", "IA3", "inverse_sqrt", "keep_heap", "linear_decay", "load", "LoHa", "LoKr",
+           "LoRA", "magnitude", "Method", "nearest_tokens", "normal", "OFT", "ones", "ops", "Parameter", "Piece",
+           "PrefixTuning", "PromptTuning", "QALoRA", "quantize", "register", "Reparam", "report", "restore", "select",
+           "Selective", "setting", "stop_gradient", "T5", "T5Config", "Tensor", "to_device", "to_host", "top", "trace",
+           "trained", "Transformer", "TransformerConfig", "uniform", "Union", "use", "value_and_grad", "VeRA", "Where",
+           "xray", "zeros"]
 
 
 def __getattr__(name: str) -> Any:

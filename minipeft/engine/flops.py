@@ -29,8 +29,8 @@ PER_ELEMENT: dict[str, tuple[int, ...]] = {
     "exp": (1, 1), "log": (1, 1), "tanh": (1, 3), "erf": (1, 5), "relu": (2, 1), "where": (0, 0, 1, 2), "sum": (1, 0),
     "matrix_transpose": (0, 0), "transpose": (0, 0), "reshape": (0, 0), "index": (0, 0), "scatter": (0, 0),
     "concat": (0,), "key_first": (0, 0), "toeplitz": (0, 1),
-    "softmax": (5, 4), "layer_norm": (7, 8, 1, 0), "rms_norm": (4, 6, 1), "gelu": (5, 7), "gelu_tanh": (9, 12),
-    "silu": (5, 5), "cross_entropy": (5, 2, 0)}
+    "softmax": (5, 4), "layer_norm": (7, 8, 1, 0), "rms_norm": (4, 6, 1), "rotate": (3, 3), "gelu": (5, 7),
+    "gelu_tanh": (9, 12), "silu": (5, 5), "cross_entropy": (5, 2, 0)}
 
 
 def _product(shapes: Shapes, out: tuple, kept: Kept) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy
 from minipeft.attaching.attach import attach
 from minipeft.attaching.attachment import Attachment
 from minipeft.attaching.method import Method
-from minipeft.laws.models import batch_for, bits, moved
+from minipeft.laws.models import batch_for, bits, is_causal, moved
 from minipeft.methods.lora import LoRA
 from minipeft.nn.module import Model
 
@@ -59,8 +59,8 @@ class Bench:
         attachment = attach_moved(copy, method, seed, "a")
         holds(bits(copy.base_arrays) == bits(model.base_arrays), "moving its arrays moves the base")
         dtype = next(iter(copy.base_parameters.values())).dtype
-        return cls(copy, attachment, batch_for(copy.config.vocab_size, seed, rows),  # type: ignore[attr-defined]
-                   float(numpy.finfo(dtype).eps) / 2)
+        batch = batch_for(copy.config.vocab_size, seed, rows, is_causal(copy))  # type: ignore[attr-defined]
+        return cls(copy, attachment, batch, float(numpy.finfo(dtype).eps) / 2)
 
     def partner(self, seed: int, name: str = "b", **fields: Any) -> Attachment:
         """A LoRA on the same model, attached under `name`, its numbers moved in the same way. fields: of the LoRA, by

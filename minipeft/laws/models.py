@@ -57,26 +57,40 @@ def model_of(family: str, dtype: str, seed: int) -> Any:
     return model
 
 
-def batch_for(vocab: int, seed: int, rows: int = BATCH) -> dict[str, numpy.ndarray]:
+def batch_for(vocab: int, seed: int, rows: int = BATCH, causal: bool = False) -> dict[str, numpy.ndarray]:
     """The arguments of `model.loss` for a vocabulary of the size `vocab`: ids without pad [rows, source], a mask with 0
-    at the right of the first row and at the left of the last, labels [rows, target], some of them -100."""
+    at the right of the first row and at the left of the last, labels [rows, target], some of them -100. causal: for a
+    model without an encoder, whose labels have the shape of the ids; none is at padding,
+    or where no token stands before it."""
     rng = numpy.random.default_rng([seed, 0])
     mask, labels = numpy.ones((rows, SOURCE), int), rng.integers(1, vocab, (rows, TARGET))
     mask[0, -2:], mask[-1, 0] = 0, 0
     labels[0, -3:], labels[-1, 2] = -100, -100
+    if causal:
+        labels = labels[:, :SOURCE]
+        labels[:, 0] = labels[-1, 1] = -100
     return {"input_ids": rng.integers(1, vocab, (rows, SOURCE)), "attention_mask": mask, "labels": labels}
+
+
+def is_causal(model: Any) -> bool:
+    """Whether the model has no encoder."""
+    return not hasattr(model, "encoder")
 
 
 def logits(model: Any, batch: dict, **options: Any) -> numpy.ndarray:
     """The logits of `model.loss` on this batch, [rows, target, vocab]. options: of the model's call (adapter, rng)."""
+    if is_causal(model):
+        return model(batch["input_ids"], batch["attention_mask"], **options).data
     shifted = model.shift_right(batch["labels"])
     return model(batch["input_ids"], shifted, batch["attention_mask"], **options).data
 
 
 def outputs(model: Any, batch: dict) -> list[Any]:
-    """All outputs of a model for a batch: logits, loss, the encoder's output, generated ids."""
-    return [logits(model, batch), model.loss(**batch).data, model.encode(batch["input_ids"]).data,
-            model.generate(batch["input_ids"], max_new_tokens=3)]
+    """All outputs of a model for a batch: logits, loss, the encoder's output (logits without a mask, where there is no
+    encoder), generated ids."""
+    ids = batch["input_ids"]
+    encoded = model(ids) if is_causal(model) else model.encode(ids)
+    return [logits(model, batch), model.loss(**batch).data, encoded.data, model.generate(ids, max_new_tokens=3)]
 
 
 def bits(arrays: Any) -> Any:

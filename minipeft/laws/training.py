@@ -12,7 +12,7 @@ from minipeft.attaching.select import select
 from minipeft.engine.tensor import Node, _observer, value_and_grad
 from minipeft.laws.bounds import close, close_gradients
 from minipeft.laws.law import Bench, DoesNotApply, attach_moved, holds, law
-from minipeft.laws.models import bits
+from minipeft.laws.models import bits, is_causal
 from minipeft.methods.lora import LoRA
 from minipeft.nn.module import Model
 from minipeft.nn.slot import Slot
@@ -89,11 +89,11 @@ def accumulation(method: Method, model: Model, seed: int) -> None:
     rng = numpy.random.default_rng([seed, 6])
     vocab, own = bench.model.config.vocab_size, bench.attachment.parameters
     pairs = [tuple(rng.integers(1, vocab, rng.integers(1, 6)).tolist() for _ in range(2)) for _ in range(5)]
-    size = int(rng.integers(1, 5))
+    size, causal = int(rng.integers(1, 5)), is_causal(bench.model)
     optimizer = AdamW(lr=0.0, betas=(0.0, 0.0), weight_decay=0.0)  # changes nothing, and its m is the gradient
-    history = fit(bench.model, own, Batches(pairs, size), steps=1, optimizer=optimizer, clip=None,
+    history = fit(bench.model, own, Batches(pairs, size, causal=causal), steps=1, optimizer=optimizer, clip=None,
                   accumulate=-(-len(pairs) // size), dropout=False, progress=False)
-    loss, grads = value_and_grad(lambda: bench.model.loss(**batch_of(pairs)), own, unused="zeros")
+    loss, grads = value_and_grad(lambda: bench.model.loss(**batch_of(pairs, causal=causal)), own, unused="zeros")
     found = {name: optimizer.m.get(name, numpy.zeros_like(g)) for name, g in grads.items()}
     holds(close(numpy.array(history.losses[0]), numpy.array(loss), bench.u),
           f"accumulated, the loss is {history.losses[0]}; expected {loss}")

@@ -13,7 +13,7 @@ from minipeft.engine.ops import embedding, linear
 from minipeft.engine.tensor import Tensor, _observer, value_and_grad
 from minipeft.laws.bounds import close, close_gradients
 from minipeft.laws.law import Bench, DoesNotApply, holds, law
-from minipeft.laws.models import batch_for, bits, logits, outputs, same_values
+from minipeft.laws.models import batch_for, bits, is_causal, logits, outputs, same_values
 from minipeft.nn.module import Model
 from minipeft.nn.slot import Slot
 from minipeft.nn.weight import Parameter
@@ -81,7 +81,7 @@ def transparency(method: Method, model: Model, seed: int) -> None:
     """Attaching changes no output: logits, loss, the encoder's output, generated ids. A method with transparent = False
     changes the logits. Either way, unplugging gives back every bit of the outputs."""
     copy = model.clone()
-    batch = batch_for(copy.config.vocab_size, seed)  # type: ignore[attr-defined]
+    batch = batch_for(copy.config.vocab_size, seed, causal=is_causal(copy))  # type: ignore[attr-defined]
     before = outputs(copy, batch)
     attachment = attach(copy, method, numpy.random.default_rng([seed, 2]), "a")
     holds(attachment.state == "plugged" and attachment.parameters, "nothing that can be trained was attached")
@@ -193,8 +193,8 @@ def dtype_kept(method: Method, model: Model, seed: int) -> None:
     try:
         _, grads = value_and_grad(lambda: bench.model.loss(**bench.batch, rng=rng), params, unused="zeros")
         optimizer.step(params, grads)
-        fit(bench.model, own, Batches(pairs, 2), steps=2, optimizer=AdamW(1e-3), accumulate=1 + seed % 3,
-            progress=False)
+        fit(bench.model, own, Batches(pairs, 2, causal=is_causal(bench.model)), steps=2, optimizer=AdamW(1e-3),
+            accumulate=1 + seed % 3, progress=False)
     finally:
         _observer.reset(token)
     noted("a moment", *optimizer.m.values(), *optimizer.v.values())

@@ -28,6 +28,9 @@ change, too: each key is p positions later than it was, and the queries stay whe
 AdapterHub, whose numbers depend on it. A prefix is not a weight, so it cannot be merged. It lengthens every attention
 by p keys.
 
+Where positions are rotary, the keys of the prefix are not rotated, and the row's first token is at position p, as in
+PEFT's LLaMA.
+
 PEFT cuts one array [p, 2 L d] into 2 L slices, where L is the number of layers of the encoder. Layer i of the decoder
 has its K in slice 4 i mod 2 L and its V in the slice after it. If L is even, layers i and i + L / 2 have the same two,
 and at least half of the slices are never used. With slices="peft" the layers share K and V in this way, and train them
@@ -52,6 +55,7 @@ from minipeft.engine.tensor import Tensor, array_of
 from minipeft.nn.init import normal, uniform
 from minipeft.nn.place import Place
 from minipeft.nn.positions import positions_of
+from minipeft.nn.rotary import Rotary
 from minipeft.nn.site import Site
 from minipeft.nn.weight import Parameter, Piece
 from minipeft.nn.where import Where
@@ -59,12 +63,13 @@ from minipeft.nn.where import Where
 
 class Prefix(Piece):
     """[K; k] and [V; v].   K, V [p, heads * d_k]. position: None for bias="none"; else that of the site. shifts: for
-    bias="adapterhub"."""
+    bias="adapterhub". rotary: the rotary positions of the site, if it has them."""
 
     K: Parameter
     V: Parameter
     position: Any
     shifts: bool
+    rotary: Rotary | None
 
     @property
     def prefix(self) -> tuple[Any, Any]:
@@ -80,7 +85,10 @@ class Prefix(Piece):
             bias = shifted_bias(self.position, K.shape[0], bias)
         elif bias is not None:
             bias = _beside(earlier_bias(self.position, K.shape[0], bias), bias)
-        return concat(K + each_row, k, axis=1), concat(V + each_row, v, axis=1), bias
+        keys = K + each_row
+        if self.rotary is not None:
+            keys = self.rotary.as_at_zero(keys)
+        return concat(keys, k, axis=1), concat(V + each_row, v, axis=1), bias
 
 
 class ComputedPrefix(Prefix):
@@ -153,12 +161,13 @@ def key_slice(layer: int, layers: int) -> int:
 @register
 @dataclasses.dataclass(frozen=True)
 class PrefixTuning(Method):
-    """Prefix tuning. length: p. sites: which kinds of attention, some of SITES. bias: of the prefix in T5's scores,
-    "none", "earlier" or "adapterhub". Of two prefixes on one attention, the one that is plugged later stands in front;
-    in rows padded on the left its distance counts the padding. mlp: the width m of the network that makes K and V; None
-    trains K and V directly. std: K and V start from N(0, std^2), by default 0.02; not with mlp. where: keys and values
-    sites, instead of the choice by sites. slices: "own", or "peft" for a decoder whose layers share K and V as in PEFT.
-    An integer is the L of a PEFT file that does not have that of the model.
+    """Prefix tuning. length: p. sites: which kinds of attention, some of SITES; by default all that the model has.
+    bias: of the prefix in T5's scores, "none", "earlier" or "adapterhub". Of two prefixes on one attention, the one
+    that is plugged later stands in front; in rows padded on the left its distance counts the padding. mlp: the width m
+    of the network that makes K and V; None trains K and V directly. std: K and V start from N(0, std^2), by default
+    0.02; not with mlp. where: keys and values sites, instead of the choice by sites. slices: "own", or "peft" for a
+    decoder whose layers share K and V as in PEFT. An integer is the L of a PEFT file that does not have that of the
+    model.
 
     The paper trains through a network because training K and V directly was less stable (sec. 4.3); where data are
     scarce it starts from what the model computes for real words. Departure: K and V start at random and small, so that
@@ -190,7 +199,8 @@ class PrefixTuning(Method):
     def places(self, model: Any) -> dict[str, Place]:
         if self.where is not None:
             return super().places(model)
-        return dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)
+        kinds = self.sites if hasattr(model, "encoder") or self.sites != tuple(SITES) else ("decoder",)
+        return dataclasses.replace(self, where=tuple(SITES[kind] for kind in kinds)).places(model)
 
     def arrays(self, name: str, site: Site, model: Any) -> dict[str, Declared]:
         width, m, pair = site.width, self.mlp, self._pair(name, model)
@@ -208,7 +218,8 @@ class PrefixTuning(Method):
     def make(self, name: str, site: Site, arrays: Any) -> Prefix:
         piece = Prefix if self.mlp is None else ComputedPrefix
         return piece(**arrays, position=None if self.bias == "none" else site.position,
-                     shifts=self.bias == "adapterhub")
+                     shifts=self.bias == "adapterhub",
+                     rotary=site.position if isinstance(site.position, Rotary) else None)
 
     def slice_layers(self, model: Any) -> int | None:
         """L of the 2 L slices that the layers of `model` share; None if each has its own."""

@@ -65,6 +65,7 @@ class Prompt(Piece):
 
 
 INITS = ("vocabulary", "random", "tokens")
+_ENCODER, _DECODER = r"^encoder\.input$", r"^decoder\.input$"
 
 
 @register
@@ -75,7 +76,8 @@ class PromptTuning(Method):
     labels. tokens: ids, or tuples of ids, whose mean embedding is taken (a label of several tokens). If they are fewer
     than p, the others are drawn from the vocabulary. Departure: the paper draws from the 5,000 most common tokens,
     which only a tokenizer knows. next_to_text: in rows padded on the left, put the prompt between padding and text, not
-    in front of both. where: the input sites, by default the encoder's.
+    in front of both. where: the input sites, by default the encoder's, or the
+    only one of a model without an encoder.
 
     Raises ValueError for fields out of range, and on a model for ids that it lacks and for a prompt that is too long
     for its learned positions."""
@@ -86,7 +88,7 @@ class PromptTuning(Method):
     init: str = setting("vocabulary", lambda v: v in INITS, f"one of {', '.join(INITS)}")
     tokens: tuple[int | tuple[int, ...], ...] = ()
     next_to_text: bool = setting(False, lambda v: isinstance(v, bool), "True or False")
-    where: Where = r"^encoder\.input$"
+    where: Where = _ENCODER
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +106,8 @@ class PromptTuning(Method):
         room = position.weight.shape[0] if isinstance(position, Learned) else None
         expect(self, "length", room is None or self.length < room,
                f"fewer than the {room} positions that the encoder has learned (config.max_length)")
+        if self.where == _ENCODER and not hasattr(model, "encoder"):
+            return dataclasses.replace(self, where=_DECODER).places(model)
         return super().places(model)
 
     def arrays(self, name: str, site: Site, model: Any) -> dict[str, Declared]:
@@ -128,7 +132,13 @@ class PromptTuning(Method):
 
 def _words(c: Any) -> list[int]:
     """The vocabulary of a configuration without its special tokens."""
-    return sorted(set(range(c.vocab_size)) - {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id})
+    return sorted(set(range(c.vocab_size)) - _special(c))
+
+
+def _special(c: Any) -> set[int]:
+    """The ids of the special tokens of a configuration."""
+    names = ("pad_token_id", "eos_token_id", "decoder_start_token_id", "bos_token_id")
+    return {getattr(c, name) for name in names if hasattr(c, name)} | set(getattr(c, "eos_token_ids", ()))
 
 
 def _word(token: Any) -> bool:

@@ -11,7 +11,8 @@ from minipeft.nn.layers import ACTIVATIONS
 
 LARGEST = 2 ** 31 - 1  # the largest number that a configuration may hold
 _NOT_COMPUTED = {"dropout_rate", "label_smoothing", "initializer_factor", "max_length", "pad_token_id", "eos_token_id",
-                 "decoder_start_token_id"}
+                 "decoder_start_token_id", "eos_token_ids", "bos_token_id", "attention_dropout",
+                 "max_position_embeddings"}
 
 
 def checked_config(config: Any, kind: type) -> Any:
@@ -43,7 +44,10 @@ class Config:
                 number(what, value, 0)
             elif field.type == "str":
                 self._expect(field.name, isinstance(value, str), "a string")
-            if not isinstance(value, str):
+            elif field.type == "tuple[int, ...]":
+                self._expect(field.name, isinstance(value, (tuple, list)), "integers")
+                value = tuple(integer(what, python(each), 0) for each in value)
+            if not isinstance(value, (str, tuple)):
                 self._expect(field.name, value <= LARGEST, f"at most {LARGEST}")
             object.__setattr__(self, field.name, value)
         self.check()
@@ -56,10 +60,10 @@ class Config:
         ValueError naming the field."""
         vocab = getattr(self, "vocab_size")
         for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-            self._expect(name, getattr(self, name) < vocab, f"an id below vocab_size {vocab}")
-        for name in ("dropout_rate", "label_smoothing"):
+            self._expect(name, getattr(self, name, 0) < vocab, f"an id below vocab_size {vocab}")
+        for name in ("dropout_rate", "label_smoothing", "attention_dropout"):
             self._expect(name, getattr(self, name, 0.0) < 1, "a number in [0, 1)")
-        for name in ("layer_norm_eps", "layer_norm_epsilon"):
+        for name in ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"):
             self._expect(name, getattr(self, name, 1.0) > 0, "a number > 0")
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:

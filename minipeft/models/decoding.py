@@ -25,6 +25,7 @@ from minipeft.nn.inputs import host_ids
 from minipeft.nn.routing import routed
 
 Step = Callable[..., Array]  # step(prefixes, parents) -> logits, as `Steps` is called
+Stops = int | tuple[int, ...]  # the id, or ids, that end a row
 
 
 class Steps:
@@ -67,15 +68,15 @@ class Steps:
 # ---- greedy search and sampling: every row goes its own way
 
 
-def greedy(step: Step, out: numpy.ndarray, eos: int) -> numpy.ndarray:
+def greedy(step: Step, out: numpy.ndarray, eos: Stops) -> numpy.ndarray:
     """The most probable token at each step; of equal ones the smallest id.
 
-    out [batch, 1 + tokens]: the start token in column 0, pad elsewhere; it is written to. eos: the id that ends a row.
-    Returns out without the columns after the last row's end."""
+    out [batch, 1 + tokens]: the start token in column 0, pad elsewhere; it is written to. eos: the id that ends a row,
+    or several. Returns out without the columns after the last row's end."""
     return _written(step, out, eos, lambda logits, t: to_host(logits.argmax(axis=-1)))
 
 
-def sampling(step: Step, out: numpy.ndarray, eos: int, rng: numpy.random.Generator, temperature: float = 1.0,
+def sampling(step: Step, out: numpy.ndarray, eos: Stops, rng: numpy.random.Generator, temperature: float = 1.0,
              top_k: int | None = None, top_p: float = 1.0) -> numpy.ndarray:
     """A token drawn from `distribution` at each step. out, eos and the result: as in `greedy`. temperature, top_k,
     top_p: as in `distribution`.
@@ -87,12 +88,13 @@ def sampling(step: Step, out: numpy.ndarray, eos: int, rng: numpy.random.Generat
                                                             numbers[:, t - 1]))
 
 
-def _written(step: Step, out: numpy.ndarray, eos: int, choose: Callable[[Array, int], numpy.ndarray]) -> numpy.ndarray:
+def _written(step: Step, out: numpy.ndarray, eos: Stops, choose: Callable[[Array, int], numpy.ndarray]
+             ) -> numpy.ndarray:
     running = numpy.ones(len(out), dtype=bool)
     for t in range(1, out.shape[1]):
         chosen = choose(step(out[:, :t]), t)                                               # [batch]
         out[running, t] = chosen[running]
-        running &= chosen != eos
+        running &= numpy.isin(chosen, eos, invert=True)
         if not running.any():
             return out[:, :1 + t]
     return out
@@ -151,8 +153,8 @@ class Row:
         self.running, self.finished = running, list[tuple[float, tuple[int, ...]]]()
 
 
-def beam_search(step: Step, rows: int, start: int, eos: int, tokens: int, num_beams: int, length_penalty: float = 1.0,
-                early_stopping: bool | str = False) -> list[tuple[float, tuple[int, ...]]]:
+def beam_search(step: Step, rows: int, start: int, eos: Stops, tokens: int, num_beams: int,
+                length_penalty: float = 1.0, early_stopping: bool | str = False) -> list[tuple[float, tuple[int, ...]]]:
     """[(score, ids)], the best answer of each of the `rows`: ids begin with `start` and end with `eos`, or have
     `tokens` tokens behind `start`. The score of t tokens (eos is one) is their log-probability / t^length_penalty.
 
@@ -167,6 +169,7 @@ def beam_search(step: Step, rows: int, start: int, eos: int, tokens: int, num_be
     Departures: the rows end one by one and leave the batch; an impossible continuation (logit -inf) is no candidate,
     so with more beams than possible continuations there are fewer beams (transformers has beams of log-probability
     -1e9 instead); logarithms of probabilities are float64 (there float32). Raises ValueError as `distribution` does."""
+    stops = eos if isinstance(eos, tuple) else (eos,)
     found = [Row([Beam((start,), 0.0, i)]) for i in range(rows)]
     for t in range(1, 1 + tokens):
         beams = [beam for row in found for beam in row.running]
@@ -179,7 +182,7 @@ def beam_search(step: Step, rows: int, start: int, eos: int, tokens: int, num_be
             here = len(row.running)
             if here:
                 candidates = _continued(row.running, log_p[first:first + here], first, 2 * num_beams)
-                ends = [t == tokens or beam.ids[-1] == eos for beam in candidates]
+                ends = [t == tokens or beam.ids[-1] in stops for beam in candidates]
                 row.finished += [(beam.total / t ** length_penalty, beam.ids)
                                  for beam, end in zip(candidates[:num_beams], ends) if end]
                 row.finished = sorted(row.finished, key=lambda scored: -scored[0])[:num_beams]
@@ -232,8 +235,8 @@ def decode(model: Any, input_ids: Any, attention_mask: Any = None, max_new_token
     does."""
     c, tokens = model.config, integer("max_new_tokens", max_new_tokens)
     num_beams = integer("num_beams", num_beams, 1)
-    length_penalty, early_stopping = _checked_beams(num_beams, length_penalty, early_stopping, tokens)
-    temperature, top_k, top_p = _checked_sampling(num_beams, temperature, top_k, top_p, rng)
+    length_penalty, early_stopping = checked_beams(num_beams, length_penalty, early_stopping, tokens)
+    temperature, top_k, top_p = checked_sampling(num_beams, temperature, top_k, top_p, rng)
     input_ids = host_ids(input_ids, "input_ids")
     pads = input_ids == c.pad_token_id
     if attention_mask is None and c.pad_token_id != c.eos_token_id and pads.any():
@@ -256,7 +259,9 @@ def decode(model: Any, input_ids: Any, attention_mask: Any = None, max_new_token
     return out[:, :max(len(answer) for _, answer in found)], numpy.array([score for score, _ in found])
 
 
-def _checked_beams(num_beams: int, length_penalty: Any, early_stopping: Any, tokens: int) -> tuple[float, bool | str]:
+def checked_beams(num_beams: int, length_penalty: Any, early_stopping: Any, tokens: int) -> tuple[float, bool | str]:
+    """length_penalty and early_stopping for a search with num_beams beams and so many new `tokens`. Raises ValueError
+    for those that are out of range, and for others than the defaults without beam search."""
     length_penalty, early_stopping = number("length_penalty", length_penalty), python(early_stopping)
     if abs(length_penalty) * math.log(max(2, tokens)) > 700:
         raise ValueError(f"length_penalty is {length_penalty!r}; expected a number for which max_new_tokens ^ "
@@ -269,8 +274,10 @@ def _checked_beams(num_beams: int, length_penalty: Any, early_stopping: Any, tok
     return length_penalty, early_stopping
 
 
-def _checked_sampling(num_beams: int, temperature: Any, top_k: Any, top_p: Any,
-                      rng: Any) -> tuple[float, int | None, float]:
+def checked_sampling(num_beams: int, temperature: Any, top_k: Any, top_p: Any,
+                     rng: Any) -> tuple[float, int | None, float]:
+    """temperature, top_k and top_p for sampling with `rng`, or the defaults without. Raises ValueError for those that
+    are out of range, for others without rng, and for rng with num_beams > 1; TypeError for another kind of rng."""
     check_rng(rng)
     if not is_number(temperature) or python(temperature) <= 0:
         raise ValueError(f"temperature is {shown(temperature)}; expected a finite number > 0")

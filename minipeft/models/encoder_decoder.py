@@ -127,10 +127,17 @@ class EncoderDecoder(Model):
         return [(KeyValues(capacity), KeyValues(source, fixed=True)) for _ in self.decoder.blocks]
 
     def _checked(self, ids: Any, mask: Any, whose: str = "") -> tuple[Array, Array | None]:
-        data = getattr(self.embedding.weight.base, "data", None)
-        if data is not None and not isinstance(data, namespace().ndarray):
-            raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
-                            f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend) moves them, and "
-                            f"`with minipeft.use(backend)` puts a backend in use")
-        ids = check_ids(ids, self.config.vocab_size, f"{whose}input_ids")
-        return ids, check_mask(mask, ids.shape, f"{whose}attention_mask")
+        return checked_inputs(self, ids, mask, whose)
+
+
+def checked_inputs(model: Any, ids: Any, mask: Any, whose: str = "") -> tuple[Array, Array | None]:
+    """ids [batch, time] and their mask, of a call of `model`, on the backend in use. whose: "decoder_" for the inputs
+    of a decoder, in errors. Raises TypeError for a model on another backend, ValueError as `check_ids` and `check_mask`
+    do."""
+    data = getattr(model.embedding.weight.base, "data", None)
+    if data is not None and not isinstance(data, namespace().ndarray):
+        raise TypeError(f"the model's arrays are {type(data).__module__.split('.')[0]} arrays, the backend in use "
+                        f"is {getattr(namespace(), '__name__', 'another')}: model.to(backend) moves them, and "
+                        f"`with minipeft.use(backend)` puts a backend in use")
+    ids = check_ids(ids, model.config.vocab_size, f"{whose}input_ids")
+    return ids, check_mask(mask, ids.shape, f"{whose}attention_mask")

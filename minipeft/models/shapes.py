@@ -35,6 +35,23 @@ def transformer_shapes(config: Any) -> Shapes:
     return _shapes(c, attention, ff, norm, once, c.tie_embeddings)
 
 
+def decoder_shapes(config: Any) -> Shapes:
+    """The shapes of a Decoder; the names are in `decoder.py`."""
+    c, d = config, config.hidden_size
+    inner, narrow = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    linears = {"attn.q": (inner, d, c.qkv_bias), "attn.k": (narrow, d, c.qkv_bias), "attn.v": (narrow, d, c.qkv_bias),
+               "attn.o": (d, inner, c.attention_bias), "ff.wi_0": (c.intermediate_size, d, c.mlp_bias),
+               "ff.wi_1": (c.intermediate_size, d, c.mlp_bias), "ff.wo": (d, c.intermediate_size, c.mlp_bias)}
+    block: Shapes = {"attn_norm.weight": (d,), "ff_norm.weight": (d,)}
+    for name, (d_out, d_in, bias) in linears.items():
+        block |= {f"{name}.weight": (d_out, d_in), **({f"{name}.bias": (d_out,)} if bias else {})}
+    if c.head_norms:
+        block |= {"attn.q_norm.weight": (c.head_dim,), "attn.k_norm.weight": (c.head_dim,)}
+    found: Shapes = {"embedding.weight": (c.vocab_size, d), "decoder.norm.weight": (d,)}
+    found |= {f"decoder.{i}.{leaf}": shape for i in range(c.num_hidden_layers) for leaf, shape in block.items()}
+    return found if c.tie_word_embeddings else {**found, "head.weight": (c.vocab_size, d)}
+
+
 def _shapes(c: Any, attention: Mapping, ff: Mapping, norm: Mapping, once: Mapping, tied: bool) -> Shapes:
     """The shapes of a model. attention, ff, norm: those of a part of a block; once: those that each stack has once."""
     encoder = {"attn": attention, "attn_norm": norm, "ff": ff, "ff_norm": norm}
@@ -49,9 +66,10 @@ def _shapes(c: Any, attention: Mapping, ff: Mapping, norm: Mapping, once: Mappin
 
 def check_layers(config: Any, tensors: int) -> None:
     """Raises ValueError if `config` has too many layers for that many tensors, before any name is made."""
-    if (config.num_layers + config.num_decoder_layers) * _FEWEST > tensors:
-        raise ValueError(f"config: num_layers is {config.num_layers} and num_decoder_layers "
-                         f"{config.num_decoder_layers}; there are {tensors} tensors, too few for so many layers")
+    fields = [name for name in ("num_layers", "num_decoder_layers", "num_hidden_layers") if name in vars(config)]
+    if sum(getattr(config, name) for name in fields) * _FEWEST > tensors:
+        said = " and ".join(f"{name} {'is ' * (not i)}{getattr(config, name)}" for i, name in enumerate(fields))
+        raise ValueError(f"config: {said}; there are {tensors} tensors, too few for so many layers")
 
 
 def check_shapes(found: Mapping[str, tuple], wanted: Shapes) -> None:

@@ -34,7 +34,7 @@ def read_checkpoint(directory: Path, config_from: Callable[[dict], Any], name_fr
     false, they are not tied, and a missing head is an error. Raises the exceptions of `T5.from_pretrained`."""
     values = read_json(directory / CONFIG, LIMIT)
     config, says_untied = config_from(values), values.get("tie_word_embeddings") is False
-    files = _files(directory)
+    files = files_of_weights(directory, "T5ForConditionalGeneration")
     stored = Stored(values, {key: header for file in files for key, header in headers(directory / file).items()})
     del values  # 1 MiB of JSON takes 50 MiB when it is parsed; free it before the next file is read
     keys = _one_table({key: key for key in stored.keys}, lambda a, b: True)
@@ -73,12 +73,14 @@ def _one_table(stored: dict[str, Any], equal: Callable[[Any, Any], bool]) -> dic
     return {**kept, _TABLE: stored[tables[0]]}
 
 
-def _files(directory: Path) -> list[str]:
-    """The one file of weights, or the shards in the index, each holding exactly the keys that the index lists."""
+def files_of_weights(directory: Path, architecture: str) -> list[str]:
+    """The one file of weights in `directory`, or the shards in the index, each holding exactly the keys that the index
+    lists. architecture: the class of transformers that converts a pickle. Raises ValueError for a pickle, an index that
+    is damaged, and shards that do not fit it; FileNotFoundError for missing files."""
     if (directory / WEIGHTS).exists():
         return [WEIGHTS]
     if not (directory / _INDEX).exists():
-        raise _no_weights(directory)
+        raise _no_weights(directory, architecture)
     listed: dict[str, set[str]] = {}
     weight_map = read_json(directory / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
@@ -107,11 +109,11 @@ def _plain(shard: str) -> bool:
     return fits and shard not in ("", ".", "..") and not any(c in shard for c in "/\\\0")
 
 
-def _no_weights(directory: Path) -> Exception:
+def _no_weights(directory: Path, architecture: str) -> Exception:
     pickles = sorted(p.name for p in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt"))
     if pickles:
         return ValueError(
             f"{directory}: {pickles[0]} is a pickle, which can run code when it is opened; minipeft reads only "
             f"safetensors. If you trust it, convert it once, in Python with torch and transformers: "
-            f"T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
+            f"{architecture}.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
     return FileNotFoundError(f"{directory} holds neither {WEIGHTS} nor {_INDEX}")

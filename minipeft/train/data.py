@@ -32,16 +32,20 @@ def pad(rows: Sequence[Ids], value: int) -> numpy.ndarray:
     return out
 
 
-def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0) -> dict[str, numpy.ndarray]:
+def batch_of(pairs: Sequence[Pair], pad_token_id: int = 0, causal: bool = False) -> dict[str, numpy.ndarray]:
     """The (source, target) pairs as one batch, {input_ids, attention_mask, labels}, for `model.loss`.
 
     input_ids [batch, longest source] is padded with `pad_token_id`, attention_mask of this shape is 0 at padding, and
-    labels [batch, longest target] is padded with -100. Raises ValueError for no pairs, an empty source or target, and
-    ids that are not integers; TypeError for anything but a list of (source, target)."""
+    labels [batch, longest target] is padded with -100. causal: for a Decoder, whose rows are source + target; the
+    labels have this shape too, and are -100 at the source, so that the loss is on the target alone. Raises ValueError
+    for no pairs, an empty source or target, and ids that are not integers; TypeError for anything but a list of
+    (source, target)."""
     if not _length(pairs):
         raise ValueError("an empty batch: there are no pairs")
     _check_pairs(pairs)
     sources, targets = zip(*pairs)
+    if causal:
+        sources, targets = zip(*(([*s, *t], [IGNORE] * len(s) + list(t)) for s, t in pairs))
     ids = pad(sources, integer("pad_token_id", pad_token_id))
     lengths = numpy.array([len(s) for s in sources])
     return {"input_ids": ids, "attention_mask": (numpy.arange(ids.shape[1]) < lengths[:, None]).astype(numpy.int64),
@@ -75,16 +79,20 @@ class Batches:
     """An endless stream of batches. Each epoch has all pairs, shuffled by (seed, epoch); its last batch may be short.
 
     pairs: a list of (source ids, target ids); a target may begin with labels of -100, which the loss does not count.
-    batch_size: pairs per batch; pad_token_id: as in `batch_of`. Raises ValueError for no pairs, an empty source or
-    target (naming the pair's index), and numbers out of range; TypeError for anything but a list of pairs."""
+    batch_size: pairs per batch; pad_token_id, causal: as in `batch_of`. Raises ValueError for no pairs, an empty source
+    or target (naming the pair's index), and numbers out of range; TypeError for anything but a list of pairs and a
+    causal that is not True or False."""
 
-    def __init__(self, pairs: Sequence[Pair], batch_size: int, seed: int = 0, pad_token_id: int = 0):
+    def __init__(self, pairs: Sequence[Pair], batch_size: int, seed: int = 0, pad_token_id: int = 0,
+                 causal: bool = False):
         if not _length(pairs) or not is_integer(batch_size, 1) or not is_integer(seed):
             raise ValueError(f"{len(pairs)} pairs in batches of {shown(batch_size)}, seed {shown(seed)}; expected at "
                              f"least 1 pair, an integer batch_size >= 1, and an integer seed >= 0")
         _check_pairs(pairs)
         self.pairs, self.batch_size, self.seed = pairs, integer("batch_size", batch_size), integer("seed", seed)
-        self.pad_token_id = integer("pad_token_id", pad_token_id)
+        if type(causal) is not bool:
+            raise TypeError(f"causal is {shown(causal)}; expected True or False")
+        self.pad_token_id, self.causal = integer("pad_token_id", pad_token_id), causal
         self.epoch, self.position = 0, 0
         self._order: numpy.ndarray | None = None
 
@@ -93,7 +101,7 @@ class Batches:
         if self._order is None:
             self._order = numpy.random.default_rng([self.seed, self.epoch]).permutation(len(self.pairs))
         chosen = self._order[self.position:self.position + self.batch_size]
-        batch = batch_of([self.pairs[i] for i in chosen], self.pad_token_id)
+        batch = batch_of([self.pairs[i] for i in chosen], self.pad_token_id, self.causal)
         self.position += self.batch_size
         if self.position >= len(self.pairs):
             self.epoch, self.position, self._order = self.epoch + 1, 0, None
@@ -121,4 +129,5 @@ class Batches:
         """Everything that the stream depends on, as JSON can hold it. A checkpoint of another stream is refused."""
         parts = (repr((list(map(int, source)), list(map(int, target)))).encode() for source, target in self.pairs)
         return {"pairs": len(self.pairs), "batch_size": self.batch_size, "seed": self.seed,
-                "pad_token_id": self.pad_token_id, "sha256": sha256(parts)}
+                "pad_token_id": self.pad_token_id, **({"causal": True} if self.causal else {}),
+                "sha256": sha256(parts)}

@@ -69,7 +69,8 @@ CASES: dict[str, tuple] = {
     "scatter": (VECTOR, numpy.arange(COLUMNS), {"shape": (2 * COLUMNS,)}),
     "layer_norm": (X, VECTOR, VECTOR, {"eps": 1e-6}), "rms_norm": (X, VECTOR, {"eps": 1e-6}),
     "cross_entropy": (X, numpy.arange(ROWS)), "key_first": (X.reshape(1, 1, ROWS, COLUMNS),),
-    "toeplitz": (counted((ROWS + COLUMNS - 1, 1)), {"queries": ROWS})}
+    "toeplitz": (counted((ROWS + COLUMNS - 1, 1)), {"queries": ROWS}),
+    "rotate": (X[None], counted((1, ROWS, 2)), counted((1, ROWS, 2)))}
 
 
 @pytest.mark.parametrize("name", sorted(PER_ELEMENT))

@@ -293,7 +293,7 @@ BUGS = [
     Bug("a class label of several tokens is its first", PROMPT, ".mean(axis=0)", "[0]",
         "methods/test_prompt.py::test_tokens_starts_as_these_tokens_the_mean_of_a_tuple_and_the_rest_drawn"),
     Bug("a prompt starts as special tokens too", PROMPT,
-        "- {c.pad_token_id, c.eos_token_id, c.decoder_start_token_id}", "- set()",
+        "- _special(c))", "- set())",
         "methods/test_prompt.py::test_vocabulary_starts_as_distinct_tokens_of_the_vocabulary_without_special_ones"),
     Bug("nearest by cosine is nearest by product", "methods/neighbors.py",
         "_largest(_unit(vectors) @ _unit(table).T, k)", "_largest(_unit(vectors) @ table.T, k)",

@@ -23,8 +23,8 @@ BUGS = [
     Bug("D13: keys and values are d_model wide", PREFIX, "width, m, pair = site.width, self.mlp",
         "width, m, pair = model.config.d_model, self.mlp", D13),
     Bug("D13: a decoder has as many prefixes as the encoder has layers", PREFIX,
-        "        return dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)",
-        "        found = dataclasses.replace(self, where=tuple(SITES[kind] for kind in self.sites)).places(model)\n"
+        "        return dataclasses.replace(self, where=tuple(SITES[kind] for kind in kinds)).places(model)",
+        "        found = dataclasses.replace(self, where=tuple(SITES[kind] for kind in kinds)).places(model)\n"
         '        return {n: s for n, s in found.items() if int(n.split(".")[1]) < model.config.num_layers}', D13),
     Bug("D14: the distance of a prefix to the text grows with the padding", PREFIX,
         "seen = array_of(bias)[:, 0, -1] != -math.inf", "seen = None", D14),
@@ -49,8 +49,8 @@ BUGS = [
         PAGE + "a_prefix_computes_what_the_equation_of_the_paper_says"),
     Bug("the network of a prefix is linear", PREFIX, "h = tanh(linear(self.P, self.W) + self.b)",
         "h = linear(self.P, self.W) + self.b", PAGE + "a_prefix_computes_what_the_equation_of_the_paper_says"),
-    Bug("the keys of a prefix stand behind the others, its bias in front", PREFIX, "concat(K + each_row, k, axis=1)",
-        "concat(k, K + each_row, axis=1)", TOKENS),
+    Bug("the keys of a prefix stand behind the others, its bias in front", PREFIX, "concat(keys, k, axis=1)",
+        "concat(k, keys, axis=1)", TOKENS),
     Bug("the tokens do not stand behind the prefix", PREFIX, "position.bias(keys, p + keys, p)",
         "position.bias(keys, p + keys, 0)", TOKENS),
     Bug("in decoding the prefix is as near to the newest token as to the first", PREFIX,

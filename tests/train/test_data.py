@@ -122,3 +122,19 @@ def test_a_stream_of_nothing_is_refused(pairs: list, size: int, seed: int) -> No
 def test_rows_of_one_length_are_not_padded_and_no_rows_give_an_empty_array() -> None:
     assert pad([[1, 2], [3, 4]], 0).tolist() == [[1, 2], [3, 4]]
     assert pad([], 0).shape == (0, 0)
+
+
+def test_a_causal_batch_has_the_prompt_before_the_completion_and_labels_on_the_completion_alone():
+    batch = batch_of([([5, 6], [7]), ([8], [9, 10, 11])], 3, causal=True)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 3], [8, 9, 10, 11]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, -100], [-100, 9, 10, 11]]
+
+
+def test_a_stream_of_causal_batches_is_another_stream_than_one_of_pairs():
+    pairs = [([5, 6], [7]), ([8], [9, 10])]
+    causal = Batches(pairs, 2, causal=True)
+    assert causal.next()["input_ids"].shape == causal.next()["labels"].shape == (2, 3)
+    assert causal.describe() != Batches(pairs, 2).describe() and "causal" not in Batches(pairs, 2).describe()
+    with pytest.raises(TypeError, match="causal"):
+        Batches(pairs, 2, causal=1)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from minipeft.engine.ops import operators as _operators  # noqa: F401  (gives Te
 from minipeft.engine.ops.drop import dropout  # noqa: F401
 from minipeft.engine.ops.fused import (  # noqa: F401
     attention, cross_entropy, dequantized_linear, embedding, gelu, gelu_tanh, layer_norm, linear, low_rank_linear,
-    rms_norm, silu, softmax, toeplitz)
+    rms_norm, rotate, silu, softmax, toeplitz)
 from minipeft.engine.ops.layout import key_first  # noqa: F401
 from minipeft.engine.ops.linalg import solve  # noqa: F401
 from minipeft.engine.ops.primitives import (  # noqa: F401

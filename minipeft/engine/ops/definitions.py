@@ -13,7 +13,7 @@ import math
 from typing import Any, Callable
 
 from minipeft.backend import Array, xp
-from minipeft.engine.ops.primitives import erf, exp, log, matmul, matrix_transpose, mean, reshape, tanh, where
+from minipeft.engine.ops.primitives import concat, erf, exp, log, matmul, matrix_transpose, mean, reshape, tanh, where
 from minipeft.engine.stopped import stop_gradient
 from minipeft.engine.tensor import Tensor, array_of
 
@@ -100,6 +100,20 @@ def rms_norm(x: Any, w: Any, *, eps: float) -> Tensor:
 
     x [..., d], w broadcasts to x ([d], or [batch, 1, d]). The paper has no eps."""
     return x * (mean(x * x, axis=-1, keepdims=True) + eps) ** -0.5 * w
+
+
+def rotate(x: Any, cos: Array, sin: Array) -> Tensor:
+    """Turns the pair of numbers (i, i + d/2) of every head by the angle of its position.
+
+    With a and b the two halves of a head:   a cos - b sin,   b cos + a sin.   x [batch, time, heads * d], cos and sin
+    [1 or batch, time, d/2], constants. Su et al., 2021, arXiv:2104.09864, sec. 3.2.2. Departure: the paper pairs the
+    neighbors (2i, 2i + 1); Hugging Face's weights have their rows in the order for halves."""
+    batch, time, width = array_of(x).shape
+    half = cos.shape[-1]
+    pairs = reshape(x, shape=(batch, time, width // (2 * half), 2, half))
+    a, b = pairs[..., 0:1, :], pairs[..., 1:2, :]
+    cos, sin = cos[:, :, None, None], sin[:, :, None, None]
+    return concat(a * cos - b * sin, b * cos + a * sin, axis=-2).reshape(batch, time, width)
 
 
 def gelu(x: Any) -> Tensor:

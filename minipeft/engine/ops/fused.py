@@ -240,6 +240,22 @@ def rms_norm(x, w, *, eps):
 
 
 @op
+def rotate(x, cos, sin):
+    """Each pair of every head turned by its angle, as in `definitions.rotate`;   dx = g turned back."""
+    half = cos.shape[-1]
+    cos, sin = cos[:, :, None], sin[:, :, None]                           # [1 or batch, time, 1, d/2]
+
+    def turned(x, sin):
+        a, b = (x.reshape(*x.shape[:2], x.shape[2] // (2 * half), 2, half)[..., i, :] for i in (0, 1))
+        out = xp.empty((*a.shape[:3], 2, half), dtype=x.dtype)
+        xp.subtract(a * cos, b * sin, out=out[..., 0, :])
+        xp.add(b * cos, a * sin, out=out[..., 1, :])
+        return out.reshape(x.shape)
+
+    return turned(x, sin), (lambda g: turned(g, -sin), None, None)
+
+
+@op
 def cross_entropy(logits, labels, *, smoothing=0.0, ignore=-100):
     """Mean over the counted positions of -sum_i t_i log softmax(logits)_i, all as in `definitions.cross_entropy`.
 

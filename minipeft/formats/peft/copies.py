@@ -12,7 +12,7 @@ from typing import Any, Collection, Iterable, Mapping
 import numpy
 
 from minipeft.backend import to_host
-from minipeft.formats.peft.names import PREFIX, modules_and_uses, stripped
+from minipeft.formats.peft.names import PREFIX, modules_and_uses, path_of, stripped
 
 
 def copies(stored: Iterable[str], expected: Collection[str], model: Any) -> dict[str, numpy.ndarray]:
@@ -22,7 +22,7 @@ def copies(stored: Iterable[str], expected: Collection[str], model: Any) -> dict
         return {}
     own = modules_and_uses(model)
     weights = {**{f"{PREFIX}{path}.base_layer.weight": slot for path, slot in own.items()},
-               **{f"{PREFIX}{path}.weight": own[path] for path in ("shared", "lm_head")}}
+               **{f"{PREFIX}{path}.weight": own[path] for path in (path_of(model, "embedding.weight"), "lm_head")}}
     keys = [key for said in stored for key in (stripped(said), PREFIX + stripped(said))
             if key in weights and key not in expected]
     return {key: to_host(model.slots[weights[key]].base.dense().data) for key in keys}

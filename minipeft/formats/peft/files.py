@@ -131,7 +131,8 @@ def written_config(attachment: Attachment) -> dict[str, Any]:
     """All fields of the adapter_config.json that `save` writes for the attachment. Raises ValueError for a method that
     PEFT does not have or cannot hold."""
     codec, read = _codec(attachment), attachment.source.config if isinstance(attachment.source, Source) else {}
-    config = {"task_type": "SEQ_2_SEQ_LM", "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
+    task = "SEQ_2_SEQ_LM" if hasattr(attachment.model, "encoder") else "CAUSAL_LM"
+    config = {"task_type": task, "peft_version": VERSION, "base_model_name_or_path": None, "revision": None,
               "auto_mapping": None, **codec.defaults}
     main = beside.main_of(attachment.method, attachment.model)
     return {**config, **codec.config_again(main, attachment.model, read), **_source(attachment),

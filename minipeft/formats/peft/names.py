@@ -39,10 +39,11 @@ def linear_modules(model: Any) -> list[str]:
 
 def uses(model: Any) -> dict[str, str]:
     """{path: path of the module whose weight it uses}, of the modules without a weight of their own: T5's encoder and
-    decoder use the table "shared", and so does a tied head."""
-    check_model(model)
-    tied = {"lm_head": "shared"} if "head.weight" not in model.slots else {}
-    return {"encoder.embed_tokens": "shared", "decoder.embed_tokens": "shared", **tied}
+    decoder use the table "shared". A tied head uses the table, too."""
+    table = path_of(model, "embedding.weight")
+    stacks = ("encoder", "decoder") if hasattr(model, "encoder") else ()
+    tied = {"lm_head": table} if "head.weight" not in model.slots else {}
+    return {**{f"{stack}.embed_tokens": table for stack in stacks}, **tied}
 
 
 def modules_and_uses(model: Any) -> dict[str, str]:
@@ -53,12 +54,14 @@ def modules_and_uses(model: Any) -> dict[str, str]:
 
 def check_uses(what: str, paths: Iterable[str], model: Any) -> None:
     """Raises ValueError where some uses of a weight are among the `paths`, and others are not: here they are one
-    weight. what: the field that chose the paths."""
+    weight. what: the field that chose the paths. T5's "shared" is no use of the table, and a decoder's embedding is."""
     chosen, found = set(paths), uses(model)
-    some = [path for path in found if path in chosen]
-    others = [path for path in found if path not in chosen]
+    all_uses = [*found, *([] if hasattr(model, "encoder") else set(found.values()))]
+    some = [path for path in all_uses if path in chosen]
+    others = [path for path in all_uses if path not in chosen]
     if some and others:
-        raise ValueError(f"{what} chooses {some[0]}, but not {others[0]}: {_one_weight(some[0], model)}")
+        use = some[0] if some[0] in found else others[0]
+        raise ValueError(f"{what} chooses {some[0]}, but not {others[0]}: {_one_weight(use, model)}")
 
 
 def check_keys(keys: Iterable[str], model: Any) -> None:
@@ -71,12 +74,14 @@ def check_keys(keys: Iterable[str], model: Any) -> None:
             if path.startswith(f"{use}."):
                 raise ValueError(f"{shown(key)} is for {use} alone: {_one_weight(use, model)}")
         if path.endswith(".bias") and ".lora_" not in path:
-            raise ValueError(f"{shown(key)} is a bias, and T5 has none")
+            raise ValueError(f"{shown(key)} is a bias, and " + (
+                "T5 has none" if hasattr(model, "encoder") else "biases of adapters on a Decoder are not read"))
 
 
 def _one_weight(use: str, model: Any) -> str:
-    advice = ("" if use != "lm_head" else "; load it on a model with a head of its own: tie_word_embeddings=False, "
-              "scale_decoder_outputs=True, and a copy of embedding.weight as head.weight")
+    scaled = "scale_decoder_outputs=True, " if hasattr(model, "encoder") else ""
+    advice = ("" if use != "lm_head" else f"; load it on a model with a head of its own: tie_word_embeddings=False, "
+              f"{scaled}and a copy of embedding.weight as head.weight")
     return (f"on this model {use} has the weight of {uses(model)[use]}, and one weight cannot be changed for one of "
             f"its uses{advice}")
 

@@ -76,6 +76,9 @@ class PrefixFile(Codec):
 
     def config(self, method: Any, model: Any) -> dict[str, Any]:
         check_model(model)
+        if not hasattr(model, "encoder"):
+            raise ValueError(f"a prefix on a {type(model).__name__} is not written in PEFT's format; expected a model "
+                             f"with an encoder, such as T5. attachment.save writes it in minipeft's own")
         c, places = model.config, list(method.places(model))
         theirs = [f"decoder.{i}.attn.keys_values" for i in range(c.num_decoder_layers)]
         if places != theirs:

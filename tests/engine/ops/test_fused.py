@@ -132,6 +132,18 @@ def toeplitz_bound(c: Call, g: Any) -> Bound:
     return [0 * g, queries * out.reshape(values.shape)]
 
 
+def rotate_bound(c: Call, g: Any) -> Bound:
+    """Two products and their sum, in value and gradient."""
+    cos, sin = (abs(c.constants[name])[:, :, None] for name in ("cos", "sin"))
+
+    def turned(x: Any) -> Any:
+        halves = abs(x).reshape(*x.shape[:2], -1, 2, cos.shape[-1])
+        a, b = halves[..., 0, :], halves[..., 1, :]
+        return numpy.stack([a * cos + b * sin, b * cos + a * sin], axis=3).reshape(x.shape)
+
+    return [2 * turned(c.inputs["x"]), 2 * turned(g)]
+
+
 def layer_norm_bound(c: Call, g: Any) -> Bound:
     """z = (x - mean) r. The mean is off by (d + 1) u mean|x|, so z by that times r, and r, through the sum of squares,
     relatively by twice as much; c = r max|x| is the condition."""
@@ -264,6 +276,14 @@ def toeplitz_calls(draw: Any, dtype: str) -> Call:
 
 
 @st.composite
+def rotate_calls(draw: Any, dtype: str) -> Call:
+    """cos and sin need not be those of an angle."""
+    batch, time, heads, half = draw(sizes(4))
+    tables = {name: array(draw, (draw(st.sampled_from([1, batch])), time, half), dtype) for name in ("cos", "sin")}
+    return Call({"x": array(draw, (batch, time, 2 * heads * half), dtype)}, tables)
+
+
+@st.composite
 def norm_calls(draw: Any, dtype: str, bias: bool) -> Call:
     """The scale and the bias may differ from row to row of the batch, as [batch, 1, d]."""
     batch, time, d = draw(sizes(3))
@@ -305,6 +325,7 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "embedding": (embedding_calls, embedding_bound),
     "softmax": (softmax_calls, softmax_bound),
     "toeplitz": (toeplitz_calls, toeplitz_bound),
+    "rotate": (rotate_calls, rotate_bound),
     "attention": (attention_calls, attention_bound),
     "layer_norm": (lambda dtype: norm_calls(dtype, True), layer_norm_bound),
     "rms_norm": (lambda dtype: norm_calls(dtype, False), rms_norm_bound),
@@ -313,7 +334,7 @@ OPS: dict[str, tuple[Callable[[str], st.SearchStrategy[Call]], Callable[[Call, A
     "silu": (elementwise_calls, silu_bound),
     "cross_entropy": (cross_entropy_calls, cross_entropy_bound),
 }
-POLYNOMIAL = ("linear", "dequantized_linear", "low_rank_linear", "embedding", "toeplitz")
+POLYNOMIAL = ("linear", "dequantized_linear", "low_rank_linear", "embedding", "toeplitz", "rotate")
 every = pytest.mark.parametrize("name", OPS)
 
 
@@ -439,6 +460,7 @@ def test_empty_batches_give_empty_values_and_zero_gradients(name):
         "layer_norm": Call({"x": x, "w": w, "b": w}, options={"eps": 1e-5}),
         "rms_norm": Call({"x": x, "w": w}, options={"eps": 1e-5}),
         "toeplitz": Call({"values": x}, options={"queries": 2}),
+        "rotate": Call({"x": x}, {"cos": two[None, :2, :3], "sin": two[None, :2, :3]}),
         "gelu": Call({"x": x}), "gelu_tanh": Call({"x": x}), "silu": Call({"x": x}),
     }
     if name not in calls:  # a mean over no labels has no meaning; the models refuse an empty batch before attention
