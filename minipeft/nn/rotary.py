@@ -3,7 +3,9 @@ the distance alone.
 
     (R_p q) . (R_s k) = q . R_(s-p) k       R_p turns pair i of a head by p f_i, with f_i = theta^(-2i/d), i < d/2
 
-Su et al., 2021, arXiv:2104.09864, sec. 3.2. A scaling slows the rotation down, for texts longer than in pre-training:
+Su et al., 2021, arXiv:2104.09864, sec. 3.2. Departure: the paper's pairs are neighbors, (2i, 2i + 1). Here they are
+(i, i + d/2), for which Hugging Face's files have their rows. A scaling slows the rotation down, for texts longer than
+in pre-training:
 
     linear    f_i / factor                                              Chen et al., 2023, arXiv:2306.15595
     llama3    f_i / factor where the wavelength 2 pi / f_i is above L / low, f_i where it is below L / high, and a blend

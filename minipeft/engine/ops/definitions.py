@@ -103,17 +103,11 @@ def rms_norm(x: Any, w: Any, *, eps: float) -> Tensor:
 
 
 def rotate(x: Any, cos: Array, sin: Array) -> Tensor:
-    """Turns the pair of numbers (i, i + d/2) of every head by the angle of its position.
-
-    With a and b the two halves of a head:   a cos - b sin,   b cos + a sin.   x [batch, time, heads * d], cos and sin
-    [1 or batch, time, d/2], constants. Su et al., 2021, arXiv:2104.09864, sec. 3.2.2. Departure: the paper pairs the
-    neighbors (2i, 2i + 1); Hugging Face's weights have their rows in the order for halves."""
-    batch, time, width = array_of(x).shape
-    half = cos.shape[-1]
-    pairs = reshape(x, shape=(batch, time, width // (2 * half), 2, half))
-    a, b = pairs[..., 0:1, :], pairs[..., 1:2, :]
-    cos, sin = cos[:, :, None, None], sin[:, :, None, None]
-    return concat(a * cos - b * sin, b * cos + a * sin, axis=-2).reshape(batch, time, width)
+    """a cos - b sin, b cos + a sin: the halves a, b of each head turn by an angle. Su et al., 2021, arXiv:2104.09864,
+    sec. 3.2.2. x [batch, time, heads * d]; cos, sin [1 or batch, time, d/2]. Departure: the paper pairs neighbors."""
+    halves = reshape(x, shape=(*array_of(x).shape[:2], array_of(x).shape[2] // (2 * cos.shape[-1]), 2, cos.shape[-1]))
+    a, b, cos, sin = halves[..., :1, :], halves[..., 1:, :], cos[:, :, None, None], sin[:, :, None, None]
+    return reshape(concat(a * cos - b * sin, b * cos + a * sin, axis=-2), shape=array_of(x).shape)
 
 
 def gelu(x: Any) -> Tensor:
