@@ -148,3 +148,10 @@ def test_what_it_cannot_be_is_refused():
     with pytest.raises(TypeError, match=r"a quantized weight is a matrix \[7, 96\], and no vector"):
         quantized.vector()
     assert repr(quantized) == "QuantizedWeight(int4, groups of 32, [7, 96], float32)"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_weight_that_is_made_of_another_keeps_its_numbers_if_that_one_does(keep):
+    W = RNG(0).standard_normal((3, 12))
+    weight = QuantizedWeight.of(W, scheme("int4", group=4), keep)
+    assert weight.shifted(numpy.ones((3, 3))).keep is weight.requantized(2 * W).keep is keep
