@@ -7,6 +7,7 @@ integers and runs without a GPU. Each side is imported in its own process alone 
 """
 from __future__ import annotations
 
+import abc
 import contextlib
 import importlib.metadata
 from typing import Any, Callable
@@ -19,7 +20,7 @@ from minipeft.quant import QuantizedWeight, scheme
 Pair = tuple[Callable[[Any], Any], Callable[[Any], Any]]       # encode, decode
 
 
-class Coder:
+class Coder(abc.ABC):
     """A library that quantizes. `coder` gives encode and decode of a kind, as minipeft names it."""
 
     running = contextlib.nullcontext
@@ -28,15 +29,16 @@ class Coder:
         """`values` as the library takes them."""
         return values
 
+    @abc.abstractmethod
     def coder(self, kind: str, options: dict[str, Any]) -> Pair:
-        raise NotImplementedError
+        """encode and decode of `kind`, with `options` as `minipeft.quant.scheme` takes them."""
 
     def synchronize(self) -> None:
         """There is nothing to wait for on one core."""
 
+    @abc.abstractmethod
     def about(self) -> dict[str, Any]:
         """The versions of the library and of what it computes with."""
-        raise NotImplementedError
 
 
 class Ours(Coder):
