@@ -44,7 +44,7 @@ from minipeft.models.continuing import continued
 from minipeft.models.decoder_config import DecoderConfig
 from minipeft.models.decoder_files import read_checkpoint
 from minipeft.models.encoder_decoder import IGNORE, checked_inputs
-from minipeft.models.folder import existing_folder, exported, naming, write_folder
+from minipeft.models.folder import existing_folder, naming, write_hf_folder
 from minipeft.models.names import translated
 from minipeft.models.quantized import fill
 from minipeft.nn import init
@@ -57,7 +57,7 @@ from minipeft.nn.module import Model
 from minipeft.nn.rotary import Rotary
 from minipeft.nn.routing import routed
 from minipeft.nn.site import Site
-from minipeft.quant.origin import give_origin, origin_in_metadata
+from minipeft.quant.origin import give_origin
 
 STD = 0.02  # of initial weights, as in transformers
 
@@ -197,12 +197,7 @@ class Decoder(Model):
 
         dtype, merged, the result and the exceptions are those of `T5.save_pretrained`; quantized weights are stored as
         there."""
-        arrays, report = exported(self, merged, dtype)
-        tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
-        modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
-        said = {"format": "pt", **origin_in_metadata(self, bool(report.dtypes), dtype)}
-        write_folder(directory, self.config, self.config.to_hf(), tensors, said, dtype, modules)
-        return report
+        return write_hf_folder(self, directory, dtype, merged)
 
     @staticmethod
     def to_hf_name(name: str) -> str:

@@ -22,7 +22,7 @@ from minipeft.nn.absent import is_absent
 from minipeft.nn.fingerprint import sha256
 from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.slot import Slot
-from minipeft.quant.origin import ORIGIN
+from minipeft.quant.origin import ORIGIN, origin_in_metadata
 from minipeft.quant.weight import QuantizedWeight
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -134,3 +134,14 @@ def write_folder(path: str | os.PathLike, config: Config, values: Mapping[str, A
     if quantization is not None:
         values = {**values, FIELD: quantization}
     write_atomic(directory / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_hf_folder(model: Any, path: str | os.PathLike, dtype: str | None, merged: bool | None) -> MergeReport:
+    """Write the `model`, a T5 or a Decoder, to the folder `path` under Hugging Face's names, and return the report of
+    `exported`. dtype: of the stored weights. Raises as `exported` and `write_folder` do."""
+    arrays, report = exported(model, merged, dtype)
+    tensors = {model.to_hf_name(name): array for name, array in arrays.items()}
+    linear = [model.to_hf_name(name) for name, slot in model.slots.items() if slot.kind == "linear"]
+    said = {"format": "pt", **origin_in_metadata(model, bool(report.dtypes), dtype)}
+    write_folder(path, model.config, model.config.to_hf(), tensors, said, dtype, linear)
+    return report

@@ -36,7 +36,7 @@ from minipeft.engine.tensor import Tensor
 from minipeft.checks import shown
 from minipeft.models.config import Config, checked_config, first_name
 from minipeft.models.encoder_decoder import EncoderDecoder
-from minipeft.models.folder import existing_folder, exported, naming, write_folder
+from minipeft.models.folder import existing_folder, naming, write_hf_folder
 from minipeft.models.names import translated
 from minipeft.models.quantized import fill
 from minipeft.models.t5_files import read_checkpoint
@@ -48,7 +48,7 @@ from minipeft.nn.merge_report import MergeReport
 from minipeft.nn.positions import RelativeBuckets
 from minipeft.nn.site import Site
 from minipeft.engine.ops import mul
-from minipeft.quant.origin import give_origin, origin_in_metadata
+from minipeft.quant.origin import give_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +220,7 @@ class T5(EncoderDecoder):
         that no weight can absorb, for numbers that are not finite, and for overflow in `dtype`. A scale_decoder_outputs
         that differs from tie_word_embeddings is respected by transformers 5 and by minipeft; transformers 4 ignores
         it."""
-        arrays, report = exported(self, merged, dtype)
-        tensors = {self.to_hf_name(name): array for name, array in arrays.items()}
-        modules = [self.to_hf_name(name) for name, slot in self.slots.items() if slot.kind == "linear"]
-        said = {"format": "pt", **origin_in_metadata(self, bool(report.dtypes), dtype)}
-        write_folder(directory, self.config, self.config.to_hf(), tensors, said, dtype, modules)
-        return report
+        return write_hf_folder(self, directory, dtype, merged)
 
     @staticmethod
     def to_hf_name(name: str) -> str:
